@@ -1,0 +1,3 @@
+module stowage.dev/e2e/cluster/netfwd
+
+go 1.26.0
