@@ -1,0 +1,127 @@
+//! What is to be done: an immutable, ordered list that leaves the executor no choice.
+//!
+//! Executors refuse a plan whose [`BasedOn`] they have moved past. Nothing here says why; the
+//! [`DecisionReport`](crate::DecisionReport) made together with the plan does.
+
+use serde::{Deserialize, Serialize};
+
+use crate::snapshot::{DeploymentId, Placement, ReplicaId, Snapshot, TimeMs};
+
+/// Actions in the order in which they are carried out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Plan {
+    pub based_on: BasedOn,
+    pub actions: Vec<Action>,
+}
+
+/// The state of the world that a plan saw.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BasedOn {
+    pub snapshot: u64,
+    /// Sorted by deployment.
+    pub generations: Vec<(DeploymentId, u64)>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "do", rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub enum Action {
+    /// Create the claim (if the placement has GPUs) and then the pod.
+    Create {
+        replica: ReplicaId,
+        placement: Placement,
+        spec_hash: String,
+        /// Generation of the deployment that `spec_hash` belongs to.
+        generation: u64,
+        reason: CreateReason,
+    },
+    /// Take the replica out of routing and let it finish until the deadline.
+    Drain {
+        replica: ReplicaId,
+        pod: String,
+        deadline_ms: TimeMs,
+        reason: EndReason,
+    },
+    /// Delete the pod, then, when it is gone and unprepared, the claim.
+    Remove {
+        replica: ReplicaId,
+        pod: String,
+        reason: EndReason,
+        /// Keep the slot off this node for a while: the scheduler (or kubelet) refused it there.
+        exclude: Option<Exclude>,
+    },
+}
+
+/// The executor keeps (replica slot, node) for the next snapshots, until `until_ms`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Exclude {
+    pub node: String,
+    pub until_ms: TimeMs,
+    pub reason: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum CreateReason {
+    /// More replicas are wanted.
+    ScaleOut,
+    /// In place of one that ended, failed or must go.
+    Replace,
+    /// The pod's specification changed.
+    Rollout,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum EndReason {
+    /// Fewer replicas are wanted.
+    ScaleIn,
+    /// The deployment is being deleted.
+    Deleted,
+    /// The tenant holds more than its quota allows (quota shrank, or the lender takes it back).
+    QuotaExceeded,
+    /// The pod's specification changed.
+    Rollout,
+    /// The pod ended by itself or cannot start.
+    Failed,
+    /// A GPU of it is unhealthy.
+    UnhealthyGpu,
+    NodeLost,
+    /// A process of it uses more than was promised.
+    Overshoot,
+    /// The scheduler did not bind it.
+    Unschedulable,
+    /// Two live pods in one slot: the older incarnation goes.
+    Duplicate,
+    /// A drain reached zero requests in flight.
+    Drained,
+    /// A drain reached its deadline.
+    DrainTimeout,
+}
+
+// === impl BasedOn, Action ===
+
+impl BasedOn {
+    pub fn of(snapshot: &Snapshot) -> Self {
+        let mut generations: Vec<_> = snapshot
+            .deployments
+            .iter()
+            .map(|d| (d.id.clone(), d.generation))
+            .collect();
+        generations.sort();
+        BasedOn {
+            snapshot: snapshot.sequence,
+            generations,
+        }
+    }
+}
+
+impl Action {
+    pub fn replica(&self) -> &ReplicaId {
+        match self {
+            Action::Create { replica, .. }
+            | Action::Drain { replica, .. }
+            | Action::Remove { replica, .. } => replica,
+        }
+    }
+}

@@ -1,0 +1,531 @@
+//! What the planner is told: one consistent picture of cluster, tenants and deployments.
+//!
+//! The picture is what the watches show **plus a journal of our own actions not yet seen there**, so
+//! that plan n+1 never gives away what plan n took. Everything here is already parsed: no quantity
+//! strings, no label selectors left to interpret. Units stand in the names; times are milliseconds
+//! since the Unix epoch ([`TimeMs`]), durations end in `_ms`, GPU shares are thousandths of one GPU
+//! (`_milli`).
+//!
+//! The order of the lists carries no meaning: the planner sorts by identity before it decides.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// Milliseconds since the Unix epoch.
+pub type TimeMs = u64;
+
+/// The whole input of one decision, besides the [`Policy`] and the time.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Snapshot {
+    /// Counts the snapshots of one operator; a plan names the one that it was made from.
+    pub sequence: u64,
+    #[serde(default)]
+    pub nodes: Vec<Node>,
+    #[serde(default)]
+    pub tenants: Vec<Tenant>,
+    #[serde(default)]
+    pub deployments: Vec<Deployment>,
+    #[serde(default)]
+    pub classes: Vec<Class>,
+    /// Nodes that the scheduler (or the kubelet) refused for a replica, with back-off.
+    #[serde(default)]
+    pub exclusions: Vec<Exclusion>,
+}
+
+/// A tenant's name: the name of its TenantQuota.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct TenantId(pub String);
+
+/// A deployment by name. The UID stands in [`Deployment`]; a re-created one is another deployment
+/// with the same id and other replicas.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DeploymentId {
+    pub namespace: String,
+    pub name: String,
+}
+
+/// One life of one replica slot. The pod's name follows from it and the deployment's UID.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ReplicaId {
+    pub deployment: DeploymentId,
+    /// Slot, from 0; stable over incarnations.
+    pub index: u32,
+    /// Grows by one each time the slot's pod is made anew; never reused while the old one may exist.
+    pub incarnation: u32,
+}
+
+/// CPU, memory and pod slots of a node: what it has, or what is taken of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Resources {
+    pub cpu_milli: u64,
+    pub memory_bytes: u64,
+    pub pods: u32,
+}
+
+/// How much what we know of a node may be trusted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(
+    tag = "state",
+    rename_all = "camelCase",
+    rename_all_fields = "camelCase"
+)]
+pub enum Freshness {
+    Fresh {
+        age_ms: u64,
+    },
+    /// Older than the operator's limit: nothing is placed there and nothing there is ended for what
+    /// was last read. Stale is never zero capacity.
+    Stale {
+        age_ms: u64,
+    },
+    /// Never heard of: no GpuNode or no ResourceSlice.
+    Missing,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Node {
+    pub name: String,
+    /// The Kubernetes `Ready` condition is `True`.
+    pub ready: bool,
+    /// `spec.unschedulable`.
+    #[serde(default)]
+    pub cordoned: bool,
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    #[serde(default)]
+    pub taints: Vec<Taint>,
+    pub allocatable: Resources,
+    /// Requests of **all** pods bound here, ours and the journal's included.
+    #[serde(default)]
+    pub used: Resources,
+    /// Host ports taken by pods here.
+    #[serde(default)]
+    pub host_ports: Vec<u16>,
+    pub freshness: Freshness,
+    #[serde(default)]
+    pub gpus: Vec<Gpu>,
+    /// Model keys whose weights lie on this node (see [`Deployment::model_key`]).
+    #[serde(default)]
+    pub cached_models: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Gpu {
+    pub uuid: String,
+    /// NVML's index: the stable order inside a node.
+    pub index: u32,
+    pub product: String,
+    /// The GpuClass that selects this product; `None`: no class does, nothing can be placed here.
+    pub class: Option<String>,
+    /// As published in the ResourceSlice, that is, floored to the step.
+    pub memory_bytes: u64,
+    /// Requests are rounded up to a multiple of this, as the scheduler does. 0 means no rounding.
+    pub memory_step_bytes: u64,
+    /// As published; 100 for a whole GPU.
+    pub sm_percent: u32,
+    pub health: Health,
+    /// NVLink island inside the node. `None`: unknown or none, the GPU is an island of its own.
+    #[serde(default)]
+    pub island: Option<String>,
+    /// Everything promised on this GPU: allocated claims, claims of ours that the scheduler has yet
+    /// to allocate, and the journal's. A slice of a terminating replica stays until its claim is gone.
+    #[serde(default)]
+    pub slices: Vec<Slice>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(
+    tag = "state",
+    rename_all = "camelCase",
+    rename_all_fields = "camelCase"
+)]
+pub enum Health {
+    Healthy,
+    /// Works, but is chosen only when no healthy GPU is left.
+    Degraded {
+        reason: String,
+    },
+    /// Nothing is placed here; replicas here are replaced.
+    Unhealthy {
+        reason: String,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Slice {
+    pub owner: SliceOwner,
+    /// `None`: a claim that belongs to no tenant; it is a stranger to everyone.
+    pub tenant: Option<TenantId>,
+    pub memory_bytes: u64,
+    pub sm_percent: u32,
+    /// The owner's isolation: a dedicated slice keeps others away after it was placed, too.
+    #[serde(default)]
+    pub isolation: Isolation,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(
+    tag = "kind",
+    rename_all = "camelCase",
+    rename_all_fields = "camelCase"
+)]
+pub enum SliceOwner {
+    Replica(ReplicaId),
+    /// A claim on our class that is not a replica's, or whose deployment is gone: `namespace/name`.
+    Foreign {
+        claim: String,
+    },
+}
+
+/// Who may stand beside this deployment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Isolation {
+    /// Anyone the class allows.
+    #[default]
+    Shared,
+    /// No slice of another deployment on its GPUs.
+    #[serde(rename = "DedicatedGPU")]
+    DedicatedGpu,
+    /// No slice of another tenant on its node.
+    DedicatedNode,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Taint {
+    pub key: String,
+    #[serde(default)]
+    pub value: String,
+    pub effect: TaintEffect,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TaintEffect {
+    NoSchedule,
+    /// A wish, which placement ignores.
+    PreferNoSchedule,
+    NoExecute,
+}
+
+/// A pod toleration; `None` matches everything in that place, as in Kubernetes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Toleration {
+    pub key: Option<String>,
+    /// `None` is operator `Exists`.
+    pub value: Option<String>,
+    pub effect: Option<TaintEffect>,
+}
+
+/// A GpuClass as far as placement cares.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Class {
+    pub name: String,
+    /// Whether two tenants may share one GPU of the class without MIG.
+    #[serde(default)]
+    pub allow_soft_sharing: bool,
+    /// Price of a whole GPU in millionths of the currency; `None`: not priced.
+    #[serde(default)]
+    pub price_per_hour_micros: Option<u64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Tenant {
+    pub id: TenantId,
+    pub namespaces: Vec<String>,
+    /// `None`: the tenant lends to nobody and borrows from nobody.
+    #[serde(default)]
+    pub cohort: Option<String>,
+    #[serde(default = "one")]
+    pub weight: u32,
+    #[serde(default)]
+    pub quotas: Vec<Quota>,
+}
+
+fn one() -> u32 {
+    1
+}
+
+/// A tenant's share of one GPU class, in thousandths of a GPU.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Quota {
+    pub class: String,
+    pub nominal_milli: u64,
+    /// Most that may be held above nominal; `None`: whatever the cohort has unused.
+    #[serde(default)]
+    pub borrowing_limit_milli: Option<u64>,
+    /// Most of nominal that others may use; `None`: all of it.
+    #[serde(default)]
+    pub lending_limit_milli: Option<u64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Deployment {
+    pub id: DeploymentId,
+    pub uid: String,
+    /// `metadata.generation` that the rest of this struct was read at.
+    pub generation: u64,
+    /// The tenant that the namespace belongs to; `None` is refused with `NoTenant`.
+    pub tenant: Option<TenantId>,
+    /// Higher goes first.
+    #[serde(default)]
+    pub priority: i32,
+    pub created_ms: TimeMs,
+    /// Replicas asked for (`spec.replicas` in `Manual` mode).
+    pub wanted: u32,
+    /// The ways in which one replica may be built; the first that fits is taken (mode `Manual`).
+    pub variants: Vec<Variant>,
+    /// What the pod requests of its node besides GPUs.
+    pub needs: Needs,
+    #[serde(default)]
+    pub node_selector: BTreeMap<String, String>,
+    #[serde(default)]
+    pub tolerations: Vec<Toleration>,
+    #[serde(default)]
+    pub isolation: Isolation,
+    /// Identity of the weights, compared with [`Node::cached_models`]; empty: unknown.
+    #[serde(default)]
+    pub model_key: String,
+    /// Hash over all that needs a new pod when it changes.
+    pub spec_hash: String,
+    #[serde(default)]
+    pub replicas: Vec<Replica>,
+    /// What is remembered of slots whose pods are gone.
+    #[serde(default)]
+    pub slots: Vec<Slot>,
+    /// The object has a deletion timestamp: drain and remove everything.
+    #[serde(default)]
+    pub deleting: bool,
+    /// With `deleting`: remove without drain.
+    #[serde(default)]
+    pub force_delete: bool,
+    pub drain_timeout_ms: u64,
+}
+
+/// Requests of a replica's pod that every node has, and ports that it takes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Needs {
+    pub cpu_milli: u64,
+    pub memory_bytes: u64,
+    #[serde(default)]
+    pub host_ports: Vec<u16>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Variant {
+    pub name: String,
+    pub accelerator: Accelerator,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(
+    tag = "kind",
+    rename_all = "camelCase",
+    rename_all_fields = "camelCase"
+)]
+pub enum Accelerator {
+    Gpu {
+        class: String,
+        /// GPUs of one replica (tensor parallel, inside one NVLink island). At least 1.
+        count: u32,
+        /// On each GPU; `None`: the whole GPU.
+        #[serde(default)]
+        memory_bytes: Option<u64>,
+        /// On each GPU; `None`: all of its SMs.
+        #[serde(default)]
+        sm_percent: Option<u32>,
+    },
+    /// Only if the user lists it. Adds to [`Deployment::needs`].
+    Cpu { cpu_milli: u64, memory_bytes: u64 },
+}
+
+/// A pod of a deployment, or one that the journal says was created.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Replica {
+    pub index: u32,
+    pub incarnation: u32,
+    /// Pod name.
+    pub name: String,
+    pub spec_hash: String,
+    pub phase: Phase,
+    /// Where its claim points, whether or not the scheduler has bound the pod; `None`: unreadable.
+    pub placement: Option<Placement>,
+    pub created_ms: TimeMs,
+    /// Its node is gone or unreachable beyond the operator's limit.
+    #[serde(default)]
+    pub node_lost: bool,
+    /// Set once a process of this replica was over its promise for long enough.
+    #[serde(default)]
+    pub overshoot: Option<Overshoot>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(
+    tag = "name",
+    rename_all = "camelCase",
+    rename_all_fields = "camelCase"
+)]
+pub enum Phase {
+    /// `PodScheduled` is not yet true.
+    Unscheduled {
+        since_ms: TimeMs,
+        /// The scheduler's words, empty while it has said nothing.
+        #[serde(default)]
+        message: String,
+    },
+    Starting,
+    Ready,
+    /// Was ready, is not now.
+    Unready,
+    /// Out of routing, finishing its work.
+    Draining {
+        since_ms: TimeMs,
+        /// Requests still running; `None`: not known, so wait for the deadline.
+        in_flight: Option<u32>,
+    },
+    /// The pod ended or cannot start (crash, image, model).
+    Failed {
+        reason: String,
+    },
+    /// Deletion is under way. Its slice counts as taken until the claim is gone.
+    Terminating,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Placement {
+    pub node: String,
+    pub variant: String,
+    /// Sorted by GPU index. Empty for a CPU variant.
+    pub gpus: Vec<GpuShare>,
+}
+
+/// A promise on one GPU, after rounding to its step.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct GpuShare {
+    pub uuid: String,
+    pub memory_bytes: u64,
+    pub sm_percent: u32,
+}
+
+/// Evidence that a replica's processes use more than was promised.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Overshoot {
+    pub gpu: String,
+    pub promised_bytes: u64,
+    pub used_bytes: u64,
+    /// Samples in a row above the margin.
+    pub samples: u32,
+    /// Where the figure comes from, for people: `NVML` or `engine report`.
+    pub source: String,
+    /// The rest of the device can bear it for a while: drain; otherwise end at once.
+    pub headroom: bool,
+}
+
+/// Memory of a replica slot that outlives its pods.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Slot {
+    pub index: u32,
+    /// Highest incarnation ever used here.
+    pub incarnation: u32,
+    /// Failures in a row; 0 again once a pod of the slot was Ready for a while.
+    #[serde(default)]
+    pub failures: u32,
+    #[serde(default)]
+    pub last_failure_ms: TimeMs,
+}
+
+/// The scheduler refused this slot on this node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Exclusion {
+    pub deployment: DeploymentId,
+    pub index: u32,
+    pub node: String,
+    pub until_ms: TimeMs,
+    /// The scheduler's words.
+    pub reason: String,
+}
+
+/// Constants of the decisions. The defaults are what the design was judged with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct Policy {
+    /// How long a pinned pod may stay unscheduled before it is removed and its node excluded.
+    pub schedule_patience_ms: u64,
+    /// First and longest exclusion of (replica, node), and of back-off after a failed pod; doubles
+    /// with each failure in a row.
+    pub backoff_base_ms: u64,
+    pub backoff_max_ms: u64,
+    /// A drain is not believed finished sooner: routers need this long to stop sending.
+    pub drain_settle_ms: u64,
+    /// Longest drain of a replica that overshoots its slice while there is headroom.
+    pub overshoot_drain_ms: u64,
+    /// Width of a fragmentation bucket, and the reserve for GPU types that others name.
+    pub frag_bucket_milli: u32,
+    pub frag_reserve_milli: u32,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Policy {
+            schedule_patience_ms: 10_000,
+            backoff_base_ms: 5_000,
+            backoff_max_ms: 300_000,
+            drain_settle_ms: 2_000,
+            overshoot_drain_ms: 10_000,
+            frag_bucket_milli: 40,
+            frag_reserve_milli: 200,
+        }
+    }
+}
+
+// === impl ids ===
+
+impl DeploymentId {
+    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
+        DeploymentId {
+            namespace: namespace.into(),
+            name: name.into(),
+        }
+    }
+}
+
+impl fmt::Display for DeploymentId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+impl fmt::Display for TenantId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Display for ReplicaId {
+    /// The slot and its life, for logs: the pod's name is the operator's.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}#{}.{}", self.deployment, self.index, self.incarnation)
+    }
+}
