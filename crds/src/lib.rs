@@ -1,1 +1,36 @@
+//! The API of Stowage: group `stowage.dev`, version `v1alpha1`, six kinds.
+//!
+//! This crate holds the wide types that users write and controllers report with, the names that the
+//! parts share, and the one `validate` that turns wide into narrow. It has no behaviour: nothing here
+//! talks to a cluster, reads a clock or decides where anything runs.
+//!
+//! * a file per kind: [`inference_deployment`] (status in [`deployment_status`]), [`gpu_class`],
+//!   [`tenant_quota`], [`inference_runtime`], [`gpu_node`], [`inference_batch`]
+//! * [`names`]: every label, port, annotation and prefix of `docs/contracts.md`
+//! * [`conditions`]: every condition type and reason
+//! * [`quantity`]: text to bytes, milli-units and durations
+//!
+//! The CRD manifests in `charts/stowage-crds` are generated from [`all_crds`] and compared in tests.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod conditions;
+pub mod crd;
+pub mod deployment_status;
+pub mod gpu_class;
+pub mod gpu_node;
+pub mod inference_batch;
+pub mod inference_deployment;
+pub mod inference_runtime;
+pub mod names;
+pub mod quantity;
+mod schema;
+pub mod tenant_quota;
+
+pub use crd::all_crds;
+pub use deployment_status::InferenceDeploymentStatus;
+pub use gpu_class::{GpuClass, GpuClassSpec, GpuClassStatus};
+pub use gpu_node::{GpuNode, GpuNodeSpec, GpuNodeStatus};
+pub use inference_batch::{InferenceBatch, InferenceBatchSpec, InferenceBatchStatus};
+pub use inference_deployment::{InferenceDeployment, InferenceDeploymentSpec};
+pub use inference_runtime::{InferenceRuntime, InferenceRuntimeSpec, InferenceRuntimeStatus};
+pub use tenant_quota::{TenantQuota, TenantQuotaSpec, TenantQuotaStatus};

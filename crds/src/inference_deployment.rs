@@ -1,0 +1,811 @@
+//! `InferenceDeployment`: a model, where it may run and how it is kept running.
+//!
+//! Wide types only. What this release honours is decided in `validate`, not here.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{InferenceDeploymentStatus, names, schema};
+
+/// A model, where it may run, and how it is scaled.
+#[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "stowage.dev",
+    version = "v1alpha1",
+    kind = "InferenceDeployment",
+    plural = "inferencedeployments",
+    shortname = "infd",
+    category = "stowage",
+    namespaced,
+    status = "InferenceDeploymentStatus",
+    derive = "PartialEq",
+    doc = "A model, where it may run, and how it is scaled.",
+    scale(
+        spec_replicas_path = ".spec.replicas",
+        status_replicas_path = ".status.replicas",
+        label_selector_path = ".status.selector"
+    )
+)]
+#[serde(rename_all = "camelCase")]
+pub struct InferenceDeploymentSpec {
+    /// What is served.
+    pub model: Model,
+
+    /// Which engine serves it.
+    #[serde(default)]
+    pub runtime: Runtime,
+
+    /// What kind of work this is; it decides which objectives count.
+    #[serde(default)]
+    pub service_class: ServiceClass,
+
+    /// What the autoscaler and the gateway aim for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub objectives: Option<Objectives>,
+
+    /// One replica is one of these.
+    #[schemars(length(min = 1, max = 8))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub variants: Vec<Variant>,
+
+    /// How much of a GPU, or of a node, is shared with whom.
+    #[serde(default)]
+    pub isolation: Isolation,
+
+    /// Wanted replicas in scaling mode Manual, also through the scale subresource. 0 runs none; it stays 0 in the other modes.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 1000))]
+    pub replicas: u32,
+
+    /// Who decides the number of replicas, and within which limits.
+    #[serde(default)]
+    pub scaling: Scaling,
+
+    /// What the pods carry beyond what the operator sets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_template: Option<PodTemplate>,
+
+    /// How a change reaches the replicas.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<Rollout>,
+
+    /// Prefill and decode on different replicas.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disaggregation: Option<Disaggregation>,
+
+    /// Nodes per replica.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nodes: Option<Nodes>,
+}
+
+/// What is served.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Model {
+    /// The model's name as clients send it. Absent: the object's name. Resolved inside the caller's tenant first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 128))]
+    pub name: Option<String>,
+
+    /// Where the weights come from: exactly one source.
+    pub source: ModelSource,
+
+    /// LoRA adapters served beside the model.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub adapters: Vec<Adapter>,
+
+    /// Who beside the owning tenant may call it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access: Option<Access>,
+}
+
+/// Where weights come from: exactly one of the fields.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ModelSource {
+    /// An OCI image, mounted read-only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageSource>,
+    /// A repository on the Hugging Face hub.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hugging_face: Option<HuggingFaceSource>,
+    /// A file behind a URL.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http: Option<HttpSource>,
+    /// An object, or all objects under a prefix.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub s3: Option<S3Source>,
+    /// A file on a volume of the namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub persistent_volume_claim: Option<VolumeSource>,
+}
+
+/// Weights in an OCI image.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ImageSource {
+    /// Image reference; end it with `@sha256:…` to pin the content.
+    #[schemars(length(min = 1, max = 512))]
+    pub reference: String,
+    /// File or directory inside the image, for example /model.gguf.
+    #[schemars(length(min = 1, max = 256))]
+    pub path: String,
+}
+
+/// Weights on the Hugging Face hub.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HuggingFaceSource {
+    /// `owner/name`.
+    #[schemars(length(min = 1, max = 256))]
+    pub repo: String,
+    /// Branch, tag or commit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 128))]
+    pub revision: Option<String>,
+    /// Key of a Secret in the same namespace that holds the access token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token_secret_ref: Option<SecretRef>,
+}
+
+/// Weights behind a URL.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HttpSource {
+    /// `https://` address of one file.
+    #[schemars(length(min = 1, max = 2048))]
+    pub url: String,
+    /// Lower-case hex digest of the file.
+    #[schemars(length(min = 64, max = 64))]
+    pub sha256: String,
+}
+
+/// Weights in an object store.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct S3Source {
+    /// Bucket.
+    #[schemars(length(min = 1, max = 128))]
+    pub bucket: String,
+    /// Object key, or prefix ending in `/`.
+    #[schemars(length(min = 1, max = 1024))]
+    pub key: String,
+    /// Address of the store where it is not AWS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 512))]
+    pub endpoint: Option<String>,
+    /// Secret in the same namespace with the credentials.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_ref: Option<SecretRef>,
+}
+
+/// Weights on a volume.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VolumeSource {
+    /// PersistentVolumeClaim in the same namespace.
+    #[schemars(length(min = 1, max = 253))]
+    pub claim_name: String,
+    /// File or directory on the volume.
+    #[schemars(length(min = 1, max = 256))]
+    pub path: String,
+}
+
+/// A Secret in the same namespace.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SecretRef {
+    /// Name of the Secret.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// Key inside it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub key: Option<String>,
+}
+
+/// A LoRA adapter.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Adapter {
+    /// Name as clients send it.
+    #[schemars(length(min = 1, max = 63))]
+    pub name: String,
+    /// Where it comes from.
+    pub source: ModelSource,
+}
+
+/// Who beside the owning tenant may call the model.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Access {
+    /// Names of TenantQuotas. Everyone else gets 404, in /v1/models too. The caller pays.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 63)))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub tenants: Vec<String>,
+}
+
+/// Which engine serves the model, and with which options.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Runtime {
+    /// Name of an InferenceRuntime.
+    #[serde(default = "default_runtime")]
+    #[schemars(length(min = 1, max = 63))]
+    pub r#ref: String,
+    /// Options that every runtime understands or refuses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub options: Option<RuntimeOptions>,
+    /// Further arguments: only those that the runtime's allowedArgs lists, never one that the operator manages.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), inner(length(min = 1, max = 512)))]
+    pub extra_args: Vec<String>,
+}
+
+fn default_runtime() -> String {
+    names::DEFAULT_RUNTIME.to_owned()
+}
+
+impl Default for Runtime {
+    fn default() -> Self {
+        Self {
+            r#ref: default_runtime(),
+            options: None,
+            extra_args: Vec::new(),
+        }
+    }
+}
+
+/// Options that every runtime understands or refuses.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RuntimeOptions {
+    /// Longest prompt plus answer, in tokens. Absent: the model's own limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 16777216))]
+    pub max_model_len: Option<u32>,
+    /// Precision of the weights; Auto takes them as they are stored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 32))]
+    pub quantization: Option<String>,
+    /// Precision of the KV cache; Auto lets the runtime choose.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 32))]
+    pub kv_cache_type: Option<String>,
+    /// Reuse of KV blocks between prompts with a common beginning. Absent: on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefix_caching: Option<bool>,
+    /// Speculative decoding.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub speculative: Option<Speculative>,
+}
+
+/// Speculative decoding.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Speculative {
+    /// Where the proposed tokens come from.
+    pub method: SpeculativeMethod,
+    /// Tokens proposed per step.
+    #[schemars(range(min = 1, max = 32))]
+    pub tokens: u32,
+}
+
+/// Where proposed tokens come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub enum SpeculativeMethod {
+    NGram,
+    DraftModel,
+}
+
+/// What kind of work this is.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    JsonSchema,
+)]
+#[schemars(inline)]
+pub enum ServiceClass {
+    #[default]
+    Interactive,
+    NearRealTime,
+    Batch,
+}
+
+/// What the autoscaler and the gateway aim for.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Objectives {
+    /// Time to first token, for example 800ms. A request's objective is the larger of this and twice its own time on an idle replica.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::duration")]
+    pub ttft: Option<String>,
+    /// Time between tokens, for example 60ms.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::duration")]
+    pub itl: Option<String>,
+    /// Share of the requests, in per cent, that must attain the objectives.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 100))]
+    pub percentile: Option<u32>,
+    /// Time to the whole answer; for NearRealTime.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::duration")]
+    pub completion: Option<String>,
+}
+
+/// One shape of a replica.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Variant {
+    /// Name, unique in the deployment.
+    #[schemars(length(min = 1, max = 63))]
+    pub name: String,
+    /// What it computes on. CPU is never chosen silently: only where a variant says so.
+    #[serde(default)]
+    pub accelerator: Accelerator,
+    /// Name of a GpuClass; needed on GPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub class: Option<String>,
+    /// GPUs per replica; more than one is tensor parallel inside one NVLink island. Absent: 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 64))]
+    pub count: Option<u32>,
+    /// Memory on each GPU, for example 20Gi, or Auto. On CPU: the container's memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::quantity")]
+    pub memory: Option<Quantity>,
+    /// Per cent of each GPU's streaming multiprocessors. Absent: all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 100))]
+    pub compute: Option<u32>,
+    /// MIG profile instead of memory and compute, for example 1g.10gb.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 32))]
+    pub mig_profile: Option<String>,
+    /// CPU cores, on accelerator CPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::quantity")]
+    pub cpu: Option<Quantity>,
+}
+
+/// What a variant computes on.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    JsonSchema,
+)]
+#[schemars(inline)]
+pub enum Accelerator {
+    #[default]
+    GPU,
+    CPU,
+}
+
+/// How much is shared with whom.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Isolation {
+    /// Shared: slices of a GPU. DedicatedGPU: no other deployment on its GPUs. DedicatedNode: no other tenant on its nodes.
+    #[serde(default)]
+    pub level: IsolationLevel,
+    /// How slices of one GPU are kept apart; Auto takes what the class allows.
+    #[serde(default)]
+    pub sharing: Sharing,
+}
+
+/// What a deployment shares with others.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    JsonSchema,
+)]
+#[schemars(inline)]
+pub enum IsolationLevel {
+    #[default]
+    Shared,
+    DedicatedGPU,
+    DedicatedNode,
+}
+
+/// How slices of one GPU are kept apart.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    JsonSchema,
+)]
+#[schemars(inline)]
+pub enum Sharing {
+    #[default]
+    Auto,
+    MIG,
+    MPS,
+    TimeSlice,
+    EngineBudget,
+}
+
+/// Who decides the number of replicas.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Scaling {
+    /// Active: the operator. Advisory: it only says what it would do. Manual: spec.replicas, so kubectl scale or an HPA.
+    #[serde(default)]
+    pub mode: ScalingMode,
+    /// Fewest replicas; 0 allows scale to zero.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1000))]
+    pub min_replicas: Option<u32>,
+    /// Most replicas.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub max_replicas: Option<u32>,
+    /// What is chosen among variants that meet the objectives.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub objective: Option<ScalingObjective>,
+    /// What happens without requests.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle: Option<Idle>,
+    /// What happens to requests for a model at zero.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cold_start: Option<ColdStart>,
+    /// Longest time that a replica may finish its requests before its pod ends.
+    #[serde(default = "default_drain_timeout")]
+    #[schemars(schema_with = "schema::duration")]
+    pub drain_timeout: String,
+}
+
+fn default_drain_timeout() -> String {
+    "600s".to_owned()
+}
+
+impl Default for Scaling {
+    fn default() -> Self {
+        Self {
+            mode: ScalingMode::default(),
+            min_replicas: None,
+            max_replicas: None,
+            objective: None,
+            idle: None,
+            cold_start: None,
+            drain_timeout: default_drain_timeout(),
+        }
+    }
+}
+
+/// Who decides the number of replicas.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    JsonSchema,
+)]
+#[schemars(inline)]
+pub enum ScalingMode {
+    #[default]
+    Active,
+    Advisory,
+    Manual,
+}
+
+/// What is chosen among variants that meet the objectives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub enum ScalingObjective {
+    Cost,
+    Latency,
+}
+
+/// What happens without requests.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Idle {
+    /// How long there must be no request.
+    #[schemars(schema_with = "schema::duration")]
+    pub after: String,
+    /// Where the replica goes.
+    pub tier: Tier,
+}
+
+/// Where a replica and its weights are.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    JsonSchema,
+)]
+#[schemars(inline)]
+pub enum Tier {
+    #[default]
+    Running,
+    Asleep,
+    Cached,
+    Cold,
+}
+
+/// What happens to requests for a model at zero.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ColdStart {
+    /// Longest time that the gateway holds a request.
+    #[schemars(schema_with = "schema::duration")]
+    pub hold: String,
+    /// Most requests that it holds.
+    #[schemars(range(min = 0, max = 100000))]
+    pub max_held: u32,
+}
+
+/// What the pods carry beyond what the operator sets; merged last, where that is safe.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodTemplate {
+    /// Further labels; keys of stowage.dev and app.kubernetes.io/managed-by are the operator's.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "schema::text_map")]
+    pub labels: BTreeMap<String, String>,
+    /// Further annotations; keys of stowage.dev are the operator's.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "schema::text_map")]
+    pub annotations: BTreeMap<String, String>,
+    /// Labels that a node must have.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "schema::text_map")]
+    pub node_selector: BTreeMap<String, String>,
+    /// Taints that do not keep the pods away.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub tolerations: Vec<Toleration>,
+    /// Even spread over zones or nodes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    pub topology_spread_constraints: Vec<TopologySpread>,
+    /// Name of a PriorityClass.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub priority_class_name: Option<String>,
+    /// Secrets of the namespace for pulling the images.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub image_pull_secrets: Vec<PullSecret>,
+    /// ServiceAccount of the pods; its token is not mounted. Absent: default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub service_account_name: Option<String>,
+    /// CPU and host memory of the engine container. Absent: the runtime's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<Resources>,
+    /// Further environment of the engine container; names that begin with STOWAGE_ are the operator's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub env: Vec<EnvVar>,
+}
+
+/// A taint that does not keep the pods away.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Toleration {
+    /// Taint key. Absent with operator Exists: every taint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 316))]
+    pub key: Option<String>,
+    /// How value is compared. Absent: Equal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operator: Option<TolerationOperator>,
+    /// Taint value, with Equal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
+    pub value: Option<String>,
+    /// Which effect is tolerated. Absent: every effect.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub effect: Option<TaintEffect>,
+}
+
+/// How a toleration compares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub enum TolerationOperator {
+    Equal,
+    Exists,
+}
+
+/// What a taint does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub enum TaintEffect {
+    NoSchedule,
+    PreferNoSchedule,
+    NoExecute,
+}
+
+/// Even spread of replicas over a topology.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TopologySpread {
+    /// Node label whose values are the domains.
+    #[schemars(length(min = 1, max = 316))]
+    pub topology_key: String,
+    /// Largest difference between two domains, in replicas.
+    #[schemars(range(min = 1, max = 1000))]
+    pub max_skew: u32,
+}
+
+/// A Secret for pulling images.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PullSecret {
+    /// Name of the Secret.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+}
+
+/// CPU and host memory.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Resources {
+    /// What the scheduler sets aside.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "schema::quantity_map")]
+    pub requests: BTreeMap<String, Quantity>,
+    /// What the container may not exceed.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "schema::quantity_map")]
+    pub limits: BTreeMap<String, Quantity>,
+}
+
+/// An environment variable.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EnvVar {
+    /// Name.
+    #[schemars(length(min = 1, max = 128))]
+    pub name: String,
+    /// Value, taken literally.
+    #[serde(default)]
+    #[schemars(length(max = 4096))]
+    pub value: String,
+}
+
+/// How a change reaches the replicas.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Rollout {
+    /// Auto surges where GPUs are free and replaces one by one where they are not.
+    #[serde(default)]
+    pub strategy: RolloutStrategy,
+    /// A share of the traffic for the new revision first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canary: Option<Canary>,
+}
+
+/// How a change reaches the replicas.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub enum RolloutStrategy {
+    #[default]
+    Auto,
+    Canary,
+}
+
+/// A share of the traffic for the new revision first.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Canary {
+    /// Share of the requests.
+    #[schemars(range(min = 1, max = 99))]
+    pub percent: u32,
+    /// What makes it roll back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub analysis: Option<CanaryAnalysis>,
+}
+
+/// What makes a canary roll back.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CanaryAnalysis {
+    /// Largest rise of the time to first token.
+    #[schemars(range(min = 1, max = 1000))]
+    pub ttft_regression_percent: u32,
+    /// Over which time.
+    #[schemars(schema_with = "schema::duration")]
+    pub window: String,
+}
+
+/// Prefill and decode on different replicas.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Disaggregation {
+    /// Replicas that read prompts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefill: Option<Pool>,
+    /// Replicas that write answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decode: Option<Pool>,
+}
+
+/// Replicas of one role.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Pool {
+    /// Name of a variant.
+    #[schemars(length(min = 1, max = 63))]
+    pub variant: String,
+    /// How many.
+    #[schemars(range(min = 0, max = 1000))]
+    pub replicas: u32,
+}
+
+/// Nodes per replica.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Nodes {
+    /// How many nodes one replica spans.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1, max = 64))]
+    pub count: u32,
+}
+
+fn one() -> u32 {
+    1
+}

@@ -1,0 +1,170 @@
+//! Every name that two parts share, from `docs/contracts.md`. Change it there first.
+//!
+//! Only constants and the two functions that join them; nothing here is configurable, because a
+//! name that differs between operator and agent is a lost pod.
+
+/// API group of all six kinds.
+pub const GROUP: &str = "stowage.dev";
+/// The only served version.
+pub const VERSION: &str = "v1alpha1";
+/// `apiVersion` of all six kinds.
+pub const API_VERSION: &str = "stowage.dev/v1alpha1";
+
+/// DRA driver name, and the domain of its unprefixed device attributes.
+pub const DRIVER: &str = "gpu.stowage.dev";
+/// The DeviceClass that our claims name.
+pub const DEVICE_CLASS: &str = "stowage-gpu";
+/// The extended resource by which Kubernetes would hand out a device of our class without a claim
+/// of ours; a policy refuses it.
+pub const EXTENDED_RESOURCE: &str = "deviceclass.resource.kubernetes.io/stowage-gpu";
+/// Name of the single request in a claim, and of the pod's `resourceClaims` entry.
+pub const CLAIM_REQUEST: &str = "gpu";
+/// Device attribute (driver's domain): the GPU's UUID, as NVML prints it.
+pub const ATTRIBUTE_UUID: &str = "uuid";
+/// Device attribute (driver's domain): the product name, as NVML prints it.
+pub const ATTRIBUTE_PRODUCT_NAME: &str = "productName";
+/// Device capacity: bytes, published and requested in steps of [`MEMORY_STEP_BYTES`].
+pub const CAPACITY_MEMORY: &str = "memory";
+/// Device capacity: per cent of the streaming multiprocessors, step 1.
+pub const CAPACITY_SM: &str = "sm";
+/// 256Mi: published totals are floored to it, requests are rounded up to it.
+pub const MEMORY_STEP_BYTES: u64 = 256 << 20;
+
+/// Namespace of operator and gateway (`restricted`).
+pub const SYSTEM_NAMESPACE: &str = "stowage-system";
+/// Namespace of the node agent (privileged).
+pub const NODE_NAMESPACE: &str = "stowage-node";
+/// ServiceAccount of the operator, in [`SYSTEM_NAMESPACE`].
+pub const OPERATOR_SERVICE_ACCOUNT: &str = "stowage-operator";
+/// ServiceAccount of the gateway, in [`SYSTEM_NAMESPACE`].
+pub const GATEWAY_SERVICE_ACCOUNT: &str = "stowage-gateway";
+/// ServiceAccount of the node agent, in [`NODE_NAMESPACE`].
+pub const NODE_AGENT_SERVICE_ACCOUNT: &str = "stowage-node-agent";
+
+/// On every InferenceDeployment: pods end only after their work has.
+pub const DRAIN_FINALIZER: &str = "stowage.dev/drain";
+/// Set to `"true"` it skips the drain on deletion; requests in flight are lost.
+pub const FORCE_DELETE_ANNOTATION: &str = "stowage.dev/force-delete";
+/// Field manager of every server-side apply by the operator.
+pub const FIELD_MANAGER: &str = "stowage-operator";
+/// The leader's Lease, in [`SYSTEM_NAMESPACE`].
+pub const LEASE: &str = "stowage-operator";
+
+/// Label key on everything that we create.
+pub const LABEL_MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+/// Value of [`LABEL_MANAGED_BY`].
+pub const MANAGED_BY: &str = "stowage";
+/// Label: name of the InferenceDeployment that owns the object.
+pub const LABEL_DEPLOYMENT: &str = "stowage.dev/deployment";
+/// Label: name of the TenantQuota whose budget pays.
+pub const LABEL_TENANT: &str = "stowage.dev/tenant";
+/// All labels of ours begin with this; `spec.podTemplate` may not set them.
+pub const RESERVED_KEY_PREFIX: &str = "stowage.dev/";
+
+/// Pod annotation: RFC 3339 time since when gateways must not route here.
+pub const ANNOTATION_DRAINING: &str = "stowage.dev/draining";
+/// Pod annotation: the model's name as clients send it.
+pub const ANNOTATION_MODEL: &str = "stowage.dev/model";
+/// Pod annotation: how often this replica index was created, from 0.
+pub const ANNOTATION_INCARNATION: &str = "stowage.dev/incarnation";
+/// Pod annotation: which replica this is, from 0.
+pub const ANNOTATION_REPLICA_INDEX: &str = "stowage.dev/replica-index";
+/// Pod annotation: hash of what the pod was built from; another hash means a rollout.
+pub const ANNOTATION_SPEC_HASH: &str = "stowage.dev/spec-hash";
+
+/// Claims of ours begin with it; only the operator may create pods that name such a claim.
+pub const CLAIM_PREFIX: &str = "stowage-";
+/// CDI kind (vendor/class) of the agent's devices.
+pub const CDI_KIND: &str = "gpu.stowage.dev/claim";
+
+/// Container of the engine in a pod.
+pub const ENGINE_CONTAINER: &str = "engine";
+/// Uid and gid of the engine's process.
+pub const ENGINE_UID: i64 = 65532;
+/// Where the model's image volume is mounted.
+pub const MODEL_MOUNT: &str = "/models";
+/// Writable scratch of an engine (`emptyDir`).
+pub const CACHE_MOUNT: &str = "/cache";
+/// Port of an engine and of the headless Service per deployment; port name [`HTTP_PORT_NAME`].
+pub const ENGINE_PORT: u16 = 8000;
+/// Name of the serving port on engines and gateways.
+pub const HTTP_PORT_NAME: &str = "http";
+/// Name of the administrative port on operator, gateway and agent.
+pub const ADMIN_PORT_NAME: &str = "admin";
+/// Gateway, for clients.
+pub const GATEWAY_PORT: u16 = 8080;
+/// Gateway, administration.
+pub const GATEWAY_ADMIN_PORT: u16 = 8081;
+/// Operator, administration.
+pub const OPERATOR_ADMIN_PORT: u16 = 8081;
+/// Node agent, administration.
+pub const NODE_AGENT_ADMIN_PORT: u16 = 8082;
+/// Service of the gateway (80 → [`GATEWAY_PORT`]), in [`SYSTEM_NAMESPACE`].
+pub const GATEWAY_SERVICE: &str = "stowage-gateway";
+/// Service of the operator's administrative port, in [`SYSTEM_NAMESPACE`].
+pub const OPERATOR_SERVICE: &str = "stowage-operator";
+
+/// Liveness of every process of ours.
+pub const PATH_HEALTHZ: &str = "/healthz";
+/// Readiness of every process of ours; 503 while draining.
+pub const PATH_READYZ: &str = "/readyz";
+/// Prometheus text on every process of ours.
+pub const PATH_METRICS: &str = "/metrics";
+/// Engine: load report, once or `?watch=1`.
+pub const PATH_LOAD: &str = "/stowage/v1/load";
+/// Gateway: what the operator reads every second.
+pub const PATH_SIGNALS: &str = "/stowage/v1/signals";
+/// Operator: decision records.
+pub const PATH_DECISIONS: &str = "/stowage/v1/decisions";
+/// Operator: dry run.
+pub const PATH_PLAN: &str = "/stowage/v1/plan";
+/// Node agent: readings, once or `?watch=1`.
+pub const PATH_SUMMARY: &str = "/stowage/v1/summary";
+
+/// Bytes of GPU memory that were granted (`consumedCapacity`).
+pub const ENV_GPU_MEMORY_BYTES: &str = "STOWAGE_GPU_MEMORY_BYTES";
+/// Per cent of the SMs that were granted.
+pub const ENV_GPU_SM_PERCENT: &str = "STOWAGE_GPU_SM_PERCENT";
+/// UUIDs of the granted GPUs, comma separated.
+pub const ENV_GPU_UUIDS: &str = "STOWAGE_GPU_UUIDS";
+/// `1` on a simulated GPU, otherwise absent.
+pub const ENV_GPU_SIMULATED: &str = "STOWAGE_GPU_SIMULATED";
+/// Directory per claim into which an engine reports its use.
+pub const ENV_GPU_REPORT_DIR: &str = "STOWAGE_GPU_REPORT_DIR";
+/// Every environment variable of the slice contract begins with it; users may not set one.
+pub const RESERVED_ENV_PREFIX: &str = "STOWAGE_";
+/// Use of a claim, replaced by rename, in [`ENV_GPU_REPORT_DIR`].
+pub const USAGE_FILE: &str = "usage.json";
+/// Locked by the writer of [`USAGE_FILE`] for its life.
+pub const USAGE_LOCK_FILE: &str = "lock";
+/// The agent's files on a node.
+pub const NODE_STATE_DIR: &str = "/var/lib/stowage";
+
+/// Header of every engine response: the short form of its load report.
+pub const HEADER_LOAD: &str = "x-stowage-load";
+/// Request header from gateway to engine: salt of the prefix cache.
+pub const HEADER_TENANT_SALT: &str = "x-stowage-tenant-salt";
+
+/// Type of the Secrets that hold hashed API keys, in [`SYSTEM_NAMESPACE`].
+pub const API_KEYS_SECRET_TYPE: &str = "stowage.dev/api-keys";
+
+/// The bundled InferenceRuntime, installed by the chart, and the default of `spec.runtime.ref`.
+pub const DEFAULT_RUNTIME: &str = "stowage-engine";
+
+/// Longest name of an InferenceDeployment, so that pods and claims fit into 63 characters.
+pub const MAX_DEPLOYMENT_NAME: usize = 40;
+
+/// Name of a replica's pod.
+pub fn pod_name(deployment: &str, id: &str) -> String {
+    format!("{deployment}-{id}")
+}
+
+/// Name of a replica's claim: the pod's name with the reserved prefix.
+pub fn claim_name(deployment: &str, id: &str) -> String {
+    format!("{CLAIM_PREFIX}{deployment}-{id}")
+}
+
+/// The user name by which the API server knows the operator.
+pub fn operator_username() -> String {
+    format!("system:serviceaccount:{SYSTEM_NAMESPACE}:{OPERATOR_SERVICE_ACCOUNT}")
+}
