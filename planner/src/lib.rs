@@ -12,6 +12,7 @@
 
 pub mod plan;
 pub mod report;
+pub mod routing;
 pub mod snapshot;
 
 pub use plan::{Action, Plan};
@@ -39,4 +40,3 @@ pub fn plan(snapshot: &Snapshot, _policy: &Policy, now: TimeMs) -> (Plan, Decisi
         },
     )
 }
-pub mod routing;
