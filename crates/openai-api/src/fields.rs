@@ -1,0 +1,185 @@
+//! Reads a JSON object field by field, and complains about each by name.
+//!
+//! [`Fields`] is emptied as it is read; what is left at the end is unknown, and refused together
+//! with the nearest name that exists. `null` counts as absent everywhere, as OpenAI's servers do.
+
+use serde_json::{Map, Value};
+
+use crate::ApiError;
+
+/// The not yet read fields of an object. `path` is empty at the top, `messages[2].` further down.
+pub(crate) struct Fields {
+    path: String,
+    map: Map<String, Value>,
+    /// Names that were asked for, to suggest one for a misspelt field.
+    asked: Vec<&'static str>,
+}
+
+impl Fields {
+    /// Parses a request body.
+    pub(crate) fn from_body(body: &[u8]) -> Result<Self, ApiError> {
+        let value: Value = serde_json::from_slice(body).map_err(|err| {
+            ApiError::invalid_json(format!("The request body is not valid JSON: {err}. Send a JSON object."))
+        })?;
+        match value {
+            Value::Object(map) => Ok(Self { path: String::new(), map, asked: Vec::new() }),
+            other => Err(ApiError::invalid_json(format!(
+                "The request body must be a JSON object, not {}.",
+                describe(&other)
+            ))),
+        }
+    }
+
+    /// Opens a nested object.
+    pub(crate) fn nested(path: &str, value: Value) -> Result<Self, ApiError> {
+        match value {
+            Value::Object(map) => Ok(Self { path: format!("{path}."), map, asked: Vec::new() }),
+            other => Err(mistyped(path, "an object", &other)),
+        }
+    }
+
+    pub(crate) fn param(&self, name: &str) -> String {
+        format!("{}{name}", self.path)
+    }
+
+    /// Takes the field out; `null` and absent are the same.
+    pub(crate) fn take(&mut self, name: &'static str) -> Option<Value> {
+        self.asked.push(name);
+        self.map.remove(name).filter(|value| !value.is_null())
+    }
+
+    pub(crate) fn object(&mut self, name: &'static str) -> Result<Option<Fields>, ApiError> {
+        let param = self.param(name);
+        self.take(name).map(|value| Fields::nested(&param, value)).transpose()
+    }
+
+    pub(crate) fn string(&mut self, name: &'static str) -> Result<Option<String>, ApiError> {
+        match self.take(name) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(other) => Err(mistyped(&self.param(name), "a string", &other)),
+        }
+    }
+
+    pub(crate) fn boolean(&mut self, name: &'static str) -> Result<Option<bool>, ApiError> {
+        match self.take(name) {
+            None => Ok(None),
+            Some(Value::Bool(flag)) => Ok(Some(flag)),
+            Some(other) => Err(mistyped(&self.param(name), "true or false", &other)),
+        }
+    }
+
+    /// A whole number in `min..=max`. `2.0` is not one: clients that send it have a bug to hear of.
+    pub(crate) fn integer(&mut self, name: &'static str, min: i64, max: i64) -> Result<Option<i64>, ApiError> {
+        let Some(value) = self.take(name) else { return Ok(None) };
+        let param = self.param(name);
+        if !value.is_i64() && !value.is_u64() {
+            return Err(mistyped(&param, "an integer", &value));
+        }
+        match value.as_i64().filter(|n| (min..=max).contains(n)) {
+            Some(n) => Ok(Some(n)),
+            None => Err(out_of_range(&param, &value, min, max)),
+        }
+    }
+
+    /// A number in `min..=max`.
+    pub(crate) fn number(&mut self, name: &'static str, min: f64, max: f64) -> Result<Option<f32>, ApiError> {
+        let Some(value) = self.take(name) else { return Ok(None) };
+        number_in(&self.param(name), &value, min, max).map(Some)
+    }
+
+    /// Fields that are allowed and change nothing here.
+    pub(crate) fn ignore(&mut self, names: &[&'static str]) {
+        for name in names {
+            let _ = self.take(name);
+        }
+    }
+
+    /// Refuses what nobody asked for.
+    pub(crate) fn finish(self) -> Result<(), ApiError> {
+        let Some((name, _)) = self.map.iter().next() else { return Ok(()) };
+        let shown: String = name.chars().take(64).collect();
+        let hint = nearest(name, &self.asked)
+            .map_or_else(|| "remove it".to_owned(), |near| format!("remove it, or did you mean `{near}`?"));
+        let param = format!("{}{shown}", self.path);
+        Err(ApiError::invalid(param.clone(), "unknown_parameter", format!("Unknown parameter `{param}`: {hint}")))
+    }
+}
+
+pub(crate) fn number_in(param: &str, value: &Value, min: f64, max: f64) -> Result<f32, ApiError> {
+    let Some(n) = value.as_f64() else { return Err(mistyped(param, "a number", value)) };
+    if (min..=max).contains(&n) { Ok(n as f32) } else { Err(out_of_range(param, value, min, max)) }
+}
+
+/// `expected` completes "must be …".
+pub(crate) fn mistyped(param: &str, expected: &str, found: &Value) -> ApiError {
+    ApiError::invalid(param, "invalid_type", format!("`{param}` must be {expected}, not {}.", describe(found)))
+}
+
+pub(crate) fn missing(param: &str, expected: &str) -> ApiError {
+    ApiError::invalid(param, "missing_required_parameter", format!("`{param}` is missing: give {expected}."))
+}
+
+pub(crate) fn out_of_range<T: std::fmt::Display>(param: &str, value: &Value, min: T, max: T) -> ApiError {
+    ApiError::invalid(
+        param,
+        "invalid_value",
+        format!("`{param}` must be between {min} and {max}, not {}.", describe(value)),
+    )
+}
+
+/// Short, and never the whole of what was sent.
+fn describe(value: &Value) -> String {
+    match value {
+        Value::Null => "null".to_owned(),
+        Value::Bool(flag) => flag.to_string(),
+        Value::Number(n) => n.to_string().chars().take(40).collect(),
+        Value::String(text) if text.chars().count() <= 24 => format!("the string {text:?}"),
+        Value::String(_) => "a string".to_owned(),
+        Value::Array(_) => "an array".to_owned(),
+        Value::Object(_) => "an object".to_owned(),
+    }
+}
+
+/// The known name within two edits, if there is one.
+fn nearest(name: &str, known: &[&'static str]) -> Option<&'static str> {
+    if name.len() > 40 {
+        return None;
+    }
+    let best = known.iter().map(|candidate| (edits(name, candidate), *candidate)).min()?;
+    (best.0 <= 2 && best.0 * 3 <= best.1.len()).then_some(best.1)
+}
+
+/// Levenshtein distance over bytes; names are ASCII and short.
+fn edits(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.bytes().enumerate() {
+            let substituted = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_misspelt_field_is_answered_with_the_right_one() {
+        assert_eq!(nearest("temprature", &["top_p", "temperature"]), Some("temperature"));
+        assert_eq!(nearest("max_token", &["max_tokens", "n"]), Some("max_tokens"));
+        assert_eq!(nearest("xy", &["n", "stop"]), None);
+    }
+
+    #[test]
+    fn edits_counts_insertions_deletions_and_substitutions() {
+        assert_eq!(edits("", "abc"), 3);
+        assert_eq!(edits("kitten", "sitting"), 3);
+        assert_eq!(edits("same", "same"), 0);
+    }
+}
