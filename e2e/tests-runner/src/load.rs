@@ -1,0 +1,75 @@
+//! Closed-loop load: a few clients that ask one question after the other until told to stop.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use tokio::sync::Mutex;
+use tokio::task::JoinSet;
+
+use crate::http::Caller;
+
+/// Load that runs beside a test. A request counts as failed unless it ends with 200 and, streamed, `[DONE]`.
+pub struct Load {
+    stop: Arc<AtomicBool>,
+    done: Arc<AtomicUsize>,
+    failures: Arc<Mutex<Vec<String>>>,
+    tasks: JoinSet<()>,
+}
+
+/// What the load saw.
+#[derive(Debug)]
+pub struct Outcome {
+    pub succeeded: usize,
+    pub failures: Vec<String>,
+}
+
+// === impl Load ===
+
+impl Load {
+    /// Half of the clients stream.
+    pub fn start(caller: &Caller, model: &str, clients: usize, max_tokens: u32) -> Self {
+        let mut load =
+            Self { stop: Arc::default(), done: Arc::default(), failures: Arc::default(), tasks: JoinSet::new() };
+        for client in 0..clients {
+            let (stop, done, failures) = (load.stop.clone(), load.done.clone(), load.failures.clone());
+            let (caller, model) = (caller.clone(), model.to_owned());
+            load.tasks.spawn(async move {
+                let mut turn = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    turn += 1;
+                    match ask(&caller, &model, client, turn, max_tokens).await {
+                        Ok(()) => {
+                            done.fetch_add(1, Ordering::Relaxed);
+                        }
+                        Err(e) => failures.lock().await.push(format!("client {client} turn {turn}: {e:#}")),
+                    }
+                }
+            });
+        }
+        load
+    }
+
+    pub fn succeeded(&self) -> usize {
+        self.done.load(Ordering::Relaxed)
+    }
+
+    /// No new requests; those in flight end as they end.
+    pub async fn finish(mut self) -> Outcome {
+        self.stop.store(true, Ordering::Relaxed);
+        while self.tasks.join_next().await.is_some() {}
+        let failures = std::mem::take(&mut *self.failures.lock().await);
+        Outcome { succeeded: self.done.load(Ordering::Relaxed), failures }
+    }
+}
+
+async fn ask(caller: &Caller, model: &str, client: usize, turn: usize, max_tokens: u32) -> anyhow::Result<()> {
+    let question = format!("Client {client}, question {turn}: name a river and a city on it.");
+    if client % 2 == 0 {
+        let (_, done) = caller.chat_stream(model, &question, max_tokens).await?;
+        anyhow::ensure!(done, "the stream ended without [DONE]");
+    } else {
+        let answer = caller.chat(model, &question, max_tokens).await?;
+        anyhow::ensure!(answer.status == 200, "{} {}", answer.status, answer.body);
+    }
+    Ok(())
+}

@@ -1,0 +1,50 @@
+//! The real processes behind pods, found from the root pid namespace by their cgroup.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::Context;
+
+/// Pids of the processes called `name` whose cgroup belongs to the pod with this UID.
+pub fn of_pod(uid: &str, name: &str) -> Vec<i32> {
+    let marks = [format!("pod{uid}"), format!("pod{}", uid.replace('-', "_"))];
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    let mut pids: Vec<i32> = entries
+        .flatten()
+        .filter_map(|e| e.file_name().to_str()?.parse().ok())
+        .filter(|pid: &i32| {
+            let cgroup = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+            marks.iter().any(|m| cgroup.contains(m.as_str())) && command(*pid) == name
+        })
+        .collect();
+    pids.sort_unstable();
+    pids
+}
+
+/// The base name of a process's program, from its command line.
+fn command(pid: i32) -> String {
+    let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let first = line.split(|b| *b == 0).next().unwrap_or_default();
+    Path::new(&*String::from_utf8_lossy(first))
+        .file_name()
+        .map(|n| n.to_string_lossy().into_owned())
+        .unwrap_or_default()
+}
+
+/// Sends a signal to exactly one process, by pid.
+pub fn signal(pid: i32, signal: &str) -> anyhow::Result<()> {
+    let status = std::process::Command::new("kill")
+        .args([&format!("-{signal}"), &pid.to_string()])
+        .status()
+        .context("run kill")?;
+    anyhow::ensure!(status.success(), "kill -{signal} {pid} failed");
+    Ok(())
+}
+
+/// Resident memory in MiB.
+pub fn resident_mib(pid: i32) -> anyhow::Result<f64> {
+    let statm =
+        fs::read_to_string(format!("/proc/{pid}/statm")).with_context(|| format!("read the memory of {pid}"))?;
+    let pages: f64 = statm.split_whitespace().nth(1).context("statm has no second field")?.parse()?;
+    Ok(pages * 4096.0 / (1024.0 * 1024.0))
+}

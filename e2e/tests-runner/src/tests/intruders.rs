@@ -1,0 +1,270 @@
+//! What other pods, other users and other tenants must not be able to do; beside each, what is allowed.
+
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use serde_json::{Value, json};
+
+use crate::cluster::{Cluster, text, wait_for};
+use crate::http::Caller;
+use crate::world::{NODES, SYSTEM, Tenant, Wish, World};
+
+const OPERATOR: &str = "system:serviceaccount:stowage-system:stowage-operator";
+const PROBE_IMAGE: &str = "localhost/stowage/probe:dev";
+
+fn claim(namespace: &str, name: &str, request: &Value) -> Value {
+    json!({"apiVersion": "resource.k8s.io/v1", "kind": "ResourceClaim", "metadata": {"name": name, "namespace": namespace},
+        "spec": {"devices": {"requests": [request]}}})
+}
+
+/// A pod that `restricted` admits.
+fn pod(namespace: &str, name: &str, overlay: &Value) -> Value {
+    let security = json!({"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}, "runAsNonRoot": true, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"}});
+    let mut container = json!({"name": "c", "image": PROBE_IMAGE, "imagePullPolicy": "IfNotPresent", "command": ["/bin/sleep", "3600"], "securityContext": security});
+    let mut spec = json!({"terminationGracePeriodSeconds": 1, "automountServiceAccountToken": false});
+    for (key, value) in overlay.as_object().into_iter().flatten() {
+        if key == "resources" { container["resources"] = value.clone() } else { spec[key] = value.clone() }
+    }
+    spec["containers"] = json!([container]);
+    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": namespace}, "spec": spec})
+}
+
+/// A user bound to the stock role `edit` in the tenant's namespace.
+async fn editor(w: &World, tenant: &Tenant) -> anyhow::Result<Cluster> {
+    let binding = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": "editor", "namespace": tenant.name},
+        "subjects": [{"kind": "User", "name": "eve", "apiGroup": "rbac.authorization.k8s.io"}],
+        "roleRef": {"kind": "ClusterRole", "name": "edit", "apiGroup": "rbac.authorization.k8s.io"}});
+    w.cluster().apply_value(&tenant.name, &binding).await?;
+    w.cluster().impersonate("eve", &["system:authenticated"]).await
+}
+
+fn must_refuse(what: &str, result: Result<Value, kube::Error>, word: &str) -> anyhow::Result<()> {
+    match result {
+        Ok(_) => bail!("{what}: admitted"),
+        Err(e) => {
+            ensure!(e.to_string().contains(word), "{what}: refused, but not with {word:?}: {e}");
+            Ok(())
+        }
+    }
+}
+
+pub async fn nobody_but_the_operator_gets_a_gpu_of_our_class(w: World) -> anyhow::Result<()> {
+    let tenant = w.tenant("a").await?;
+    let ns = tenant.name.as_str();
+    w.deploy_ready(&tenant, "chat", &Wish::default()).await?;
+    let ours = w.claims(&tenant, "chat").await?.first().map(|c| text(c, "/metadata/name")).context("no claim")?;
+    let exactly = json!({"name": "g", "exactly": {"deviceClassName": "stowage-gpu"}});
+    let first = json!({"name": "g", "firstAvailable": [{"name": "x", "deviceClassName": "stowage-gpu"}]});
+    let admin = w.cluster();
+    let eve = editor(&w, &tenant).await?;
+    for (who, as_user) in [("cluster admin", admin), ("editor of the namespace", &eve)] {
+        let refused = |what: &str, result| {
+            must_refuse(&format!("{who}: {what}"), result, if who == "cluster admin" { "operator" } else { "" })
+        };
+        refused("claim of our class", as_user.create(ns, &claim(ns, "mine", &exactly)).await)?;
+        refused("claim with firstAvailable", as_user.create(ns, &claim(ns, "mine", &first)).await)?;
+        let template = json!({"apiVersion": "resource.k8s.io/v1", "kind": "ResourceClaimTemplate", "metadata": {"name": "t", "namespace": ns},
+            "spec": {"spec": {"devices": {"requests": [exactly]}}}});
+        refused("template of our class", as_user.create(ns, &template).await)?;
+        let join = json!({"resourceClaims": [{"name": "gpu", "resourceClaimName": ours}], "resources": {"claims": [{"name": "gpu"}]}});
+        refused("pod that names our claim", as_user.create(ns, &pod(ns, "join", &join)).await)?;
+        let limit = json!({"resources": {"limits": {"deviceclass.resource.kubernetes.io/stowage-gpu": "1"}}});
+        refused("pod with the extended resource", as_user.create(ns, &pod(ns, "extended", &limit)).await)?;
+    }
+    // Beside it: the operator may, and an ordinary pod is admitted.
+    let operator = w
+        .cluster()
+        .impersonate(
+            OPERATOR,
+            &["system:serviceaccounts", "system:serviceaccounts:stowage-system", "system:authenticated"],
+        )
+        .await?;
+    operator.create(ns, &claim(ns, "stowage-allowed", &exactly)).await.context("the operator's own claim")?;
+    w.cluster().delete("ResourceClaim", ns, "stowage-allowed").await?;
+    eve.create(ns, &pod(ns, "plain", &json!({}))).await.context("a plain pod")?;
+    Ok(())
+}
+
+pub async fn an_agent_writes_only_its_own_node(w: World) -> anyhow::Result<()> {
+    let nodes: Vec<String> =
+        w.cluster().list("Node", "", "").await?.iter().map(|n| text(n, "/metadata/name")).collect();
+    ensure!(nodes.len() >= 2, "this test needs two nodes");
+    let agent = agent_of(&w, &nodes[0]).await?;
+    for (node, allowed) in [(&nodes[0], true), (&nodes[1], false)] {
+        let patch = json!({"metadata": {"annotations": {"e2e.stowage.dev/touched": "yes"}}});
+        let result = agent.merge("GpuNode", "", node, &patch).await;
+        match (allowed, result) {
+            (true, Err(e)) => bail!("an agent may not write its own GpuNode: {e:#}"),
+            (false, Ok(())) => bail!("an agent wrote the GpuNode of another node"),
+            (false, Err(e)) => ensure!(format!("{e:#}").contains("node"), "refused without naming the reason: {e:#}"),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// The API as the agent of one node: its service account with the node-bound token's extra.
+async fn agent_of(w: &World, node: &str) -> anyhow::Result<Cluster> {
+    use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
+    let pods = w.cluster().list("Pod", NODES, "app.kubernetes.io/name=stowage-node-agent").await?;
+    let pod = pods.iter().find(|p| text(p, "/spec/nodeName") == node).context("no agent on the node")?;
+    let bound = BoundObjectReference {
+        kind: Some("Pod".into()),
+        api_version: Some("v1".into()),
+        name: Some(text(pod, "/metadata/name")),
+        uid: Some(text(pod, "/metadata/uid")),
+    };
+    let request = TokenRequest {
+        spec: Some(TokenRequestSpec { audiences: None, bound_object_ref: Some(bound), expiration_seconds: Some(600) }),
+        ..TokenRequest::default()
+    };
+    let accounts: kube::Api<k8s_openapi::api::core::v1::ServiceAccount> =
+        kube::Api::namespaced(w.cluster().client().clone(), NODES);
+    let made = accounts
+        .create_token_request("stowage-node-agent", &kube::api::PostParams::default(), &request)
+        .await
+        .context("ask for a token of the agent's account")?;
+    let token = made.status.and_then(|s| s.token).context("the API server gave no token")?;
+    Cluster::with_token(&token).await
+}
+
+/// Runs `probe get` in a pod of the tenant: the body, or the error.
+async fn fetch_from(w: &World, tenant: &Tenant, pod: &str, url: &str) -> anyhow::Result<Result<String, String>> {
+    let (code, out, err) =
+        w.env.program("kubectl", &["exec", "-n", &tenant.name, pod, "--", "/bin/probe", "get", url]).await?;
+    Ok(if code == 0 { Ok(out) } else { Err(err) })
+}
+
+pub async fn a_stranger_pod_reaches_no_engine_agent_or_operator(w: World) -> anyhow::Result<()> {
+    let (a, b) = (w.tenant("a").await?, w.tenant("b").await?);
+    w.deploy_ready(&a, "chat", &Wish::default()).await?;
+    w.cluster().apply_value(&b.name, &pod(&b.name, "stranger", &json!({}))).await?;
+    wait_for("the stranger to run", Duration::from_secs(30), || async {
+        let pod = w.cluster().get("Pod", &b.name, "stranger").await?.unwrap_or_default();
+        Ok(if text(&pod, "/status/phase") == "Running" { Ok(()) } else { Err(pod["status"].to_string()) })
+    })
+    .await?;
+    let mut closed = Vec::new();
+    for engine in w.pods(&a, "chat").await? {
+        closed.push(format!("http://{}:8000/healthz", text(&engine, "/status/podIP")));
+    }
+    for agent in w.cluster().list("Pod", NODES, "app.kubernetes.io/name=stowage-node-agent").await? {
+        closed.push(format!("http://{}:8082/metrics", text(&agent, "/status/podIP")));
+    }
+    for operator in w.cluster().list("Pod", SYSTEM, "app.kubernetes.io/name=stowage-operator").await? {
+        closed.push(format!("http://{}:8081/stowage/v1/decisions", text(&operator, "/status/podIP")));
+    }
+    for url in &closed {
+        if let Ok(body) = fetch_from(&w, &b, "stranger", url).await? {
+            bail!("the stranger reached {url}: {}", body.chars().take(80).collect::<String>());
+        }
+    }
+    // Beside it: the gateway's front door is open to the same pod.
+    let gateway = w.cluster().get("Service", SYSTEM, "stowage-gateway").await?.context("no gateway Service")?;
+    let url = format!("http://{}/healthz", text(&gateway, "/spec/clusterIP"));
+    fetch_from(&w, &b, "stranger", &url)
+        .await?
+        .map_err(|e| anyhow::anyhow!("the gateway is not reachable from a pod: {e}"))?;
+    Ok(())
+}
+
+pub async fn keys_decide_who_asks_and_what_they_see(w: World) -> anyhow::Result<()> {
+    let (a, b) = (w.tenant("a").await?, w.tenant("b").await?);
+    w.deploy_ready(&a, "mine", &Wish::default()).await?;
+    w.answers(&a, "mine").await?;
+    let wrong = Caller::new(&w.env.url, "sk-wrong")?;
+    let none = Caller::new(&w.env.url, "")?;
+    for (what, caller, status) in
+        [("wrong key", &wrong, 401), ("no key", &none, 401), ("another tenant's key", &b.caller, 404)]
+    {
+        let answer = caller.chat("mine", "hello", 4).await?;
+        ensure!(answer.status == status, "{what}: {} {}", answer.status, answer.body);
+        ensure!(answer.body["error"]["message"].is_string(), "{what}: no OpenAI error: {}", answer.body);
+    }
+    let unknown = b.caller.chat("no-such-model", "hello", 4).await?;
+    let theirs = b.caller.chat("mine", "hello", 4).await?;
+    ensure!(
+        theirs.body.to_string().replace("mine", "M") == unknown.body.to_string().replace("no-such-model", "M"),
+        "a hidden model and one that does not exist are told apart: {} {}",
+        theirs.body,
+        unknown.body
+    );
+    let models = b.caller.get("/v1/models").await?;
+    ensure!(models.body["data"].as_array().is_some_and(Vec::is_empty), "models of b: {}", models.body);
+    let query = none
+        .post(&format!("/v1/chat/completions?api_key={}", a.caller.key), &crate::http::chat_body("mine", "hi", 4))
+        .await?;
+    ensure!(query.status == 401 || query.status == 400, "a key in the query string was taken: {}", query.status);
+    // Revoked: the Secret's key changes, and within two seconds the old one is worth nothing.
+    w.keys(&a.name, &[("test", "sk-another")]).await?;
+    wait_for("the revoked key to be refused", Duration::from_secs(2), || async {
+        let answer = a.caller.get("/v1/models").await?;
+        Ok(if answer.status == 401 { Ok(()) } else { Err(answer.status.to_string()) })
+    })
+    .await
+}
+
+pub async fn private_routes_of_the_engine_cannot_be_reached_through_the_gateway(w: World) -> anyhow::Result<()> {
+    let tenant = w.tenant("a").await?;
+    w.deploy_ready(&tenant, "chat", &Wish::default()).await?;
+    w.answers(&tenant, "chat").await?;
+    let port = tenant.caller.url.trim_start_matches("http://").to_owned();
+    for path in [
+        "/metrics",
+        "/stowage/v1/load",
+        "/v1/../metrics",
+        "/v1/%2e%2e/metrics",
+        "//metrics",
+        "/v1//models",
+        "/v1/chat/completions/../../../stowage/v1/load",
+        "/stowage%2fv1%2fload",
+        "/%6detrics",
+    ] {
+        let status = raw_get(&port, path, &tenant.caller.key).await?;
+        ensure!(status == 404 || status == 400, "{path} answered {status}");
+    }
+    Ok(())
+}
+
+/// GET with the path exactly as given: HTTP clients tidy paths before they send them.
+async fn raw_get(address: &str, path: &str, key: &str) -> anyhow::Result<u16> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::TcpStream::connect(address).await.context("connect to the gateway")?;
+    stream
+        .write_all(
+            format!("GET {path} HTTP/1.1\r\nhost: gateway\r\nauthorization: Bearer {key}\r\nconnection: close\r\n\r\n")
+                .as_bytes(),
+        )
+        .await?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.context("read the answer")?;
+    let line = String::from_utf8_lossy(&answer);
+    line.split(' ').nth(1).and_then(|s| s.parse().ok()).with_context(|| format!("no status in {line:.60}"))
+}
+
+pub async fn no_token_is_cached_across_tenants(w: World) -> anyhow::Result<()> {
+    let (a, b) = (w.tenant("a").await?, w.tenant("b").await?);
+    let shared = json!({"model": {"access": {"tenants": [b.name]}}});
+    w.deploy_ready(&a, "chat", &Wish::default().overlay(shared)).await?;
+    w.answers(&a, "chat").await?;
+    let question = "The harbour master keeps a long ledger of ships, cargoes, tides and weather. ".repeat(8);
+    let cached = |answer: &crate::http::Answer| {
+        answer.body.pointer("/usage/prompt_tokens_details/cached_tokens").and_then(Value::as_u64).unwrap_or(0)
+    };
+    let ask = async |t: &Tenant| -> anyhow::Result<u64> {
+        let answer = t.caller.chat("chat", &question, 4).await?;
+        ensure!(answer.status == 200, "{} {}", answer.status, answer.body);
+        Ok(cached(&answer))
+    };
+    ask(&a).await?;
+    let again = ask(&a).await?;
+    ensure!(again > 0, "the same tenant's second question hit no cached token: the test proves nothing");
+    wait_for("b to see the model", Duration::from_secs(10), || async {
+        let status = b.caller.chat("chat", "hi", 2).await?.status;
+        Ok(if status == 200 { Ok(()) } else { Err(status.to_string()) })
+    })
+    .await?;
+    let other = ask(&b).await?;
+    ensure!(other == 0, "{other} tokens of another tenant were served from the cache");
+    Ok(())
+}

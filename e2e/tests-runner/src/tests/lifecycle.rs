@@ -1,0 +1,80 @@
+//! Ends and losses: nothing in flight is dropped, and what dies is replaced.
+
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+
+use crate::cluster::{text, wait_for};
+use crate::load::Load;
+use crate::process;
+use crate::world::{Tenant, Wish, World};
+
+/// Waits until the load has had `count` answers: then requests are in flight at any moment.
+async fn under_way(load: &Load, count: usize) -> anyhow::Result<()> {
+    wait_for("the load to be under way", Duration::from_secs(60), || async {
+        Ok(if load.succeeded() >= count { Ok(()) } else { Err(format!("{} answers", load.succeeded())) })
+    })
+    .await
+}
+
+pub async fn deleting_under_load_drains_without_a_failed_request(w: World) -> anyhow::Result<()> {
+    let tenant = w.tenant("a").await?;
+    w.deploy_ready(&tenant, "going", &Wish::default()).await?;
+    w.answers(&tenant, "going").await?;
+    let load = Load::start(&tenant.caller, "going", 4, 48);
+    under_way(&load, 4).await?;
+    w.cluster().delete("InferenceDeployment", &tenant.name, "going").await?;
+    // New questions are refused once the model is gone (404); those that were accepted must end well.
+    let outcome = load.finish().await;
+    let lost: Vec<_> =
+        outcome.failures.iter().filter(|f| !f.contains("404") && !f.contains("model_not_found")).collect();
+    ensure!(lost.is_empty(), "{} requests lost: {:?}", lost.len(), &lost[..lost.len().min(3)]);
+    w.gone(&tenant, "going", Duration::from_secs(60)).await?;
+    // The slice is free again: a replica that needs all that node1's GPU offers can be placed.
+    w.deploy_ready(&tenant, "next", &Wish::default()).await?;
+    Ok(())
+}
+
+/// The engine's process of a deployment's (first) pod, and the pod's name.
+async fn engine_process(w: &World, tenant: &Tenant, name: &str) -> anyhow::Result<(String, i32)> {
+    let pods = w.pods(tenant, name).await?;
+    let pod = pods.first().context("no pod")?;
+    let pids = process::of_pod(&text(pod, "/metadata/uid"), "stowage-engine");
+    Ok((
+        text(pod, "/metadata/name"),
+        *pids.first().context("the engine's process was not found; is the cluster on this machine?")?,
+    ))
+}
+
+pub async fn a_killed_engine_is_replaced_and_the_other_replica_serves(w: World) -> anyhow::Result<()> {
+    let tenant = w.tenant("a").await?;
+    w.deploy_ready(&tenant, "pair", &Wish::default().replicas(2)).await?;
+    w.answers(&tenant, "pair").await?;
+    let (_, pid) = engine_process(&w, &tenant, "pair").await?;
+    process::signal(pid, "KILL")?;
+    // Every request that begins after the death succeeds.
+    let load = Load::start(&tenant.caller, "pair", 3, 16);
+    under_way(&load, 12).await?;
+    w.ready(&tenant, "pair", 2).await?;
+    let outcome = load.finish().await;
+    ensure!(
+        outcome.failures.is_empty(),
+        "{} of {} failed: {:?}",
+        outcome.failures.len(),
+        outcome.succeeded,
+        outcome.failures.first()
+    );
+    Ok(())
+}
+
+pub async fn with_one_replica_killed_requests_are_held_until_it_is_back(w: World) -> anyhow::Result<()> {
+    let tenant = w.tenant("a").await?;
+    w.deploy_ready(&tenant, "single", &Wish::default()).await?;
+    w.answers(&tenant, "single").await?;
+    let (_, pid) = engine_process(&w, &tenant, "single").await?;
+    process::signal(pid, "KILL")?;
+    let answer = tenant.caller.chat("single", "What is the capital of France?", 16).await?;
+    ensure!(answer.status == 200, "not held: {} {}", answer.status, answer.body);
+    ensure!(answer.text() == "The capital of France is Paris.", "answer: {}", answer.text());
+    Ok(())
+}

@@ -1,0 +1,148 @@
+//! Bad objects: each rule refuses with a message that says what to write instead, and disturbs nobody.
+
+use std::time::Duration;
+
+use anyhow::{bail, ensure};
+use serde_json::{Value, json};
+
+use crate::cluster::{condition, wait_for};
+use crate::world::{Tenant, Wish, World};
+
+/// A spec overlay that breaks one rule, and a word its refusal must contain.
+fn refused_at_the_door() -> Vec<(&'static str, Value, &'static str)> {
+    vec![
+        ("no variants", json!({"variants": []}), "variants"),
+        (
+            "two sources",
+            json!({"model": {"source": {"http": {"url": "https://models.example/m.gguf", "sha256": "0".repeat(64)}}}}),
+            "source",
+        ),
+        ("no GPU count", json!({"variants": [{"name": "v", "class": "h100-80g", "count": 0}]}), "count"),
+        (
+            "more than all SMs",
+            json!({"variants": [{"name": "v", "class": "h100-80g", "count": 1, "memory": "1Gi", "compute": 101}]}),
+            "compute",
+        ),
+        ("negative replicas", json!({"replicas": -1}), "replicas"),
+        (
+            "two variants of one name",
+            json!({"variants": [{"name": "v", "class": "h100-80g", "count": 1}, {"name": "v", "class": "h100-80g", "count": 2}]}),
+            "variants",
+        ),
+        ("an unknown scaling mode", json!({"scaling": {"mode": "Perhaps"}}), "mode"),
+        ("replicas outside Manual", json!({"scaling": {"mode": "Active"}, "replicas": 3}), "Manual"),
+    ]
+}
+
+/// Stored, but `Accepted=False`: what only the operator can see.
+fn not_accepted() -> Vec<(&'static str, Value, &'static str)> {
+    vec![
+        ("a runtime that does not exist", json!({"runtime": {"ref": "no-such-runtime"}}), "no-such-runtime"),
+        (
+            "a class that does not exist",
+            json!({"variants": [{"name": "v", "class": "no-such-class", "count": 1}]}),
+            "no-such-class",
+        ),
+        (
+            "more memory than any GPU of the class",
+            json!({"variants": [{"name": "v", "class": "h100-80g", "count": 1, "memory": "90Gi"}]}),
+            "90Gi",
+        ),
+        (
+            "an argument that the runtime does not allow",
+            json!({"runtime": {"extraArgs": ["--model=/etc/passwd"]}}),
+            "--model",
+        ),
+    ]
+}
+
+pub async fn a_bad_deployment_of_each_rule_is_refused_with_its_message(w: World) -> anyhow::Result<()> {
+    let tenant = w.tenant("a").await?;
+    for (what, overlay, word) in refused_at_the_door() {
+        let object = Wish::default().overlay(overlay).object(&tenant.name, "bad");
+        match w.cluster().create(&tenant.name, &object).await {
+            Ok(_) => bail!("{what}: admitted"),
+            Err(e) => ensure!(e.to_string().contains(word), "{what}: the message does not mention {word}: {e}"),
+        }
+    }
+    let long = Wish::default().object(&tenant.name, &"n".repeat(41));
+    match w.cluster().create(&tenant.name, &long).await {
+        Ok(_) => bail!("a name of 41 characters was admitted"),
+        Err(e) => ensure!(e.to_string().contains("40"), "the message does not name the limit: {e}"),
+    }
+    Ok(())
+}
+
+pub async fn what_cannot_be_honoured_is_not_accepted_and_disturbs_nobody(w: World) -> anyhow::Result<()> {
+    let tenant = w.tenant("a").await?;
+    for (i, (what, overlay, word)) in not_accepted().into_iter().enumerate() {
+        let name = format!("bad-{i}");
+        w.deploy(&tenant, &name, &Wish::default().overlay(overlay)).await?;
+        refused(&w, &tenant, &name, what, word).await?;
+    }
+    w.deploy_ready(&tenant, "good", &Wish::default()).await
+}
+
+/// Waits for a refusal, in whichever condition it stands, that mentions `word`.
+async fn refused(w: &World, tenant: &Tenant, name: &str, what: &str, word: &str) -> anyhow::Result<()> {
+    let said = |o: &Value| {
+        ["Accepted", "Placed", "QuotaReserved"]
+            .iter()
+            .any(|c| condition(o, c).is_some_and(|(s, _, m)| s == "False" && m.contains(word)))
+    };
+    w.until(tenant, name, &format!("{what}: refused with {word}"), Duration::from_secs(15), said).await?;
+    Ok(())
+}
+
+pub async fn two_quotas_that_claim_one_namespace_leave_it_to_the_older(w: World) -> anyhow::Result<()> {
+    let tenant = w.tenant("a").await?;
+    let newer = w.unique("newer");
+    w.also_remove("TenantQuota", "", &newer);
+    let quota = json!({"apiVersion": "stowage.dev/v1alpha1", "kind": "TenantQuota", "metadata": {"name": newer},
+        "spec": {"namespaces": [tenant.name], "gpus": [{"class": "h100-80g", "nominalQuota": "1"}]}});
+    w.cluster().apply_value("", &quota).await?;
+    wait_for("the newer quota to be refused", Duration::from_secs(15), || async {
+        let object = w.cluster().get("TenantQuota", "", &newer).await?.unwrap_or_default();
+        let accepted = condition(&object, "Accepted");
+        let refused = accepted.as_ref().is_some_and(|(s, _, m)| s == "False" && m.contains(&tenant.name));
+        Ok(if refused { Ok(()) } else { Err(format!("{accepted:?}")) })
+    })
+    .await?;
+    w.deploy_ready(&tenant, "chat", &Wish::default()).await
+}
+
+pub async fn a_tenant_over_its_limit_waits_and_others_do_not_notice(w: World) -> anyhow::Result<()> {
+    let small = w.tenant_with("small", json!({"gpus": [{"class": "h100-80g", "nominalQuota": "100m"}]})).await?;
+    let other = w.tenant("other").await?;
+    w.deploy(&small, "greedy", &Wish::default().replicas(3).slice("4Gi", 5)).await?;
+    // 4 of 80 GiB are 50 milli-GPU: two fit into a tenth of a GPU, the third waits.
+    w.until(&small, "greedy", "two ready, the third over quota", Duration::from_secs(60), |o| {
+        o.pointer("/status/readyReplicas").and_then(Value::as_u64) == Some(2)
+            && condition(o, "QuotaReserved").is_some_and(|(s, _, m)| s == "False" && !m.is_empty())
+    })
+    .await?;
+    w.deploy_ready(&other, "chat", &Wish::default()).await?;
+    ensure!(w.pods(&small, "greedy").await?.len() == 2, "a pod for a replica over quota");
+    // What it said would help does help.
+    w.cluster()
+        .merge(
+            "TenantQuota",
+            "",
+            &small.name,
+            &json!({"spec": {"gpus": [{"class": "h100-80g", "nominalQuota": "150m"}]}}),
+        )
+        .await?;
+    w.ready(&small, "greedy", 3).await
+}
+
+/// A model that cannot be loaded: the reason stands in the condition, and the pod does not loop hot.
+pub async fn a_model_file_that_is_not_there_is_said_in_the_condition(w: World) -> anyhow::Result<()> {
+    let tenant = w.tenant("a").await?;
+    let missing = json!({"model": {"source": {"image": {"path": "/not-there.gguf"}}}});
+    w.deploy(&tenant, "broken", &Wish::default().overlay(missing)).await?;
+    w.until(&tenant, "broken", "Ready=False naming the file", Duration::from_secs(60), |o| {
+        condition(o, "Ready").is_some_and(|(s, _, m)| s == "False" && m.contains("not-there.gguf"))
+    })
+    .await?;
+    Ok(())
+}

@@ -1,0 +1,128 @@
+//! Stowage itself on the running cluster: programs, images, the model, the charts. Used by the demo
+//! and by the end-to-end tests; every step looks first, so a second run does little.
+
+use crate::{image, paths, sh};
+use anyhow::{Context, Result, ensure};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The namespace of operator and gateway.
+pub const SYSTEM: &str = "stowage-system";
+/// What becomes an image or is run here.
+const PACKAGES: &[&str] = &["stowage-operator", "stowage-gateway", "stowage-node-agent", "stowage-engine", "kubectl-stowage", "fake-nvml", "stowage-e2e"];
+const IMAGES: &[&str] = &["operator", "gateway", "node-agent", "engine", "probe"];
+
+/// The cluster that product and tests run on.
+pub struct Target {
+    /// For kubectl, helm and our own programs.
+    pub kubeconfig: PathBuf,
+    /// kubectl and helm of the local cluster; `None` for a cluster that was there already.
+    pub bin: Option<PathBuf>,
+}
+
+// === impl Target ===
+
+impl Target {
+    /// The local cluster, or with CLUSTER=current whatever the present kubeconfig context names.
+    pub fn find() -> Result<Self> {
+        if is_current() {
+            let file = std::env::var_os("KUBECONFIG").map(PathBuf::from);
+            let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".kube/config");
+            return Ok(Self { kubeconfig: file.unwrap_or_else(home), bin: None });
+        }
+        let kubeconfig = own(&["cluster", "kubeconfig"])?.trim().into();
+        let bin = crate::cluster::build::ensure(crate::cluster::build::DEFAULT_VERSION)?;
+        Ok(Self { kubeconfig, bin: Some(bin) })
+    }
+
+    /// A program of the cluster's, ready to take arguments.
+    pub fn program(&self, name: &str) -> Command {
+        let path = self.bin.as_ref().map_or_else(|| PathBuf::from(name), |b| b.join(name));
+        let mut command = Command::new(path);
+        command.env("KUBECONFIG", &self.kubeconfig).stdin(std::process::Stdio::null());
+        command
+    }
+
+    pub fn kubectl(&self, args: &[&str]) -> Result<String> {
+        sh::output(self.program("kubectl").args(args))
+    }
+
+    /// Server-side apply of a manifest given as text.
+    pub fn apply(&self, manifest: &str) -> Result<()> {
+        sh::output_with_input(self.program("kubectl").args(["apply", "--server-side", "--force-conflicts", "-f", "-"]), manifest)?;
+        Ok(())
+    }
+}
+
+/// Whether a cluster that is already there is used.
+pub fn is_current() -> bool {
+    std::env::var("CLUSTER").is_ok_and(|c| c == "current")
+}
+
+/// Builds every program; the compiler's own progress is shown.
+pub fn build() -> Result<()> {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(["build", "--quiet"]).current_dir(paths::repo());
+    for package in PACKAGES {
+        cargo.args(["-p", package]);
+    }
+    ensure!(cargo.status().context("start cargo")?.success(), "the build failed (see above)");
+    Ok(())
+}
+
+/// Writes the images and the model and gives them to every node of the local cluster.
+pub fn load() -> Result<()> {
+    own(&["image", "--all"])?;
+    let model = own(&["model"])?;
+    let model = model.lines().map(Path::new).find(|p| p.extension().is_some_and(|e| e == "tar")).context("`cargo xtask model` named no archive")?;
+    let mut args = vec!["cluster".to_owned(), "load".to_owned(), model.display().to_string()];
+    args.extend(IMAGES.iter().map(|i| image::archive(i).display().to_string()));
+    own(&args.iter().map(String::as_str).collect::<Vec<_>>())?;
+    Ok(())
+}
+
+/// Installs or upgrades both charts with real Helm and waits until everything runs.
+pub fn install(target: &Target) -> Result<()> {
+    let charts = paths::repo().join("charts");
+    let helm = |args: &[&str]| sh::output(target.program("helm").args(args).env("HOME", paths::repo().join("target")));
+    let chart = |name: &str| charts.join(name).display().to_string();
+    helm(&["upgrade", "--install", "stowage-crds", &chart("stowage-crds"), "--wait", "--timeout", "60s"]).context("install the CRDs")?;
+    // The tag stays `dev` while what it names changes: the revision restarts what runs the old one.
+    let revision = revision()?;
+    let values = ["image.tag=dev".to_owned(), "nodeAgent.simulated.enabled=true".into(), format!("image.revision={revision}")];
+    let mut args = vec!["upgrade", "--install", "stowage"];
+    let path = chart("stowage");
+    args.extend([path.as_str(), "--timeout", "180s", "--wait"]);
+    args.extend(values.iter().flat_map(|v| ["--set-string", v.as_str()]).filter(|a| !a.is_empty()));
+    helm(&args).context("install stowage")?;
+    Ok(())
+}
+
+/// A short name for the images' present content.
+fn revision() -> Result<String> {
+    let mut all = String::new();
+    for name in IMAGES {
+        all += &image::oci::read_name(&image::archive(name))?.1;
+    }
+    use sha2::Digest;
+    Ok(sha2::Sha256::digest(all.as_bytes()).iter().take(6).map(|b| format!("{b:02x}")).collect())
+}
+
+/// The gateway's address on loopback: a forwarder of the local cluster's, or what STOWAGE_URL says.
+pub fn url(target: &Target) -> Result<String> {
+    if is_current() {
+        return std::env::var("STOWAGE_URL").context("with CLUSTER=current set STOWAGE_URL (for instance after `kubectl -n stowage-system port-forward svc/stowage-gateway 8080:80`)");
+    }
+    let ip = target.kubectl(&["-n", SYSTEM, "get", "service", "stowage-gateway", "-o", "jsonpath={.spec.clusterIP}"])?;
+    Ok(own(&["cluster", "forward", "--name", "gateway", "--to", &format!("{}:80", ip.trim())])?.trim().to_owned())
+}
+
+/// `cargo xtask …` once more, as its own process, so that each subcommand keeps its own output.
+pub fn own(args: &[&str]) -> Result<String> {
+    sh::output(Command::new(std::env::current_exe()?).args(args).stdin(std::process::Stdio::null()))
+}
+
+/// Where Cargo puts programs.
+pub fn built(program: &str) -> PathBuf {
+    paths::target().join("debug").join(program)
+}

@@ -1,0 +1,187 @@
+//! `cargo xtask test` and `cargo xtask e2e`: the suites, one after the other, and one last line that
+//! counts what passed and failed in all of them.
+
+use crate::{cluster, paths, product, sh};
+use anyhow::{Context, Result, bail};
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+#[derive(clap::Args)]
+pub struct TestArgs {
+    /// Only what needs no cluster
+    #[arg(long)]
+    unit: bool,
+    /// Soak, scale and fuzz tests too
+    #[arg(long)]
+    long: bool,
+    /// Leave the cluster running
+    #[arg(long)]
+    keep: bool,
+}
+
+#[derive(clap::Args)]
+pub struct E2eArgs {
+    /// Parts of the names of the tests to run; all when none is given
+    filter: Vec<String>,
+    /// The slow tests too
+    #[arg(long)]
+    long: bool,
+}
+
+/// Tests that ran, by outcome.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Count {
+    passed: u32,
+    failed: u32,
+}
+
+// === impl Count ===
+
+impl Count {
+    fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+    }
+}
+
+/// Everything `make test` promises.
+pub fn test(args: &TestArgs) -> Result<()> {
+    let mut total = Count::default();
+    total.add(suite("unit", &["test", "--workspace", "--no-fail-fast"], &[])?);
+    for isa in ["portable", "avx2"] {
+        let env = [("STOWAGE_ENGINE_ISA", isa)];
+        total.add(suite(&format!("kernels, {isa}"), &["test", "-p", "stowage-engine-kernels", "-p", "stowage-engine-models"], &env)?);
+    }
+    if !args.unit {
+        total.add(on_cluster(args)?);
+    }
+    println!("{} passed, {} failed", total.passed, total.failed);
+    if total.failed > 0 { bail!("{} tests failed", total.failed) }
+    Ok(())
+}
+
+/// The end-to-end tests on the local cluster; it is ended again unless it was up before or is to be kept.
+fn on_cluster(args: &TestArgs) -> Result<Count> {
+    let was_up = product::is_current() || product::own(&["cluster", "status"]).is_ok();
+    if !product::is_current() {
+        println!("==> cluster");
+        cluster::build::ensure(cluster::build::DEFAULT_VERSION)?;
+        print!("{}", product::own(&["cluster", "up", "--nodes", "2"])?);
+    }
+    let count = end_to_end(&[], args.long);
+    if !was_up && !args.keep {
+        product::own(&["cluster", "down"]).context("end the cluster")?;
+    }
+    count
+}
+
+/// `make e2e`: alone, on the running cluster.
+pub fn e2e(args: &E2eArgs) -> Result<()> {
+    let count = end_to_end(&args.filter, args.long)?;
+    if count.failed > 0 { bail!("{} tests failed", count.failed) }
+    Ok(())
+}
+
+fn end_to_end(filter: &[String], long: bool) -> Result<Count> {
+    let start = Instant::now();
+    product::build()?;
+    let target = product::Target::find()?;
+    if !product::is_current() {
+        product::load().context("give the nodes our images")?;
+    }
+    product::install(&target)?;
+    let url = product::url(&target)?;
+    println!("==> end to end (installed in {:.0} s)", start.elapsed().as_secs_f64());
+    let mut tests = Command::new(product::built("stowage-e2e"));
+    tests.args(filter).env("KUBECONFIG", &target.kubeconfig).env("STOWAGE_URL", url).env("STOWAGE_ROOT", paths::repo());
+    tests.env("STOWAGE_PYTHON", python()?);
+    if let Some(bin) = &target.bin {
+        tests.env("STOWAGE_BIN", bin);
+        tests.env("STOWAGE_STATE", target.kubeconfig.parent().unwrap_or(&target.kubeconfig));
+    }
+    if long {
+        tests.arg("--long");
+    }
+    counted(&mut tests)
+}
+
+/// A Python with the `openai` client, in a virtual environment of our own that outlives the clone.
+fn python() -> Result<PathBuf> {
+    let venv = paths::cache().join("e2e-venv");
+    let python = venv.join("bin/python");
+    let works = || sh::output(Command::new(&python).args(["-c", "import openai"])).is_ok();
+    if !works() {
+        sh::output(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv)).context("make a Python environment")?;
+        sh::output(Command::new(&python).args(["-m", "pip", "install", "--quiet", "openai"])).context("install the openai client")?;
+    }
+    Ok(python)
+}
+
+/// One `cargo …` suite.
+fn suite(name: &str, args: &[&str], env: &[(&str, &str)]) -> Result<Count> {
+    println!("==> {name}");
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(args).envs(env.iter().copied()).current_dir(paths::repo());
+    counted(&mut cargo)
+}
+
+/// Runs to the end, shows what is printed, and counts. A program that failed without a failed test
+/// (it did not compile, it died) counts as one.
+fn counted(command: &mut Command) -> Result<Count> {
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().with_context(|| format!("start {:?}", command.get_program()))?;
+    let mut count = Count::default();
+    for line in BufReader::new(child.stdout.take().context("no output")?).lines() {
+        let line = line.context("read the tests' output")?;
+        match counts(&line) {
+            Some(more) => count.add(more),
+            None if quiet(&line) => {}
+            None => println!("{line}"),
+        }
+    }
+    if !child.wait()?.success() && count.failed == 0 {
+        count.failed = 1;
+    }
+    Ok(count)
+}
+
+/// Passing unit tests are many; only what is worth reading is shown.
+fn quiet(line: &str) -> bool {
+    line.is_empty() || (line.starts_with("test ") && line.ends_with("... ok")) || line.starts_with("running ")
+}
+
+/// The closing line of one test binary: libtest's, or our own end-to-end runner's.
+fn counts(line: &str) -> Option<Count> {
+    let text = line.strip_prefix("test result: ").map_or(line, |rest| rest.split_once(". ").map_or(rest, |(_, r)| r));
+    let mut parts = text.split([',', ';']).map(str::trim);
+    let passed = parts.next()?.strip_suffix(" passed")?.parse().ok()?;
+    let failed = parts.next()?.strip_suffix(" failed")?.parse().ok()?;
+    Some(Count { passed, failed })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(line: &str, want: Option<(u32, u32)>) {
+        assert_eq!(counts(line), want.map(|(passed, failed)| Count { passed, failed }));
+    }
+
+    #[test]
+    fn libtest_lines_are_counted() {
+        check("test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.01s", Some((12, 0)));
+        check("test result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out", Some((3, 2)));
+    }
+    #[test]
+    fn our_own_closing_line_is_counted() {
+        check("7 passed, 1 failed", Some((7, 1)));
+    }
+    #[test]
+    fn other_lines_are_not() {
+        check("ok deleting_under_load 3.1", None);
+        check("test tests::x ... ok", None);
+        check("passed, failed", None);
+    }
+}
