@@ -11,7 +11,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"stowage.dev/e2e/cluster/hyperkube/netpol"
 	"github.com/spf13/cobra"
 	"go.etcd.io/etcd/server/v3/etcdmain"
 	"k8s.io/component-base/cli"
@@ -24,6 +23,7 @@ import (
 	proxy "k8s.io/kubernetes/cmd/kube-proxy/app"
 	scheduler "k8s.io/kubernetes/cmd/kube-scheduler/app"
 	kubelet "k8s.io/kubernetes/cmd/kubelet/app"
+	"stowage.dev/e2e/cluster/hyperkube/netpol"
 )
 
 var components = map[string]func() *cobra.Command{
