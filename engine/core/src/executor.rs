@@ -92,10 +92,7 @@ impl StepBatch<'_> {
     }
 
     pub fn logits_rows(&self) -> usize {
-        self.seqs
-            .iter()
-            .map(|s| s.want_logits.rows(s.tokens.len()))
-            .sum()
+        self.seqs.iter().map(|s| s.want_logits.rows(s.tokens.len())).sum()
     }
 
     /// Checks every promise of the batch against the model, so that an executor may index without
@@ -103,14 +100,10 @@ impl StepBatch<'_> {
     pub fn check(&self, info: &ModelInfo) -> Result<(), ExecError> {
         let tokens = self.tokens();
         if tokens > info.max_step_tokens {
-            return Err(ExecError::StepTooLarge {
-                tokens,
-                max: info.max_step_tokens,
-            });
+            return Err(ExecError::StepTooLarge { tokens, max: info.max_step_tokens });
         }
         for (seq, s) in self.seqs.iter().enumerate() {
-            s.check(info)
-                .map_err(|source| ExecError::BadSequence { seq, source })?;
+            s.check(info).map_err(|source| ExecError::BadSequence { seq, source })?;
         }
         Ok(())
     }
@@ -123,32 +116,17 @@ impl SeqStep<'_> {
             return Err(SeqProblem::NoTokens);
         }
         if end > info.context_len {
-            return Err(SeqProblem::PastContext {
-                end,
-                context: info.context_len,
-            });
+            return Err(SeqProblem::PastContext { end, context: info.context_len });
         }
         let needed = end.div_ceil(info.block_tokens);
         if self.blocks.len() < needed {
-            return Err(SeqProblem::TableTooShort {
-                blocks: self.blocks.len(),
-                needed,
-            });
+            return Err(SeqProblem::TableTooShort { blocks: self.blocks.len(), needed });
         }
-        if let Some(&block) = self.blocks[..needed]
-            .iter()
-            .find(|b| **b as usize >= info.num_blocks)
-        {
-            return Err(SeqProblem::NoSuchBlock {
-                block,
-                blocks: info.num_blocks,
-            });
+        if let Some(&block) = self.blocks[..needed].iter().find(|b| **b as usize >= info.num_blocks) {
+            return Err(SeqProblem::NoSuchBlock { block, blocks: info.num_blocks });
         }
         if let Some(&token) = self.tokens.iter().find(|t| **t as usize >= info.vocab) {
-            return Err(SeqProblem::NoSuchToken {
-                token,
-                vocab: info.vocab,
-            });
+            return Err(SeqProblem::NoSuchToken { token, vocab: info.vocab });
         }
         Ok(())
     }
@@ -166,6 +144,20 @@ pub trait Executor: Send {
 
     /// Copies whole blocks `(from, to)`, all layers, in order: for sequences that fork.
     fn copy_blocks(&mut self, pairs: &[(u32, u32)]) -> Result<(), ExecError>;
+}
+
+impl<E: Executor + ?Sized> Executor for Box<E> {
+    fn info(&self) -> &ModelInfo {
+        (**self).info()
+    }
+
+    fn step(&mut self, batch: &StepBatch<'_>, logits: &mut Vec<f32>) -> Result<(), ExecError> {
+        (**self).step(batch, logits)
+    }
+
+    fn copy_blocks(&mut self, pairs: &[(u32, u32)]) -> Result<(), ExecError> {
+        (**self).copy_blocks(pairs)
+    }
 }
 
 /// Why a step was not run.
@@ -217,12 +209,7 @@ mod tests {
     }
 
     fn check(tokens: &[u32], position: usize, blocks: &[u32]) -> Result<(), ExecError> {
-        let seq = SeqStep {
-            tokens,
-            position,
-            blocks,
-            want_logits: LogitsWanted::Last,
-        };
+        let seq = SeqStep { tokens, position, blocks, want_logits: LogitsWanted::Last };
         StepBatch { seqs: &[seq] }.check(&info())
     }
 
@@ -240,49 +227,19 @@ mod tests {
 
     #[test]
     fn one_token_over_the_block_needs_another() {
-        assert_eq!(
-            problem(&[1], 32, &[0, 1]),
-            SeqProblem::TableTooShort {
-                blocks: 2,
-                needed: 3
-            }
-        );
+        assert_eq!(problem(&[1], 32, &[0, 1]), SeqProblem::TableTooShort { blocks: 2, needed: 3 });
     }
 
     #[test]
     fn the_context_bounds_the_sequence() {
-        assert_eq!(
-            problem(&[1], 64, &[0; 5]),
-            SeqProblem::PastContext {
-                end: 65,
-                context: 64
-            }
-        );
-        assert_eq!(
-            problem(&[1], usize::MAX, &[0; 5]),
-            SeqProblem::PastContext {
-                end: usize::MAX,
-                context: 64
-            }
-        );
+        assert_eq!(problem(&[1], 64, &[0; 5]), SeqProblem::PastContext { end: 65, context: 64 });
+        assert_eq!(problem(&[1], usize::MAX, &[0; 5]), SeqProblem::PastContext { end: usize::MAX, context: 64 });
     }
 
     #[test]
     fn unknown_blocks_and_tokens_are_refused() {
-        assert_eq!(
-            problem(&[1], 0, &[8]),
-            SeqProblem::NoSuchBlock {
-                block: 8,
-                blocks: 8
-            }
-        );
-        assert_eq!(
-            problem(&[100], 0, &[0]),
-            SeqProblem::NoSuchToken {
-                token: 100,
-                vocab: 100
-            }
-        );
+        assert_eq!(problem(&[1], 0, &[8]), SeqProblem::NoSuchBlock { block: 8, blocks: 8 });
+        assert_eq!(problem(&[100], 0, &[0]), SeqProblem::NoSuchToken { token: 100, vocab: 100 });
         assert_eq!(problem(&[], 0, &[0]), SeqProblem::NoTokens);
     }
 
@@ -293,13 +250,7 @@ mod tests {
 
     #[test]
     fn a_step_over_the_budget_is_refused() {
-        assert_eq!(
-            check(&[1; 33], 0, &[0, 1, 2]),
-            Err(ExecError::StepTooLarge {
-                tokens: 33,
-                max: 32
-            })
-        );
+        assert_eq!(check(&[1; 33], 0, &[0, 1, 2]), Err(ExecError::StepTooLarge { tokens: 33, max: 32 }));
     }
 
     #[test]

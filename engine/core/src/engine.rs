@@ -1,0 +1,278 @@
+//! The step machine: scheduler, executor and sampler, turned one step at a time.
+//!
+//! [`Engine::step`] decides, computes, samples and reports. It is called in a loop by the one thread
+//! that owns the engine, and by tests with a simulated executor; it knows no clock and no channel.
+//! Every request submitted gets exactly one [`Event::Finished`], unless it is cancelled: then it
+//! gets nothing more.
+
+use crate::blocks::BlockHash;
+use crate::executor::{BLOCK_TOKENS, ExecError, Executor, LogitsWanted, SeqStep, StepBatch};
+use crate::request::{FinishReason, Request, RequestId, Usage};
+use crate::sampling::{Sampler, TokenLogprobs, logprobs};
+use crate::scheduler::{Grant, Plan, Scheduler, SchedulerConfig};
+
+/// Steps in a row that may fail before the requests in them are given up.
+const MAX_FAILED_STEPS: u32 = 3;
+
+/// The bounds of an engine.
+#[derive(Clone, Copy, Debug)]
+pub struct EngineConfig {
+    /// Tokens per step, cut to what the executor takes. Large is good for throughput, small for the
+    /// time between two tokens of the others while a long prompt comes in.
+    pub max_step_tokens: usize,
+    pub max_running: usize,
+    pub max_waiting: usize,
+}
+
+/// What happened to a request.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    Token { id: RequestId, token: u32, logprobs: Option<TokenLogprobs> },
+    Finished { id: RequestId, reason: FinishReason, usage: Usage },
+}
+
+/// Why a request was not taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    #[error("the prompt is empty")]
+    EmptyPrompt,
+    #[error("the prompt has {tokens} tokens; with one for the answer, {limit} fit")]
+    PromptTooLong { tokens: usize, limit: usize },
+    #[error("token {token} does not exist: the vocabulary has {vocab}")]
+    NoSuchToken { token: u32, vocab: usize },
+    #[error("{waiting} requests are waiting already")]
+    QueueFull { waiting: usize },
+    #[error("request {0:?} exists already")]
+    Duplicate(RequestId),
+}
+
+/// What one step did, for metrics and for the fit of the cost model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StepStats {
+    /// Sequences that computed one token to get the next.
+    pub decodes: usize,
+    /// Tokens of all the others.
+    pub prefill_tokens: usize,
+    /// Positions in the KV cache that belong to the sequences of the step.
+    pub kv_tokens: usize,
+    /// Tokens sampled.
+    pub sampled: usize,
+    pub preempted: usize,
+}
+
+/// How full the engine is. The load report is made of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Load {
+    pub running: usize,
+    pub waiting: usize,
+    /// Blocks that requests hold; cached ones that nobody holds are not counted.
+    pub blocks_used: usize,
+    pub blocks_total: usize,
+    /// Blocks ever written, so occupying memory.
+    pub blocks_touched: usize,
+    pub prefill_backlog: usize,
+    /// Since the start.
+    pub preemptions: u64,
+    pub evictions: u64,
+}
+
+/// A model being served.
+pub struct Engine<E> {
+    executor: E,
+    scheduler: Scheduler,
+    sampler: Sampler,
+    config: EngineConfig,
+    /// Prompt and answer of one request, in tokens.
+    max_sequence: usize,
+    logits: Vec<f32>,
+    failed_steps: u32,
+}
+
+impl<E: Executor> Engine<E> {
+    pub fn new(executor: E, config: EngineConfig) -> Self {
+        let info = executor.info();
+        let scheduler = Scheduler::new(SchedulerConfig {
+            max_step_tokens: config.max_step_tokens.min(info.max_step_tokens),
+            max_running: config.max_running,
+            num_blocks: info.num_blocks,
+        });
+        // A single request must fit into the cache when it is alone, or it could never end.
+        let max_sequence = info.context_len.min(info.num_blocks * BLOCK_TOKENS);
+        Self {
+            executor,
+            scheduler,
+            sampler: Sampler::default(),
+            config,
+            max_sequence,
+            logits: Vec::new(),
+            failed_steps: 0,
+        }
+    }
+
+    pub fn executor(&self) -> &E {
+        &self.executor
+    }
+
+    /// The longest prompt and answer together.
+    pub fn max_sequence(&self) -> usize {
+        self.max_sequence
+    }
+
+    pub fn has_work(&self) -> bool {
+        self.scheduler.running() + self.scheduler.waiting() > 0
+    }
+
+    pub fn load(&self) -> Load {
+        let pool = self.scheduler.pool();
+        Load {
+            running: self.scheduler.running(),
+            waiting: self.scheduler.waiting(),
+            blocks_used: pool.used(),
+            blocks_total: pool.total(),
+            blocks_touched: pool.touched(),
+            prefill_backlog: self.scheduler.prefill_backlog(),
+            preemptions: self.scheduler.preemptions(),
+            evictions: pool.evictions(),
+        }
+    }
+
+    /// Takes a request into the queue, or says why not.
+    pub fn submit(&mut self, mut request: Request) -> Result<(), Refusal> {
+        self.judge(&request)?;
+        let room = self.max_sequence - request.prompt.len();
+        request.max_tokens = request.max_tokens.clamp(1, room);
+        let info = self.executor.info();
+        let root = BlockHash::root(&info.model_digest, info.kv_type, &request.adapter, &request.salt);
+        self.scheduler.submit(request, root);
+        Ok(())
+    }
+
+    fn judge(&self, request: &Request) -> Result<(), Refusal> {
+        let (tokens, vocab) = (request.prompt.len(), self.executor.info().vocab);
+        if tokens == 0 {
+            return Err(Refusal::EmptyPrompt);
+        }
+        if tokens >= self.max_sequence {
+            return Err(Refusal::PromptTooLong { tokens, limit: self.max_sequence });
+        }
+        let biased = request.sampling.logit_bias.iter().map(|(token, _)| token);
+        if let Some(&token) = request.prompt.iter().chain(biased).find(|token| **token as usize >= vocab) {
+            return Err(Refusal::NoSuchToken { token, vocab });
+        }
+        if self.scheduler.waiting() >= self.config.max_waiting {
+            return Err(Refusal::QueueFull { waiting: self.scheduler.waiting() });
+        }
+        if self.scheduler.contains(request.id) {
+            return Err(Refusal::Duplicate(request.id));
+        }
+        Ok(())
+    }
+
+    /// Ends a request without another event. Returns what it had cost, `None` if it was not here.
+    pub fn cancel(&mut self, id: RequestId) -> Option<Usage> {
+        self.scheduler.remove(id).map(|sequence| sequence.usage())
+    }
+
+    /// Computes one step and appends what happened to `events`.
+    ///
+    /// After an error the same work is tried again by the next call; after three in a row the
+    /// requests of the step end as [`FinishReason::Failed`].
+    pub fn step(&mut self, events: &mut Vec<Event>) -> Result<StepStats, ExecError> {
+        let plan = self.scheduler.schedule();
+        let mut stats = self.describe(&plan);
+        if let Err(err) = self.compute(&plan) {
+            self.failed_steps += 1;
+            if self.failed_steps >= MAX_FAILED_STEPS {
+                self.failed_steps = 0;
+                plan.grants.iter().for_each(|grant| self.finish(grant.id, FinishReason::Failed, events));
+            }
+            return Err(err);
+        }
+        self.failed_steps = 0;
+        stats.sampled = self.advance(&plan, events);
+        Ok(stats)
+    }
+
+    fn compute(&mut self, plan: &Plan) -> Result<(), ExecError> {
+        self.logits.clear();
+        let sequences: Vec<SeqStep<'_>> =
+            plan.grants.iter().filter_map(|grant| seq_step(&self.scheduler, grant)).collect();
+        if sequences.is_empty() {
+            return Ok(());
+        }
+        self.executor.step(&StepBatch { seqs: &sequences }, &mut self.logits)
+    }
+
+    /// After a step that succeeded: K and V count as computed, then each row gives a token.
+    fn advance(&mut self, plan: &Plan, events: &mut Vec<Event>) -> usize {
+        for grant in &plan.grants {
+            self.scheduler.commit(grant.id, grant.tokens);
+        }
+        let vocab = self.executor.info().vocab;
+        let sampling: Vec<RequestId> = plan.grants.iter().filter(|grant| grant.sample).map(|grant| grant.id).collect();
+        for (row, id) in sampling.iter().enumerate() {
+            self.sample(*id, row * vocab..(row + 1) * vocab, events);
+        }
+        sampling.len()
+    }
+
+    fn sample(&mut self, id: RequestId, row: std::ops::Range<usize>, events: &mut Vec<Event>) {
+        let Some(sequence) = self.scheduler.sequence(id) else { return };
+        let request = &sequence.request;
+        let logits = self.logits.get(row).unwrap_or_default();
+        let sampled = self.sampler.sample(logits, &request.sampling, &sequence.counts, sequence.tokens.len());
+        let Ok(token) = sampled else { return self.finish(id, FinishReason::Failed, events) };
+        let stops = request.stop_tokens.contains(&token);
+        let is_last = sequence.generated() + 1 >= request.max_tokens;
+        if !stops {
+            let logprobs = request.logprobs.map(|top| logprobs(logits, token, top.into()));
+            events.push(Event::Token { id, token, logprobs });
+        }
+        self.scheduler.push(id, token);
+        if stops {
+            self.finish(id, FinishReason::Stop, events);
+        } else if is_last {
+            self.finish(id, FinishReason::Length, events);
+        }
+    }
+
+    fn finish(&mut self, id: RequestId, reason: FinishReason, events: &mut Vec<Event>) {
+        if let Some(sequence) = self.scheduler.remove(id) {
+            events.push(Event::Finished { id, reason, usage: sequence.usage() });
+        }
+    }
+
+    fn describe(&self, plan: &Plan) -> StepStats {
+        let mut stats = StepStats { preempted: plan.preempted.len(), ..StepStats::default() };
+        for grant in &plan.grants {
+            let Some(sequence) = self.scheduler.sequence(grant.id) else { continue };
+            if grant.tokens == 1 && sequence.generated() > 0 {
+                stats.decodes += 1;
+            } else {
+                stats.prefill_tokens += grant.tokens;
+            }
+            stats.kv_tokens += sequence.computed + grant.tokens;
+        }
+        stats
+    }
+
+    /// The scheduler's invariants; for tests.
+    pub fn check(&self) -> Result<(), String> {
+        self.scheduler.check()
+    }
+}
+
+fn seq_step<'a>(scheduler: &'a Scheduler, grant: &Grant) -> Option<SeqStep<'a>> {
+    let sequence = scheduler.sequence(grant.id)?;
+    let position = sequence.computed;
+    Some(SeqStep {
+        tokens: &sequence.tokens[position..position + grant.tokens],
+        position,
+        blocks: &sequence.blocks,
+        want_logits: if grant.sample { LogitsWanted::Last } else { LogitsWanted::None },
+    })
+}
+
+#[cfg(test)]
+#[path = "engine_tests.rs"]
+mod tests;

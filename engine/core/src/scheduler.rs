@@ -1,0 +1,371 @@
+//! Which tokens of which requests the next step computes.
+//!
+//! There are no prefill and decode phases: a request has tokens known and tokens computed, and each
+//! step closes some of the gap (the model of vLLM V1). Running requests come first, in order of
+//! (priority, arrival), then waiting ones in the same order. A long prompt takes what is left of the
+//! step's budget and goes on in the next, so those behind it still get a token per step. When blocks
+//! run out, the newest of the least urgent gives up its own and is computed again later.
+//!
+//! A waiting request whose next block is being computed by a running one waits for it: the burst of
+//! equal prompts after a deployment costs one prefill and not sixteen.
+//!
+//! Deliberately absent: clocks, logits, the executor. `schedule` decides, [`Scheduler::commit`] is
+//! told what was really computed, and only then are blocks offered to others.
+
+use std::collections::{BTreeSet, HashMap};
+
+use crate::blocks::{BlockHash, BlockId, BlockPool};
+use crate::executor::BLOCK_TOKENS;
+use crate::request::{Priority, Request, RequestId, Sequence};
+
+/// The bounds of a step. All at least 1.
+#[derive(Clone, Copy, Debug)]
+pub struct SchedulerConfig {
+    pub max_step_tokens: usize,
+    /// Requests running at the same time. At most `max_step_tokens`: each gets a token per step.
+    pub max_running: usize,
+    pub num_blocks: usize,
+}
+
+/// A request's share of a step.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Grant {
+    pub id: RequestId,
+    /// Tokens to compute, from the first that is not computed.
+    pub tokens: usize,
+    /// The last known token is among them: its logits choose the next.
+    pub sample: bool,
+}
+
+/// What to compute, in order.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Plan {
+    pub grants: Vec<Grant>,
+    /// Gave up their blocks to make this plan possible.
+    pub preempted: Vec<RequestId>,
+}
+
+impl Plan {
+    pub fn tokens(&self) -> usize {
+        self.grants.iter().map(|grant| grant.tokens).sum()
+    }
+}
+
+/// The order among requests: urgency, then age. Arrivals are unique, so it is total.
+type Turn = (Priority, u64, RequestId);
+
+/// Requests, their blocks, and whose turn it is.
+#[derive(Debug)]
+pub struct Scheduler {
+    config: SchedulerConfig,
+    pool: BlockPool,
+    sequences: HashMap<RequestId, Sequence>,
+    /// Sorted.
+    running: Vec<Turn>,
+    waiting: BTreeSet<Turn>,
+    /// Blocks that running requests are about to compute, and how many do.
+    announced: HashMap<BlockHash, u32>,
+    arrivals: u64,
+    preemptions: u64,
+}
+
+/// Why a waiting request was not admitted.
+enum NotYet {
+    /// Somebody computes its prefix right now.
+    PrefixUnderWay,
+    NoRoom,
+}
+
+impl Scheduler {
+    pub fn new(config: SchedulerConfig) -> Self {
+        let max_step_tokens = config.max_step_tokens.max(1);
+        let config = SchedulerConfig {
+            max_step_tokens,
+            max_running: config.max_running.clamp(1, max_step_tokens),
+            num_blocks: config.num_blocks,
+        };
+        Self {
+            config,
+            pool: BlockPool::new(config.num_blocks),
+            sequences: HashMap::new(),
+            running: Vec::new(),
+            waiting: BTreeSet::new(),
+            announced: HashMap::new(),
+            arrivals: 0,
+            preemptions: 0,
+        }
+    }
+
+    pub fn pool(&self) -> &BlockPool {
+        &self.pool
+    }
+
+    pub fn running(&self) -> usize {
+        self.running.len()
+    }
+
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    pub fn preemptions(&self) -> u64 {
+        self.preemptions
+    }
+
+    pub fn contains(&self, id: RequestId) -> bool {
+        self.sequences.contains_key(&id)
+    }
+
+    /// Prompt tokens that nobody has computed yet, a measure of the time before a newcomer's first
+    /// token. What the cache will save is not known yet and not taken off.
+    pub fn prefill_backlog(&self) -> usize {
+        let of = |turn: &Turn| self.sequences[&turn.2].remaining();
+        let running = self.running.iter().map(of).filter(|remaining| *remaining > 1);
+        running.chain(self.waiting.iter().map(of)).sum()
+    }
+
+    pub(crate) fn sequence(&self, id: RequestId) -> Option<&Sequence> {
+        self.sequences.get(&id)
+    }
+
+    /// Puts a request into the queue. `root` starts its chain of block hashes.
+    pub fn submit(&mut self, request: Request, root: BlockHash) {
+        let (id, arrival) = (request.id, self.arrivals);
+        self.arrivals += 1;
+        let sequence = Sequence::new(request, arrival, root);
+        self.waiting.insert(turn(&sequence));
+        self.sequences.insert(id, sequence);
+    }
+
+    /// Ends a request, wherever it stands, and gives its blocks back. The sequence is returned for
+    /// its last figures.
+    pub(crate) fn remove(&mut self, id: RequestId) -> Option<Sequence> {
+        let turn = turn(self.sequences.get(&id)?);
+        self.waiting.remove(&turn);
+        self.running.retain(|other| *other != turn);
+        self.take_blocks(id);
+        self.sequences.remove(&id)
+    }
+
+    /// Decides the next step. Blocks are allocated, nothing counts as computed yet.
+    pub fn schedule(&mut self) -> Plan {
+        let mut plan = Plan::default();
+        let mut budget = self.config.max_step_tokens;
+        self.grant_running(&mut plan, &mut budget);
+        // Somebody just lost its blocks for want of room: there is none for newcomers.
+        if plan.preempted.is_empty() {
+            self.admit_waiting(&mut plan, &mut budget);
+        }
+        plan
+    }
+
+    fn grant_running(&mut self, plan: &mut Plan, budget: &mut usize) {
+        let mut at = 0;
+        while at < self.running.len() && *budget > 0 {
+            let id = self.running[at].2;
+            // Those behind keep a token each, so that a long prompt does not stop their streams.
+            let behind = self.running.len() - at - 1;
+            let share = budget.saturating_sub(behind).max(1);
+            let (computed, remaining) = self.gap(id);
+            let tokens = remaining.min(share);
+            if !self.make_room(id, computed + tokens, plan) {
+                return;
+            }
+            *budget -= tokens;
+            plan.grants.push(Grant { id, tokens, sample: tokens == remaining });
+            at += 1;
+        }
+    }
+
+    fn gap(&self, id: RequestId) -> (usize, usize) {
+        let sequence = &self.sequences[&id];
+        (sequence.computed, sequence.remaining())
+    }
+
+    /// Extends the request's blocks to hold `upto` tokens, at the cost of newer ones. False when it
+    /// was itself the newest and gave up its place.
+    fn make_room(&mut self, id: RequestId, upto: usize, plan: &mut Plan) -> bool {
+        while !self.extend(id, upto) {
+            // `id` is running, so there is a last one.
+            let Some(&(_, _, victim)) = self.running.last() else { return false };
+            self.preempt(victim);
+            plan.preempted.push(victim);
+            if victim == id {
+                return false;
+            }
+        }
+        true
+    }
+
+    fn extend(&mut self, id: RequestId, upto: usize) -> bool {
+        let Some(sequence) = self.sequences.get_mut(&id) else { return false };
+        let missing = upto.div_ceil(BLOCK_TOKENS).saturating_sub(sequence.blocks.len());
+        if self.pool.free() < missing {
+            return false;
+        }
+        sequence.blocks.extend((0..missing).filter_map(|_| self.pool.allocate()));
+        true
+    }
+
+    fn preempt(&mut self, id: RequestId) {
+        self.take_blocks(id);
+        let Some(sequence) = self.sequences.get(&id) else { return };
+        let turn = turn(sequence);
+        self.running.retain(|other| *other != turn);
+        self.waiting.insert(turn);
+        self.preemptions += 1;
+    }
+
+    /// Back to nothing computed. Published blocks stay in the cache while there is space.
+    fn take_blocks(&mut self, id: RequestId) {
+        let Some(sequence) = self.sequences.get_mut(&id) else { return };
+        let (from, to) = std::mem::take(&mut sequence.announced);
+        for index in from..to {
+            withdraw(&mut self.announced, sequence.hash(index));
+        }
+        for block in std::mem::take(&mut sequence.blocks).into_iter().rev() {
+            self.pool.release(block);
+        }
+        (sequence.computed, sequence.published) = (0, 0);
+    }
+
+    fn admit_waiting(&mut self, plan: &mut Plan, budget: &mut usize) {
+        let queue: Vec<Turn> = self.waiting.iter().copied().collect();
+        for turn in queue {
+            if *budget == 0 || self.running.len() >= self.config.max_running {
+                return;
+            }
+            match self.admit(turn, *budget) {
+                Ok(grant) => {
+                    *budget -= grant.tokens;
+                    plan.grants.push(grant);
+                }
+                Err(NotYet::PrefixUnderWay) => {}
+                // Smaller ones behind it must not overtake for ever.
+                Err(NotYet::NoRoom) => return,
+            }
+        }
+    }
+
+    fn admit(&mut self, turn: Turn, budget: usize) -> Result<Grant, NotYet> {
+        let id = turn.2;
+        let cached = self.cached_prefix(id)?;
+        let Some(sequence) = self.sequences.get_mut(&id) else { return Err(NotYet::NoRoom) };
+        for block in &cached {
+            self.pool.acquire(*block);
+        }
+        sequence.computed = cached.len() * BLOCK_TOKENS;
+        sequence.published = cached.len();
+        sequence.cached_tokens.get_or_insert(sequence.computed);
+        sequence.blocks = cached;
+
+        let remaining = sequence.remaining();
+        let tokens = remaining.min(budget);
+        let upto = sequence.computed + tokens;
+        self.announce(id);
+        let fits = self.extend(id, upto);
+        debug_assert!(fits, "cached_prefix saw room for the whole text");
+        self.waiting.remove(&turn);
+        let at = self.running.partition_point(|other| *other < turn);
+        self.running.insert(at, turn);
+        Ok(Grant { id, tokens, sample: tokens == remaining })
+    }
+
+    /// The blocks that hold the longest computed prefix, provided the rest has room as well: the
+    /// whole text, and a block for each running request to grow into. Without that reserve a
+    /// newcomer would be computed only to be preempted by the next token of the others.
+    fn cached_prefix(&mut self, id: RequestId) -> Result<Vec<BlockId>, NotYet> {
+        let Some(sequence) = self.sequences.get_mut(&id) else { return Err(NotYet::NoRoom) };
+        let mut cached = Vec::new();
+        for index in 0..sequence.reusable_blocks() {
+            let Some(hash) = sequence.hash(index) else { break };
+            match self.pool.lookup(hash) {
+                Some(block) => cached.push(block),
+                None if self.announced.contains_key(&hash) => return Err(NotYet::PrefixUnderWay),
+                None => break,
+            }
+        }
+        let missing = sequence.tokens.len().div_ceil(BLOCK_TOKENS) - cached.len();
+        // Cached blocks that nobody holds are in the free list, and leave it when taken.
+        let taken = cached.iter().filter(|block| self.pool.is_free(**block)).count();
+        if missing + self.running.len() > self.pool.free() - taken {
+            return Err(NotYet::NoRoom);
+        }
+        Ok(cached)
+    }
+
+    /// Tells the others which blocks this request will compute.
+    fn announce(&mut self, id: RequestId) {
+        let Some(sequence) = self.sequences.get_mut(&id) else { return };
+        let (from, to) = (sequence.published, sequence.tokens.len() / BLOCK_TOKENS);
+        sequence.announced = (from, to.max(from));
+        for index in from..to {
+            if let Some(hash) = sequence.hash(index) {
+                *self.announced.entry(hash).or_default() += 1;
+            }
+        }
+    }
+
+    /// K and V of `tokens` more tokens of the request are in its blocks now. Full ones are offered.
+    pub fn commit(&mut self, id: RequestId, tokens: usize) {
+        let Some(sequence) = self.sequences.get_mut(&id) else { return };
+        sequence.computed += tokens;
+        debug_assert!(sequence.computed <= sequence.tokens.len());
+        for index in sequence.published..sequence.computed / BLOCK_TOKENS {
+            let Some(hash) = sequence.hash(index) else { break };
+            self.pool.publish(sequence.blocks[index], hash);
+            if (sequence.announced.0..sequence.announced.1).contains(&index) {
+                withdraw(&mut self.announced, Some(hash));
+                sequence.announced.0 = index + 1;
+            }
+            sequence.published = index + 1;
+        }
+    }
+
+    /// The next token of the request is known.
+    pub fn push(&mut self, id: RequestId, token: u32) {
+        if let Some(sequence) = self.sequences.get_mut(&id) {
+            sequence.push(token);
+        }
+    }
+
+    /// What must be true between any two calls; for tests.
+    pub fn check(&self) -> Result<(), String> {
+        let holds: Vec<BlockId> = self.sequences.values().flat_map(|s| s.blocks.iter().copied()).collect();
+        self.pool.check(&holds)?;
+        if !self.running.is_sorted() || self.running.len() > self.config.max_running {
+            return Err(format!("the running list is wrong: {:?}", self.running));
+        }
+        if self.running.len() + self.waiting.len() != self.sequences.len() {
+            return Err("a request is neither running nor waiting, or both".to_owned());
+        }
+        for turn in &self.waiting {
+            if !self.sequences[&turn.2].blocks.is_empty() {
+                return Err(format!("{:?} waits and holds blocks", turn.2));
+            }
+        }
+        let announced: usize = self.sequences.values().map(|s| s.announced.1 - s.announced.0).sum();
+        if announced != self.announced.values().map(|n| *n as usize).sum::<usize>() {
+            return Err("announcements without a sequence that made them".to_owned());
+        }
+        Ok(())
+    }
+}
+
+fn turn(sequence: &Sequence) -> Turn {
+    (sequence.request.priority, sequence.arrival, sequence.request.id)
+}
+
+fn withdraw(announced: &mut HashMap<BlockHash, u32>, hash: Option<BlockHash>) {
+    let Some(hash) = hash else { return };
+    if let Some(count) = announced.get_mut(&hash) {
+        *count -= 1;
+        if *count == 0 {
+            announced.remove(&hash);
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "scheduler_tests.rs"]
+mod tests;

@@ -1,0 +1,309 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::sampling::SamplingParams;
+
+fn request(id: u64, prompt: Vec<u32>, priority: Priority) -> Request {
+    Request {
+        id: RequestId(id),
+        prompt,
+        max_tokens: 1000,
+        stop_tokens: Vec::new(),
+        sampling: SamplingParams::default(),
+        logprobs: None,
+        priority,
+        salt: Vec::new(),
+        adapter: String::new(),
+    }
+}
+
+/// A scheduler whose every plan is carried out at once.
+struct Driver {
+    scheduler: Scheduler,
+}
+
+impl Driver {
+    fn new(max_step_tokens: usize, max_running: usize, num_blocks: usize) -> Self {
+        Self { scheduler: Scheduler::new(SchedulerConfig { max_step_tokens, max_running, num_blocks }) }
+    }
+
+    fn submit(&mut self, id: u64, prompt: Vec<u32>) {
+        self.submit_as(id, prompt, Priority::Interactive, "");
+    }
+
+    fn submit_as(&mut self, id: u64, prompt: Vec<u32>, priority: Priority, salt: &str) {
+        let root = BlockHash::root(&[0; 32], "f32", "", salt.as_bytes());
+        self.scheduler.submit(request(id, prompt, priority), root);
+    }
+
+    /// One step; sampled requests get `token`.
+    fn step(&mut self, token: u32) -> Plan {
+        let plan = self.scheduler.schedule();
+        for grant in &plan.grants {
+            self.scheduler.commit(grant.id, grant.tokens);
+            if grant.sample {
+                self.scheduler.push(grant.id, token);
+            }
+        }
+        self.scheduler.check().unwrap();
+        plan
+    }
+
+    fn cached(&self, id: u64) -> Option<usize> {
+        self.scheduler.sequence(RequestId(id)).unwrap().cached_tokens
+    }
+}
+
+fn grants(plan: &Plan) -> Vec<(u64, usize, bool)> {
+    plan.grants.iter().map(|grant| (grant.id.0, grant.tokens, grant.sample)).collect()
+}
+
+/// Prompts of different numbers share no block.
+fn prompt(kind: u32, tokens: usize) -> Vec<u32> {
+    (0..tokens as u32).map(|i| kind * 1000 + i).collect()
+}
+
+#[test]
+fn a_long_prompt_is_cut_to_the_budget_and_samples_at_its_end_only() {
+    let mut driver = Driver::new(20, 4, 100);
+    driver.submit(1, prompt(1, 50));
+    assert_eq!(grants(&driver.step(0)), [(1, 20, false)]);
+    assert_eq!(grants(&driver.step(0)), [(1, 20, false)]);
+    assert_eq!(grants(&driver.step(0)), [(1, 10, true)]);
+    assert_eq!(grants(&driver.step(0)), [(1, 1, true)]);
+}
+
+#[test]
+fn running_ones_come_before_newcomers_and_a_long_prompt_leaves_each_a_token() {
+    let mut driver = Driver::new(8, 4, 100);
+    driver.submit(1, prompt(1, 30));
+    driver.step(0);
+    driver.submit(2, prompt(2, 3));
+    assert_eq!(grants(&driver.step(0)), [(1, 8, false)], "the older prompt takes the whole budget");
+    driver.step(0);
+    assert_eq!(grants(&driver.step(0)), [(1, 6, true), (2, 2, false)]);
+    assert_eq!(grants(&driver.step(0)), [(1, 1, true), (2, 1, true)]);
+    let mut driver = Driver::new(8, 4, 100);
+    driver.submit_as(1, prompt(1, 2), Priority::Batch, "");
+    driver.step(0);
+    driver.submit(2, prompt(2, 30));
+    driver.step(0);
+    assert_eq!(grants(&driver.step(0)), [(2, 7, false), (1, 1, true)], "urgent first, the other keeps its token");
+}
+
+#[test]
+fn interactive_requests_are_admitted_before_older_batch_ones() {
+    let mut driver = Driver::new(64, 1, 100);
+    driver.submit_as(1, prompt(1, 4), Priority::Batch, "");
+    driver.submit_as(2, prompt(2, 4), Priority::Interactive, "");
+    assert_eq!(grants(&driver.step(0)), [(2, 4, true)]);
+}
+
+#[test]
+fn an_equal_prefix_is_reused_up_to_the_last_token() {
+    // Trap 2: a prompt of exactly two blocks hits only one, so that a token is left to compute.
+    let mut driver = Driver::new(100, 4, 100);
+    driver.submit(1, prompt(1, 32));
+    driver.step(0);
+    driver.submit(2, prompt(1, 32));
+    assert_eq!(grants(&driver.step(0)), [(1, 1, true), (2, 16, true)]);
+    assert_eq!(driver.cached(2), Some(16));
+    driver.submit(3, prompt(1, 33));
+    assert_eq!(grants(&driver.step(0))[2], (3, 1, true));
+    assert_eq!(driver.cached(3), Some(32));
+}
+
+#[test]
+fn different_salts_never_share() {
+    // Trap 1.
+    let mut driver = Driver::new(100, 4, 100);
+    driver.submit_as(1, prompt(1, 40), Priority::Interactive, "tenant-a");
+    driver.step(0);
+    driver.submit_as(2, prompt(1, 40), Priority::Interactive, "tenant-b");
+    driver.submit_as(3, prompt(1, 40), Priority::Interactive, "tenant-a");
+    driver.step(0);
+    assert_eq!((driver.cached(2), driver.cached(3)), (Some(0), Some(32)));
+}
+
+#[test]
+fn blocks_are_offered_only_after_they_were_computed() {
+    // Trap 3: planned and not carried out, as in a step that fails, or a request that is cancelled.
+    let mut driver = Driver::new(100, 4, 100);
+    driver.submit(1, prompt(1, 40));
+    let plan = driver.scheduler.schedule();
+    assert_eq!(grants(&plan), [(1, 40, true)]);
+    driver.scheduler.remove(RequestId(1));
+    driver.submit(2, prompt(1, 40));
+    driver.step(0);
+    assert_eq!(driver.cached(2), Some(0));
+}
+
+#[test]
+fn a_burst_of_equal_prompts_is_computed_once() {
+    let mut driver = Driver::new(16, 4, 100);
+    for id in 1..=3 {
+        driver.submit(id, prompt(1, 33));
+    }
+    driver.submit(4, prompt(4, 4));
+    assert_eq!(grants(&driver.step(0)), [(1, 16, false)]);
+    assert_eq!(grants(&driver.step(0)), [(1, 16, false)]);
+    // Requests 2 and 3 could have had a block by now; they wait for the whole prefix.
+    assert_eq!(grants(&driver.step(0)), [(1, 1, true), (2, 1, true), (3, 1, true), (4, 4, true)]);
+    assert_eq!((driver.cached(2), driver.cached(3)), (Some(32), Some(32)));
+}
+
+#[test]
+fn waiting_for_a_prefix_ends_when_the_one_computing_it_goes_away() {
+    let mut driver = Driver::new(16, 4, 100);
+    driver.submit(1, prompt(1, 64));
+    driver.submit(2, prompt(1, 64));
+    driver.step(0);
+    driver.scheduler.remove(RequestId(1));
+    assert_eq!(grants(&driver.step(0)), [(2, 16, false)]);
+    assert_eq!(driver.cached(2), Some(16), "what was computed before is used");
+}
+
+#[test]
+fn the_newest_gives_up_its_blocks_and_keeps_its_turn() {
+    let mut driver = Driver::new(64, 4, 4);
+    driver.submit(1, prompt(1, 16));
+    driver.submit(2, prompt(2, 16));
+    driver.step(0);
+    driver.submit(3, prompt(3, 4));
+    // Both need a second block; four are there.
+    for _ in 0..16 {
+        driver.step(0);
+    }
+    // Request 1 needs a third.
+    let plan = driver.step(0);
+    assert_eq!(plan.preempted, [RequestId(2)]);
+    assert_eq!(grants(&plan), [(1, 1, true)]);
+    driver.scheduler.remove(RequestId(1));
+    let plan = driver.step(0);
+    assert_eq!(plan.grants[0].id, RequestId(2), "before the younger request 3");
+    assert!(plan.grants[0].tokens <= 17, "what is still cached is not computed again");
+}
+
+#[test]
+fn batch_requests_are_preempted_before_interactive_ones() {
+    let mut driver = Driver::new(64, 4, 4);
+    driver.submit_as(1, prompt(1, 16), Priority::Batch, "");
+    driver.submit(2, prompt(2, 16));
+    driver.step(0);
+    let plans: Vec<Plan> = (0..17).map(|_| driver.step(0)).collect();
+    assert_eq!(plans.iter().flat_map(|plan| plan.preempted.clone()).collect::<Vec<_>>(), [RequestId(1)]);
+}
+
+#[test]
+fn who_does_not_fit_now_is_not_overtaken() {
+    let mut driver = Driver::new(64, 4, 6);
+    driver.submit(1, prompt(1, 48));
+    driver.step(0);
+    driver.submit(2, prompt(2, 64));
+    driver.submit(3, prompt(3, 4));
+    assert_eq!(grants(&driver.step(0)), [(1, 1, true)]);
+    driver.scheduler.remove(RequestId(1));
+    assert_eq!(driver.step(0).grants[0].id, RequestId(2));
+}
+
+#[test]
+fn the_backlog_counts_uncomputed_prompt_tokens() {
+    let mut driver = Driver::new(10, 4, 100);
+    driver.submit(1, prompt(1, 25));
+    assert_eq!(driver.scheduler.prefill_backlog(), 25);
+    driver.step(0);
+    assert_eq!(driver.scheduler.prefill_backlog(), 15);
+    driver.step(0);
+    driver.step(0);
+    assert_eq!(driver.scheduler.prefill_backlog(), 0, "decoding is no backlog");
+}
+
+#[derive(Debug, Clone)]
+enum Op {
+    Submit {
+        kind: u32,
+        tokens: usize,
+        batch: bool,
+        salt: bool,
+    },
+    Remove(usize),
+    Step(u32),
+    /// Planned, and not carried out: the executor failed.
+    FailedStep,
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        3 => (0_u32..3, 1_usize..60, any::<bool>(), any::<bool>())
+            .prop_map(|(kind, tokens, batch, salt)| Op::Submit { kind, tokens, batch, salt }),
+        1 => any::<usize>().prop_map(Op::Remove),
+        6 => (0_u32..3).prop_map(Op::Step),
+        1 => Just(Op::FailedStep),
+    ]
+}
+
+proptest! {
+    /// Whatever happens: the budget holds, no block leaks or has two writers, and once nobody new
+    /// comes, everybody is computed in a bounded number of steps.
+    #[test]
+    fn budget_blocks_and_liveness(
+        ops in prop::collection::vec(op(), 0..80),
+        max_step in 1_usize..40,
+        max_running in 1_usize..6,
+        blocks in 6_usize..14,
+    ) {
+        let mut driver = Driver::new(max_step, max_running, blocks);
+        let mut alive: Vec<u64> = Vec::new();
+        let mut next = 0;
+        for op in ops {
+            match op {
+                Op::Submit { kind, tokens, batch, salt } => {
+                    let priority = if batch { Priority::Batch } else { Priority::Interactive };
+                    driver.submit_as(next, prompt(kind, tokens), priority, if salt { "s" } else { "" });
+                    alive.push(next);
+                    next += 1;
+                }
+                Op::Remove(i) if !alive.is_empty() => {
+                    let id = alive.swap_remove(i % alive.len());
+                    prop_assert!(driver.scheduler.remove(RequestId(id)).is_some());
+                }
+                Op::Step(token) => {
+                    let plan = driver.step(token);
+                    prop_assert!(plan.tokens() <= max_step);
+                    prop_assert!(plan.grants.len() <= max_running);
+                    let mut ids: Vec<_> = plan.grants.iter().map(|grant| grant.id).collect();
+                    ids.sort();
+                    ids.dedup();
+                    prop_assert_eq!(ids.len(), plan.grants.len(), "twice in one step");
+                    prop_assert!(plan.grants.iter().all(|grant| grant.tokens > 0));
+                    prop_assert!(alive.is_empty() || !plan.grants.is_empty(), "there is work and none is done");
+                    // A request ends before it outgrows the cache, as the engine sees to.
+                    alive.retain(|id| {
+                        let long = driver.scheduler.sequence(RequestId(*id)).unwrap().tokens.len() >= 6 * BLOCK_TOKENS;
+                        if long {
+                            driver.scheduler.remove(RequestId(*id));
+                        }
+                        !long
+                    });
+                }
+                Op::FailedStep => {
+                    driver.scheduler.schedule();
+                }
+                Op::Remove(_) => {}
+            }
+            driver.scheduler.check().map_err(TestCaseError::fail)?;
+        }
+        for _ in 0..5000 {
+            let plan = driver.step(0);
+            for grant in plan.grants.iter().filter(|grant| grant.sample) {
+                driver.scheduler.remove(grant.id);
+                alive.retain(|id| *id != grant.id.0);
+            }
+            if alive.is_empty() {
+                break;
+            }
+        }
+        prop_assert!(alive.is_empty(), "never computed: {alive:?}");
+        prop_assert_eq!(driver.scheduler.pool().used(), 0);
+    }
+}
