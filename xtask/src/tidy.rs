@@ -61,7 +61,7 @@ struct Graph {
 impl Graph {
     fn of_workspace() -> Result<Self> {
         let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
-        let out = Command::new(cargo).args(["metadata", "--format-version=1", "--locked"]).current_dir(paths::repo()).output()?;
+        let out = Command::new(cargo).args(["metadata", "--format-version=1"]).current_dir(paths::repo()).output()?;
         if !out.status.success() {
             bail!("cargo metadata: {}", String::from_utf8_lossy(&out.stderr).trim());
         }

@@ -120,11 +120,13 @@ fn ready(layout: &Layout, state: &State, start: Instant) -> Result<String> {
 }
 
 fn node_ready(layout: &Layout, state: &State, name: &str) -> Result<()> {
+    let kubelet = format!("--raw=/api/v1/nodes/{name}/proxy/healthz");
     let path = "-o=jsonpath={.status.conditions[?(@.type==\"Ready\")].status} {.status.conditions[?(@.type==\"Ready\")].message}";
     wait::until(&format!("{name} Ready"), READY, || {
         process::must_live(layout, name)?;
         Ok(match kubectl::get(layout, state, &["get", "node", name, path]) {
-            Ok(text) if text.starts_with("True") => Seen::Yes(()),
+            // The object of a node that was started again still says what it said before.
+            Ok(text) if text.starts_with("True") => return seen(kubectl::get(layout, state, &["get", &kubelet])),
             Ok(text) => Seen::NotYet(text),
             Err(e) => Seen::NotYet(format!("{e:#}")),
         })
