@@ -1,0 +1,241 @@
+//! The one loop: observe → plan → check → publish, and hand the plan to the desk if we lead.
+//!
+//! Every replica plans; only the leader executes. Autoscaling, quota and placement are decided
+//! together in one plan, because three loops over the same GPUs would fight. A plan is made at most
+//! [`DEBOUNCE`] after a change and at least every [`PERIOD`]; never on incomplete or failing inputs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use stowage_crds::names::NODE_NAMESPACE;
+use stowage_planner::snapshot::{Policy, Snapshot};
+use stowage_planner::{DecisionReport, Plan};
+use stowage_telemetry::health::Readiness;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::agents::Agents;
+use crate::decisions::{DecisionLog, write_lines};
+use crate::desk::{Desk, Slice};
+use crate::journal::Journals;
+use crate::leader::{Fence, Term};
+use crate::memory::Memory;
+use crate::metrics::Metrics;
+use crate::observe::Sources;
+use crate::reconcile::cluster;
+use crate::snapshot::replicas::millis;
+use crate::snapshot::{Built, build};
+use crate::takeover::take_over;
+use crate::view::View;
+use crate::write::Writer;
+
+/// Changes within this time are decided on together.
+const DEBOUNCE: Duration = Duration::from_millis(100);
+/// Without a change a plan is made this often: deadlines and back-offs end by themselves.
+pub const PERIOD: Duration = Duration::from_secs(5);
+
+/// The last decision, for whoever asks.
+#[derive(Debug, Default, Serialize)]
+pub struct Published {
+    pub leading: bool,
+    /// Why nothing is decided.
+    pub frozen: Option<String>,
+    pub snapshot: Option<Arc<Snapshot>>,
+    pub plan: Option<Arc<Plan>>,
+    pub report: Option<Arc<DecisionReport>>,
+    /// What the plan checker found; a plan with violations is not carried out.
+    pub violations: Vec<String>,
+}
+
+/// Everything the loop works with.
+pub struct Control {
+    pub sources: Arc<Sources>,
+    pub journals: Arc<Journals>,
+    pub agents: Arc<Agents>,
+    pub http: reqwest::Client,
+    pub log: Arc<DecisionLog>,
+    pub metrics: Arc<Metrics>,
+    pub readiness: Readiness,
+    pub writer: Writer,
+    pub fence: Arc<Fence>,
+    pub leading: watch::Receiver<Option<Term>>,
+    pub changed: Arc<Notify>,
+    pub published: watch::Sender<Arc<Published>>,
+    pub period: Duration,
+    pub policy: Policy,
+    pub memory: Memory,
+    pub desk: Desk,
+    pub sequence: u64,
+    /// The term for which a fresh list has been taken in.
+    pub taken_over: Option<Term>,
+}
+
+impl Control {
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut next = Instant::now();
+        let mut last = Instant::now();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                _ = self.leading.changed() => {}
+                Some(()) = self.desk.finished(&self.journals, &self.metrics) => {}
+                () = self.changed.notified() => {}
+                () = tokio::time::sleep_until(next.into()) => {}
+            }
+            let pause = DEBOUNCE.saturating_sub(last.elapsed()).max(Duration::from_millis(10));
+            tokio::time::sleep(pause).await;
+            self.desk.drain_finished(&self.journals, &self.metrics);
+            last = Instant::now();
+            next = last + self.turn().await;
+        }
+        self.desk.finish().await;
+    }
+
+    /// One plan; answers how long it stays right by itself.
+    async fn turn(&mut self) -> Duration {
+        let term = *self.leading.borrow_and_update();
+        self.metrics.leading.set(i64::from(term.is_some()));
+        if term.is_none() {
+            self.step_down();
+        }
+        self.follow_agents();
+        if let Err(frozen) = self.sources.trusted(Instant::now()) {
+            return self.freeze(term, frozen.to_string());
+        }
+        self.metrics.frozen.set(0);
+        self.readiness.set_ready();
+        if let Some(term) = term
+            && !self.caught_up(term).await
+        {
+            return Duration::from_millis(500);
+        }
+        let view = self.sources.view(&self.journals, self.agents.news());
+        self.decide(term, &view)
+    }
+
+    fn decide(&mut self, term: Option<Term>, view: &View) -> Duration {
+        let now = millis(view.now);
+        let uids: BTreeSet<String> = view.deployments.values().map(|stored| stored.uid().to_owned()).collect();
+        self.memory.observe(&view.pods, &uids, now);
+        self.sequence += 1;
+        let started = Instant::now();
+        let built = build(view, &self.memory, self.sequence);
+        let (plan, report) = stowage_planner::plan(&built.snapshot, &self.policy, now);
+        let violations = check(&built.snapshot, &plan);
+        self.metrics.planned(started.elapsed(), plan.actions.len(), &report);
+        for (source, age) in self.sources.ages(Instant::now()) {
+            self.metrics.age(source, age.unwrap_or_default());
+        }
+        let fresh = self.log.take(&report.records);
+        if term.is_some() {
+            write_lines(std::io::stdout().lock(), &fresh);
+            fresh.iter().for_each(|record| self.metrics.decided(record));
+        }
+        let pause = report
+            .wake_at
+            .map_or(self.period, |at| Duration::from_millis(at.saturating_sub(now)).clamp(DEBOUNCE, self.period));
+        for violation in &violations {
+            tracing::error!(violation, sequence = self.sequence, "the plan is wrong and is not carried out");
+        }
+        self.metrics.plan_outcome(if violations.is_empty() { "checked" } else { "refused" });
+        let executable = term.filter(|_| violations.is_empty() && self.fence.check(Instant::now()).is_ok());
+        if let Some(term) = executable {
+            self.execute(term, view, &built, &plan, &report, &fresh);
+        }
+        self.publish(term, None, Some(built), Some((plan, report)), violations);
+        pause
+    }
+
+    fn execute(
+        &mut self,
+        term: Term,
+        view: &View,
+        built: &Built,
+        plan: &Plan,
+        report: &DecisionReport,
+        fresh: &[stowage_planner::report::DecisionRecord],
+    ) {
+        for stored in view.deployments.values() {
+            let slice = Slice::of(view, stored, built, plan, report, fresh, term);
+            self.desk.dispatch(slice, &mut self.memory, &self.writer, &self.journals, &self.sources, view.now);
+        }
+        self.desk.dispatch_cluster(cluster::statuses(view, built, report), &self.writer);
+    }
+
+    /// A new leader does not trust its watches yet: they may lag behind what the old one wrote.
+    async fn caught_up(&mut self, term: Term) -> bool {
+        if self.taken_over == Some(term) {
+            return true;
+        }
+        self.desk.reset();
+        match take_over(&self.writer.client(), &self.sources, &self.journals).await {
+            Ok(()) => self.taken_over = Some(term),
+            Err(err) => tracing::warn!(%err, "cannot list what exists; nothing is decided before"),
+        }
+        self.taken_over == Some(term)
+    }
+
+    fn step_down(&mut self) {
+        if self.taken_over.take().is_some() {
+            self.desk.reset();
+            self.journals.clear();
+        }
+    }
+
+    fn follow_agents(&self) {
+        let mut addresses = BTreeMap::new();
+        for pod in self.sources.pods.all().values() {
+            let labels = pod.metadata.labels.as_ref();
+            let agent = labels
+                .and_then(|labels| labels.get("app.kubernetes.io/name"))
+                .is_some_and(|name| name == "stowage-node-agent");
+            let (Some(spec), Some(status)) = (&pod.spec, &pod.status) else { continue };
+            let ending = pod.metadata.deletion_timestamp.is_some();
+            if !agent || ending || pod.metadata.namespace.as_deref() != Some(NODE_NAMESPACE) {
+                continue;
+            }
+            if let (Some(node), Some(address)) = (&spec.node_name, &status.pod_ip) {
+                addresses.insert(node.clone(), address.clone());
+            }
+        }
+        self.agents.follow(&addresses, &self.http, &self.changed);
+    }
+
+    fn freeze(&mut self, term: Option<Term>, why: String) -> Duration {
+        if self.published.borrow().frozen.as_ref() != Some(&why) {
+            tracing::warn!(why, "nothing is decided");
+        }
+        self.metrics.frozen.set(1);
+        self.metrics.plan_outcome("frozen");
+        self.publish(term, Some(why), None, None, Vec::new());
+        Duration::from_secs(1)
+    }
+
+    fn publish(
+        &self,
+        term: Option<Term>,
+        frozen: Option<String>,
+        built: Option<Built>,
+        decided: Option<(Plan, DecisionReport)>,
+        violations: Vec<String>,
+    ) {
+        let (plan, report) =
+            decided.map_or((None, None), |(plan, report)| (Some(Arc::new(plan)), Some(Arc::new(report))));
+        let snapshot = built.map(|built| Arc::new(built.snapshot));
+        self.published.send_replace(Arc::new(Published {
+            leading: term.is_some(),
+            frozen,
+            snapshot,
+            plan,
+            report,
+            violations,
+        }));
+    }
+}
+
+/// The planner's own invariants, asked again of the finished plan.
+fn check(snapshot: &Snapshot, plan: &Plan) -> Vec<String> {
+    stowage_planner::check::check(snapshot, plan).iter().map(ToString::to_string).collect()
+}

@@ -1,0 +1,127 @@
+//! Which replica a pod or a claim is: names and annotations, written here and read back here.
+//!
+//! A replica is (deployment UID, index, incarnation). The name follows from the three, so a crash
+//! between deciding and writing leads to the same name again, and a replica's next life never has
+//! the name of one that may still be terminating. The incarnation needs no counter of its own: it is
+//! one more than the highest among all pods *and claims* of the slot that exist, terminating ones
+//! included. When none exists, no name is taken and counting may begin anew.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use sha2::{Digest, Sha256};
+use stowage_crds::names::{
+    ANNOTATION_INCARNATION, ANNOTATION_REPLICA_INDEX, ANNOTATION_SPEC_HASH, LABEL_DEPLOYMENT, LABEL_MANAGED_BY,
+    MANAGED_BY, claim_name, pod_name,
+};
+use stowage_planner::snapshot::{DeploymentId, Placement, ReplicaId};
+
+/// Annotation on pods and claims: the placement that was decided, as JSON. The operator reads it
+/// back after a restart; nobody else needs it.
+pub const ANNOTATION_PLACEMENT: &str = "stowage.dev/placement";
+
+const ALPHABET: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
+
+/// Names of a replica's objects.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReplicaNames {
+    pub pod: String,
+    pub claim: String,
+}
+
+/// The names that follow from the deployment's UID, the slot and its life.
+pub fn names(uid: &str, replica: &ReplicaId) -> ReplicaNames {
+    let id = short_id(uid, replica.index, replica.incarnation);
+    let deployment = &replica.deployment.name;
+    ReplicaNames { pod: pod_name(deployment, &id), claim: claim_name(deployment, &id) }
+}
+
+/// Six characters of [a-z0-9]: 2 × 10⁹ values, among the few replicas of one deployment.
+fn short_id(uid: &str, index: u32, incarnation: u32) -> String {
+    let digest = Sha256::digest(format!("{uid}/{index}/{incarnation}"));
+    digest.iter().take(6).map(|byte| char::from(ALPHABET[usize::from(*byte) % ALPHABET.len()])).collect()
+}
+
+/// What an object of ours says about the replica that it belongs to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    pub replica: ReplicaId,
+    pub spec_hash: String,
+    /// `None`: missing or unreadable.
+    pub placement: Option<Placement>,
+}
+
+/// Reads an object's identity; `None`: not a replica of ours.
+pub fn identity(meta: &ObjectMeta) -> Option<Identity> {
+    let (labels, annotations) = (meta.labels.as_ref()?, meta.annotations.as_ref()?);
+    if labels.get(LABEL_MANAGED_BY).map(String::as_str) != Some(MANAGED_BY) {
+        return None;
+    }
+    let number = |key: &str| annotations.get(key).and_then(|text| text.parse::<u32>().ok());
+    Some(Identity {
+        replica: ReplicaId {
+            deployment: DeploymentId::new(meta.namespace.clone()?, labels.get(LABEL_DEPLOYMENT)?.clone()),
+            index: number(ANNOTATION_REPLICA_INDEX)?,
+            incarnation: number(ANNOTATION_INCARNATION)?,
+        },
+        spec_hash: annotations.get(ANNOTATION_SPEC_HASH).cloned().unwrap_or_default(),
+        placement: annotations.get(ANNOTATION_PLACEMENT).and_then(|text| serde_json::from_str(text).ok()),
+    })
+}
+
+/// The annotations that [`identity`] reads.
+pub fn annotations(replica: &ReplicaId, spec_hash: &str, placement: &Placement) -> BTreeMap<String, String> {
+    // A placement is strings and numbers: it is always JSON.
+    let placement = serde_json::to_string(placement).unwrap_or_default();
+    [
+        (ANNOTATION_REPLICA_INDEX, replica.index.to_string()),
+        (ANNOTATION_INCARNATION, replica.incarnation.to_string()),
+        (ANNOTATION_SPEC_HASH, spec_hash.to_owned()),
+        (ANNOTATION_PLACEMENT, placement),
+    ]
+    .map(|(key, value)| (key.to_owned(), value))
+    .into()
+}
+
+/// Whether the object is controlled by the owner with this UID.
+pub fn owned_by(meta: &ObjectMeta, uid: &str) -> bool {
+    meta.owner_references.iter().flatten().any(|owner| owner.uid == uid)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn replica(index: u32, incarnation: u32) -> ReplicaId {
+        ReplicaId { deployment: DeploymentId::new("team-a", "chat"), index, incarnation }
+    }
+
+    #[test]
+    fn names_are_the_same_after_a_crash_and_different_in_the_next_life() {
+        let first = names("uid-1", &replica(0, 0));
+        assert_eq!(first, names("uid-1", &replica(0, 0)));
+        for other in [names("uid-1", &replica(0, 1)), names("uid-1", &replica(1, 0)), names("uid-2", &replica(0, 0))] {
+            assert_ne!(first.pod, other.pod);
+        }
+        assert_eq!(first.claim, format!("stowage-{}", first.pod));
+        assert_eq!(first.pod.len(), "chat-".len() + 6);
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let placement = Placement { node: "n1".into(), variant: "small".into(), gpus: Vec::new() };
+        let meta = ObjectMeta {
+            namespace: Some("team-a".into()),
+            labels: Some(
+                [(LABEL_MANAGED_BY, MANAGED_BY), (LABEL_DEPLOYMENT, "chat")]
+                    .map(|(k, v)| (k.to_owned(), v.to_owned()))
+                    .into(),
+            ),
+            annotations: Some(annotations(&replica(2, 5), "h", &placement)),
+            ..ObjectMeta::default()
+        };
+        let read = identity(&meta).unwrap();
+        assert_eq!((read.replica, read.spec_hash.as_str(), read.placement), (replica(2, 5), "h", Some(placement)));
+        assert_eq!(identity(&ObjectMeta::default()), None);
+    }
+}

@@ -1,0 +1,163 @@
+//! Watches everything that a decision looks at and keeps it in memory, trimmed.
+//!
+//! Starts one watch per kind and hands out [`View`]s. It decides nothing, and it believes nothing
+//! before every list is complete: an empty list because of an unsynced watch must never look like an
+//! empty cluster.
+
+pub mod source;
+mod trim;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Node, Pod, Service};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::resource::v1::{ResourceClaim, ResourceSlice};
+use kube::core::{ApiResource, DynamicObject};
+use kube::runtime::watcher::Config;
+use kube::{Api, Client, Resource};
+use stowage_crds::names::{LABEL_MANAGED_BY, MANAGED_BY};
+use stowage_crds::{GpuClass, GpuNode, InferenceDeployment, InferenceRuntime, TenantQuota};
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+
+use crate::journal::Journals;
+use crate::view::{Stored, StoredClass, StoredDeployment, StoredGpuNode, StoredQuota, StoredRuntime, View};
+use source::{Source, Trust, follow};
+
+/// A watch may fail for this long before decisions freeze: the API server restarts faster.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// All watched kinds.
+pub struct Sources {
+    pub deployments: Arc<Source<StoredDeployment>>,
+    pub quotas: Arc<Source<StoredQuota>>,
+    pub classes: Arc<Source<StoredClass>>,
+    pub runtimes: Arc<Source<StoredRuntime>>,
+    pub gpu_nodes: Arc<Source<StoredGpuNode>>,
+    pub nodes: Arc<Source<Node>>,
+    pub pods: Arc<Source<Pod>>,
+    pub claims: Arc<Source<ResourceClaim>>,
+    pub slices: Arc<Source<ResourceSlice>>,
+    pub services: Arc<Source<Service>>,
+    pub policies: Arc<Source<NetworkPolicy>>,
+}
+
+impl Default for Sources {
+    fn default() -> Self {
+        Self {
+            deployments: Source::new("inferencedeployments"),
+            quotas: Source::new("tenantquotas"),
+            classes: Source::new("gpuclasses"),
+            runtimes: Source::new("inferenceruntimes"),
+            gpu_nodes: Source::new("gpunodes"),
+            nodes: Source::new("nodes"),
+            pods: Source::new("pods"),
+            claims: Source::new("resourceclaims"),
+            slices: Source::new("resourceslices"),
+            services: Source::new("services"),
+            policies: Source::new("networkpolicies"),
+        }
+    }
+}
+
+/// Why nothing may be decided at present.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Frozen {
+    #[error("waiting for the first complete list of: {0}")]
+    Unsynced(String),
+    #[error("the watch of {source_name} has been failing for {} s: {error}", since.as_secs())]
+    Failing { source_name: &'static str, since: Duration, error: String },
+}
+
+impl Sources {
+    /// Starts all watches; they end with the returned set.
+    pub fn start(&self, client: &Client, changed: &Arc<Notify>) -> JoinSet<()> {
+        let mut tasks = JoinSet::new();
+        let ours = || Config::default().labels(&format!("{LABEL_MANAGED_BY}={MANAGED_BY}"));
+        let all = Config::default;
+        let signal = || changed.clone();
+        tasks.spawn(follow(
+            custom::<InferenceDeployment>(client),
+            all(),
+            self.deployments.clone(),
+            Stored::read,
+            signal(),
+        ));
+        tasks.spawn(follow(custom::<TenantQuota>(client), all(), self.quotas.clone(), Stored::read, signal()));
+        tasks.spawn(follow(custom::<GpuClass>(client), all(), self.classes.clone(), Stored::read, signal()));
+        tasks.spawn(follow(custom::<InferenceRuntime>(client), all(), self.runtimes.clone(), Stored::read, signal()));
+        tasks.spawn(follow(custom::<GpuNode>(client), all(), self.gpu_nodes.clone(), Stored::read, signal()));
+        tasks.spawn(follow(Api::all(client.clone()), all(), self.nodes.clone(), trim::node, signal()));
+        tasks.spawn(follow(Api::all(client.clone()), all(), self.pods.clone(), trim::pod, signal()));
+        tasks.spawn(follow(Api::all(client.clone()), all(), self.claims.clone(), trim::plain, signal()));
+        tasks.spawn(follow(Api::all(client.clone()), all(), self.slices.clone(), trim::plain, signal()));
+        tasks.spawn(follow(Api::all(client.clone()), ours(), self.services.clone(), trim::plain, signal()));
+        tasks.spawn(follow(Api::all(client.clone()), ours(), self.policies.clone(), trim::plain, signal()));
+        tasks
+    }
+
+    /// Whether a decision may be made on what is known.
+    pub fn trusted(&self, now: Instant) -> Result<(), Frozen> {
+        let trusts = self.each(|name, trust, _| (name, trust), now);
+        let unsynced: Vec<_> =
+            trusts.iter().filter(|(_, trust)| *trust == Trust::Unsynced).map(|(name, _)| *name).collect();
+        if !unsynced.is_empty() {
+            return Err(Frozen::Unsynced(unsynced.join(", ")));
+        }
+        for (source_name, trust) in trusts {
+            if let Trust::Failing { since, error } = trust
+                && since > PATIENCE
+            {
+                return Err(Frozen::Failing { source_name, since, error });
+            }
+        }
+        Ok(())
+    }
+
+    /// Age of the last sign of life of each kind.
+    pub fn ages(&self, now: Instant) -> Vec<(&'static str, Option<Duration>)> {
+        self.each(|name, _, age| (name, age), now)
+    }
+
+    fn each<R>(&self, read: impl Fn(&'static str, Trust, Option<Duration>) -> R, now: Instant) -> Vec<R> {
+        let Self { deployments, quotas, classes, runtimes, gpu_nodes, nodes, pods, claims, slices, services, policies } =
+            self;
+        macro_rules! all {
+            ($($source:ident),*) => { vec![$(read($source.name, $source.trust(now), $source.age(now))),*] };
+        }
+        all!(deployments, quotas, classes, runtimes, gpu_nodes, nodes, pods, claims, slices, services, policies)
+    }
+
+    /// What the watches show, with the journals laid over it.
+    pub fn view(
+        &self,
+        journals: &Journals,
+        agents: std::collections::BTreeMap<String, crate::agents::AgentNews>,
+    ) -> View {
+        let (mut pods, mut claims) = (self.pods.all(), self.claims.all());
+        journals.pods().overlay(&mut pods, &|uid| self.pods.ended(uid));
+        journals.claims().overlay(&mut claims, &|uid| self.claims.ended(uid));
+        View {
+            now: Timestamp::now(),
+            deployments: self.deployments.all(),
+            quotas: self.quotas.all(),
+            classes: self.classes.all(),
+            runtimes: self.runtimes.all(),
+            gpu_nodes: self.gpu_nodes.all(),
+            nodes: self.nodes.all(),
+            pods,
+            claims,
+            slices: self.slices.all(),
+            services: self.services.all(),
+            policies: self.policies.all(),
+            agents,
+        }
+    }
+}
+
+/// Untyped, because a malformed object must not stop the watch of its kind.
+fn custom<K: Resource<DynamicType = ()>>(client: &Client) -> Api<DynamicObject> {
+    Api::all_with(client.clone(), &ApiResource::erase::<K>(&()))
+}

@@ -1,0 +1,246 @@
+//! One watched kind: its objects in memory, and whether they may be believed.
+//!
+//! Not kube's reflector store, because three things are needed that it does not say: whether the
+//! watch is failing (then decisions freeze), how old the last sign of life is (a metric), and a
+//! sorted order (the same objects give the same snapshot). A relist is swapped in whole, so there is
+//! no moment with half a list; before the first list is complete, nothing is known and nothing is
+//! decided.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use futures::{StreamExt, pin_mut};
+use kube::runtime::watcher::{self, Event};
+use kube::{Api, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+use tokio::sync::Notify;
+
+/// Namespace (empty for cluster-scoped kinds) and name.
+pub type Key = (String, String);
+
+/// Retry of a failing watch: at once twice as long, up to this.
+const MAX_RETRY: Duration = Duration::from_secs(5);
+const MIN_RETRY: Duration = Duration::from_millis(250);
+/// A silently dropped connection is noticed after this (plus five seconds).
+const WATCH_SECONDS: u32 = 55;
+
+/// The objects of one kind, as last seen.
+#[derive(Debug)]
+pub struct Source<T> {
+    /// Plural, for logs and the metric label.
+    pub name: &'static str,
+    state: RwLock<State<T>>,
+}
+
+#[derive(Debug)]
+struct State<T> {
+    objects: BTreeMap<Key, Arc<T>>,
+    synced: bool,
+    /// First error since the last success, and what it said.
+    failing: Option<(Instant, String)>,
+    last_sign: Option<Instant>,
+    /// UIDs whose deletion was reported, the latest [`REMEMBER`] of them.
+    ended: VecDeque<String>,
+}
+
+/// Enough for the deletions between a write of ours and the next plan.
+const REMEMBER: usize = 2048;
+
+/// Whether a source may be decided upon.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Trust {
+    Fresh,
+    /// The first list is not complete.
+    Unsynced,
+    /// The watch has been failing for this long.
+    Failing {
+        since: Duration,
+        error: String,
+    },
+}
+
+impl<T> Source<T> {
+    pub fn new(name: &'static str) -> Arc<Self> {
+        let state =
+            State { objects: BTreeMap::new(), synced: false, failing: None, last_sign: None, ended: VecDeque::new() };
+        Arc::new(Self { name, state: RwLock::new(state) })
+    }
+
+    /// All objects, sorted by key.
+    pub fn all(&self) -> BTreeMap<Key, Arc<T>> {
+        self.read().objects.clone()
+    }
+
+    pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<T>> {
+        self.read().objects.get(&(namespace.to_owned(), name.to_owned())).cloned()
+    }
+
+    /// Whether the watch has reported the deletion of this UID, lately.
+    pub fn ended(&self, uid: &str) -> bool {
+        self.read().ended.iter().rev().any(|ended| ended == uid)
+    }
+
+    pub fn trust(&self, now: Instant) -> Trust {
+        let state = self.read();
+        match (&state.failing, state.synced) {
+            (Some((since, error)), true) => {
+                Trust::Failing { since: now.saturating_duration_since(*since), error: error.clone() }
+            }
+            (_, false) => Trust::Unsynced,
+            (None, true) => Trust::Fresh,
+        }
+    }
+
+    /// Time since the API server last said anything about this kind (bookmarks are not passed on to
+    /// us, so a quiet kind ages; only errors make it untrusted).
+    pub fn age(&self, now: Instant) -> Option<Duration> {
+        self.read().last_sign.map(|at| now.saturating_duration_since(at))
+    }
+
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, State<T>> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, State<T>> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn alive(state: &mut State<T>) {
+        state.failing = None;
+        state.last_sign = Some(Instant::now());
+    }
+
+    fn failed(&self, error: String) {
+        let mut state = self.write();
+        let since = state.failing.as_ref().map_or_else(Instant::now, |(since, _)| *since);
+        state.failing = Some((since, error));
+    }
+}
+
+/// Keeps `source` equal to what the API server shows, for ever. `trim` keeps what is needed of an object.
+pub async fn follow<K, T>(
+    api: Api<K>,
+    config: watcher::Config,
+    source: Arc<Source<T>>,
+    trim: impl Fn(K) -> T,
+    changed: Arc<Notify>,
+) where
+    K: Resource + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static,
+{
+    let stream = watcher::watcher(api, config.timeout(WATCH_SECONDS));
+    pin_mut!(stream);
+    let mut incoming: BTreeMap<Key, Arc<T>> = BTreeMap::new();
+    let mut retry = MIN_RETRY;
+    while let Some(event) = stream.next().await {
+        match event {
+            Ok(event) => {
+                retry = MIN_RETRY;
+                take(&source, &mut incoming, event, &trim);
+                changed.notify_one();
+            }
+            Err(err) => {
+                tracing::warn!(source = source.name, %err, "watch failed, trying again in {retry:?}");
+                source.failed(err.to_string());
+                tokio::time::sleep(retry).await;
+                retry = (retry * 2).min(MAX_RETRY);
+            }
+        }
+    }
+}
+
+fn take<K: Resource, T>(
+    source: &Source<T>,
+    incoming: &mut BTreeMap<Key, Arc<T>>,
+    event: Event<K>,
+    trim: &impl Fn(K) -> T,
+) {
+    match event {
+        // The start of a list is no success yet.
+        Event::Init => incoming.clear(),
+        Event::InitApply(object) => {
+            incoming.insert(key(&object), Arc::new(trim(object)));
+        }
+        Event::InitDone => {
+            let mut state = source.write();
+            state.objects = std::mem::take(incoming);
+            state.synced = true;
+            Source::alive(&mut state);
+        }
+        Event::Apply(object) => {
+            let (key, object) = (key(&object), Arc::new(trim(object)));
+            let mut state = source.write();
+            state.objects.insert(key, object);
+            Source::alive(&mut state);
+        }
+        Event::Delete(object) => {
+            let mut state = source.write();
+            state.objects.remove(&key(&object));
+            state.ended.extend(object.meta().uid.clone());
+            let surplus = state.ended.len().saturating_sub(REMEMBER);
+            state.ended.drain(..surplus);
+            Source::alive(&mut state);
+        }
+    }
+}
+
+fn key<K: Resource>(object: &K) -> Key {
+    (object.meta().namespace.clone().unwrap_or_default(), object.name_any())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use k8s_openapi::api::core::v1::ConfigMap;
+
+    fn named(name: &str) -> ConfigMap {
+        let mut map = ConfigMap::default();
+        map.metadata.name = Some(name.into());
+        map.metadata.namespace = Some("a".into());
+        map
+    }
+
+    fn names_after(events: Vec<Event<ConfigMap>>) -> (Vec<String>, Trust) {
+        let source = Source::<ConfigMap>::new("configmaps");
+        let mut incoming = BTreeMap::new();
+        for event in events {
+            take(&source, &mut incoming, event, &|map| map);
+        }
+        (source.all().into_keys().map(|(_, name)| name).collect(), source.trust(Instant::now()))
+    }
+
+    #[test]
+    fn half_a_list_is_not_shown_and_not_trusted() {
+        let (names, trust) = names_after(vec![Event::Init, Event::InitApply(named("x"))]);
+        assert_eq!((names.len(), trust), (0, Trust::Unsynced));
+    }
+
+    #[test]
+    fn a_relist_replaces_everything_at_once() {
+        let events = vec![
+            Event::Init,
+            Event::InitApply(named("old")),
+            Event::InitDone,
+            Event::Apply(named("late")),
+            Event::Init,
+            Event::InitApply(named("new")),
+        ];
+        assert_eq!(names_after(events.clone()).0, ["late", "old"], "the old list stands until the new one is complete");
+        let done = [events, vec![Event::InitDone]].concat();
+        assert_eq!(names_after(done), (vec!["new".to_owned()], Trust::Fresh));
+    }
+
+    #[test]
+    fn a_failing_watch_keeps_its_objects_and_loses_trust_until_it_speaks_again() {
+        let source = Source::<ConfigMap>::new("configmaps");
+        let mut incoming = BTreeMap::new();
+        take(&source, &mut incoming, Event::Init, &|map: ConfigMap| map);
+        take(&source, &mut incoming, Event::InitApply(named("x")), &|map| map);
+        take(&source, &mut incoming, Event::InitDone, &|map| map);
+        source.failed("refused".into());
+        assert!(matches!(source.trust(Instant::now()), Trust::Failing { .. }));
+        assert_eq!(source.all().len(), 1);
+        take(&source, &mut incoming, Event::Delete(named("x")), &|map| map);
+        assert_eq!(source.trust(Instant::now()), Trust::Fresh);
+    }
+}

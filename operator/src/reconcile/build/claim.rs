@@ -1,0 +1,74 @@
+//! The pinned ResourceClaim: it can only resolve to the GPUs that the plan chose, and the scheduler
+//! remains the one that allocates. Its spec is immutable; moving a replica means a new claim.
+
+use k8s_openapi::api::resource::v1::{
+    CELDeviceSelector, CapacityRequirements, DeviceClaim, DeviceClaimConfiguration, DeviceRequest, DeviceSelector,
+    ExactDeviceRequest, OpaqueDeviceConfiguration, ResourceClaim, ResourceClaimSpec,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::runtime::RawExtension;
+use serde_json::json;
+use stowage_crds::names::{ATTRIBUTE_UUID, CAPACITY_MEMORY, CAPACITY_SM, CLAIM_REQUEST, DEVICE_CLASS, DRIVER};
+use stowage_crds::quantity::bytes_quantity;
+use stowage_planner::snapshot::GpuShare;
+
+use super::Replica;
+
+/// `None` for a replica without GPUs.
+pub fn claim(replica: &Replica<'_>) -> Option<ResourceClaim> {
+    let gpus = &replica.placement.gpus;
+    let first = gpus.first()?;
+    let request = ExactDeviceRequest {
+        device_class_name: DEVICE_CLASS.into(),
+        allocation_mode: Some("ExactCount".into()),
+        count: i64::try_from(gpus.len()).ok(),
+        selectors: Some(vec![DeviceSelector { cel: Some(CELDeviceSelector { expression: selector(gpus) }) }]),
+        capacity: Some(CapacityRequirements {
+            requests: Some(
+                [
+                    (CAPACITY_MEMORY.to_owned(), bytes_quantity(first.memory_bytes)),
+                    (CAPACITY_SM.to_owned(), Quantity(first.sm_percent.to_string())),
+                ]
+                .into(),
+            ),
+        }),
+        ..ExactDeviceRequest::default()
+    };
+    Some(ResourceClaim {
+        metadata: replica.meta(&replica.names.claim),
+        spec: ResourceClaimSpec {
+            devices: Some(DeviceClaim {
+                requests: Some(vec![DeviceRequest {
+                    name: CLAIM_REQUEST.into(),
+                    exactly: Some(request),
+                    ..DeviceRequest::default()
+                }]),
+                config: Some(vec![config(replica.sharing)]),
+                ..DeviceClaim::default()
+            }),
+        },
+        status: None,
+    })
+}
+
+/// Uuids come from the driver through NVML and hold letters, digits and dashes; anything else is
+/// dropped rather than quoted, because it would not name a device anyway.
+fn selector(gpus: &[GpuShare]) -> String {
+    let quoted = |gpu: &GpuShare| {
+        let uuid: String = gpu.uuid.chars().filter(|c| c.is_ascii_alphanumeric() || "-_.:/".contains(*c)).collect();
+        format!("\"{uuid}\"")
+    };
+    let attribute = format!("device.attributes[\"{DRIVER}\"].{ATTRIBUTE_UUID}");
+    match gpus {
+        [one] => format!("{attribute} == {}", quoted(one)),
+        many => format!("{attribute} in [{}]", many.iter().map(quoted).collect::<Vec<_>>().join(", ")),
+    }
+}
+
+fn config(sharing: &str) -> DeviceClaimConfiguration {
+    let parameters = json!({"apiVersion": "gpu.stowage.dev/v1alpha1", "kind": "GpuShareConfig", "isolation": sharing});
+    DeviceClaimConfiguration {
+        requests: Some(vec![CLAIM_REQUEST.into()]),
+        opaque: Some(OpaqueDeviceConfiguration { driver: DRIVER.into(), parameters: RawExtension(parameters) }),
+    }
+}

@@ -1,0 +1,69 @@
+//! The Service and the NetworkPolicy of a deployment: same for all its replicas, applied first.
+
+use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
+use k8s_openapi::api::networking::v1::{
+    NetworkPolicy, NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use stowage_crds::names::{ENGINE_PORT, GATEWAY_SERVICE, HTTP_PORT_NAME, SYSTEM_NAMESPACE};
+
+use super::Owner;
+
+/// Headless: names the ready pods for people and tools. Gateways watch the pods themselves.
+pub fn service(owner: &Owner<'_>) -> Service {
+    Service {
+        metadata: meta(owner),
+        spec: Some(ServiceSpec {
+            cluster_ip: Some("None".into()),
+            selector: Some(owner.selector()),
+            ports: Some(vec![ServicePort {
+                name: Some(HTTP_PORT_NAME.into()),
+                port: i32::from(ENGINE_PORT),
+                target_port: Some(IntOrString::String(HTTP_PORT_NAME.into())),
+                protocol: Some("TCP".into()),
+                ..ServicePort::default()
+            }]),
+            ..ServiceSpec::default()
+        }),
+        status: None,
+    }
+}
+
+/// Only gateways reach engines (kubelets' probes come from the node and are not subject to policies),
+/// and engines reach nobody: the model is a mounted image, and no name has to be resolved.
+pub fn policy(owner: &Owner<'_>) -> NetworkPolicy {
+    let selector = |labels: [(&str, &str); 1]| LabelSelector {
+        match_labels: Some(labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into()),
+        ..LabelSelector::default()
+    };
+    let gateways = NetworkPolicyPeer {
+        namespace_selector: Some(selector([("kubernetes.io/metadata.name", SYSTEM_NAMESPACE)])),
+        pod_selector: Some(selector([("app.kubernetes.io/name", GATEWAY_SERVICE)])),
+        ip_block: None,
+    };
+    let serving = NetworkPolicyPort {
+        port: Some(IntOrString::Int(i32::from(ENGINE_PORT))),
+        protocol: Some("TCP".into()),
+        end_port: None,
+    };
+    NetworkPolicy {
+        metadata: meta(owner),
+        spec: Some(NetworkPolicySpec {
+            pod_selector: Some(LabelSelector { match_labels: Some(owner.selector()), ..LabelSelector::default() }),
+            policy_types: Some(vec!["Ingress".into(), "Egress".into()]),
+            ingress: Some(vec![NetworkPolicyIngressRule { from: Some(vec![gateways]), ports: Some(vec![serving]) }]),
+            egress: None,
+        }),
+    }
+}
+
+fn meta(owner: &Owner<'_>) -> ObjectMeta {
+    ObjectMeta {
+        name: Some(owner.name.to_owned()),
+        namespace: Some(owner.namespace.to_owned()),
+        labels: Some(owner.labels()),
+        owner_references: Some(vec![owner.reference()]),
+        ..ObjectMeta::default()
+    }
+}

@@ -1,0 +1,104 @@
+//! Dereference: everything that belongs to one deployment, picked from the view. No client.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::resource::v1::ResourceClaim;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use stowage_crds::names::{ANNOTATION_DRAINING, FORCE_DELETE_ANNOTATION};
+use stowage_crds::quantity::parse_duration;
+use stowage_planner::plan::Action;
+use stowage_planner::snapshot::DeploymentId;
+
+use super::build::{Owner, Target};
+use crate::identity::owned_by;
+use crate::observe::source::Key;
+use crate::view::{Objects, StoredDeployment, View};
+
+/// What `scaling.drainTimeout` is when it cannot be read.
+pub const DEFAULT_DRAIN_SECONDS: u64 = 600;
+
+/// One deployment with all that exists for it and all that was decided about it.
+#[derive(Debug)]
+pub struct Case {
+    pub id: DeploymentId,
+    pub stored: Arc<StoredDeployment>,
+    pub tenant: Option<String>,
+    /// Owned by this UID; those of a deployment of the same name that was deleted before are not.
+    pub pods: Vec<Arc<Pod>>,
+    pub claims: Vec<Arc<ResourceClaim>>,
+    pub service: Option<Arc<Service>>,
+    pub policy: Option<Arc<NetworkPolicy>>,
+    /// This deployment's part of the plan, in its order.
+    pub actions: Vec<Action>,
+}
+
+impl Case {
+    pub fn of(view: &View, stored: &Arc<StoredDeployment>, tenant: Option<&str>, actions: Vec<Action>) -> Self {
+        let key: Key = (stored.namespace().to_owned(), stored.name().to_owned());
+        Self {
+            id: DeploymentId::new(key.0.clone(), key.1.clone()),
+            pods: owned(&view.pods, &key.0, |pod| owned_by(&pod.metadata, stored.uid())),
+            claims: owned(&view.claims, &key.0, |claim| owned_by(&claim.metadata, stored.uid())),
+            service: view.services.get(&key).cloned(),
+            policy: view.policies.get(&key).cloned(),
+            stored: stored.clone(),
+            tenant: tenant.map(str::to_owned),
+            actions,
+        }
+    }
+
+    pub fn owner(&self) -> Owner<'_> {
+        Owner {
+            namespace: self.stored.namespace(),
+            name: self.stored.name(),
+            uid: self.stored.uid(),
+            tenant: self.tenant.as_deref(),
+        }
+    }
+
+    pub fn generation(&self) -> u64 {
+        u64::try_from(self.stored.generation()).unwrap_or(0)
+    }
+
+    /// Whether the user gave up what is in flight.
+    pub fn forced(&self) -> bool {
+        forced(&self.stored.meta)
+    }
+
+    /// The pod of this name, if it exists and is not only assumed.
+    pub fn target(&self, pod: &str) -> Option<Target> {
+        let found = self.pods.iter().find(|found| found.metadata.name.as_deref() == Some(pod))?;
+        Target::of(&found.metadata)
+    }
+
+    /// Seconds until the drain of this pod must be over; `None`: it is not draining.
+    pub fn drain_left(&self, pod: &str, now: Timestamp) -> Option<u32> {
+        let found = self.pods.iter().find(|found| found.metadata.name.as_deref() == Some(pod))?;
+        let since: Timestamp = found.metadata.annotations.as_ref()?.get(ANNOTATION_DRAINING)?.parse().ok()?;
+        let passed = u64::try_from(now.as_second() - since.as_second()).unwrap_or(0);
+        u32::try_from(self.drain_seconds().saturating_sub(passed)).ok()
+    }
+
+    fn drain_seconds(&self) -> u64 {
+        let text = self.stored.spec.as_ref().ok().map(|spec| spec.scaling.drain_timeout.as_str());
+        text.and_then(|text| parse_duration(text).ok()).map_or(DEFAULT_DRAIN_SECONDS, |timeout| timeout.as_secs())
+    }
+}
+
+/// Whether the object carries the annotation that skips the drain.
+pub fn forced(meta: &ObjectMeta) -> bool {
+    let annotation = meta.annotations.as_ref().and_then(|all| all.get(FORCE_DELETE_ANNOTATION));
+    annotation.is_some_and(|value| value == "true")
+}
+
+fn owned<T>(objects: &Objects<T>, namespace: &str, ours: impl Fn(&T) -> bool) -> Vec<Arc<T>> {
+    objects
+        .range((namespace.to_owned(), String::new())..)
+        .take_while(|((space, _), _)| space == namespace)
+        .filter(|(_, object)| ours(object))
+        .map(|(_, object)| object.clone())
+        .collect()
+}

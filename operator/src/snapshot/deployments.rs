@@ -1,0 +1,80 @@
+//! Deployments as the planner wants them: accepted ones with what they ask for, and refused ones
+//! only while they are being deleted, because a drain needs no spec.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use stowage_planner::snapshot::{Deployment, DeploymentId, Needs, Slot, TenantId};
+
+use super::replicas::{self, millis};
+use super::tenants::Tenants;
+use crate::identity::{identity, owned_by};
+use crate::memory::{Memory, empty};
+use crate::reconcile::case::{DEFAULT_DRAIN_SECONDS, forced};
+use crate::reconcile::validate::{Verdict, Wanted};
+use crate::view::{StoredDeployment, View};
+
+pub fn build(
+    view: &View,
+    verdicts: &BTreeMap<DeploymentId, Verdict>,
+    tenants: &Tenants,
+    memory: &Memory,
+) -> Vec<Deployment> {
+    let translate = |stored: &StoredDeployment| {
+        let id = DeploymentId::new(stored.namespace(), stored.name());
+        let wanted = match verdicts.get(&id)? {
+            Verdict::Accepted(wanted) => Some(wanted.as_ref()),
+            Verdict::Refused { .. } if stored.deleting() => None,
+            Verdict::Refused { .. } => return None,
+        };
+        Some(one(view, stored, id, wanted, tenants, memory))
+    };
+    view.deployments.values().filter_map(|stored| translate(stored)).collect()
+}
+
+fn one(
+    view: &View,
+    stored: &StoredDeployment,
+    id: DeploymentId,
+    wanted: Option<&Wanted>,
+    tenants: &Tenants,
+    memory: &Memory,
+) -> Deployment {
+    let was_ready = |uid: &str| memory.was_ready(uid);
+    let drain =
+        wanted.map_or(u128::from(DEFAULT_DRAIN_SECONDS) * 1000, |wanted| wanted.deployment.drain_timeout.as_millis());
+    Deployment {
+        uid: stored.uid().to_owned(),
+        generation: u64::try_from(stored.generation()).unwrap_or(0),
+        tenant: tenants.of(stored.namespace()).map(|name| TenantId(name.to_owned())),
+        priority: 0,
+        created_ms: stored.meta.creation_timestamp.as_ref().map_or(0, |time| millis(time.0)),
+        wanted: wanted.map_or(0, |wanted| wanted.deployment.replicas),
+        variants: wanted.map(|wanted| wanted.variants.clone()).unwrap_or_default(),
+        needs: wanted.map_or_else(Needs::default, |wanted| wanted.needs.clone()),
+        node_selector: wanted.map(|wanted| wanted.deployment.pod.node_selector.clone()).unwrap_or_default(),
+        tolerations: wanted.map(|wanted| wanted.tolerations.clone()).unwrap_or_default(),
+        isolation: wanted.map(|wanted| wanted.isolation).unwrap_or_default(),
+        model_key: wanted.map(|wanted| wanted.deployment.image.reference.clone()).unwrap_or_default(),
+        spec_hash: wanted.map(|wanted| wanted.spec_hash.clone()).unwrap_or_default(),
+        replicas: replicas::of(view, stored.namespace(), stored.name(), stored.uid(), &was_ready),
+        slots: slots(view, stored, memory),
+        deleting: stored.deleting(),
+        force_delete: forced(&stored.meta),
+        drain_timeout_ms: u64::try_from(drain).unwrap_or(u64::MAX),
+        id,
+    }
+}
+
+/// What is remembered of the slots, with the highest incarnation among pods and claims that exist.
+fn slots(view: &View, stored: &StoredDeployment, memory: &Memory) -> Vec<Slot> {
+    let mut slots = memory.slots(stored.uid());
+    let pods = view.pods.values().map(|pod| &pod.metadata);
+    let claims = view.claims.values().map(|claim| &claim.metadata);
+    let ours = |meta: &&ObjectMeta| owned_by(meta, stored.uid());
+    for id in pods.chain(claims).filter(ours).filter_map(identity) {
+        let slot = slots.entry(id.replica.index).or_insert_with(|| empty(id.replica.index));
+        slot.incarnation = slot.incarnation.max(id.replica.incarnation);
+    }
+    slots.into_values().collect()
+}

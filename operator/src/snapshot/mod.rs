@@ -1,0 +1,64 @@
+//! Translates a [`View`] into the planner's [`Snapshot`]. Pure: no client, no clock.
+//!
+//! Here Kubernetes' wide objects become the planner's narrow ones, once. What cannot be translated
+//! is not guessed: a refused deployment is left out (its replicas go on, their slices stay charged),
+//! and the refusal becomes its condition.
+
+pub mod classes;
+mod deployments;
+pub mod devices;
+pub mod nodes;
+mod promises;
+pub mod replicas;
+pub mod tenants;
+pub mod usage;
+
+use std::collections::BTreeMap;
+
+use stowage_planner::Snapshot;
+use stowage_planner::snapshot::{DeploymentId, Isolation};
+
+use crate::memory::Memory;
+use crate::reconcile::validate::{Verdict, isolation, validate};
+use crate::view::View;
+use classes::Classes;
+use devices::Devices;
+use tenants::Tenants;
+
+/// The snapshot, and what was found out on the way.
+#[derive(Debug)]
+pub struct Built {
+    pub snapshot: Snapshot,
+    pub verdicts: BTreeMap<DeploymentId, Verdict>,
+    pub tenants: Tenants,
+    pub classes: Classes,
+}
+
+pub fn build(view: &View, memory: &Memory, sequence: u64) -> Built {
+    let tenants = Tenants::read(&view.quotas);
+    let classes = Classes::read(&view.classes);
+    let devices = Devices::read(&view.slices);
+    let verdicts: BTreeMap<DeploymentId, Verdict> = view
+        .deployments
+        .values()
+        .map(|stored| {
+            (DeploymentId::new(stored.namespace(), stored.name()), validate(view, stored, &tenants, &classes))
+        })
+        .collect();
+    let isolation_of = |namespace: &str, name: &str| {
+        let stored = view.deployments.get(&(namespace.to_owned(), name.to_owned()));
+        stored.and_then(|stored| stored.spec.as_ref().ok()).map_or(Isolation::Shared, isolation)
+    };
+    let slices = promises::by_gpu(&view.claims, &devices, &tenants, &isolation_of);
+    let taken = usage::by_node(&view.pods);
+    let nodes = nodes::build(view, nodes::Parts { devices: &devices, classes: &classes, slices, taken });
+    let snapshot = Snapshot {
+        sequence,
+        nodes,
+        tenants: tenants.accepted.clone(),
+        deployments: deployments::build(view, &verdicts, &tenants, memory),
+        classes: classes.for_planner(),
+        exclusions: memory.exclusions(),
+    };
+    Built { snapshot, verdicts, tenants, classes }
+}

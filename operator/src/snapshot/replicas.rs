@@ -1,0 +1,112 @@
+//! Pods of ours, as the planner sees them.
+//!
+//! An engine that ends is started again in its place by the kubelet, with the kubelet's exponential
+//! back-off (10 s to 5 min): that needs no write of ours, keeps the slice, and works while the
+//! operator is absent. A replica counts as failed, to be made anew elsewhere, when its pod ended as a
+//! whole (evicted, refused by the kubelet), or when its engine has ended [`RESTARTS_TOO_MANY`] times
+//! without ever saying that the model is at fault, for which another node would be no cure.
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Pod, PodCondition};
+use stowage_crds::names::ANNOTATION_DRAINING;
+use stowage_planner::snapshot::{Overshoot, Phase, Replica};
+
+use super::nodes::{lost, millis_between};
+use crate::identity::identity;
+use crate::startup::{Startup, startup};
+use crate::view::View;
+
+/// With the kubelet's back-off this is after about five minutes.
+const RESTARTS_TOO_MANY: i32 = 6;
+
+/// Replicas of the deployment with this UID, sorted by slot and life. `was_ready`: pods (by UID) that have been Ready.
+pub fn of(view: &View, namespace: &str, name: &str, uid: &str, was_ready: &dyn Fn(&str) -> bool) -> Vec<Replica> {
+    let mut replicas: Vec<Replica> = pods_of(view, namespace, name)
+        .filter(|pod| crate::identity::owned_by(&pod.metadata, uid))
+        .filter_map(|pod| replica(view, pod, was_ready))
+        .collect();
+    replicas.sort_by(|a, b| (a.index, a.incarnation, &a.name).cmp(&(b.index, b.incarnation, &b.name)));
+    replicas
+}
+
+/// Pods in the namespace that say they are replicas of this deployment.
+pub fn pods_of<'a>(view: &'a View, namespace: &'a str, name: &'a str) -> impl Iterator<Item = &'a Pod> {
+    let all = view.pods.range((namespace.to_owned(), String::new())..);
+    let here = all.take_while(move |((space, _), _)| space == namespace).map(|(_, pod)| pod.as_ref());
+    here.filter(move |pod| identity(&pod.metadata).is_some_and(|id| id.replica.deployment.name == name))
+}
+
+fn replica(view: &View, pod: &Pod, was_ready: &dyn Fn(&str) -> bool) -> Option<Replica> {
+    let id = identity(&pod.metadata)?;
+    let meta = &pod.metadata;
+    let node = id.placement.as_ref().map(|placement| placement.node.clone());
+    let kube_node = node.as_ref().and_then(|name| view.nodes.get(&(String::new(), name.clone())));
+    let created_ms = meta.creation_timestamp.as_ref().map_or(view.now, |time| time.0);
+    Some(Replica {
+        index: id.replica.index,
+        incarnation: id.replica.incarnation,
+        name: meta.name.clone().unwrap_or_default(),
+        spec_hash: id.spec_hash,
+        phase: phase(view.now, pod, was_ready(meta.uid.as_deref().unwrap_or_default())),
+        node_lost: node.is_some() && lost(kube_node.map(AsRef::as_ref)),
+        overshoot: overshoot(view, pod, node.as_deref()),
+        placement: id.placement,
+        created_ms: millis(created_ms),
+    })
+}
+
+/// Where the pod is in its life.
+pub fn phase(now: Timestamp, pod: &Pod, was_ready: bool) -> Phase {
+    if pod.metadata.deletion_timestamp.is_some() {
+        return Phase::Terminating;
+    }
+    let status = pod.status.clone().unwrap_or_default();
+    if let Some(kind @ ("Failed" | "Succeeded")) = status.phase.as_deref() {
+        let words = [status.reason, status.message].into_iter().flatten().collect::<Vec<_>>().join(": ");
+        return Phase::Failed { reason: if words.is_empty() { format!("pod {kind}") } else { words } };
+    }
+    if let Some(since) = pod.metadata.annotations.as_ref().and_then(|all| all.get(ANNOTATION_DRAINING)) {
+        let since_ms = since.parse::<Timestamp>().map_or(millis(now), millis);
+        // Nobody counts requests here: once gateways had time to see the annotation the pod is
+        // deleted, and the engine finishes what it still runs within the pod's grace period.
+        return Phase::Draining { since_ms, in_flight: Some(0) };
+    }
+    if condition(pod, "PodScheduled").is_none_or(|scheduled| scheduled.status != "True") {
+        return unscheduled(now, pod);
+    }
+    if let Startup::Trouble { restarts, model_refused: false, .. } = startup(pod)
+        && restarts >= RESTARTS_TOO_MANY
+    {
+        return Phase::Failed { reason: format!("the engine ended {restarts} times") };
+    }
+    if condition(pod, "Ready").is_some_and(|ready| ready.status == "True") {
+        return Phase::Ready;
+    }
+    if was_ready { Phase::Unready } else { Phase::Starting }
+}
+
+fn unscheduled(now: Timestamp, pod: &Pod) -> Phase {
+    let refusal = condition(pod, "PodScheduled").filter(|scheduled| scheduled.status == "False");
+    let created = pod.metadata.creation_timestamp.as_ref().map_or(now, |time| time.0);
+    Phase::Unscheduled {
+        since_ms: millis(created),
+        message: refusal.and_then(|scheduled| scheduled.message.clone()).unwrap_or_default(),
+    }
+}
+
+/// A pod's condition of this type.
+pub fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<&'a PodCondition> {
+    pod.status.as_ref()?.conditions.as_ref()?.iter().find(|condition| condition.type_ == kind)
+}
+
+/// Evidence of the node's agent that this pod uses more than it was promised.
+fn overshoot(view: &View, pod: &Pod, node: Option<&str>) -> Option<Overshoot> {
+    let news = view.agents.get(node?)?;
+    let (namespace, name) = (pod.metadata.namespace.as_deref()?, pod.metadata.name.as_deref()?);
+    let found = news.overshoots.iter().find(|found| found.namespace == namespace && found.pod == name)?;
+    Some(found.evidence.clone())
+}
+
+pub fn millis(at: Timestamp) -> u64 {
+    millis_between(Timestamp::UNIX_EPOCH, at)
+}

@@ -1,0 +1,142 @@
+//! Why an engine does not start: one line for the deployment's condition, from the pod's containers.
+
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use stowage_crds::conditions::reasons;
+use stowage_crds::names::ENGINE_CONTAINER;
+
+/// The exit code by which an engine says that the model, not the machine, is at fault. See docs/operator.md.
+pub const EXIT_MODEL_REFUSED: i32 = 78;
+/// Longest line that goes into a condition.
+const MAX_LINE: usize = 400;
+
+/// How the start of a pod goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Startup {
+    /// Nothing to complain about.
+    Fine,
+    /// `reason` is one of the conditions' reasons.
+    Trouble { reason: &'static str, message: String, restarts: i32, model_refused: bool },
+}
+
+/// Reads the engine's container status, and that of the model's image volume with it.
+pub fn startup(pod: &Pod) -> Startup {
+    let Some(status) = engine(pod) else { return Startup::Fine };
+    let waiting = status.state.as_ref().and_then(|state| state.waiting.as_ref());
+    let reason = waiting.and_then(|waiting| waiting.reason.as_deref()).unwrap_or_default();
+    let words = waiting.and_then(|waiting| waiting.message.as_deref()).unwrap_or_default();
+    match reason {
+        "ImagePullBackOff"
+        | "ErrImagePull"
+        | "InvalidImageName"
+        | "ErrImageNeverPull"
+        | "RegistryUnavailable"
+        | "ImageInspectError"
+        | "ImageVolumeMountFailed" => trouble(reasons::IMAGE_PULL_FAILED, format!("{reason}: {words}"), status),
+        "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" => {
+            trouble(reasons::CRASH_LOOP, format!("the container cannot be made: {reason}: {words}"), status)
+        }
+        _ => ended(status),
+    }
+}
+
+fn engine(pod: &Pod) -> Option<&ContainerStatus> {
+    let all = pod.status.as_ref()?.container_statuses.as_ref()?;
+    all.iter().find(|status| status.name == ENGINE_CONTAINER)
+}
+
+/// An engine that runs is judged by its probes; one that ended, by its last words.
+fn ended(status: &ContainerStatus) -> Startup {
+    let state = status.state.as_ref();
+    if state.is_some_and(|state| state.running.is_some()) && status.ready {
+        return Startup::Fine;
+    }
+    let now = state.and_then(|state| state.terminated.as_ref());
+    let last = status.last_state.as_ref().and_then(|state| state.terminated.as_ref());
+    let Some(end) = now.or(last).filter(|end| end.exit_code != 0) else { return Startup::Fine };
+    let words = last_line(end.message.as_deref().unwrap_or_default());
+    let cause = end.reason.as_deref().filter(|reason| *reason != "Error").unwrap_or("exit code");
+    let message = match (words.is_empty(), cause) {
+        (false, "exit code") => words,
+        (false, cause) => format!("{cause}: {words}"),
+        (true, cause) => format!("the engine ended: {cause} {}", end.exit_code),
+    };
+    let reason = if end.exit_code == EXIT_MODEL_REFUSED { reasons::MODEL_REFUSED } else { reasons::CRASH_LOOP };
+    trouble(reason, message, status)
+}
+
+fn trouble(reason: &'static str, message: String, status: &ContainerStatus) -> Startup {
+    let message = last_line(&message);
+    Startup::Trouble {
+        reason,
+        message,
+        restarts: status.restart_count,
+        model_refused: reason == reasons::MODEL_REFUSED,
+    }
+}
+
+/// The last line that says something, shortened: engines print their reason last.
+fn last_line(text: &str) -> String {
+    let line = text.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
+    if line.chars().count() <= MAX_LINE {
+        line.to_owned()
+    } else {
+        line.chars().take(MAX_LINE).chain(['…']).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(container: &str, expect: Option<(&str, &str)>) {
+        let pod: Pod = serde_yaml::from_str(&format!("status: {{containerStatuses: [{container}]}}")).unwrap();
+        let found = match startup(&pod) {
+            Startup::Fine => None,
+            Startup::Trouble { reason, message, .. } => Some((reason, message)),
+        };
+        assert_eq!(found.as_ref().map(|(reason, message)| (*reason, message.as_str())), expect);
+    }
+
+    const BASE: &str = "name: engine, image: i, imageID: i, restartCount: 3";
+
+    #[test]
+    fn a_refused_model_is_told_in_the_engines_own_last_line() {
+        check(
+            &format!(
+                "{{{BASE}, ready: false, state: {{waiting: {{reason: CrashLoopBackOff, message: back-off}}}}, lastState: {{terminated: {{exitCode: 78, reason: Error, message: \"loading\\nmodel.gguf: tensor blk.7 ends at byte 98: it is truncated\\n\"}}}}}}"
+            ),
+            Some((reasons::MODEL_REFUSED, "model.gguf: tensor blk.7 ends at byte 98: it is truncated")),
+        );
+    }
+
+    #[test]
+    fn an_engine_that_runs_out_of_memory_or_dies_silently_is_a_crash_loop() {
+        check(
+            &format!(
+                "{{{BASE}, ready: false, state: {{waiting: {{reason: CrashLoopBackOff}}}}, lastState: {{terminated: {{exitCode: 137, reason: OOMKilled}}}}}}"
+            ),
+            Some((reasons::CRASH_LOOP, "the engine ended: OOMKilled 137")),
+        );
+    }
+
+    #[test]
+    fn an_image_that_cannot_be_pulled_is_named() {
+        check(
+            &format!(
+                "{{{BASE}, ready: false, state: {{waiting: {{reason: ImagePullBackOff, message: Back-off pulling image \"models/x\"}}}}}}"
+            ),
+            Some((reasons::IMAGE_PULL_FAILED, "ImagePullBackOff: Back-off pulling image \"models/x\"")),
+        );
+    }
+
+    #[test]
+    fn a_ready_engine_is_fine_whatever_it_went_through() {
+        check(
+            &format!(
+                "{{{BASE}, ready: true, state: {{running: {{}}}}, lastState: {{terminated: {{exitCode: 1, reason: Error}}}}}}"
+            ),
+            None,
+        );
+        check(&format!("{{{BASE}, ready: false, state: {{waiting: {{reason: ContainerCreating}}}}}}"), None);
+    }
+}
