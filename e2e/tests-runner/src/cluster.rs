@@ -84,14 +84,7 @@ impl Cluster {
         })
     }
 
-    /// Server-side apply of every document in `yaml`; a document's own namespace wins over `namespace`.
-    pub async fn apply(&self, namespace: &str, yaml: &str) -> anyhow::Result<()> {
-        for object in documents(yaml)? {
-            self.apply_value(namespace, &object).await?;
-        }
-        Ok(())
-    }
-
+    /// Server-side apply; the object's own namespace wins over `namespace`.
     pub async fn apply_value(&self, namespace: &str, object: &Value) -> anyhow::Result<Value> {
         let (kind, name) = (text(object, "/kind"), text(object, "/metadata/name"));
         let namespace = object.pointer("/metadata/namespace").and_then(Value::as_str).unwrap_or(namespace);
@@ -162,19 +155,6 @@ where
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-}
-
-/// The documents of a YAML stream as JSON values.
-pub fn documents(yaml: &str) -> anyhow::Result<Vec<Value>> {
-    use serde::Deserialize;
-    let mut out = Vec::new();
-    for document in serde_yaml::Deserializer::from_str(yaml) {
-        let value = Value::deserialize(document).context("parse YAML")?;
-        if !value.is_null() {
-            out.push(value);
-        }
-    }
-    Ok(out)
 }
 
 /// The string at a JSON pointer, or "".

@@ -18,7 +18,6 @@ pub struct Caller {
 #[derive(Debug)]
 pub struct Answer {
     pub status: u16,
-    pub headers: reqwest::header::HeaderMap,
     pub body: Value,
 }
 
@@ -29,10 +28,6 @@ impl Answer {
     pub fn text(&self) -> String {
         let choice = &self.body["choices"][0];
         choice["message"]["content"].as_str().or(choice["text"].as_str()).unwrap_or_default().to_owned()
-    }
-
-    pub fn error_code(&self) -> String {
-        self.body["error"]["code"].as_str().unwrap_or_default().to_owned()
     }
 }
 
@@ -56,19 +51,14 @@ impl Caller {
         self.send(self.client.get(format!("{}{path}", self.url))).await
     }
 
-    /// A request that the caller builds further before it is sent.
-    pub fn request(&self, method: reqwest::Method, path: &str) -> reqwest::RequestBuilder {
-        self.client.request(method, format!("{}{path}", self.url))
-    }
-
     pub async fn send(&self, request: reqwest::RequestBuilder) -> anyhow::Result<Answer> {
         let request = if self.key.is_empty() { request } else { request.bearer_auth(&self.key) };
         let response = request.send().await.context("send the request to the gateway")?;
-        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        let status = response.status().as_u16();
         let bytes = response.bytes().await.context("read the gateway's answer")?;
         let body = serde_json::from_slice(&bytes)
             .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&bytes).into_owned()));
-        Ok(Answer { status, headers, body })
+        Ok(Answer { status, body })
     }
 
     /// A greedy chat question.

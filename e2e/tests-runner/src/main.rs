@@ -6,9 +6,12 @@
 //! Nothing here waits on a clock: every wait is for a condition with a deadline.
 
 mod cluster;
+mod history;
 mod http;
 mod load;
 mod process;
+mod proxy;
+mod scenario;
 mod tests;
 mod world;
 

@@ -16,7 +16,6 @@ pub const SYSTEM: &str = "stowage-system";
 pub const NODES: &str = "stowage-node";
 /// The image volume that `cargo xtask model` writes, and its file.
 pub const MODEL_IMAGE: &str = "localhost/models/smollm2:q4";
-pub const GI: u64 = 1 << 30;
 
 /// One run's surroundings.
 #[derive(Clone)]

@@ -4,6 +4,9 @@ use std::pin::Pin;
 
 use crate::world::World;
 
+mod chart;
+mod faults;
+mod gpus;
 mod intruders;
 mod lifecycle;
 mod objects;
@@ -23,6 +26,9 @@ pub struct Test {
 
 /// `test!(module::function)`: a test named after its function.
 macro_rules! test {
+    (long $module:ident :: $function:ident) => {
+        Test { name: stringify!($function), long: true, limit_seconds: 7200, body: |w| Box::pin($module::$function(w)) }
+    };
     ($module:ident :: $function:ident) => {
         Test { name: stringify!($function), long: false, limit_seconds: 300, body: |w| Box::pin($module::$function(w)) }
     };
@@ -47,8 +53,24 @@ pub fn all() -> Vec<Test> {
         test!(intruders::keys_decide_who_asks_and_what_they_see),
         test!(intruders::private_routes_of_the_engine_cannot_be_reached_through_the_gateway),
         test!(intruders::no_token_is_cached_across_tenants),
+        test!(gpus::who_takes_more_than_its_slice_is_evicted_and_its_neighbour_notices_nothing),
+        test!(gpus::a_peak_shorter_than_five_samples_evicts_nobody),
+        test!(gpus::an_xid_takes_a_replica_out_of_routing_and_moves_it),
+        test!(gpus::a_truncated_scenario_is_survived),
+        test!(faults::an_operator_killed_after_a_write_is_taken_over_without_a_trace),
+        test!(long faults::an_operator_killed_after_every_write_is_taken_over_without_a_trace),
+        test!(faults::a_slow_and_failing_api_server_is_survived_with_bounded_requests),
+        test!(faults::a_paused_leader_is_replaced_and_writes_nothing_when_it_wakes),
+        test!(faults::without_an_operator_requests_go_on),
+        test!(faults::a_hung_engine_leaves_routing_and_its_neighbour_serves),
+        test!(faults::a_killed_gateway_ends_only_its_own_streams),
+        test!(faults::deleted_resource_slices_come_back_and_pods_stay),
+        test!(faults::a_killed_agent_resumes_and_running_pods_stay),
         test!(lifecycle::deleting_under_load_drains_without_a_failed_request),
         test!(lifecycle::a_killed_engine_is_replaced_and_the_other_replica_serves),
         test!(lifecycle::with_one_replica_killed_requests_are_held_until_it_is_back),
+        // The last two replace what the others run on.
+        test!(chart::helm_test_passes_and_an_upgrade_interrupts_nobody),
+        test!(chart::helm_uninstall_leaves_nothing_and_install_works_again),
     ]
 }

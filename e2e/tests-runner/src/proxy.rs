@@ -1,0 +1,188 @@
+//! A proxy in front of the API server that counts writes and can misbehave. An operator under test
+//! is given its plain loopback address; the proxy authenticates onward as the cluster's admin, so
+//! what is tested is the operator's logic, not its rights (those have tests of their own).
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::Context;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{Method, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+use tokio::task::JoinHandle;
+
+/// What the proxy does to requests beside passing them on.
+#[derive(Clone, Debug, Default)]
+pub enum Mischief {
+    #[default]
+    None,
+    /// The n-th write reaches the server, its answer does not come back, and from then on nothing passes.
+    CutAfterWrite(usize),
+    /// Every request waits that long.
+    Slow(Duration),
+    /// Every second request is answered with the next of these codes instead.
+    Errors(Vec<u16>),
+}
+
+struct Inner {
+    client: kube::Client,
+    mischief: Mutex<Mischief>,
+    requests: AtomicUsize,
+    writes: AtomicUsize,
+    errors: AtomicUsize,
+    cut: AtomicBool,
+}
+
+/// A running proxy; it ends with this value.
+pub struct Proxy {
+    pub address: SocketAddr,
+    inner: Arc<Inner>,
+    task: JoinHandle<()>,
+}
+
+// === impl Proxy ===
+
+impl Proxy {
+    pub async fn start(client: kube::Client, mischief: Mischief) -> anyhow::Result<Self> {
+        let inner = Arc::new(Inner {
+            client,
+            mischief: Mutex::new(mischief),
+            requests: AtomicUsize::new(0),
+            writes: AtomicUsize::new(0),
+            errors: AtomicUsize::new(0),
+            cut: AtomicBool::new(false),
+        });
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.context("bind the proxy")?;
+        let address = listener.local_addr()?;
+        let router = axum::Router::new().fallback(pass).with_state(inner.clone());
+        let task = tokio::spawn(async move {
+            if let Err(e) = axum::serve(listener, router).await {
+                eprintln!("the proxy ended: {e}");
+            }
+        });
+        Ok(Self { address, inner, task })
+    }
+
+    /// A kubeconfig that leads here.
+    pub fn kubeconfig(&self, folder: &std::path::Path) -> anyhow::Result<std::path::PathBuf> {
+        let path = folder.join(format!("proxy-{}.kubeconfig", self.address.port()));
+        let config = json!({"apiVersion": "v1", "kind": "Config", "current-context": "proxy",
+            "clusters": [{"name": "proxy", "cluster": {"server": format!("http://{}", self.address)}}],
+            "users": [{"name": "nobody", "user": {}}],
+            "contexts": [{"name": "proxy", "context": {"cluster": "proxy", "user": "nobody"}}]});
+        std::fs::write(&path, config.to_string()).with_context(|| format!("write {}", path.display()))?;
+        Ok(path)
+    }
+
+    pub fn set(&self, mischief: Mischief) {
+        if let Ok(mut now) = self.inner.mischief.lock() {
+            *now = mischief;
+        }
+    }
+
+    pub fn requests(&self) -> usize {
+        self.inner.requests.load(Ordering::SeqCst)
+    }
+
+    /// Writes of objects; Leases and Events do not count.
+    pub fn writes(&self) -> usize {
+        self.inner.writes.load(Ordering::SeqCst)
+    }
+
+    pub fn is_cut(&self) -> bool {
+        self.inner.cut.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn pass(State(inner): State<Arc<Inner>>, request: Request) -> Response {
+    inner.requests.fetch_add(1, Ordering::SeqCst);
+    if inner.cut.load(Ordering::SeqCst) {
+        return silence().await;
+    }
+    let counts = is_write(&request);
+    let mischief = inner.mischief.lock().map(|m| m.clone()).unwrap_or_default();
+    match &mischief {
+        Mischief::Slow(by) => tokio::time::sleep(*by).await,
+        Mischief::Errors(codes) => {
+            let n = inner.errors.fetch_add(1, Ordering::SeqCst);
+            if n % 2 == 0 && !codes.is_empty() {
+                return failure(codes[n / 2 % codes.len()]);
+            }
+        }
+        Mischief::None | Mischief::CutAfterWrite(_) => {}
+    }
+    let number = if counts { inner.writes.fetch_add(1, Ordering::SeqCst) + 1 } else { 0 };
+    // Later writes must not slip through beside the one that is the last.
+    if let Mischief::CutAfterWrite(last) = mischief
+        && counts
+        && number >= last
+    {
+        inner.cut.store(true, Ordering::SeqCst);
+        if number == last {
+            let answer = forward(&inner, request).await;
+            drop(answer);
+        }
+        return silence().await;
+    }
+    forward(&inner, request).await
+}
+
+/// No answer, ever; the caller's own end closes the connection.
+async fn silence() -> Response {
+    std::future::pending::<()>().await;
+    StatusCode::BAD_GATEWAY.into_response()
+}
+
+async fn forward(inner: &Inner, request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    let bytes = match axum::body::to_bytes(body, 16 << 20).await {
+        Ok(bytes) => bytes,
+        Err(e) => return (StatusCode::BAD_REQUEST, e.to_string()).into_response(),
+    };
+    let mut onward = axum::http::Request::builder().method(parts.method).uri(parts.uri);
+    for (name, value) in &parts.headers {
+        if name != "host" && name != "content-length" && name != "connection" {
+            onward = onward.header(name, value);
+        }
+    }
+    let sent = match onward.body(kube::client::Body::from(bytes.to_vec())) {
+        Ok(request) => inner.client.send(request).await,
+        Err(e) => return (StatusCode::BAD_REQUEST, e.to_string()).into_response(),
+    };
+    match sent {
+        Ok(response) => {
+            let (parts, body) = response.into_parts();
+            Response::from_parts(parts, Body::new(body))
+        }
+        Err(e) => (StatusCode::BAD_GATEWAY, e.to_string()).into_response(),
+    }
+}
+
+fn is_write(request: &Request) -> bool {
+    let path = request.uri().path();
+    let counts = !path.contains("/leases") && !path.contains("/events") && !path.contains("selfsubject");
+    counts && matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH | Method::DELETE)
+}
+
+/// An error as the API server would word it.
+fn failure(code: u16) -> Response {
+    let reason = match code {
+        409 => "Conflict",
+        410 => "Expired",
+        429 => "TooManyRequests",
+        _ => "InternalError",
+    };
+    let status = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let body = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": "made by the test's proxy", "reason": reason, "code": code});
+    (status, axum::Json(body)).into_response()
+}
