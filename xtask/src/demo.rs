@@ -43,7 +43,10 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 fn up(nodes: usize) -> Result<()> {
-    println!("stowage demo · real Kubernetes {} on this machine, {nodes} nodes, 8 simulated H100 80GB each (no GPU here: engines run on the CPU)", cluster::build::DEFAULT_VERSION);
+    println!(
+        "stowage demo · real Kubernetes {} on this machine, {nodes} nodes, 8 simulated H100 80GB each (no GPU here: engines run on the CPU)",
+        cluster::build::DEFAULT_VERSION
+    );
     step(1, "tools", tools)?;
     if !product::is_current() {
         step(2, "kubernetes", || cluster::build::ensure(cluster::build::DEFAULT_VERSION).map(|_| "built".into()))?;
@@ -64,7 +67,9 @@ fn up(nodes: usize) -> Result<()> {
     let env = environment(&target, &url, &key)?;
     step(7, "ask", || ask(&url, &key))?;
     println!("\nwhy there   {}", why(&target)?);
-    println!("try         . {env}; kubectl stowage status -n {NAMESPACE} {DEPLOYMENT}        kubectl stowage explain -n {NAMESPACE} {DEPLOYMENT}");
+    println!(
+        "try         . {env}; kubectl stowage status -n {NAMESPACE} {DEPLOYMENT}        kubectl stowage explain -n {NAMESPACE} {DEPLOYMENT}"
+    );
     println!("            curl $STOWAGE_URL/v1/models -H \"Authorization: Bearer $STOWAGE_API_KEY\"        make e2e");
     println!("stop        make demo-down");
     Ok(())
@@ -88,7 +93,11 @@ fn tools() -> Result<String> {
         let said = sh::output(&mut sh::cmd(program, &[arg]))?;
         Ok(said.split_whitespace().nth(word).unwrap_or("?").to_owned())
     };
-    Ok(format!("{} · rustc {} · iproute2, nftables, openssl … ok", version("go", "version", 2)?.replace("go1", "go 1"), version("rustc", "--version", 1)?))
+    Ok(format!(
+        "{} · rustc {} · iproute2, nftables, openssl … ok",
+        version("go", "version", 2)?.replace("go1", "go 1"),
+        version("rustc", "--version", 1)?
+    ))
 }
 
 /// The tenant, a fresh key, the deployment; waits until it is Ready.
@@ -100,7 +109,14 @@ fn quickstart(target: &product::Target) -> Result<(String, String)> {
     let secret = json!({"apiVersion": "v1", "kind": "Secret", "type": "stowage.dev/api-keys",
         "metadata": {"name": "team-a-keys", "namespace": product::SYSTEM}, "stringData": {"demo": hash}});
     target.apply(&secret.to_string())?;
-    let wait = target.kubectl(&["-n", NAMESPACE, "wait", "--for=condition=Ready", "--timeout=120s", &format!("infd/{DEPLOYMENT}")]);
+    let wait = target.kubectl(&[
+        "-n",
+        NAMESPACE,
+        "wait",
+        "--for=condition=Ready",
+        "--timeout=120s",
+        &format!("infd/{DEPLOYMENT}"),
+    ]);
     if let Err(e) = wait {
         let seen = target.kubectl(&["-n", NAMESPACE, "get", "infd,pods,events", "-o", "wide"]).unwrap_or_default();
         bail!("{NAMESPACE}/{DEPLOYMENT} did not become Ready: {e:#}\n{seen}");
@@ -110,7 +126,10 @@ fn quickstart(target: &product::Target) -> Result<(String, String)> {
     let text = |v: &Value| v.as_str().map_or_else(|| v.to_string(), str::to_owned);
     let said = format!(
         "{NAMESPACE}/{DEPLOYMENT}: placed on {} {} ({} of 80Gi, {} % SM, simulated) · Ready",
-        text(&placement["node"]), text(&gpu["uuid"]), text(&gpu["memory"]), text(&gpu["compute"])
+        text(&placement["node"]),
+        text(&gpu["uuid"]),
+        text(&gpu["memory"]),
+        text(&gpu["compute"])
     );
     Ok((said, key))
 }
@@ -160,8 +179,15 @@ fn ask(url: &str, key: &str) -> Result<String> {
 
 fn stream(url: &str, key: &str, body: &Value, start: Instant) -> Result<String> {
     use std::io::BufRead;
-    let mut curl = sh::cmd("curl", &["-sSN", "--fail-with-body", "--max-time", "60", "-H", "content-type: application/json"]);
-    curl.args(["-H", &format!("authorization: Bearer {key}"), "-d", &body.to_string(), &format!("{url}/v1/chat/completions")]);
+    let mut curl =
+        sh::cmd("curl", &["-sSN", "--fail-with-body", "--max-time", "60", "-H", "content-type: application/json"]);
+    curl.args([
+        "-H",
+        &format!("authorization: Bearer {key}"),
+        "-d",
+        &body.to_string(),
+        &format!("{url}/v1/chat/completions"),
+    ]);
     let mut child = curl.stdout(std::process::Stdio::piped()).spawn().context("start curl")?;
     let (mut text, mut first, mut tokens) = (String::new(), None, 0);
     for line in std::io::BufReader::new(child.stdout.take().context("no output")?).lines() {
@@ -179,7 +205,10 @@ fn stream(url: &str, key: &str, body: &Value, start: Instant) -> Result<String> 
     }
     let first = first.unwrap_or(total);
     let rate = tokens.saturating_sub(1) as f64 / (total - first).as_secs_f64().max(1e-6);
-    Ok(format!("\"{QUESTION}\"\n       → {text}            TTFT {:.0} ms · {tokens} tokens · {rate:.0} tok/s", first.as_secs_f64() * 1000.0))
+    Ok(format!(
+        "\"{QUESTION}\"\n       → {text}            TTFT {:.0} ms · {tokens} tokens · {rate:.0} tok/s",
+        first.as_secs_f64() * 1000.0
+    ))
 }
 
 /// The reason that the operator recorded.

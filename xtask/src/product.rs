@@ -9,7 +9,15 @@ use std::process::Command;
 /// The namespace of operator and gateway.
 pub const SYSTEM: &str = "stowage-system";
 /// What becomes an image or is run here.
-const PACKAGES: &[&str] = &["stowage-operator", "stowage-gateway", "stowage-node-agent", "stowage-engine", "kubectl-stowage", "fake-nvml", "stowage-e2e"];
+const PACKAGES: &[&str] = &[
+    "stowage-operator",
+    "stowage-gateway",
+    "stowage-node-agent",
+    "stowage-engine",
+    "kubectl-stowage",
+    "fake-nvml",
+    "stowage-e2e",
+];
 const IMAGES: &[&str] = &["operator", "gateway", "node-agent", "engine", "probe"];
 
 /// The cluster that product and tests run on.
@@ -49,7 +57,10 @@ impl Target {
 
     /// Server-side apply of a manifest given as text.
     pub fn apply(&self, manifest: &str) -> Result<()> {
-        sh::output_with_input(self.program("kubectl").args(["apply", "--server-side", "--force-conflicts", "-f", "-"]), manifest)?;
+        sh::output_with_input(
+            self.program("kubectl").args(["apply", "--server-side", "--force-conflicts", "-f", "-"]),
+            manifest,
+        )?;
         Ok(())
     }
 }
@@ -74,7 +85,11 @@ pub fn build() -> Result<()> {
 pub fn load() -> Result<()> {
     own(&["image", "--all"])?;
     let model = own(&["model"])?;
-    let model = model.lines().map(Path::new).find(|p| p.extension().is_some_and(|e| e == "tar")).context("`cargo xtask model` named no archive")?;
+    let model = model
+        .lines()
+        .map(Path::new)
+        .find(|p| p.extension().is_some_and(|e| e == "tar"))
+        .context("`cargo xtask model` named no archive")?;
     let mut args = vec!["cluster".to_owned(), "load".to_owned(), model.display().to_string()];
     args.extend(IMAGES.iter().map(|i| image::archive(i).display().to_string()));
     own(&args.iter().map(String::as_str).collect::<Vec<_>>())?;
@@ -86,10 +101,12 @@ pub fn install(target: &Target) -> Result<()> {
     let charts = paths::repo().join("charts");
     let helm = |args: &[&str]| sh::output(target.program("helm").args(args).env("HOME", paths::repo().join("target")));
     let chart = |name: &str| charts.join(name).display().to_string();
-    helm(&["upgrade", "--install", "stowage-crds", &chart("stowage-crds"), "--wait", "--timeout", "60s"]).context("install the CRDs")?;
+    helm(&["upgrade", "--install", "stowage-crds", &chart("stowage-crds"), "--wait", "--timeout", "60s"])
+        .context("install the CRDs")?;
     // The tag stays `dev` while what it names changes: the revision restarts what runs the old one.
     let revision = revision()?;
-    let values = ["image.tag=dev".to_owned(), "nodeAgent.simulated.enabled=true".into(), format!("image.revision={revision}")];
+    let values =
+        ["image.tag=dev".to_owned(), "nodeAgent.simulated.enabled=true".into(), format!("image.revision={revision}")];
     let mut args = vec!["upgrade", "--install", "stowage"];
     let path = chart("stowage");
     args.extend([path.as_str(), "--timeout", "180s", "--wait"]);
@@ -113,7 +130,8 @@ pub fn url(target: &Target) -> Result<String> {
     if is_current() {
         return std::env::var("STOWAGE_URL").context("with CLUSTER=current set STOWAGE_URL (for instance after `kubectl -n stowage-system port-forward svc/stowage-gateway 8080:80`)");
     }
-    let ip = target.kubectl(&["-n", SYSTEM, "get", "service", "stowage-gateway", "-o", "jsonpath={.spec.clusterIP}"])?;
+    let ip =
+        target.kubectl(&["-n", SYSTEM, "get", "service", "stowage-gateway", "-o", "jsonpath={.spec.clusterIP}"])?;
     Ok(own(&["cluster", "forward", "--name", "gateway", "--to", &format!("{}:80", ip.trim())])?.trim().to_owned())
 }
 

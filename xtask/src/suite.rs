@@ -52,13 +52,19 @@ pub fn test(args: &TestArgs) -> Result<()> {
     total.add(suite("unit", &["test", "--workspace", "--no-fail-fast"], &[])?);
     for isa in ["portable", "avx2"] {
         let env = [("STOWAGE_ENGINE_ISA", isa)];
-        total.add(suite(&format!("kernels, {isa}"), &["test", "-p", "stowage-engine-kernels", "-p", "stowage-engine-models"], &env)?);
+        total.add(suite(
+            &format!("kernels, {isa}"),
+            &["test", "-p", "stowage-engine-kernels", "-p", "stowage-engine-models"],
+            &env,
+        )?);
     }
     if !args.unit {
         total.add(on_cluster(args)?);
     }
     println!("{} passed, {} failed", total.passed, total.failed);
-    if total.failed > 0 { bail!("{} tests failed", total.failed) }
+    if total.failed > 0 {
+        bail!("{} tests failed", total.failed)
+    }
     Ok(())
 }
 
@@ -80,7 +86,9 @@ fn on_cluster(args: &TestArgs) -> Result<Count> {
 /// `make e2e`: alone, on the running cluster.
 pub fn e2e(args: &E2eArgs) -> Result<()> {
     let count = end_to_end(&args.filter, args.long)?;
-    if count.failed > 0 { bail!("{} tests failed", count.failed) }
+    if count.failed > 0 {
+        bail!("{} tests failed", count.failed)
+    }
     Ok(())
 }
 
@@ -113,8 +121,10 @@ fn python() -> Result<PathBuf> {
     let python = venv.join("bin/python");
     let works = || sh::output(Command::new(&python).args(["-c", "import openai"])).is_ok();
     if !works() {
-        sh::output(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv)).context("make a Python environment")?;
-        sh::output(Command::new(&python).args(["-m", "pip", "install", "--quiet", "openai"])).context("install the openai client")?;
+        sh::output(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv))
+            .context("make a Python environment")?;
+        sh::output(Command::new(&python).args(["-m", "pip", "install", "--quiet", "openai"]))
+            .context("install the openai client")?;
     }
     Ok(python)
 }
@@ -130,7 +140,11 @@ fn suite(name: &str, args: &[&str], env: &[(&str, &str)]) -> Result<Count> {
 /// Runs to the end, shows what is printed, and counts. A program that failed without a failed test
 /// (it did not compile, it died) counts as one.
 fn counted(command: &mut Command) -> Result<Count> {
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().with_context(|| format!("start {:?}", command.get_program()))?;
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("start {:?}", command.get_program()))?;
     let mut count = Count::default();
     for line in BufReader::new(child.stdout.take().context("no output")?).lines() {
         let line = line.context("read the tests' output")?;
@@ -171,7 +185,10 @@ mod tests {
 
     #[test]
     fn libtest_lines_are_counted() {
-        check("test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.01s", Some((12, 0)));
+        check(
+            "test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.01s",
+            Some((12, 0)),
+        );
         check("test result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out", Some((3, 2)));
     }
     #[test]

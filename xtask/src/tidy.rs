@@ -25,8 +25,20 @@ const PURE: &[Pure] = &[
 ];
 
 /// Runtimes, clients, servers and devices.
-const IO: &[&str] =
-    &["tokio", "async-std", "smol", "kube-client", "kube-runtime", "hyper", "axum", "reqwest", "tonic", "nvml-wrapper", "nvml-wrapper-sys", "cudarc"];
+const IO: &[&str] = &[
+    "tokio",
+    "async-std",
+    "smol",
+    "kube-client",
+    "kube-runtime",
+    "hyper",
+    "axum",
+    "reqwest",
+    "tonic",
+    "nvml-wrapper",
+    "nvml-wrapper-sys",
+    "cudarc",
+];
 
 /// The API types have no behaviour. `kube` is there for its derive (its client comes along, because
 /// features are shared in the workspace), so only direct dependencies say something.
@@ -168,7 +180,10 @@ mod tests {
     #[test]
     fn adapters_may_use_the_api_types_but_nothing_else_with_io() {
         let types: (&str, &[&str]) = ("stowage-crds", &["kube-client"]);
-        assert_eq!(broken_rules(&graph(&[types, ("stowage-runtimes", &["stowage-crds"])])), ["stowage-crds → kube-client"]);
+        assert_eq!(
+            broken_rules(&graph(&[types, ("stowage-runtimes", &["stowage-crds"])])),
+            ["stowage-crds → kube-client"]
+        );
         let direct = graph(&[("stowage-runtimes", &["stowage-crds", "hyper"])]);
         assert_eq!(broken_rules(&direct), ["stowage-runtimes → hyper"]);
     }

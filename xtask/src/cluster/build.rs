@@ -31,8 +31,16 @@ struct Part {
     links: &'static [&'static str],
 }
 
-const KUBE: &[&str] =
-    &["kube-apiserver", "kube-controller-manager", "kube-scheduler", "kube-proxy", "kubelet", "kubectl", "etcd", "netpol"];
+const KUBE: &[&str] = &[
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kube-scheduler",
+    "kube-proxy",
+    "kubelet",
+    "kubectl",
+    "etcd",
+    "netpol",
+];
 
 fn parts(version: &str) -> Vec<Part> {
     let v = "-X k8s.io/component-base/version";
@@ -138,7 +146,10 @@ fn build_all(missing: &[&(&Part, PathBuf)], sources: &Path) -> Result<()> {
 
 fn go(part: &Part, sources: &Path, verb: &str) -> Command {
     let ldflags = format!("-s -w {}", part.ldflags);
-    let mut go = sh::cmd("go", &[verb, "-mod=readonly", "-trimpath", "-buildvcs=false", "-ldflags", ldflags.trim(), "-tags", part.tags]);
+    let mut go = sh::cmd(
+        "go",
+        &[verb, "-mod=readonly", "-trimpath", "-buildvcs=false", "-ldflags", ldflags.trim(), "-tags", part.tags],
+    );
     if let Some(modfile) = &part.modfile {
         go.arg(format!("-modfile={modfile}"));
     }
@@ -149,7 +160,9 @@ fn go(part: &Part, sources: &Path, verb: &str) -> Command {
 
 /// How many packages have to be compiled; linking counts as one of them.
 fn stale(part: &Part, sources: &Path) -> Result<usize> {
-    let listed = sh::output(go(part, sources, "list").args(["-deps", "-f", "{{if .Stale}}{{.ImportPath}}{{end}}"]).args(part.packages))?;
+    let listed = sh::output(
+        go(part, sources, "list").args(["-deps", "-f", "{{if .Stale}}{{.ImportPath}}{{end}}"]).args(part.packages),
+    )?;
     Ok(listed.lines().count() + 1)
 }
 
@@ -204,7 +217,11 @@ fn hash(part: &Part, sources: &Path) -> Result<String> {
     ensure!(!files.is_empty(), "no sources in {}", module.display());
     if let Some(modfile) = part.modfile.as_ref().map(|m| module.join(m)) {
         let version = modfile.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        ensure!(modfile.exists(), "Kubernetes {version} has no module file {} (see e2e/cluster/README.md)", modfile.display());
+        ensure!(
+            modfile.exists(),
+            "Kubernetes {version} has no module file {} (see e2e/cluster/README.md)",
+            modfile.display()
+        );
     }
     let mut text = format!("{:?}", (part.packages, part.tags, &part.ldflags, part.cgo, &part.modfile)).into_bytes();
     for file in files {

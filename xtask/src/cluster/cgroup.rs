@@ -100,7 +100,10 @@ fn delegate(dir: &Path) -> Result<()> {
     for controller in all.split_whitespace() {
         let file = dir.join("cgroup.subtree_control");
         fs::write(&file, format!("+{controller}")).with_context(|| {
-            format!("{}: +{controller} (a group with processes of its own cannot hand controllers down)", file.display())
+            format!(
+                "{}: +{controller} (a group with processes of its own cannot hand controllers down)",
+                file.display()
+            )
         })?;
     }
     Ok(())

@@ -3,8 +3,8 @@
 use super::layout::{API_SERVICE_IP, DNS_SERVICE_IP, Layout, PORTS, SERVICE_CIDR};
 use super::state::{Forward, State};
 use super::{network, process, template};
-use anyhow::{Context, Result, bail};
 use crate::wait::{self, Seen};
+use anyhow::{Context, Result, bail};
 use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
@@ -32,7 +32,8 @@ pub fn start(layout: &Layout, state: &State) -> Result<()> {
             "--bind-address=127.0.0.1".into(),
         ],
     )?;
-    let scheduler = vec![kubeconfig("kube-scheduler"), "--leader-elect=false".into(), "--bind-address=127.0.0.1".into()];
+    let scheduler =
+        vec![kubeconfig("kube-scheduler"), "--leader-elect=false".into(), "--bind-address=127.0.0.1".into()];
     run(layout, state, "kube-scheduler", scheduler)
 }
 
@@ -84,7 +85,16 @@ fn etcd(layout: &Layout, state: &State) -> Result<()> {
     let mut args: Vec<String> = vec!["--data-dir".into(), layout.state.join("etcd").display().to_string()];
     // A cluster that ends with the machine need not survive a power cut.
     args.push("--unsafe-no-fsync".into());
-    let rest = ["--log-level", "warn", "--listen-client-urls", client, "--advertise-client-urls", client, "--listen-peer-urls", peer];
+    let rest = [
+        "--log-level",
+        "warn",
+        "--listen-client-urls",
+        client,
+        "--advertise-client-urls",
+        client,
+        "--listen-peer-urls",
+        peer,
+    ];
     args.extend(rest.map(String::from));
     run(layout, state, "etcd", args)
 }

@@ -15,7 +15,11 @@ pub fn run(layout: &Layout) -> Result<()> {
     }
     let start = Instant::now();
     let ended = clean(layout)?;
-    println!("ended {ended} processes and removed {} in {}", layout.state.display(), crate::progress::seconds(start.elapsed()));
+    println!(
+        "ended {ended} processes and removed {} in {}",
+        layout.state.display(),
+        crate::progress::seconds(start.elapsed())
+    );
     Ok(())
 }
 
@@ -48,7 +52,8 @@ pub fn clean(layout: &Layout) -> Result<usize> {
 /// Nothing of ours is mounted outside the nodes; whatever is, must not be deleted through its mount.
 fn refuse_mounts(layout: &Layout) -> Result<()> {
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
-    let inside = mounts.lines().filter_map(|l| l.split(' ').nth(4)).find(|m| std::path::Path::new(m).starts_with(&layout.state));
+    let inside =
+        mounts.lines().filter_map(|l| l.split(' ').nth(4)).find(|m| std::path::Path::new(m).starts_with(&layout.state));
     match inside {
         Some(mount) => bail!("{mount} is mounted below the state directory: unmount it first"),
         None => Ok(()),

@@ -41,7 +41,10 @@ impl Layout {
         );
         // Each node hides these behind its own.
         for hidden in ["/run", "/var/run", "/var/lib", "/etc", "/proc", "/sys"] {
-            ensure!(!state.starts_with(hidden), "the state directory cannot lie in {hidden}: the nodes have a private one");
+            ensure!(
+                !state.starts_with(hidden),
+                "the state directory cannot lie in {hidden}: the nodes have a private one"
+            );
         }
         let seed = hash(&state);
         Ok(Self { id: hex(&seed), seed, state })

@@ -24,7 +24,8 @@ pub fn run(layout: &Layout, archives: &[PathBuf]) -> Result<()> {
 }
 
 fn node(layout: &Layout, state: &State, node: &str, archives: &[(&PathBuf, (String, String))]) -> Result<()> {
-    let listed = sh::output(ctr(layout, state, node).args(["images", "list"])).with_context(|| format!("asking {node}"))?;
+    let listed =
+        sh::output(ctr(layout, state, node).args(["images", "list"])).with_context(|| format!("asking {node}"))?;
     for (archive, (name, digest)) in archives {
         let there = |l: &str| l.starts_with(&format!("{name} ")) && l.contains(digest.as_str());
         if listed.lines().any(there) {

@@ -92,7 +92,8 @@ pub fn run(args: Args) -> Result<()> {
         Action::Logs { name, lines } => status::logs(&layout, name.as_deref(), lines),
         Action::Kill { name } => {
             State::required(&layout)?;
-            let process = process::living(&layout, &name).with_context(|| format!("no process {name} runs (see `status`)"))?;
+            let process =
+                process::living(&layout, &name).with_context(|| format!("no process {name} runs (see `status`)"))?;
             process.kill()?;
             process.gone()
         }

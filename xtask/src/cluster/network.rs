@@ -47,7 +47,9 @@ pub fn connect(layout: &Layout, node: usize, nodes: usize, init: &Process) -> Re
     run_in(layout, HOLDER, &cable).with_context(|| format!("connecting {name}"))?;
     let others: String = (1..=nodes).filter(|m| *m != node).map(route).collect();
     // The default route comes last: the node's init waits for it.
-    let inside = format!("ip link set lo up; ip link set eth0 up; ip addr add {ip}/24 dev eth0; {others} ip route add default via {cp}");
+    let inside = format!(
+        "ip link set lo up; ip link set eth0 up; ip addr add {ip}/24 dev eth0; {others} ip route add default via {cp}"
+    );
     run_in(layout, &name, &inside).with_context(|| format!("addressing {name}"))?;
     for other in (1..=nodes).filter(|m| *m != node) {
         if process::living(layout, &node_name(other)).is_some() && layout.netns(&node_name(other)).exists() {

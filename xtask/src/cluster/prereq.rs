@@ -7,7 +7,8 @@ use std::path::Path;
 use std::process::Command;
 
 /// A program and the Debian package that has it.
-const RUN: &[(&str, &str)] = &[("ip", "iproute2"), ("nft", "nftables"), ("unshare", "util-linux"), ("sysctl", "procps")];
+const RUN: &[(&str, &str)] =
+    &[("ip", "iproute2"), ("nft", "nftables"), ("unshare", "util-linux"), ("sysctl", "procps")];
 const BUILD: &[(&str, &str)] = &[("gcc", "gcc"), ("pkg-config", "pkg-config")];
 
 /// What running a cluster takes.
@@ -28,7 +29,9 @@ pub fn to_build() -> Result<()> {
     }
     install(packages)?;
     if sh::which("go").is_none() {
-        bail!("the programs of the cluster are built from Go modules, and `go` is not in PATH (1.26 or newer, see go.dev/dl)");
+        bail!(
+            "the programs of the cluster are built from Go modules, and `go` is not in PATH (1.26 or newer, see go.dev/dl)"
+        );
     }
     Ok(())
 }
@@ -47,7 +50,8 @@ pub fn install(packages: Vec<&str>) -> Result<()> {
         bail!("missing: {list} (Debian's names; install them with this system's package manager)");
     }
     eprintln!("installing {list}");
-    let apt = |args: &[&str]| sh::output(sh::cmd("apt-get", args).args(&packages).env("DEBIAN_FRONTEND", "noninteractive"));
+    let apt =
+        |args: &[&str]| sh::output(sh::cmd("apt-get", args).args(&packages).env("DEBIAN_FRONTEND", "noninteractive"));
     let install = ["install", "-y", "-qq", "--no-install-recommends"];
     apt(&install)
         .or_else(|_| {
@@ -66,8 +70,14 @@ fn kernel() -> Result<()> {
             "mount -t tmpfs t /mnt && mkdir /mnt/l /mnt/u /mnt/w /mnt/m && mount -t overlay o -o lowerdir=/mnt/l,upperdir=/mnt/u,workdir=/mnt/w /mnt/m",
             "overlay mounts (CONFIG_OVERLAY_FS)",
         ),
-        ("ip link add br9 type bridge && ip link add v9 type veth peer name v8", "bridges and veth pairs (CONFIG_BRIDGE, CONFIG_VETH)"),
-        ("nft add table ip t && nft 'add chain ip t c { type nat hook postrouting priority 0 ; }'", "nftables with NAT (CONFIG_NF_TABLES, CONFIG_NFT_NAT)"),
+        (
+            "ip link add br9 type bridge && ip link add v9 type veth peer name v8",
+            "bridges and veth pairs (CONFIG_BRIDGE, CONFIG_VETH)",
+        ),
+        (
+            "nft add table ip t && nft 'add chain ip t c { type nat hook postrouting priority 0 ; }'",
+            "nftables with NAT (CONFIG_NF_TABLES, CONFIG_NFT_NAT)",
+        ),
         (
             "[ -e /proc/sys/net/bridge/bridge-nf-call-iptables ] || { modprobe br_netfilter && [ -e /proc/sys/net/bridge/bridge-nf-call-iptables ]; }",
             "br_netfilter (modprobe br_netfilter on the host)",

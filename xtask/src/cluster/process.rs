@@ -144,7 +144,8 @@ mod tests {
     use super::*;
 
     fn temporary() -> Layout {
-        let dir = std::env::temp_dir().join(format!("stowage-proc-{}-{:?}", std::process::id(), std::thread::current().id()));
+        let dir =
+            std::env::temp_dir().join(format!("stowage-proc-{}-{:?}", std::process::id(), std::thread::current().id()));
         Layout::new(Some(&dir), Path::new("/src")).unwrap()
     }
 

@@ -8,7 +8,12 @@ use anyhow::{Context, Result, ensure};
 
 pub fn run(layout: &Layout) -> Result<()> {
     let state = State::required(layout)?;
-    println!("Kubernetes {} in {}, {} simulated on each node", state.version, layout.state.display(), state.gpu_profile);
+    println!(
+        "Kubernetes {} in {}, {} simulated on each node",
+        state.version,
+        layout.state.display(),
+        state.gpu_profile
+    );
     let mut dead = Vec::new();
     for p in process::recorded(layout) {
         let alive = p.alive();
@@ -31,13 +36,15 @@ pub fn run(layout: &Layout) -> Result<()> {
 
 pub fn logs(layout: &Layout, name: Option<&str>, lines: usize) -> Result<()> {
     let Some(name) = name else {
-        let files = std::fs::read_dir(layout.logs()).with_context(|| format!("no logs in {}", layout.logs().display()))?;
+        let files =
+            std::fs::read_dir(layout.logs()).with_context(|| format!("no logs in {}", layout.logs().display()))?;
         let mut names: Vec<_> = files.flatten().map(|f| f.file_name().to_string_lossy().replace(".log", "")).collect();
         names.sort();
         println!("{}", names.join("\n"));
         return Ok(());
     };
-    let said = std::fs::read(layout.log(name)).with_context(|| format!("no log of {name} (`logs` alone lists the names)"))?;
+    let said =
+        std::fs::read(layout.log(name)).with_context(|| format!("no log of {name} (`logs` alone lists the names)"))?;
     println!("{}", sh::tail(&String::from_utf8_lossy(&said), lines));
     Ok(())
 }

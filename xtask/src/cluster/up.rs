@@ -52,7 +52,10 @@ pub fn run(layout: &Layout, args: &Args) -> Result<()> {
     state.complete = true;
     state.save(layout)?;
     println!("cluster      {times}");
-    println!("             {} nodes · Kubernetes {} · {} simulated on each", state.nodes, state.version, state.gpu_profile);
+    println!(
+        "             {} nodes · Kubernetes {} · {} simulated on each",
+        state.nodes, state.version, state.gpu_profile
+    );
     println!("             export KUBECONFIG={}", layout.kubeconfig().display());
     Ok(())
 }

@@ -57,7 +57,11 @@ const IMAGES: &[Image] = &[
 ];
 const PROBE: &str = "probe";
 /// Names under which the test image offers busybox (its wget crashes on look-ups: /bin/probe does HTTP).
-const BUSYBOX: &[&str] = &["sh", "env", "sleep", "cat", "ls", "nc", "ip", "hostname", "id", "ps", "kill", "dd", "touch", "rm", "mkdir", "test", "true", "false", "echo", "head", "tail", "grep", "wc", "df", "date", "stat", "chmod", "ln", "mv", "cp", "find", "tr", "cut", "xargs", "printenv"];
+const BUSYBOX: &[&str] = &[
+    "sh", "env", "sleep", "cat", "ls", "nc", "ip", "hostname", "id", "ps", "kill", "dd", "touch", "rm", "mkdir",
+    "test", "true", "false", "echo", "head", "tail", "grep", "wc", "df", "date", "stat", "chmod", "ln", "mv", "cp",
+    "find", "tr", "cut", "xargs", "printenv",
+];
 
 pub fn run(args: Args) -> Result<()> {
     let all = args.all || args.names.is_empty();
@@ -120,7 +124,10 @@ fn program(image: &Image, base: &Base) -> Result<String> {
     for library in libraries.difference(&base.libraries) {
         entries.push(file(library)?);
     }
-    let env = vec!["PATH=/usr/local/bin:/usr/bin:/bin".to_string(), "SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt".into()];
+    let env = vec![
+        "PATH=/usr/local/bin:/usr/bin:/bin".to_string(),
+        "SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt".into(),
+    ];
     let config = Config { entrypoint: vec![format!("/{place}")], user: image.user.into(), env };
     let name = format!("localhost/stowage/{}:dev", image.name);
     oci::write(&archive(image.name), &name, &[&base.layer, &Layer::new(&entries)?], &config)

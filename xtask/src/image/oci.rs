@@ -74,7 +74,8 @@ pub fn write(archive: &Path, name: &str, layers: &[&Layer], config: &Config) -> 
     }))?;
     let mut top = describe("manifest.v1+json", &manifest);
     top["annotations"] = json!({"io.containerd.image.name": name, "org.opencontainers.image.ref.name": name});
-    let index = serde_json::to_vec(&json!({"schemaVersion": 2, "mediaType": media("index.v1+json"), "manifests": [top]}))?;
+    let index =
+        serde_json::to_vec(&json!({"schemaVersion": 2, "mediaType": media("index.v1+json"), "manifests": [top]}))?;
 
     std::fs::create_dir_all(archive.parent().unwrap_or(archive))?;
     let next = archive.with_extension("tar.next");
@@ -151,7 +152,8 @@ mod tests {
     use super::*;
 
     fn image(file: &Path, content: &[u8]) -> String {
-        let layer = Layer::new(&[Entry::File("usr/bin/x".into(), 0o755, content.to_vec()), Entry::Dir("tmp".into(), 0o1777)]);
+        let layer =
+            Layer::new(&[Entry::File("usr/bin/x".into(), 0o755, content.to_vec()), Entry::Dir("tmp".into(), 0o1777)]);
         let config = Config { entrypoint: vec!["/usr/bin/x".into()], user: "65532:65532".into(), env: vec![] };
         write(file, "localhost/x:dev", &[&layer.unwrap()], &config).unwrap()
     }

@@ -23,9 +23,13 @@ const CHECKS: &[(&str, Check)] = &[
     ("a_pod_reaches_itself_through_its_service", |b| b.gets("web", &format!("http://{}/", b.service()?))),
     ("a_full_name_resolves", |b| b.gets("client", &format!("http://web.{}.svc.cluster.local/", b.namespace))),
     ("a_short_name_resolves", |b| b.gets("near", "http://web/")),
-    ("a_pod_reaches_the_api_server", |b| b.says(&["exec", "client", "--", "sh", "-c", "nc -w 5 10.96.0.1 443 </dev/null && echo open"], "open")),
+    ("a_pod_reaches_the_api_server", |b| {
+        b.says(&["exec", "client", "--", "sh", "-c", "nc -w 5 10.96.0.1 443 </dev/null && echo open"], "open")
+    }),
     ("the_api_server_reaches_a_pod", |b| b.says(&["get", "--raw", &b.proxied("pods/web:8080")], "hello-from-web")),
-    ("the_kubelet_has_metrics", |b| b.says(&["get", "--raw", "/api/v1/nodes/node1/proxy/metrics/resource"], "container_memory_working_set_bytes")),
+    ("the_kubelet_has_metrics", |b| {
+        b.says(&["get", "--raw", "/api/v1/nodes/node1/proxy/metrics/resource"], "container_memory_working_set_bytes")
+    }),
     ("a_policy_admits_whom_it_names", policy_admits),
     ("a_policy_keeps_others_out", policy_denies),
     ("a_policy_keeps_a_pod_in", policy_egress),
@@ -74,11 +78,8 @@ impl Bed<'_> {
         load::run(self.layout, &[image::archive("probe")])?;
         self.kubectl(&["create", "namespace", &self.namespace])?;
         self.account(&self.namespace)?;
-        let values = [
-            ("namespace", self.namespace.clone()),
-            ("first", node_name(1)),
-            ("last", node_name(self.state.nodes)),
-        ];
+        let values =
+            [("namespace", self.namespace.clone()), ("first", node_name(1)), ("last", node_name(self.state.nodes))];
         self.apply(&template::fill(template::CHECK, &values)?)?;
         self.kubectl(&["wait", "--for=condition=Ready", "pod", "--all", "--timeout=90s"])?;
         // kube-proxy follows an EndpointSlice up to a second late.
@@ -96,7 +97,9 @@ impl Bed<'_> {
 
     /// Until a namespace has its ServiceAccount, creating pods in it is Forbidden.
     fn account(&self, namespace: &str) -> Result<()> {
-        self.eventually("the ServiceAccount", || self.kubectl(&["get", "serviceaccount", "default", "-n", namespace]).map(drop))
+        self.eventually("the ServiceAccount", || {
+            self.kubectl(&["get", "serviceaccount", "default", "-n", namespace]).map(drop)
+        })
     }
 
     fn restricted(&self) -> String {
@@ -193,7 +196,9 @@ fn agent(b: &Bed) -> Result<()> {
 fn private_folders(b: &Bed) -> Result<()> {
     b.kubectl(&["exec", "agent", "--", "touch", "/cdi/check", "/own/check"])?;
     let dir = b.layout.node_dir(&node_name(b.state.nodes));
-    for (inside, outside) in [(dir.join("cdi/check"), "/run/cdi/check"), (dir.join("stowage/check"), "/var/lib/stowage/check")] {
+    for (inside, outside) in
+        [(dir.join("cdi/check"), "/run/cdi/check"), (dir.join("stowage/check"), "/var/lib/stowage/check")]
+    {
         ensure!(inside.exists(), "{} is not there", inside.display());
         ensure!(!std::path::Path::new(outside).exists(), "{outside} is on the machine itself");
     }
