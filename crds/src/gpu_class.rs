@@ -7,7 +7,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::schema;
+use crate::{rules, schema};
 
 /// A kind of GPU.
 #[derive(CustomResource, KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -20,8 +20,15 @@ use crate::schema;
     category = "stowage",
     status = "GpuClassStatus",
     derive = "PartialEq",
+    printcolumn(name = "GPUs", type_ = "integer", json_path = ".status.gpus"),
+    printcolumn(name = "Nodes", type_ = "integer", json_path = ".status.nodes"),
+    printcolumn(name = "Price/h", type_ = "string", json_path = ".spec.pricePerHour"),
+    printcolumn(name = "Currency", type_ = "string", json_path = ".spec.currency"),
+    printcolumn(name = "Accepted", type_ = "string", json_path = ".status.conditions[?(@.type=='Accepted')].reason"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     doc = "A kind of GPU: which products it covers, what it costs, and how strangers may share it."
 )]
+#[x_kube(validation = rules::class::PRICE_NEEDS_CURRENCY.cel())]
 #[serde(rename_all = "camelCase")]
 pub struct GpuClassSpec {
     /// Which GPUs belong to the class: all given fields must match.
@@ -29,15 +36,18 @@ pub struct GpuClassSpec {
     /// Price of one whole GPU, decimal text, for example "3.00". Absent: not priced.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 20))]
+    #[x_kube(validation = rules::class::PRICE.cel())]
     pub price_per_hour: Option<String>,
     /// ISO 4217, for example USD.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 8))]
+    #[x_kube(validation = rules::class::CURRENCY.cel())]
     pub currency: Option<String>,
-    /// Ways to share that deployments may ask for. Absent: whole GPUs only, except within one tenant by EngineBudget.
+    /// Ways in which slices of one GPU may be kept apart. Absent: EngineBudget.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 4))]
     #[x_kube(merge_strategy = ListMerge::Set)]
+    #[x_kube(validation = rules::class::SHARING.cel())]
     pub allowed_sharing: Vec<SharingMode>,
     /// Whether two tenants may share a GPU without MIG.
     #[serde(default)]
@@ -46,6 +56,7 @@ pub struct GpuClassSpec {
 
 /// Which GPUs belong to a class.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[x_kube(validation = rules::class::SELECTS.cel())]
 #[serde(rename_all = "camelCase")]
 pub struct GpuSelector {
     /// Product names as NVML prints them, for example NVIDIA H100 80GB HBM3. Absent: any.
@@ -56,6 +67,7 @@ pub struct GpuSelector {
     /// Least total memory. Absent: any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::quantity")]
+    #[x_kube(validation = rules::class::MIN_MEMORY.cel())]
     pub min_memory: Option<Quantity>,
     /// Architectures, for example Hopper. Absent: any.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -65,9 +77,7 @@ pub struct GpuSelector {
 }
 
 /// A way to keep slices of one GPU apart.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub enum SharingMode {
     MIG,

@@ -22,6 +22,10 @@ use crate::{gpu_class::SharingMode, schema};
     category = "stowage",
     status = "GpuNodeStatus",
     derive = "PartialEq",
+    printcolumn(name = "Products", type_ = "string", json_path = ".status.devices[*].product"),
+    printcolumn(name = "Health", type_ = "string", json_path = ".status.devices[*].verdict.health"),
+    printcolumn(name = "Simulated", type_ = "boolean", json_path = ".status.simulated"),
+    printcolumn(name = "Observed", type_ = "date", json_path = ".status.observedTime"),
     doc = "A node's GPUs and their health, written by the node agent of that node."
 )]
 #[serde(rename_all = "camelCase")]
@@ -120,20 +124,7 @@ pub struct Verdict {
 }
 
 /// Healthy takes work, Degraded keeps what it has, Unhealthy is drained and not routed to.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    Hash,
-    PartialOrd,
-    Ord,
-    Serialize,
-    Deserialize,
-    JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub enum Health {
     #[default]

@@ -5,7 +5,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{deployment_status::Cost, schema};
+use crate::{deployment_status::Cost, rules, schema};
 
 /// A file of requests.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -19,8 +19,13 @@ use crate::{deployment_status::Cost, schema};
     namespaced,
     status = "InferenceBatchStatus",
     derive = "PartialEq",
+    printcolumn(name = "Model", type_ = "string", json_path = ".spec.model"),
+    printcolumn(name = "Completed", type_ = "integer", json_path = ".status.counts.completed"),
+    printcolumn(name = "Total", type_ = "integer", json_path = ".status.counts.total"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     doc = "A file of requests that is worked off before a deadline."
 )]
+#[x_kube(validation = rules::batch::NO_BATCHES.cel())]
 #[serde(rename_all = "camelCase")]
 pub struct InferenceBatchSpec {
     /// Where the requests are: exactly one place, one JSON object per line.

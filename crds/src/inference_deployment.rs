@@ -9,7 +9,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{InferenceDeploymentStatus, names, schema};
+use crate::{InferenceDeploymentStatus, names, rules, schema};
 
 /// A model, where it may run, and how it is scaled.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -24,12 +24,36 @@ use crate::{InferenceDeploymentStatus, names, schema};
     status = "InferenceDeploymentStatus",
     derive = "PartialEq",
     doc = "A model, where it may run, and how it is scaled.",
+    validation = crate::rules::deployment::NAME_LENGTH.cel(),
+    validation = crate::rules::deployment::NAME_SHAPE.cel(),
+    printcolumn(name = "Model", type_ = "string", json_path = ".status.summary.model"),
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.summary.ready"),
+    printcolumn(name = "Wanted", type_ = "integer", json_path = ".status.desiredReplicas"),
+    printcolumn(name = "GPUs", type_ = "string", json_path = ".status.summary.gpus"),
+    printcolumn(name = "Class", type_ = "string", json_path = ".status.summary.class"),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Ready')].reason"
+    ),
+    printcolumn(name = "Cost/h", type_ = "string", json_path = ".status.cost.perHour"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(
+        name = "Message",
+        type_ = "string",
+        priority = 1,
+        json_path = ".status.conditions[?(@.type=='Ready')].message"
+    ),
     scale(
         spec_replicas_path = ".spec.replicas",
         status_replicas_path = ".status.replicas",
         label_selector_path = ".status.selector"
     )
 )]
+#[x_kube(validation = rules::deployment::REPLICAS_OUTSIDE_MANUAL.cel())]
+#[x_kube(validation = rules::deployment::OBJECTIVES.cel())]
+#[x_kube(validation = rules::deployment::SHARED_MEMORY.cel())]
+#[x_kube(validation = rules::deployment::DISAGGREGATION.cel())]
 #[serde(rename_all = "camelCase")]
 pub struct InferenceDeploymentSpec {
     /// What is served.
@@ -41,6 +65,7 @@ pub struct InferenceDeploymentSpec {
 
     /// What kind of work this is; it decides which objectives count.
     #[serde(default)]
+    #[x_kube(validation = rules::deployment::SERVICE_CLASS.cel())]
     pub service_class: ServiceClass,
 
     /// What the autoscaler and the gateway aim for.
@@ -84,6 +109,7 @@ pub struct InferenceDeploymentSpec {
 
 /// What is served.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[x_kube(validation = rules::deployment::ADAPTERS.cel())]
 #[serde(rename_all = "camelCase")]
 pub struct Model {
     /// The model's name as clients send it. Absent: the object's name. Resolved inside the caller's tenant first.
@@ -107,6 +133,8 @@ pub struct Model {
 
 /// Where weights come from: exactly one of the fields.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[x_kube(validation = rules::deployment::ONE_SOURCE.cel())]
+#[x_kube(validation = rules::deployment::ONLY_IMAGES.cel())]
 #[serde(rename_all = "camelCase")]
 pub struct ModelSource {
     /// An OCI image, mounted read-only.
@@ -135,6 +163,7 @@ pub struct ImageSource {
     pub reference: String,
     /// File or directory inside the image, for example /model.gguf.
     #[schemars(length(min = 1, max = 256))]
+    #[x_kube(validation = rules::deployment::IMAGE_PATH.cel())]
     pub path: String,
 }
 
@@ -246,6 +275,7 @@ pub struct Runtime {
     /// Further arguments: only those that the runtime's allowedArgs lists, never one that the operator manages.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32), inner(length(min = 1, max = 512)))]
+    #[x_kube(validation = rules::deployment::EXTRA_ARGS.cel())]
     pub extra_args: Vec<String>,
 }
 
@@ -255,16 +285,13 @@ fn default_runtime() -> String {
 
 impl Default for Runtime {
     fn default() -> Self {
-        Self {
-            r#ref: default_runtime(),
-            options: None,
-            extra_args: Vec::new(),
-        }
+        Self { r#ref: default_runtime(), options: None, extra_args: Vec::new() }
     }
 }
 
 /// Options that every runtime understands or refuses.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[x_kube(validation = rules::deployment::SPECULATIVE.cel())]
 #[serde(rename_all = "camelCase")]
 pub struct RuntimeOptions {
     /// Longest prompt plus answer, in tokens. Absent: the model's own limit.
@@ -307,20 +334,7 @@ pub enum SpeculativeMethod {
 }
 
 /// What kind of work this is.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    Hash,
-    PartialOrd,
-    Ord,
-    Serialize,
-    Deserialize,
-    JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub enum ServiceClass {
     #[default]
@@ -353,6 +367,10 @@ pub struct Objectives {
 
 /// One shape of a replica.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[x_kube(validation = rules::deployment::GPU_CLASS.cel())]
+#[x_kube(validation = rules::deployment::CPU_FIELDS.cel())]
+#[x_kube(validation = rules::deployment::GPU_HAS_NO_CPU.cel())]
+#[x_kube(validation = rules::deployment::MIG_PROFILE.cel())]
 #[serde(rename_all = "camelCase")]
 pub struct Variant {
     /// Name, unique in the deployment.
@@ -372,6 +390,8 @@ pub struct Variant {
     /// Memory on each GPU, for example 20Gi, or Auto. On CPU: the container's memory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::quantity")]
+    #[x_kube(validation = rules::deployment::MEMORY.cel())]
+    #[x_kube(validation = rules::deployment::MEMORY_AUTO.cel())]
     pub memory: Option<Quantity>,
     /// Per cent of each GPU's streaming multiprocessors. Absent: all of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -384,24 +404,12 @@ pub struct Variant {
     /// CPU cores, on accelerator CPU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::quantity")]
+    #[x_kube(validation = rules::deployment::CPU.cel())]
     pub cpu: Option<Quantity>,
 }
 
 /// What a variant computes on.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    Hash,
-    PartialOrd,
-    Ord,
-    Serialize,
-    Deserialize,
-    JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub enum Accelerator {
     #[default]
@@ -418,24 +426,12 @@ pub struct Isolation {
     pub level: IsolationLevel,
     /// How slices of one GPU are kept apart; Auto takes what the class allows.
     #[serde(default)]
+    #[x_kube(validation = rules::deployment::SHARING.cel())]
     pub sharing: Sharing,
 }
 
 /// What a deployment shares with others.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    Hash,
-    PartialOrd,
-    Ord,
-    Serialize,
-    Deserialize,
-    JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub enum IsolationLevel {
     #[default]
@@ -445,20 +441,7 @@ pub enum IsolationLevel {
 }
 
 /// How slices of one GPU are kept apart.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    Hash,
-    PartialOrd,
-    Ord,
-    Serialize,
-    Deserialize,
-    JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub enum Sharing {
     #[default]
@@ -471,10 +454,13 @@ pub enum Sharing {
 
 /// Who decides the number of replicas.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[x_kube(validation = rules::deployment::SCALING_FIELDS.cel())]
+#[x_kube(validation = rules::deployment::MIN_MAX.cel())]
 #[serde(rename_all = "camelCase")]
 pub struct Scaling {
     /// Active: the operator. Advisory: it only says what it would do. Manual: spec.replicas, so kubectl scale or an HPA.
     #[serde(default)]
+    #[x_kube(validation = rules::deployment::SCALING_MODE.cel())]
     pub mode: ScalingMode,
     /// Fewest replicas; 0 allows scale to zero.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -496,6 +482,7 @@ pub struct Scaling {
     /// Longest time that a replica may finish its requests before its pod ends.
     #[serde(default = "default_drain_timeout")]
     #[schemars(schema_with = "schema::duration")]
+    #[x_kube(validation = rules::deployment::DRAIN_TIMEOUT.cel())]
     pub drain_timeout: String,
 }
 
@@ -518,20 +505,7 @@ impl Default for Scaling {
 }
 
 /// Who decides the number of replicas.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    Hash,
-    PartialOrd,
-    Ord,
-    Serialize,
-    Deserialize,
-    JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub enum ScalingMode {
     #[default]
@@ -560,20 +534,7 @@ pub struct Idle {
 }
 
 /// Where a replica and its weights are.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    Hash,
-    PartialOrd,
-    Ord,
-    Serialize,
-    Deserialize,
-    JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub enum Tier {
     #[default]
@@ -597,6 +558,10 @@ pub struct ColdStart {
 
 /// What the pods carry beyond what the operator sets; merged last, where that is safe.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[x_kube(validation = rules::deployment::LABELS.cel())]
+#[x_kube(validation = rules::deployment::ANNOTATIONS.cel())]
+#[x_kube(validation = rules::deployment::TOPOLOGY_SPREAD.cel())]
+#[x_kube(validation = rules::deployment::ENV.cel())]
 #[serde(rename_all = "camelCase")]
 pub struct PodTemplate {
     /// Further labels; keys of stowage.dev and app.kubernetes.io/managed-by are the operator's.
@@ -644,6 +609,7 @@ pub struct PodTemplate {
 
 /// A taint that does not keep the pods away.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[x_kube(validation = rules::deployment::TOLERATION.cel())]
 #[serde(rename_all = "camelCase")]
 pub struct Toleration {
     /// Taint key. Absent with operator Exists: every taint.
@@ -702,6 +668,7 @@ pub struct PullSecret {
 
 /// CPU and host memory.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[x_kube(validation = rules::deployment::RESOURCES.cel())]
 #[serde(rename_all = "camelCase")]
 pub struct Resources {
     /// What the scheduler sets aside.
@@ -729,6 +696,7 @@ pub struct EnvVar {
 
 /// How a change reaches the replicas.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[x_kube(validation = rules::deployment::CANARY.cel())]
 #[serde(rename_all = "camelCase")]
 pub struct Rollout {
     /// Auto surges where GPUs are free and replaces one by one where they are not.
@@ -798,6 +766,7 @@ pub struct Pool {
 
 /// Nodes per replica.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[x_kube(validation = rules::deployment::NODES.cel())]
 #[serde(rename_all = "camelCase")]
 pub struct Nodes {
     /// How many nodes one replica spans.

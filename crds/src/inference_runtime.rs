@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     inference_deployment::{EnvVar, Resources},
-    schema,
+    rules, schema,
 };
 
 /// An engine and how to run it.
@@ -23,11 +23,17 @@ use crate::{
     category = "stowage",
     status = "InferenceRuntimeStatus",
     derive = "PartialEq",
+    printcolumn(name = "Adapter", type_ = "string", json_path = ".spec.adapter"),
+    printcolumn(name = "Version", type_ = "string", json_path = ".spec.version"),
+    printcolumn(name = "Accepted", type_ = "string", json_path = ".status.conditions[?(@.type=='Accepted')].reason"),
+    printcolumn(name = "Image", type_ = "string", priority = 1, json_path = ".spec.image"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     doc = "An engine: its image, how its arguments are made, and what it can do."
 )]
 #[serde(rename_all = "camelCase")]
 pub struct InferenceRuntimeSpec {
     /// Which adapter knows this engine's flags, probes and metrics.
+    #[x_kube(validation = rules::runtime::ADAPTER.cel())]
     pub adapter: AdapterName,
     /// Version of the engine in the image, as people should see it.
     #[schemars(length(min = 1, max = 64))]
@@ -42,7 +48,7 @@ pub struct InferenceRuntimeSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), inner(length(min = 1, max = 512)))]
     pub command: Vec<String>,
-    /// Arguments in place of the adapter's, with placeholders such as {{model.path}}. Empty: the adapter's.
+    /// Arguments in place of the adapter's, with placeholders such as {model.path}. Empty: the adapter's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(min = 1, max = 512)))]
     pub args: Vec<String>,
@@ -50,6 +56,7 @@ pub struct InferenceRuntimeSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    #[x_kube(validation = rules::runtime::ENV.cel())]
     pub env: Vec<EnvVar>,
     /// Port that serves HTTP. Absent: 8000.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -65,6 +72,7 @@ pub struct InferenceRuntimeSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(min = 1, max = 128)))]
     #[x_kube(merge_strategy = ListMerge::Set)]
+    #[x_kube(validation = rules::runtime::ALLOWED_ARGS.cel())]
     pub allowed_args: Vec<String>,
     /// What the engine in this image can do. Absent: nothing beyond plain generation.
     #[serde(default)]
@@ -72,9 +80,7 @@ pub struct InferenceRuntimeSpec {
 }
 
 /// An adapter of the `runtimes` crate.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 #[schemars(inline)]
 pub enum AdapterName {
@@ -119,6 +125,7 @@ pub struct Probes {
 pub struct HttpProbe {
     /// Path, for example /readyz.
     #[schemars(length(min = 1, max = 256))]
+    #[x_kube(validation = rules::runtime::PROBE_PATH.cel())]
     pub path: String,
     /// Seconds between probes. Absent: 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]

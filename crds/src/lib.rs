@@ -23,8 +23,10 @@ pub mod inference_deployment;
 pub mod inference_runtime;
 pub mod names;
 pub mod quantity;
+pub mod rules;
 mod schema;
 pub mod tenant_quota;
+pub mod validate;
 
 pub use crd::all_crds;
 pub use deployment_status::InferenceDeploymentStatus;

@@ -22,9 +22,7 @@ pub enum ParseError {
     #[error("\"{0}\" is too large; write a quantity below 8Pi")]
     TooLarge(String),
     /// Not a duration.
-    #[error(
-        "\"{0}\" is not a duration; write a whole number and ms, s, m or h, for example 500ms or 10m"
-    )]
+    #[error("\"{0}\" is not a duration; write a whole number and ms, s, m or h, for example 500ms or 10m")]
     Duration(String),
     /// Not a price.
     #[error("\"{0}\" is not an amount; write digits with at most six decimals, for example 3.00")]
@@ -68,17 +66,10 @@ pub fn parse_micros(text: &str) -> Result<u64, ParseError> {
     let wrong = || ParseError::Amount(shown(text));
     let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
     let digits = |part: &str| part.bytes().all(|b| b.is_ascii_digit());
-    if whole.is_empty()
-        || whole.len() > 12
-        || fraction.len() > 6
-        || !digits(whole)
-        || !digits(fraction)
-    {
+    if whole.is_empty() || whole.len() > 12 || fraction.len() > 6 || !digits(whole) || !digits(fraction) {
         return Err(wrong());
     }
-    format!("{whole}{fraction:0<6}")
-        .parse()
-        .map_err(|_| wrong())
+    format!("{whole}{fraction:0<6}").parse().map_err(|_| wrong())
 }
 
 /// Bytes as the shortest exact quantity in binary units: `20Gi`, `1536Mi`, `7`.
@@ -94,11 +85,7 @@ pub fn bytes_quantity(bytes: u64) -> Quantity {
 
 /// Thousandths as a quantity: `4`, `500m`.
 pub fn milli_quantity(milli: u64) -> Quantity {
-    if milli.is_multiple_of(1000) {
-        Quantity((milli / 1000).to_string())
-    } else {
-        Quantity(format!("{milli}m"))
-    }
+    if milli.is_multiple_of(1000) { Quantity((milli / 1000).to_string()) } else { Quantity(format!("{milli}m")) }
 }
 
 /// `10^power` or `2^power`, and the text's value in thousandths.
@@ -114,10 +101,7 @@ fn parse_milli_u128(text: &str) -> Result<u128, ParseError> {
         };
     }
     let unsigned = text.strip_prefix('+').unwrap_or(text);
-    let number_len = unsigned
-        .bytes()
-        .take_while(|b| b.is_ascii_digit() || *b == b'.')
-        .count();
+    let number_len = unsigned.bytes().take_while(|b| b.is_ascii_digit() || *b == b'.').count();
     let (number, suffix) = unsigned.split_at(number_len);
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
     if (whole.is_empty() && fraction.is_empty()) || fraction.contains('.') || text.len() > 64 {
@@ -133,11 +117,7 @@ fn parse_milli_u128(text: &str) -> Result<u128, ParseError> {
     let scaled = nanos.checked_mul(multiplier).ok_or_else(too_large)?;
     // nanos → thousandths
     let milli = scaled.div_ceil(divisor).div_ceil(1_000_000);
-    if milli > i64::MAX as u128 {
-        Err(too_large())
-    } else {
-        Ok(milli)
-    }
+    if milli > i64::MAX as u128 { Err(too_large()) } else { Ok(milli) }
 }
 
 /// Multiplier and divisor of a suffix.
@@ -214,42 +194,22 @@ mod tests {
 
     #[test]
     fn gpus_and_cpus_are_thousandths() {
-        for (text, expected) in [
-            ("4", 4000),
-            ("500m", 500),
-            ("0.25", 250),
-            ("0.0001", 1),
-            ("1u", 1),
-            ("2k", 2_000_000),
-        ] {
+        for (text, expected) in [("4", 4000), ("500m", 500), ("0.25", 250), ("0.0001", 1), ("1u", 1), ("2k", 2_000_000)]
+        {
             assert_eq!(milli(text), Ok(expected), "{text}");
         }
     }
 
     #[test]
     fn nonsense_is_told_and_never_panics() {
-        for text in [
-            "", " ", "Gi", "1Qi", "1 Gi", "1..2", "1.2.3", "0x10", "NaN", "1e", "1e99", "--1", "é",
-            "1é", "Auto", "٣",
-        ] {
-            assert!(
-                matches!(bytes(text), Err(ParseError::Quantity(_))),
-                "{text}: {:?}",
-                bytes(text)
-            );
+        for text in
+            ["", " ", "Gi", "1Qi", "1 Gi", "1..2", "1.2.3", "0x10", "NaN", "1e", "1e99", "--1", "é", "1é", "Auto", "٣"]
+        {
+            assert!(matches!(bytes(text), Err(ParseError::Quantity(_))), "{text}: {:?}", bytes(text));
         }
         assert!(matches!(bytes("-1Gi"), Err(ParseError::Negative(_))));
-        for text in [
-            "8Ei",
-            "99999999999999999999",
-            "999999999999999999999999999999999999999999999999",
-            "16Pi",
-        ] {
-            assert!(
-                matches!(bytes(text), Err(ParseError::TooLarge(_))),
-                "{text}: {:?}",
-                bytes(text)
-            );
+        for text in ["8Ei", "99999999999999999999", "999999999999999999999999999999999999999999999999", "16Pi"] {
+            assert!(matches!(bytes(text), Err(ParseError::TooLarge(_))), "{text}: {:?}", bytes(text));
         }
         let long = "9".repeat(5000);
         assert!(bytes(&long).unwrap_err().to_string().len() < 200);
@@ -257,32 +217,10 @@ mod tests {
 
     #[test]
     fn durations_have_one_unit() {
-        for (text, expected) in [
-            ("500ms", 500),
-            ("0s", 0),
-            ("300s", 300_000),
-            ("10m", 600_000),
-            ("24h", 86_400_000),
-        ] {
-            assert_eq!(
-                parse_duration(text),
-                Ok(Duration::from_millis(expected)),
-                "{text}"
-            );
+        for (text, expected) in [("500ms", 500), ("0s", 0), ("300s", 300_000), ("10m", 600_000), ("24h", 86_400_000)] {
+            assert_eq!(parse_duration(text), Ok(Duration::from_millis(expected)), "{text}");
         }
-        for text in [
-            "",
-            "5",
-            "s",
-            "1h30m",
-            "-1s",
-            "1.5s",
-            "1d",
-            "99999999999999999999h",
-            "9999999999h",
-            "5 s",
-            "é",
-        ] {
+        for text in ["", "5", "s", "1h30m", "-1s", "1.5s", "1d", "99999999999999999999h", "9999999999h", "5 s", "é"] {
             assert!(parse_duration(text).is_err(), "{text}");
         }
     }
@@ -299,13 +237,7 @@ mod tests {
 
     #[test]
     fn quantities_are_written_in_the_largest_exact_unit() {
-        for (value, expected) in [
-            (0, "0"),
-            (7, "7"),
-            (20 << 30, "20Gi"),
-            (1536 << 20, "1536Mi"),
-            (1 << 40, "1Ti"),
-        ] {
+        for (value, expected) in [(0, "0"), (7, "7"), (20 << 30, "20Gi"), (1536 << 20, "1536Mi"), (1 << 40, "1Ti")] {
             assert_eq!(bytes_quantity(value).0, expected);
             assert_eq!(parse_bytes(&bytes_quantity(value)), Ok(value));
         }

@@ -5,7 +5,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
-use crate::schema;
+use crate::{rules, schema};
 
 /// One tenant's budget.
 #[derive(CustomResource, KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -18,8 +18,20 @@ use crate::schema;
     category = "stowage",
     status = "TenantQuotaStatus",
     derive = "PartialEq",
+    printcolumn(name = "Namespaces", type_ = "string", json_path = ".spec.namespaces"),
+    printcolumn(name = "Cohort", type_ = "string", json_path = ".spec.cohort"),
+    printcolumn(name = "Classes", type_ = "string", json_path = ".status.usage[*].class"),
+    printcolumn(name = "Used", type_ = "string", json_path = ".status.usage[*].nominal"),
+    printcolumn(name = "Borrowed", type_ = "string", json_path = ".status.usage[*].borrowed"),
+    printcolumn(name = "Accepted", type_ = "string", json_path = ".status.conditions[?(@.type=='Accepted')].reason"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     doc = "One tenant's budget: the namespaces it owns, GPUs, tokens, and the credentials of its clients."
 )]
+#[x_kube(validation = rules::quota::WEIGHT.cel())]
+#[x_kube(validation = rules::quota::TOKENS.cel())]
+#[x_kube(validation = rules::quota::SPEND.cel())]
+#[x_kube(validation = rules::quota::RECLAIM.cel())]
+#[x_kube(validation = rules::quota::NEEDS_COHORT.cel())]
 #[serde(rename_all = "camelCase")]
 pub struct TenantQuotaSpec {
     /// Namespaces of the tenant. One belongs to at most one tenant: the older TenantQuota keeps it.
@@ -60,6 +72,7 @@ pub struct TenantQuotaSpec {
 
 /// GPUs of one class.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[x_kube(validation = rules::quota::LENDING.cel())]
 #[serde(rename_all = "camelCase")]
 pub struct GpuQuota {
     /// Name of a GpuClass.
@@ -67,14 +80,17 @@ pub struct GpuQuota {
     pub class: String,
     /// GPUs that are guaranteed, for example "4" or "500m". A slice is charged the larger of its memory share and its SM share.
     #[schemars(schema_with = "schema::quantity")]
+    #[x_kube(validation = rules::quota::QUANTITY.cel())]
     pub nominal_quota: Quantity,
     /// GPUs that may be borrowed from the cohort beyond it. Absent: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::quantity")]
+    #[x_kube(validation = rules::quota::QUANTITY.cel())]
     pub borrowing_limit: Option<Quantity>,
     /// GPUs of the guaranteed that others may borrow while idle. Absent: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::quantity")]
+    #[x_kube(validation = rules::quota::QUANTITY.cel())]
     pub lending_limit: Option<Quantity>,
 }
 
@@ -114,6 +130,8 @@ pub struct SpendQuota {
 
 /// How clients show who they are.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[x_kube(validation = rules::quota::JWT.cel())]
+#[x_kube(validation = rules::quota::SERVICE_ACCOUNTS.cel())]
 #[serde(rename_all = "camelCase")]
 pub struct Credentials {
     /// Secrets in stowage-system of type stowage.dev/api-keys, with SHA-256 hashes.

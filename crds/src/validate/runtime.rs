@@ -1,0 +1,77 @@
+//! `InferenceRuntime`, narrow. Placeholders in `args` are judged where they are filled: in the
+//! `runtimes` crate.
+
+use super::deployment::resources;
+use super::{AcceptedResources, Refusal, Refusals, unique};
+use crate::InferenceRuntimeSpec;
+use crate::inference_deployment::EnvVar;
+use crate::inference_runtime::{AdapterName, Capabilities, HttpProbe, Probes, PullPolicy};
+use crate::names::{ENGINE_PORT, RESERVED_ENV_PREFIX};
+use crate::rules::runtime as rules;
+
+/// An accepted InferenceRuntime.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AcceptedRuntime {
+    pub adapter: AdapterName,
+    pub version: String,
+    pub image: String,
+    pub image_pull_policy: PullPolicy,
+    /// Empty: the image's.
+    pub command: Vec<String>,
+    /// Empty: the adapter's.
+    pub args: Vec<String>,
+    pub env: Vec<EnvVar>,
+    pub port: u16,
+    pub probes: Probes,
+    pub resources: AcceptedResources,
+    /// Flags without values.
+    pub allowed_args: Vec<String>,
+    pub capabilities: Capabilities,
+}
+
+/// Judges an InferenceRuntime.
+pub fn validate_runtime(spec: &InferenceRuntimeSpec) -> Result<AcceptedRuntime, Vec<Refusal>> {
+    let InferenceRuntimeSpec {
+        adapter,
+        version,
+        image,
+        image_pull_policy,
+        command,
+        args,
+        env,
+        port,
+        probes,
+        resources: wanted,
+        allowed_args,
+        capabilities,
+    } = spec;
+    let mut refusals = Refusals::default();
+    let known = matches!(adapter, AdapterName::Stowage | AdapterName::Vllm | AdapterName::Sglang);
+    refusals.require(known, "spec.adapter", &rules::ADAPTER);
+    let flags = allowed_args.iter().all(|flag| flag.starts_with("--") && !flag.contains('='));
+    refusals.require(flags, "spec.allowedArgs", &rules::ALLOWED_ARGS);
+    let ours = env.iter().any(|entry| entry.name.starts_with(RESERVED_ENV_PREFIX));
+    refusals.require(!ours, "spec.env", &rules::ENV);
+    unique(&mut refusals, "spec.env", env.iter().map(|entry| entry.name.as_str()));
+    let probes = probes.clone().unwrap_or_default();
+    let Probes { readiness, liveness, startup } = &probes;
+    for (name, probe) in [("readiness", readiness), ("liveness", liveness), ("startup", startup)] {
+        let Some(HttpProbe { path, period_seconds: _, failure_threshold: _ }) = probe else { continue };
+        refusals.require(path.starts_with('/'), format!("spec.probes.{name}.path"), &rules::PROBE_PATH);
+    }
+    let resources = resources(&mut refusals, "spec.resources", wanted.as_ref());
+    refusals.into_result(AcceptedRuntime {
+        adapter: *adapter,
+        version: version.clone(),
+        image: image.clone(),
+        image_pull_policy: image_pull_policy.unwrap_or(PullPolicy::IfNotPresent),
+        command: command.clone(),
+        args: args.clone(),
+        env: env.clone(),
+        port: port.unwrap_or(ENGINE_PORT),
+        probes,
+        resources,
+        allowed_args: allowed_args.clone(),
+        capabilities: capabilities.clone(),
+    })
+}

@@ -1,0 +1,8 @@
+//! The API as a whole: what is generated, what is honoured, what is refused.
+#![allow(clippy::unwrap_used)]
+
+mod fixtures;
+mod leaves;
+mod manifests;
+mod refusals;
+mod schema;
