@@ -74,8 +74,9 @@ pub struct SeqStep<'a> {
     /// `blocks`, written by earlier steps (of this sequence, or of another with the same prefix).
     pub position: usize,
     /// The sequence's block table: entry `i` holds positions `16·i..16·i + 16`. It must cover
-    /// `position + tokens.len()`; more is fine. Blocks may be shared between sequences as long as
-    /// no two of them write the same slot in one step, and none reads a slot another one writes.
+    /// `position + tokens.len()`; more is fine. Blocks may be shared between sequences for
+    /// reading; a block that one of them writes in this step must not be in another's reach.
+    /// An executor refuses a block written from two places.
     pub blocks: &'a [u32],
     pub want_logits: LogitsWanted,
 }
@@ -186,6 +187,8 @@ pub enum SeqProblem {
     NoSuchBlock { block: u32, blocks: usize },
     #[error("token {token} does not exist: the vocabulary has {vocab}")]
     NoSuchToken { token: u32, vocab: usize },
+    #[error("block {block} would be written from two places in one step")]
+    WrittenTwice { block: u32 },
 }
 
 #[cfg(test)]
