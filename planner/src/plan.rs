@@ -37,12 +37,7 @@ pub enum Action {
         reason: CreateReason,
     },
     /// Take the replica out of routing and let it finish until the deadline.
-    Drain {
-        replica: ReplicaId,
-        pod: String,
-        deadline_ms: TimeMs,
-        reason: EndReason,
-    },
+    Drain { replica: ReplicaId, pod: String, deadline_ms: TimeMs, reason: EndReason },
     /// Delete the pod, then, when it is gone and unprepared, the claim.
     Remove {
         replica: ReplicaId,
@@ -78,8 +73,6 @@ pub enum EndReason {
     ScaleIn,
     /// The deployment is being deleted.
     Deleted,
-    /// The tenant holds more than its quota allows (quota shrank, or the lender takes it back).
-    QuotaExceeded,
     /// The pod's specification changed.
     Rollout,
     /// The pod ended by itself or cannot start.
@@ -103,25 +96,16 @@ pub enum EndReason {
 
 impl BasedOn {
     pub fn of(snapshot: &Snapshot) -> Self {
-        let mut generations: Vec<_> = snapshot
-            .deployments
-            .iter()
-            .map(|d| (d.id.clone(), d.generation))
-            .collect();
+        let mut generations: Vec<_> = snapshot.deployments.iter().map(|d| (d.id.clone(), d.generation)).collect();
         generations.sort();
-        BasedOn {
-            snapshot: snapshot.sequence,
-            generations,
-        }
+        BasedOn { snapshot: snapshot.sequence, generations }
     }
 }
 
 impl Action {
     pub fn replica(&self) -> &ReplicaId {
         match self {
-            Action::Create { replica, .. }
-            | Action::Drain { replica, .. }
-            | Action::Remove { replica, .. } => replica,
+            Action::Create { replica, .. } | Action::Drain { replica, .. } | Action::Remove { replica, .. } => replica,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Why the plan is what it is, as data.
 //!
 //! The one source for conditions, events, metrics, Grafana annotations and `kubectl stowage
-//! explain`; prose is rendered from it elsewhere. Lists are sorted by identity, so equal
+//! explain`; prose is rendered from it in [`crate::render`]. Lists are sorted by identity, so equal
 //! decisions serialize to equal bytes.
 
 use serde::{Deserialize, Serialize};
@@ -98,11 +98,7 @@ pub enum ScaleVerdict {
 
 /// Stage two: may they.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(
-    tag = "verdict",
-    rename_all = "camelCase",
-    rename_all_fields = "camelCase"
-)]
+#[serde(tag = "verdict", rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum QuotaVerdict {
     /// All that is wanted.
     Granted {
@@ -189,11 +185,7 @@ pub struct Winner {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(
-    tag = "kind",
-    rename_all = "camelCase",
-    rename_all_fields = "camelCase"
-)]
+#[serde(tag = "kind", rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum Because {
     OnlyFit,
     /// Only it had healthy GPUs left (the others are degraded).
@@ -247,11 +239,7 @@ pub struct NodeRefusal {
 
 /// Why a node cannot take a replica. Variant names are metric labels.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(
-    tag = "reason",
-    rename_all = "camelCase",
-    rename_all_fields = "camelCase"
-)]
+#[serde(tag = "reason", rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum Refusal {
     NotReady,
     Cordoned,
@@ -333,13 +321,7 @@ pub enum IsolationRule {
 #[serde(tag = "for", rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum Wait {
     /// After failures in a row.
-    BackOff {
-        index: u32,
-        until_ms: TimeMs,
-        failures: u32,
-    },
-    /// The slot's previous pod is still terminating or draining and quota does not carry both.
-    Predecessor { index: u32, pod: String },
+    BackOff { index: u32, until_ms: TimeMs, failures: u32 },
     /// A rollout waits: ending one more would leave too few Ready.
     Availability { index: u32, pod: String },
     /// Ended for its data being stale would be wrong; nothing happens until it is fresh.
@@ -357,11 +339,7 @@ pub struct Counterfactual {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(
-    tag = "kind",
-    rename_all = "camelCase",
-    rename_all_fields = "camelCase"
-)]
+#[serde(tag = "kind", rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum Change {
     /// A TenantQuota that lists the namespace and has this much of the class.
     AddTenantQuota {
@@ -436,11 +414,7 @@ pub struct Trouble {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(
-    tag = "kind",
-    rename_all = "camelCase",
-    rename_all_fields = "camelCase"
-)]
+#[serde(tag = "kind", rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum TroubleKind {
     Unscheduled { message: String, for_ms: u64 },
     Failed { message: String },

@@ -25,21 +25,12 @@ pub struct Coefficients {
 impl Coefficients {
     /// Llama-3.1-70B FP8 on four H100: the reference row of the evaluation protocols. What a pool
     /// of unknown replicas is ranked by; within one pool only the proportions matter.
-    pub const REFERENCE: Self = Self {
-        a: 11.020,
-        d: 0.0547,
-        k: 0.02791,
-        p: 44.571,
-    };
+    pub const REFERENCE: Self = Self { a: 11.020, d: 0.0547, k: 0.02791, p: 44.571 };
 
     /// A fitted zero, a negative or a NaN means *unknown*, never free: those come from `fallback`.
     fn or(self, fallback: Self) -> Self {
         let known = |value: f64, other: f64| {
-            if value.is_finite() && value > 0.0 {
-                value
-            } else {
-                other
-            }
+            if value.is_finite() && value > 0.0 { value } else { other }
         };
         Self {
             a: known(self.a, fallback.a),
@@ -168,12 +159,7 @@ impl Choice {
 }
 
 /// The replica on which `request` costs least. Replicas of equal cost are drawn by `seed`.
-pub fn choose(
-    replicas: &[ReplicaView],
-    request: &RequestView,
-    pool: &Coefficients,
-    seed: u64,
-) -> Choice {
+pub fn choose(replicas: &[ReplicaView], request: &RequestView, pool: &Coefficients, seed: u64) -> Choice {
     let pool = pool.or(Coefficients::REFERENCE);
     let mut best: Option<(f64, u64, usize)> = None;
     let mut verdicts = Vec::with_capacity(replicas.len());
@@ -181,23 +167,15 @@ pub fn choose(
         let verdict = judge(replica, request, pool);
         if let Verdict::Cost(cost) = verdict {
             let candidate = (cost.total(), draw(seed, replica.id), index);
-            let better = best.is_none_or(|(total, ticket, _)| {
-                candidate
-                    .0
-                    .total_cmp(&total)
-                    .then(candidate.1.cmp(&ticket))
-                    .is_lt()
-            });
+            let better = best
+                .is_none_or(|(total, ticket, _)| candidate.0.total_cmp(&total).then(candidate.1.cmp(&ticket)).is_lt());
             if better {
                 best = Some(candidate);
             }
         }
         verdicts.push(verdict);
     }
-    Choice {
-        winner: best.map(|(_, _, index)| index),
-        verdicts,
-    }
+    Choice { winner: best.map(|(_, _, index)| index), verdicts }
 }
 
 fn judge(replica: &ReplicaView, request: &RequestView, pool: Coefficients) -> Verdict {
@@ -231,9 +209,7 @@ fn cost(replica: &ReplicaView, request: &RequestView, c: Coefficients, new_token
     let evicted = (new_tokens / CACHE_BLOCK - free_blocks).max(0.0);
     Cost {
         time_to_first_token: (ahead / PREFILL_CHUNK).ceil() * iteration + c.p * ahead / 1000.0,
-        own_decode: OWN_DECODE
-            * output
-            * (c.a + c.d * (running + 1.0) + c.k * (resident + context) / 1000.0),
+        own_decode: OWN_DECODE * output * (c.a + c.d * (running + 1.0) + c.k * (resident + context) / 1000.0),
         delay_on_others: DELAY_ON_OTHERS
             * running
             * (c.p * new_tokens / 1000.0 + output * (c.d + c.k * context / 1000.0)),
@@ -266,10 +242,7 @@ mod tests {
         }
     }
 
-    const REQUEST: RequestView = RequestView {
-        prompt_tokens: 1000.0,
-        output_tokens: 200.0,
-    };
+    const REQUEST: RequestView = RequestView { prompt_tokens: 1000.0, output_tokens: 200.0 };
 
     fn pick(replicas: &[ReplicaView]) -> Option<usize> {
         choose(replicas, &REQUEST, &Coefficients::REFERENCE, 7).winner
@@ -294,11 +267,7 @@ mod tests {
 
     #[test]
     fn running_requests_pay_for_our_prefill_and_we_pay_for_theirs() {
-        let cost = cost_of(ReplicaView {
-            running: 10,
-            kv_tokens: 20_000.0,
-            ..idle(0)
-        });
+        let cost = cost_of(ReplicaView { running: 10, kv_tokens: 20_000.0, ..idle(0) });
         let iteration = 11.020 + 0.547 + 0.02791 * 20.0;
         assert!((cost.time_to_first_token - (iteration + 44.571)).abs() < 1e-9);
         let delay = 0.02 * 10.0 * (44.571 + 200.0 * (0.0547 + 0.02791 * 1.1));
@@ -308,92 +277,33 @@ mod tests {
     #[test]
     fn a_full_cache_charges_the_blocks_it_would_lose() {
         // Idle, so not refused: 512 tokens free, 1,000 needed, 488/512 of a block evicted.
-        let cost = cost_of(ReplicaView {
-            kv_tokens: 650_000.0 - 512.0,
-            ..idle(0)
-        });
+        let cost = cost_of(ReplicaView { kv_tokens: 650_000.0 - 512.0, ..idle(0) });
         assert!((cost.cache_destroyed - 0.30 * 44.571 * 488.0 / 1000.0).abs() < 1e-9);
     }
 
     #[test]
     fn the_less_loaded_replica_wins() {
-        assert_eq!(
-            pick(&[
-                ReplicaView {
-                    running: 3,
-                    ..idle(1)
-                },
-                idle(2)
-            ]),
-            Some(1)
-        );
-        assert_eq!(
-            pick(&[
-                ReplicaView {
-                    backlog_tokens: 4000.0,
-                    ..idle(1)
-                },
-                idle(2)
-            ]),
-            Some(1)
-        );
+        assert_eq!(pick(&[ReplicaView { running: 3, ..idle(1) }, idle(2)]), Some(1));
+        assert_eq!(pick(&[ReplicaView { backlog_tokens: 4000.0, ..idle(1) }, idle(2)]), Some(1));
     }
 
     #[test]
     fn a_cached_prefix_outweighs_a_little_load_but_not_a_long_backlog() {
-        let cached = ReplicaView {
-            cached_tokens: 900.0,
-            running: 2,
-            ..idle(1)
-        };
+        let cached = ReplicaView { cached_tokens: 900.0, running: 2, ..idle(1) };
         assert_eq!(pick(&[cached, idle(2)]), Some(0));
-        assert_eq!(
-            pick(&[
-                ReplicaView {
-                    backlog_tokens: 5000.0,
-                    ..cached
-                },
-                idle(2)
-            ]),
-            Some(1)
-        );
+        assert_eq!(pick(&[ReplicaView { backlog_tokens: 5000.0, ..cached }, idle(2)]), Some(1));
     }
 
     #[test]
     fn a_faster_replica_wins_in_a_mixed_pool() {
-        let slow = ReplicaView {
-            coefficients: Some(Coefficients {
-                a: 40.0,
-                d: 0.2,
-                k: 0.1,
-                p: 200.0,
-            }),
-            ..idle(1)
-        };
-        assert_eq!(
-            pick(&[
-                slow,
-                ReplicaView {
-                    running: 4,
-                    ..idle(2)
-                }
-            ]),
-            Some(1)
-        );
+        let slow = ReplicaView { coefficients: Some(Coefficients { a: 40.0, d: 0.2, k: 0.1, p: 200.0 }), ..idle(1) };
+        assert_eq!(pick(&[slow, ReplicaView { running: 4, ..idle(2) }]), Some(1));
     }
 
     #[test]
     fn a_zero_coefficient_is_unknown_and_not_free() {
-        let zeros = Coefficients {
-            a: 0.0,
-            d: 0.0,
-            k: -1.0,
-            p: f64::NAN,
-        };
-        let replica = ReplicaView {
-            coefficients: Some(zeros),
-            ..idle(1)
-        };
+        let zeros = Coefficients { a: 0.0, d: 0.0, k: -1.0, p: f64::NAN };
+        let replica = ReplicaView { coefficients: Some(zeros), ..idle(1) };
         assert_eq!(cost_of(replica), cost_of(idle(1)));
         let choice = choose(&[idle(1)], &REQUEST, &zeros, 0);
         assert_eq!(choice.verdicts[0], Verdict::Cost(cost_of(idle(1))));
@@ -401,66 +311,37 @@ mod tests {
 
     #[test]
     fn refused_replicas_lose_and_say_why() {
-        let refused = |id, reason| ReplicaView {
-            refused: Some(reason),
-            ..idle(id)
-        };
+        let refused = |id, reason| ReplicaView { refused: Some(reason), ..idle(id) };
         let replicas = [
             refused(1, Refusal::BreakerOpen),
             refused(2, Refusal::Draining),
-            ReplicaView {
-                running: 50,
-                ..idle(3)
-            },
+            ReplicaView { running: 50, ..idle(3) },
             refused(4, Refusal::BreakerOpen),
         ];
         let choice = choose(&replicas, &REQUEST, &Coefficients::REFERENCE, 0);
         assert_eq!(choice.winner, Some(2));
-        assert_eq!(
-            choice.refusals(),
-            [(Refusal::BreakerOpen, 2), (Refusal::Draining, 1)]
-        );
+        assert_eq!(choice.refusals(), [(Refusal::BreakerOpen, 2), (Refusal::Draining, 1)]);
     }
 
     #[test]
     fn nothing_wins_when_all_are_refused_or_none_exist() {
         assert_eq!(pick(&[]), None);
-        assert_eq!(
-            pick(&[ReplicaView {
-                refused: Some(Refusal::AtLimit),
-                ..idle(1)
-            }]),
-            None
-        );
+        assert_eq!(pick(&[ReplicaView { refused: Some(Refusal::AtLimit), ..idle(1) }]), None);
     }
 
     #[test]
     fn a_busy_replica_without_kv_room_is_refused_but_an_idle_one_is_not() {
-        let full = ReplicaView {
-            kv_tokens: 649_500.0,
-            running: 1,
-            ..idle(1)
-        };
+        let full = ReplicaView { kv_tokens: 649_500.0, running: 1, ..idle(1) };
         let choice = choose(&[full], &REQUEST, &Coefficients::REFERENCE, 0);
         assert_eq!(choice.verdicts, [Verdict::Refused(Refusal::NoKvRoom)]);
         assert_eq!(pick(&[ReplicaView { running: 0, ..full }]), Some(0));
-        assert_eq!(
-            pick(&[ReplicaView {
-                kv_capacity: 0.0,
-                ..full
-            }]),
-            Some(0)
-        );
+        assert_eq!(pick(&[ReplicaView { kv_capacity: 0.0, ..full }]), Some(0));
     }
 
     #[test]
     fn ties_are_spread_by_the_seed_and_repeatable() {
         let replicas: Vec<_> = (0..4).map(idle).collect();
-        let winner = |seed| {
-            choose(&replicas, &REQUEST, &Coefficients::REFERENCE, seed)
-                .winner
-                .unwrap_or(9)
-        };
+        let winner = |seed| choose(&replicas, &REQUEST, &Coefficients::REFERENCE, seed).winner.unwrap_or(9);
         let mut hits = [0; 4];
         for seed in 0..400 {
             hits[winner(seed)] += 1;

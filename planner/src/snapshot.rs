@@ -71,11 +71,7 @@ pub struct Resources {
 
 /// How much what we know of a node may be trusted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(
-    tag = "state",
-    rename_all = "camelCase",
-    rename_all_fields = "camelCase"
-)]
+#[serde(tag = "state", rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum Freshness {
     Fresh {
         age_ms: u64,
@@ -143,11 +139,7 @@ pub struct Gpu {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(
-    tag = "state",
-    rename_all = "camelCase",
-    rename_all_fields = "camelCase"
-)]
+#[serde(tag = "state", rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum Health {
     Healthy,
     /// Works, but is chosen only when no healthy GPU is left.
@@ -174,11 +166,7 @@ pub struct Slice {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(
-    tag = "kind",
-    rename_all = "camelCase",
-    rename_all_fields = "camelCase"
-)]
+#[serde(tag = "kind", rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum SliceOwner {
     Replica(ReplicaId),
     /// A claim on our class that is not a replica's, or whose deployment is gone: `namespace/name`.
@@ -334,11 +322,7 @@ pub struct Variant {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(
-    tag = "kind",
-    rename_all = "camelCase",
-    rename_all_fields = "camelCase"
-)]
+#[serde(tag = "kind", rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum Accelerator {
     Gpu {
         class: String,
@@ -377,11 +361,7 @@ pub struct Replica {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(
-    tag = "name",
-    rename_all = "camelCase",
-    rename_all_fields = "camelCase"
-)]
+#[serde(tag = "name", rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum Phase {
     /// `PodScheduled` is not yet true.
     Unscheduled {
@@ -504,10 +484,7 @@ impl Default for Policy {
 
 impl DeploymentId {
     pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
-        DeploymentId {
-            namespace: namespace.into(),
-            name: name.into(),
-        }
+        DeploymentId { namespace: namespace.into(), name: name.into() }
     }
 }
 

@@ -1,0 +1,327 @@
+//! Judges a finished plan against the snapshot it was made from, without looking at how it was made.
+//!
+//! The operator refuses to carry out a plan that has a violation, and the property tests ask for none.
+//! It shares no code with the stages beyond the arithmetic of a charge, so that a mistake there does
+//! not excuse itself here.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use crate::plan::{Action, Plan};
+use crate::snapshot::{Deployment, Freshness, Gpu, Health, Phase, Placement, ReplicaId, Snapshot, TenantId};
+use crate::world::charge;
+
+/// One invariant that the plan would break.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Violation {
+    /// The plan was made from another snapshot.
+    WrongSnapshot {
+        plan: u64,
+        snapshot: u64,
+    },
+    MemoryOverPromised {
+        gpu: String,
+        promised: u64,
+        has: u64,
+    },
+    ComputeOverPromised {
+        gpu: String,
+        promised: u32,
+        has: u32,
+    },
+    QuotaExceeded {
+        tenant: TenantId,
+        class: String,
+        held: u64,
+        limit: u64,
+    },
+    NoTenant {
+        replica: ReplicaId,
+    },
+    /// Created twice, or exists already.
+    DuplicateReplica {
+        replica: ReplicaId,
+    },
+    UnknownDeployment {
+        replica: ReplicaId,
+    },
+    UnknownReplica {
+        replica: ReplicaId,
+    },
+    UnknownNode {
+        replica: ReplicaId,
+        node: String,
+    },
+    UnknownGpu {
+        replica: ReplicaId,
+        gpu: String,
+    },
+    /// The same GPU twice in one placement, or another number of GPUs than the variant asks.
+    WrongGpus {
+        replica: ReplicaId,
+    },
+    /// Placed on a node or GPU that must not take anything.
+    UnusableNode {
+        replica: ReplicaId,
+        node: String,
+    },
+    UnusableGpu {
+        replica: ReplicaId,
+        gpu: String,
+    },
+    SplitIsland {
+        replica: ReplicaId,
+    },
+    /// Two tenants on one GPU of a class that forbids it.
+    StrangersOnGpu {
+        gpu: String,
+    },
+    NodeOverCommitted {
+        node: String,
+    },
+    /// A drain or removal of what is already on its way out.
+    EndedTwice {
+        replica: ReplicaId,
+    },
+}
+
+/// Empty: the plan keeps every invariant.
+pub fn check(snapshot: &Snapshot, plan: &Plan) -> Vec<Violation> {
+    let mut checker = Checker { snapshot, found: Vec::new() };
+    if plan.based_on.snapshot != snapshot.sequence {
+        checker.found.push(Violation::WrongSnapshot { plan: plan.based_on.snapshot, snapshot: snapshot.sequence });
+    }
+    checker.references(plan);
+    checker.gpus(plan);
+    checker.quotas(plan);
+    checker.nodes(plan);
+    checker.found
+}
+
+struct Checker<'a> {
+    snapshot: &'a Snapshot,
+    found: Vec<Violation>,
+}
+
+/// A created replica with its deployment.
+struct Created<'a> {
+    placement: &'a Placement,
+    deployment: &'a Deployment,
+}
+
+impl<'a> Checker<'a> {
+    fn creates(&self, plan: &'a Plan) -> Vec<Created<'a>> {
+        let found = plan.actions.iter().filter_map(|a| match a {
+            Action::Create { replica, placement, .. } => {
+                let deployment = self.deployment(replica)?;
+                Some(Created { placement, deployment })
+            }
+            _ => None,
+        });
+        found.collect()
+    }
+
+    fn deployment(&self, replica: &ReplicaId) -> Option<&'a Deployment> {
+        self.snapshot.deployments.iter().find(|d| d.id == replica.deployment)
+    }
+
+    fn gpu(&self, node: &str, uuid: &str) -> Option<&'a Gpu> {
+        let node = self.snapshot.nodes.iter().find(|n| n.name == node)?;
+        node.gpus.iter().find(|g| g.uuid == uuid)
+    }
+
+    fn references(&mut self, plan: &'a Plan) {
+        let mut created = BTreeSet::new();
+        let mut ended = BTreeSet::new();
+        for action in &plan.actions {
+            let replica = action.replica().clone();
+            let Some(d) = self.deployment(&replica) else {
+                self.found.push(Violation::UnknownDeployment { replica });
+                continue;
+            };
+            let existing = d.replicas.iter().find(|r| (r.index, r.incarnation) == (replica.index, replica.incarnation));
+            match action {
+                Action::Create { placement, .. } => {
+                    if existing.is_some() || !created.insert(replica.clone()) {
+                        self.found.push(Violation::DuplicateReplica { replica: replica.clone() });
+                    }
+                    self.placement(&replica, d, placement);
+                }
+                Action::Drain { .. } | Action::Remove { .. } => {
+                    let Some(existing) = existing else {
+                        self.found.push(Violation::UnknownReplica { replica });
+                        continue;
+                    };
+                    let leaving = existing.phase == Phase::Terminating
+                        || matches!((&existing.phase, action), (Phase::Draining { .. }, Action::Drain { .. }));
+                    if leaving || !ended.insert(replica.clone()) {
+                        self.found.push(Violation::EndedTwice { replica });
+                    }
+                }
+            }
+        }
+    }
+
+    fn placement(&mut self, replica: &ReplicaId, d: &Deployment, placement: &Placement) {
+        let replica = replica.clone();
+        if d.tenant.is_none() {
+            self.found.push(Violation::NoTenant { replica: replica.clone() });
+        }
+        let Some(node) = self.snapshot.nodes.iter().find(|n| n.name == placement.node) else {
+            let node = placement.node.clone();
+            self.found.push(Violation::UnknownNode { replica, node });
+            return;
+        };
+        let fresh = matches!(node.freshness, Freshness::Fresh { .. }) || placement.gpus.is_empty();
+        if !node.ready || node.cordoned || !fresh {
+            let node = node.name.clone();
+            self.found.push(Violation::UnusableNode { replica: replica.clone(), node });
+        }
+        let uuids: BTreeSet<_> = placement.gpus.iter().map(|g| &g.uuid).collect();
+        let wanted = d.variants.iter().find(|v| v.name == placement.variant).map(gpu_count);
+        if uuids.len() != placement.gpus.len() || wanted != Some(uuids.len() as u32) {
+            self.found.push(Violation::WrongGpus { replica: replica.clone() });
+        }
+        let mut islands = BTreeSet::new();
+        for uuid in uuids {
+            let Some(gpu) = self.gpu(&placement.node, uuid) else {
+                let (replica, gpu) = (replica.clone(), uuid.clone());
+                self.found.push(Violation::UnknownGpu { replica, gpu });
+                continue;
+            };
+            islands.insert(gpu.island.as_ref().unwrap_or(&gpu.uuid));
+            if matches!(gpu.health, Health::Unhealthy { .. }) || gpu.class.is_none() {
+                let (replica, gpu) = (replica.clone(), uuid.clone());
+                self.found.push(Violation::UnusableGpu { replica, gpu });
+            }
+        }
+        if islands.len() > 1 {
+            self.found.push(Violation::SplitIsland { replica });
+        }
+    }
+
+    /// Sums and neighbours of each GPU that the plan adds to.
+    fn gpus(&mut self, plan: &'a Plan) {
+        let mut added: BTreeMap<(&str, &str), Vec<(&Created<'_>, u64, u32)>> = BTreeMap::new();
+        let creates = self.creates(plan);
+        for c in &creates {
+            for share in &c.placement.gpus {
+                let key = (c.placement.node.as_str(), share.uuid.as_str());
+                added.entry(key).or_default().push((c, share.memory_bytes, share.sm_percent));
+            }
+        }
+        for ((node, uuid), shares) in added {
+            let Some(gpu) = self.gpu(node, uuid) else { continue };
+            let memory: u64 =
+                gpu.slices.iter().map(|s| s.memory_bytes).sum::<u64>() + shares.iter().map(|s| s.1).sum::<u64>();
+            let sm: u32 =
+                gpu.slices.iter().map(|s| s.sm_percent).sum::<u32>() + shares.iter().map(|s| s.2).sum::<u32>();
+            let gpu_id = uuid.to_owned();
+            if memory > gpu.memory_bytes {
+                let (promised, has) = (memory, gpu.memory_bytes);
+                self.found.push(Violation::MemoryOverPromised { gpu: gpu_id.clone(), promised, has });
+            }
+            if sm > gpu.sm_percent {
+                let (promised, has) = (sm, gpu.sm_percent);
+                self.found.push(Violation::ComputeOverPromised { gpu: gpu_id.clone(), promised, has });
+            }
+            let soft =
+                self.snapshot.classes.iter().any(|c| Some(&c.name) == gpu.class.as_ref() && c.allow_soft_sharing);
+            let tenants: BTreeSet<_> = gpu
+                .slices
+                .iter()
+                .map(|s| s.tenant.as_ref())
+                .chain(shares.iter().map(|s| s.0.deployment.tenant.as_ref()))
+                .collect();
+            if !soft && tenants.len() > 1 {
+                self.found.push(Violation::StrangersOnGpu { gpu: gpu_id });
+            }
+        }
+    }
+
+    /// A tenant to which the plan adds stays within nominal quota and borrowing limit. What it held
+    /// before may be above (quota was lowered); then nothing may be added.
+    fn quotas(&mut self, plan: &'a Plan) {
+        let mut held: BTreeMap<(&TenantId, &str), u64> = BTreeMap::new();
+        let mut grows: BTreeSet<(&TenantId, &str)> = BTreeSet::new();
+        for gpu in self.snapshot.nodes.iter().flat_map(|n| &n.gpus) {
+            for s in &gpu.slices {
+                if let (Some(tenant), Some(class)) = (&s.tenant, &gpu.class) {
+                    *held.entry((tenant, class)).or_default() += charge(gpu, s.memory_bytes, s.sm_percent);
+                }
+            }
+        }
+        for c in self.creates(plan) {
+            for s in &c.placement.gpus {
+                let gpu = self.gpu(&c.placement.node, &s.uuid);
+                if let (Some(gpu), Some(tenant)) = (gpu, &c.deployment.tenant)
+                    && let Some(class) = &gpu.class
+                {
+                    *held.entry((tenant, class)).or_default() += charge(gpu, s.memory_bytes, s.sm_percent);
+                    grows.insert((tenant, class));
+                }
+            }
+        }
+        for (tenant, class) in grows {
+            let held = held[&(tenant, class)];
+            let limit = self.limit(tenant, class);
+            if held > limit {
+                let (tenant, class) = (tenant.clone(), class.to_owned());
+                self.found.push(Violation::QuotaExceeded { tenant, class, held, limit });
+            }
+        }
+    }
+
+    fn limit(&self, tenant: &TenantId, class: &str) -> u64 {
+        let Some(t) = self.snapshot.tenants.iter().find(|t| &t.id == tenant) else { return 0 };
+        let Some(q) = t.quotas.iter().find(|q| q.class == class) else { return 0 };
+        let borrow = match &t.cohort {
+            Some(_) => q.borrowing_limit_milli.unwrap_or(u64::MAX),
+            None => 0,
+        };
+        q.nominal_milli.saturating_add(borrow)
+    }
+
+    fn nodes(&mut self, plan: &'a Plan) {
+        let mut added: BTreeMap<&str, (u64, u64, u32)> = BTreeMap::new();
+        for c in self.creates(plan) {
+            let extra = c.deployment.variants.iter().find(|v| v.name == c.placement.variant);
+            let (cpu, memory) = extra.map_or((0, 0), cpu_extra);
+            let sum = added.entry(c.placement.node.as_str()).or_default();
+            sum.0 += c.deployment.needs.cpu_milli + cpu;
+            sum.1 += c.deployment.needs.memory_bytes + memory;
+            sum.2 += 1;
+        }
+        for (name, (cpu, memory, pods)) in added {
+            let Some(n) = self.snapshot.nodes.iter().find(|n| n.name == name) else { continue };
+            let over = n.used.cpu_milli + cpu > n.allocatable.cpu_milli
+                || n.used.memory_bytes + memory > n.allocatable.memory_bytes
+                || n.used.pods + pods > n.allocatable.pods;
+            if over {
+                self.found.push(Violation::NodeOverCommitted { node: name.to_owned() });
+            }
+        }
+    }
+}
+
+fn gpu_count(v: &crate::snapshot::Variant) -> u32 {
+    match &v.accelerator {
+        crate::snapshot::Accelerator::Gpu { count, .. } => (*count).max(1),
+        crate::snapshot::Accelerator::Cpu { .. } => 0,
+    }
+}
+
+fn cpu_extra(v: &crate::snapshot::Variant) -> (u64, u64) {
+    match &v.accelerator {
+        crate::snapshot::Accelerator::Gpu { .. } => (0, 0),
+        crate::snapshot::Accelerator::Cpu { cpu_milli, memory_bytes } => (*cpu_milli, *memory_bytes),
+    }
+}
+
+// === impl Violation ===
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "plan breaks an invariant: {self:?}")
+    }
+}

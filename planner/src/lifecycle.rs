@@ -1,0 +1,408 @@
+//! What becomes of the replicas that exist: which go, which slots are open, which await renewal.
+//!
+//! A *slot* is a replica index. At most one pod of it counts, its *primary*; an older incarnation
+//! stays beside it only until the primary is Ready. Endings are decided here because none of them
+//! needs quota or room; filling slots needs both and is left to [`crate::decide`].
+//!
+//! Nothing is ended for what stale data say. What the user asks for (fewer replicas, another model,
+//! deletion) is never stale.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::plan::{CreateReason, EndReason, Exclude};
+use crate::report::{Trouble, TroubleKind, Wait};
+use crate::snapshot::{Deployment, Freshness, Health, Phase, Policy, Replica, ReplicaId, TimeMs};
+use crate::world::World;
+
+/// Slots of one deployment that one plan tries to fill; the next plan goes on.
+const MAX_OPEN: usize = 4096;
+
+/// Everything that one look at a deployment's pods decides.
+#[derive(Default)]
+pub(crate) struct Assessment {
+    pub ends: Vec<End>,
+    pub open: Vec<Open>,
+    /// Ready pods of an older specification, in the order in which they are renewed.
+    pub renew: Vec<Renew>,
+    pub waits: Vec<Wait>,
+    pub troubles: Vec<Trouble>,
+    /// Times at which the answer changes by itself.
+    pub wakes: Vec<TimeMs>,
+    /// Slots with a pod that counts, after `ends`.
+    pub current: u32,
+    /// Slots with a Ready pod, after `ends`.
+    pub ready: u32,
+    pub updated_ready: u32,
+}
+
+pub(crate) struct End {
+    pub replica: ReplicaId,
+    pub pod: String,
+    /// `None`: remove at once.
+    pub drain_until: Option<TimeMs>,
+    pub reason: EndReason,
+    pub exclude: Option<Exclude>,
+}
+
+/// A slot that wants a pod.
+pub(crate) struct Open {
+    pub index: u32,
+    pub incarnation: u32,
+    pub reason: CreateReason,
+}
+
+/// A slot whose Ready pod is of an older specification.
+pub(crate) struct Renew {
+    pub open: Open,
+    pub old: ReplicaId,
+    pub old_pod: String,
+}
+
+pub(crate) fn assess(d: &Deployment, wanted: u32, world: &World, policy: &Policy, now: TimeMs) -> Assessment {
+    let mut view = View { d, world, policy, now, out: Assessment::default() };
+    let mut live = view.sort_out();
+    view.settle_slots(&mut live);
+    view.scale_in(&mut live, wanted);
+    view.count(&live);
+    view.renewals(&live, wanted);
+    view.open_slots(&live, wanted);
+    view.out
+}
+
+struct View<'a> {
+    d: &'a Deployment,
+    world: &'a World,
+    policy: &'a Policy,
+    now: TimeMs,
+    out: Assessment,
+}
+
+/// Pods that may count, by slot.
+type Live<'a> = BTreeMap<u32, Vec<&'a Replica>>;
+
+impl<'a> View<'a> {
+    /// Ends what must end whatever is wanted, and returns the rest.
+    fn sort_out(&mut self) -> Live<'a> {
+        let mut replicas: Vec<_> = self.d.replicas.iter().collect();
+        replicas.sort_by(|a, b| (a.index, a.incarnation, &a.name).cmp(&(b.index, b.incarnation, &b.name)));
+        let mut live: Live<'a> = BTreeMap::new();
+        for r in replicas {
+            if self.keep(r) {
+                live.entry(r.index).or_default().push(r);
+            }
+        }
+        live
+    }
+
+    fn keep(&mut self, r: &Replica) -> bool {
+        if r.phase == Phase::Terminating {
+            return false;
+        }
+        if self.d.deleting && self.d.force_delete {
+            return self.remove(r, EndReason::Deleted);
+        }
+        if r.node_lost {
+            let node = r.placement.as_ref().map(|p| p.node.clone()).unwrap_or_default();
+            self.trouble(r, TroubleKind::NodeLost { node });
+            return self.remove(r, EndReason::NodeLost);
+        }
+        match &r.phase {
+            Phase::Draining { since_ms, in_flight } => return self.drain_on(r, *since_ms, *in_flight),
+            Phase::Failed { reason } => {
+                self.trouble(r, TroubleKind::Failed { message: reason.clone() });
+                return self.remove(r, EndReason::Failed);
+            }
+            _ if self.d.deleting => return self.end(r, EndReason::Deleted),
+            Phase::Unscheduled { since_ms, message } => {
+                let since = *since_ms;
+                if !self.still_schedulable(r, since, message) {
+                    return false;
+                }
+            }
+            Phase::Unready => self.trouble(r, TroubleKind::Unready),
+            Phase::Starting | Phase::Ready | Phase::Terminating => {}
+        }
+        self.within_promise(r) && self.on_healthy_gpus(r)
+    }
+
+    fn drain_on(&mut self, r: &Replica, since: TimeMs, in_flight: Option<u32>) -> bool {
+        let settled = since.saturating_add(self.policy.drain_settle_ms);
+        let limit = match &r.overshoot {
+            Some(evidence) if !evidence.headroom => return self.remove(r, EndReason::Overshoot),
+            Some(_) => self.policy.overshoot_drain_ms.min(self.d.drain_timeout_ms),
+            None => self.d.drain_timeout_ms,
+        };
+        let deadline = since.saturating_add(limit);
+        if self.now >= deadline {
+            return self.remove(r, EndReason::DrainTimeout);
+        }
+        if in_flight == Some(0) {
+            if self.now >= settled {
+                return self.remove(r, EndReason::Drained);
+            }
+            self.out.wakes.push(settled);
+        }
+        self.out.wakes.push(deadline);
+        false
+    }
+
+    fn still_schedulable(&mut self, r: &Replica, since: TimeMs, message: &str) -> bool {
+        let for_ms = self.now.saturating_sub(since);
+        let message = message.to_owned();
+        if for_ms < self.policy.schedule_patience_ms {
+            self.out.wakes.push(since.saturating_add(self.policy.schedule_patience_ms));
+            return true;
+        }
+        self.trouble(r, TroubleKind::Unscheduled { message: message.clone(), for_ms });
+        let failures = self.d.slots.iter().find(|s| s.index == r.index).map_or(0, |s| s.failures);
+        let exclude = r.placement.as_ref().map(|p| Exclude {
+            node: p.node.clone(),
+            until_ms: self.now.saturating_add(back_off_ms(self.policy, failures)),
+            reason: if message.is_empty() { "not scheduled".to_owned() } else { message },
+        });
+        self.out.ends.push(End {
+            replica: self.id(r),
+            pod: r.name.clone(),
+            drain_until: None,
+            reason: EndReason::Unschedulable,
+            exclude,
+        });
+        false
+    }
+
+    fn within_promise(&mut self, r: &Replica) -> bool {
+        let Some(evidence) = r.overshoot.clone() else { return true };
+        if let Some(node) = self.stale_node(r) {
+            self.out.waits.push(Wait::FreshInput { index: r.index, node });
+            return true;
+        }
+        let headroom = evidence.headroom;
+        self.trouble(r, TroubleKind::Overshoot { evidence });
+        if headroom && matches!(r.phase, Phase::Ready | Phase::Unready) {
+            let limit = self.policy.overshoot_drain_ms.min(self.d.drain_timeout_ms);
+            return self.drain(r, EndReason::Overshoot, limit);
+        }
+        self.remove(r, EndReason::Overshoot)
+    }
+
+    fn on_healthy_gpus(&mut self, r: &Replica) -> bool {
+        let Some((gpu, message)) = self.sick_gpu(r) else { return true };
+        if let Some(node) = self.stale_node(r) {
+            self.out.waits.push(Wait::FreshInput { index: r.index, node });
+            return true;
+        }
+        self.trouble(r, TroubleKind::UnhealthyGpu { gpu, message });
+        self.end(r, EndReason::UnhealthyGpu)
+    }
+
+    fn sick_gpu(&self, r: &Replica) -> Option<(String, String)> {
+        let placement = r.placement.as_ref()?;
+        let node = self.world.node(&placement.node)?;
+        placement.gpus.iter().find_map(|share| {
+            let gpu = node.gpus.iter().find(|g| g.uuid == share.uuid)?;
+            match &gpu.health {
+                Health::Unhealthy { reason } => Some((gpu.uuid.clone(), reason.clone())),
+                _ => None,
+            }
+        })
+    }
+
+    fn stale_node(&self, r: &Replica) -> Option<String> {
+        let placement = r.placement.as_ref()?;
+        let fresh = self.world.node(&placement.node).is_some_and(|n| matches!(n.freshness, Freshness::Fresh { .. }));
+        (!fresh).then(|| placement.node.clone())
+    }
+
+    /// Leaves one pod per slot, or two while the newer is not Ready yet. The primary comes first.
+    fn settle_slots(&mut self, live: &mut Live<'a>) {
+        for pods in live.values_mut() {
+            pods.sort_by_key(|r| std::cmp::Reverse((self.matches(r), r.phase == Phase::Ready, r.incarnation)));
+            let primary = pods[0];
+            let waiting = self.matches(primary) && primary.phase != Phase::Ready;
+            let mut kept = vec![primary];
+            for r in pods.drain(..).skip(1) {
+                if waiting && r.phase == Phase::Ready && kept.len() == 1 {
+                    kept.push(r);
+                    continue;
+                }
+                let same = r.spec_hash == primary.spec_hash;
+                self.end(r, if same { EndReason::Duplicate } else { EndReason::Rollout });
+            }
+            *pods = kept;
+        }
+    }
+
+    /// The least valuable slots go: not Ready, then outdated, then on cordoned nodes or degraded
+    /// GPUs, then the youngest.
+    fn scale_in(&mut self, live: &mut Live<'a>, wanted: u32) {
+        let surplus = live.len().saturating_sub(wanted as usize);
+        let mut order: Vec<u32> = live.keys().copied().collect();
+        order.sort_by_key(|index| {
+            let pods = &live[index];
+            let ready = pods.iter().any(|r| r.phase == Phase::Ready);
+            let created = pods.iter().map(|r| r.created_ms).min().unwrap_or(0);
+            (
+                ready,
+                self.matches(pods[0]),
+                !self.burdened(pods[0]),
+                std::cmp::Reverse(created),
+                std::cmp::Reverse(*index),
+            )
+        });
+        for index in order.into_iter().take(surplus) {
+            for r in live.remove(&index).into_iter().flatten() {
+                self.end(r, EndReason::ScaleIn);
+            }
+        }
+    }
+
+    fn burdened(&self, r: &Replica) -> bool {
+        let Some(placement) = &r.placement else { return false };
+        let Some(node) = self.world.node(&placement.node) else { return true };
+        let degraded =
+            |uuid: &str| node.gpus.iter().any(|g| g.uuid == uuid && matches!(g.health, Health::Degraded { .. }));
+        node.cordoned || placement.gpus.iter().any(|s| degraded(&s.uuid))
+    }
+
+    fn count(&mut self, live: &Live<'a>) {
+        self.out.current = live.len() as u32;
+        let ready = |pods: &&Vec<&Replica>| pods.iter().any(|r| r.phase == Phase::Ready);
+        self.out.ready = live.values().filter(ready).count() as u32;
+        let updated = |pods: &&Vec<&Replica>| self.matches(pods[0]) && pods[0].phase == Phase::Ready;
+        self.out.updated_ready = live.values().filter(updated).count() as u32;
+    }
+
+    /// Outdated pods that serve nothing go at once; of those that serve, as many may be renewed as
+    /// are not already in renewal, a quarter of the replicas and at least one.
+    fn renewals(&mut self, live: &Live<'a>, wanted: u32) {
+        let in_progress = live.values().filter(|p| self.matches(p[0]) && p[0].phase != Phase::Ready).count();
+        let mut budget = (wanted as usize / 4).max(1).saturating_sub(in_progress);
+        for (index, pods) in live {
+            let primary = pods[0];
+            if self.matches(primary) {
+                continue;
+            }
+            if primary.phase != Phase::Ready {
+                self.end(primary, EndReason::Rollout);
+                self.out.current -= 1;
+                continue;
+            }
+            if budget == 0 || !self.attempt_now(*index) {
+                continue;
+            }
+            budget -= 1;
+            self.out.renew.push(Renew {
+                open: Open { index: *index, incarnation: self.next_incarnation(*index), reason: CreateReason::Rollout },
+                old: self.id(primary),
+                old_pod: primary.name.clone(),
+            });
+        }
+    }
+
+    /// Slots to fill: the lowest numbers without a pod that counts.
+    fn open_slots(&mut self, live: &Live<'a>, wanted: u32) {
+        let taken: BTreeSet<u32> = live
+            .iter()
+            .filter(|(_, p)| self.matches(p[0]) || p[0].phase == Phase::Ready)
+            .map(|(index, _)| *index)
+            .collect();
+        let missing = (wanted as usize).saturating_sub(taken.len()).min(MAX_OPEN);
+        let free: Vec<u32> = (0..=u32::MAX).filter(|i| !taken.contains(i)).take(missing).collect();
+        for index in free {
+            if !self.attempt_now(index) || self.just_failed(index) {
+                continue;
+            }
+            let open = Open { index, incarnation: self.next_incarnation(index), reason: self.create_reason(index) };
+            self.out.open.push(open);
+        }
+    }
+
+    /// A failure seen in this snapshot may not be counted in its slot yet: wait for the next one.
+    fn just_failed(&self, index: u32) -> bool {
+        self.out
+            .ends
+            .iter()
+            .any(|e| e.replica.index == index && matches!(e.reason, EndReason::Failed | EndReason::Overshoot))
+    }
+
+    /// False, with a wait noted, while the slot backs off.
+    fn attempt_now(&mut self, index: u32) -> bool {
+        let Some(slot) = self.d.slots.iter().find(|s| s.index == index) else { return true };
+        // The first failure is met at once: most often the pod was killed, not broken.
+        if slot.failures < 2 {
+            return true;
+        }
+        let pause = back_off_ms(self.policy, slot.failures - 2);
+        let until_ms = slot.last_failure_ms.saturating_add(pause);
+        if self.now >= until_ms {
+            return true;
+        }
+        self.out.waits.push(Wait::BackOff { index, until_ms, failures: slot.failures });
+        self.out.wakes.push(until_ms);
+        false
+    }
+
+    fn create_reason(&self, index: u32) -> CreateReason {
+        let mut earlier = self.d.replicas.iter().filter(|r| r.index == index).peekable();
+        if earlier.peek().is_some() {
+            let outdated = earlier.any(|r| !self.matches(r));
+            return if outdated { CreateReason::Rollout } else { CreateReason::Replace };
+        }
+        match self.d.slots.iter().find(|s| s.index == index) {
+            Some(slot) if slot.failures > 0 => CreateReason::Replace,
+            _ => CreateReason::ScaleOut,
+        }
+    }
+
+    fn next_incarnation(&self, index: u32) -> u32 {
+        let of_pods = self.d.replicas.iter().filter(|r| r.index == index).map(|r| r.incarnation);
+        let of_slots = self.d.slots.iter().filter(|s| s.index == index).map(|s| s.incarnation);
+        of_pods.chain(of_slots).max().map_or(0, |i| i.saturating_add(1))
+    }
+
+    fn matches(&self, r: &Replica) -> bool {
+        r.spec_hash == self.d.spec_hash
+    }
+
+    fn id(&self, r: &Replica) -> ReplicaId {
+        replica_id(self.d, r)
+    }
+
+    fn trouble(&mut self, r: &Replica, what: TroubleKind) {
+        let replica = self.id(r);
+        self.out.troubles.push(Trouble { replica, pod: r.name.clone(), what });
+    }
+
+    /// Drain what may have work, remove the rest. Always false: the pod no longer counts.
+    fn end(&mut self, r: &Replica, reason: EndReason) -> bool {
+        if matches!(r.phase, Phase::Ready | Phase::Unready) {
+            return self.drain(r, reason, self.d.drain_timeout_ms);
+        }
+        self.remove(r, reason)
+    }
+
+    fn drain(&mut self, r: &Replica, reason: EndReason, limit_ms: u64) -> bool {
+        let drain_until = Some(self.now.saturating_add(limit_ms));
+        self.push_end(r, reason, drain_until)
+    }
+
+    fn remove(&mut self, r: &Replica, reason: EndReason) -> bool {
+        self.push_end(r, reason, None)
+    }
+
+    fn push_end(&mut self, r: &Replica, reason: EndReason, drain_until: Option<TimeMs>) -> bool {
+        let (replica, pod) = (self.id(r), r.name.clone());
+        self.out.ends.push(End { replica, pod, drain_until, reason, exclude: None });
+        false
+    }
+}
+
+pub(crate) fn replica_id(d: &Deployment, r: &Replica) -> ReplicaId {
+    ReplicaId { deployment: d.id.clone(), index: r.index, incarnation: r.incarnation }
+}
+
+/// Doubles with each failure in a row, up to the longest.
+pub(crate) fn back_off_ms(policy: &Policy, doublings: u32) -> u64 {
+    let factor = 1u64 << doublings.min(32);
+    policy.backoff_base_ms.saturating_mul(factor).min(policy.backoff_max_ms)
+}

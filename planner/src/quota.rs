@@ -1,0 +1,262 @@
+//! Stage two: may they.
+//!
+//! Kueue's balance over one level of cohorts. For a tenant `T = nominal − held`, negative while it
+//! borrows; for its cohort the sum of `min(lendingLimit, T)` of its members. One more replica of
+//! charge `x` is allowed while the tenant stays within its nominal quota (that much is guaranteed,
+//! whoever has borrowed it meanwhile), or while `T − x ≥ −borrowingLimit` and the cohort's balance
+//! stays at or above zero.
+//!
+//! Charges are of what is held, so a replica that quota allows but no node fits blocks nobody.
+//! Not here: who goes first ([`crate::decide`]) and taking back what was lent.
+
+use std::collections::BTreeMap;
+
+use crate::report::{ClassUsage, QuotaBinding, QuotaLimit};
+use crate::snapshot::{Tenant, TenantId};
+use crate::world::{World, charge};
+
+pub(crate) struct Ledger {
+    accounts: BTreeMap<(TenantId, String), Account>,
+    cohorts: BTreeMap<TenantId, String>,
+}
+
+#[derive(Clone, Default)]
+struct Account {
+    listed: bool,
+    nominal: i64,
+    borrowing_limit: Option<i64>,
+    lending_limit: Option<i64>,
+    held: i64,
+    pending: i64,
+}
+
+impl Account {
+    fn balance(&self) -> i64 {
+        self.nominal - self.held
+    }
+
+    /// What others may count on: all of a debt, of a surplus no more than the lending limit.
+    fn lendable(&self) -> i64 {
+        self.lending_limit.map_or(self.balance(), |limit| self.balance().min(limit))
+    }
+}
+
+impl Ledger {
+    pub fn new(tenants: &[Tenant], world: &World) -> Self {
+        let mut ledger = Ledger { accounts: BTreeMap::new(), cohorts: BTreeMap::new() };
+        for tenant in tenants {
+            if let Some(cohort) = &tenant.cohort {
+                ledger.cohorts.insert(tenant.id.clone(), cohort.clone());
+            }
+            for quota in &tenant.quotas {
+                let account = ledger.account(&tenant.id, &quota.class);
+                account.listed = true;
+                account.nominal = milli(quota.nominal_milli);
+                account.borrowing_limit = quota.borrowing_limit_milli.map(milli);
+                account.lending_limit = quota.lending_limit_milli.map(milli);
+            }
+        }
+        for (gpu, slice) in world.slices() {
+            if let (Some(tenant), Some(class)) = (&slice.tenant, &gpu.class) {
+                let milli = charge(gpu, slice.memory_bytes, slice.sm_percent);
+                ledger.charge(tenant, class, milli);
+            }
+        }
+        ledger
+    }
+
+    pub fn charge(&mut self, tenant: &TenantId, class: &str, x: u64) {
+        self.account(tenant, class).held += milli(x);
+    }
+
+    pub fn note_pending(&mut self, tenant: &TenantId, class: &str, x: u64) {
+        self.account(tenant, class).pending += milli(x);
+    }
+
+    /// Whether `x` more would still be the tenant's own.
+    pub fn within_nominal(&self, tenant: &TenantId, class: &str, x: u64) -> bool {
+        self.get(tenant, class).balance() >= milli(x)
+    }
+
+    /// `Err` says what stops it.
+    pub fn allow(&self, tenant: &TenantId, class: &str, x: u64) -> Result<(), QuotaLimit> {
+        let account = self.get(tenant, class);
+        let others = self.others(tenant, class);
+        let after = account.balance() - milli(x);
+        let limit_ok = account.borrowing_limit.is_none_or(|limit| after >= -limit);
+        let binding = match others {
+            _ if after >= 0 => return Ok(()),
+            _ if !account.listed => QuotaBinding::ClassNotInQuota,
+            None => QuotaBinding::NominalQuota,
+            Some(_) if !limit_ok => QuotaBinding::BorrowingLimit,
+            Some(others) if others + after < 0 => QuotaBinding::CohortExhausted,
+            Some(_) => return Ok(()),
+        };
+        Err(QuotaLimit {
+            class: class.to_owned(),
+            replica_milli: x,
+            held_milli: unsigned(account.held),
+            nominal_milli: unsigned(account.nominal),
+            borrowing_limit_milli: account.borrowing_limit.map(unsigned),
+            cohort_free_milli: unsigned(others.unwrap_or(0)),
+            binding,
+        })
+    }
+
+    /// How much of what the tenant holds is above its nominal quota.
+    pub fn borrowed(&self, tenant: &TenantId, class: &str) -> u64 {
+        unsigned(-self.get(tenant, class).balance())
+    }
+
+    pub fn usage(&self, tenant: &TenantId) -> Vec<ClassUsage> {
+        self.accounts
+            .iter()
+            .filter(|((t, _), a)| t == tenant && (a.listed || a.held > 0 || a.pending > 0))
+            .map(|((_, class), a)| ClassUsage {
+                class: class.clone(),
+                nominal_milli: unsigned(a.nominal),
+                held_milli: unsigned(a.held),
+                borrowed_milli: unsigned(-a.balance()),
+                lent_milli: self.lent(tenant, class, a),
+                pending_milli: unsigned(a.pending),
+            })
+            .collect()
+    }
+
+    /// What of a tenant's idle quota others have taken: the cohort's debts, met from all lenders in
+    /// proportion to what each could lend.
+    fn lent(&self, tenant: &TenantId, class: &str, account: &Account) -> u64 {
+        let Some(cohort) = self.cohorts.get(tenant) else { return 0 };
+        let mut debts = 0;
+        let mut lendable = 0;
+        for ((other, _), a) in self.members(cohort, class) {
+            let _ = other;
+            debts += (-a.balance()).max(0);
+            lendable += a.lendable().max(0);
+        }
+        if lendable == 0 {
+            return 0;
+        }
+        let own = account.lendable().max(0);
+        unsigned(debts.min(lendable) * own / lendable)
+    }
+
+    /// Balance that the rest of the cohort offers; `None` without a cohort.
+    fn others(&self, tenant: &TenantId, class: &str) -> Option<i64> {
+        let cohort = self.cohorts.get(tenant)?;
+        Some(self.members(cohort, class).filter(|((t, _), _)| t != tenant).map(|(_, a)| a.lendable()).sum())
+    }
+
+    fn members<'a>(
+        &'a self,
+        cohort: &'a str,
+        class: &'a str,
+    ) -> impl Iterator<Item = (&'a (TenantId, String), &'a Account)> {
+        self.accounts
+            .iter()
+            .filter(move |((t, c), _)| c == class && self.cohorts.get(t).is_some_and(|other| other == cohort))
+    }
+
+    fn get(&self, tenant: &TenantId, class: &str) -> Account {
+        self.accounts.get(&(tenant.clone(), class.to_owned())).cloned().unwrap_or_default()
+    }
+
+    fn account(&mut self, tenant: &TenantId, class: &str) -> &mut Account {
+        self.accounts.entry((tenant.clone(), class.to_owned())).or_default()
+    }
+}
+
+fn milli(x: u64) -> i64 {
+    // No cluster has 2^40 GPUs; a quota that says so is as good as unlimited and must not overflow.
+    x.min(1 << 50) as i64
+}
+
+fn unsigned(x: i64) -> u64 {
+    x.max(0) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::Quota;
+    use crate::snapshot::Snapshot;
+
+    fn tenant(name: &str, cohort: Option<&str>, n: u64, b: Option<u64>, l: Option<u64>) -> Tenant {
+        Tenant {
+            id: TenantId(name.into()),
+            namespaces: vec![name.into()],
+            cohort: cohort.map(Into::into),
+            weight: 1,
+            quotas: vec![Quota {
+                class: "h".into(),
+                nominal_milli: n,
+                borrowing_limit_milli: b,
+                lending_limit_milli: l,
+            }],
+        }
+    }
+
+    /// `held` is charged in order; then the first tenant asks for `x`.
+    fn check(tenants: &[Tenant], held: &[(&str, u64)], x: u64, want: Result<(), QuotaBinding>) {
+        let mut ledger = Ledger::new(tenants, &World::new(&Snapshot::default()));
+        for (t, milli) in held {
+            ledger.charge(&TenantId((*t).into()), "h", *milli);
+        }
+        let got = ledger.allow(&TenantId("a".into()), "h", x).map_err(|l| l.binding);
+        assert_eq!(got, want);
+    }
+
+    #[test]
+    fn without_a_cohort_nominal_is_the_end() {
+        let a = [tenant("a", None, 1000, None, None)];
+        check(&a, &[], 1000, Ok(()));
+        check(&a, &[], 1001, Err(QuotaBinding::NominalQuota));
+        check(&a, &[("a", 900)], 101, Err(QuotaBinding::NominalQuota));
+    }
+
+    #[test]
+    fn tenant_over_nominal_borrows_from_idle_cohort() {
+        let t = [tenant("a", Some("p"), 1000, None, None), tenant("b", Some("p"), 2000, None, None)];
+        check(&t, &[("a", 1000)], 2000, Ok(()));
+        check(&t, &[("a", 1000)], 2001, Err(QuotaBinding::CohortExhausted));
+        check(&t, &[("a", 1000), ("b", 1500)], 501, Err(QuotaBinding::CohortExhausted));
+    }
+
+    #[test]
+    fn the_borrowing_limit_binds_before_the_cohort_is_empty() {
+        let t = [tenant("a", Some("p"), 1000, Some(500), None), tenant("b", Some("p"), 9000, None, None)];
+        check(&t, &[("a", 1000)], 500, Ok(()));
+        check(&t, &[("a", 1000)], 501, Err(QuotaBinding::BorrowingLimit));
+        check(&t, &[("a", 1500)], 1, Err(QuotaBinding::BorrowingLimit));
+    }
+
+    #[test]
+    fn the_lending_limit_protects_the_lender() {
+        let t = [tenant("a", Some("p"), 0, None, None), tenant("b", Some("p"), 2000, None, Some(300))];
+        check(&t, &[], 300, Ok(()));
+        check(&t, &[], 301, Err(QuotaBinding::CohortExhausted));
+        check(&t, &[("b", 1700)], 300, Ok(()));
+        check(&t, &[("b", 1701)], 300, Err(QuotaBinding::CohortExhausted));
+    }
+
+    #[test]
+    fn nominal_is_guaranteed_even_while_others_have_borrowed_it() {
+        let t = [tenant("a", Some("p"), 1000, None, None), tenant("b", Some("p"), 0, None, None)];
+        check(&t, &[("b", 1000)], 1000, Ok(()));
+        check(&t, &[("b", 1000)], 1001, Err(QuotaBinding::CohortExhausted));
+    }
+
+    #[test]
+    fn a_class_that_is_not_listed_is_named_as_such() {
+        check(&[tenant("b", None, 1, None, None)], &[], 1, Err(QuotaBinding::ClassNotInQuota));
+    }
+
+    #[test]
+    fn absurd_quantities_do_not_overflow() {
+        let t = [
+            tenant("a", Some("p"), u64::MAX, Some(u64::MAX), Some(u64::MAX)),
+            tenant("b", Some("p"), u64::MAX, None, None),
+        ];
+        check(&t, &[("a", u64::MAX)], u64::MAX, Ok(()));
+    }
+}

@@ -1,0 +1,575 @@
+//! The words for a decision: condition messages, event notes and `explain`.
+//!
+//! Pure strings from report data, so that operator, CLI and tests say the same. A message tells what,
+//! why and the next step, with units and ages. Not here: colour and terminal width.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use crate::plan::{CreateReason, EndReason};
+use crate::report::{
+    Ask, Because, Change, Counterfactual, DecisionRecord, DeploymentReport, IsolationRule, Outcome, PlacementVerdict,
+    QuotaBinding, QuotaLimit, QuotaVerdict, RecordAction, Refusal, ScaleVerdict, TenantReport, Trouble, TroubleKind,
+    Wait,
+};
+use crate::snapshot::{GpuShare, Placement, TimeMs};
+pub use crate::units::{age, bytes, clock, gpus};
+
+/// One or two sentences for the condition: what, why, next step.
+pub fn condition_message(r: &DeploymentReport) -> String {
+    let c = &r.counts;
+    let mut out = match r.outcome {
+        Outcome::OnTarget => format!("{} of {} replicas Ready.", c.ready, c.wanted),
+        Outcome::Starting => format!("{} of {} replicas Ready, the rest are starting.", c.ready, c.wanted),
+        Outcome::Progressing => {
+            format!("{} of {} replicas Ready; {} after this change.", c.ready, c.wanted, c.desired)
+        }
+        Outcome::Draining => {
+            "Replicas finish their requests, then go; the annotation stowage.dev/force-delete: \"true\" ends them at once."
+                .to_owned()
+        }
+        Outcome::NoTenant => format!(
+            "Namespace {} belongs to no TenantQuota, so it may hold no GPU.",
+            r.deployment.namespace
+        ),
+        Outcome::WaitingForQuota => quota_message(r),
+        Outcome::WaitingForGPU | Outcome::StaleInput => placement_message(r),
+        Outcome::BackOff => waits_message(&r.waits),
+    };
+    for t in &r.troubles {
+        let _ = write!(out, " {}.", trouble(t));
+    }
+    if let Some(first) = r.counterfactuals.first() {
+        let _ = write!(out, " {}", would_fit(first));
+    }
+    out
+}
+
+/// "Would fit …", as one sentence.
+pub fn would_fit(c: &Counterfactual) -> String {
+    format!("Fits {}.", change(&c.change))
+}
+
+fn quota_message(r: &DeploymentReport) -> String {
+    match &r.quota {
+        QuotaVerdict::Partial { granted, asked, limit } => {
+            format!("Quota grants {granted} of {asked} replicas: {}.", quota_limit(r, limit))
+        }
+        QuotaVerdict::NoTenant { namespace } => {
+            format!("Namespace {namespace} belongs to no TenantQuota, so it may hold no GPU.")
+        }
+        QuotaVerdict::Granted { .. } | QuotaVerdict::NotNeeded => "Quota allows it.".to_owned(),
+    }
+}
+
+fn quota_limit(r: &DeploymentReport, l: &QuotaLimit) -> String {
+    let tenant = r.tenant.as_ref().map_or("the tenant", |t| t.0.as_str());
+    let held = gpus(l.held_milli);
+    let needs = format!("one more replica needs {}", gpus(l.replica_milli));
+    let (class, nominal) = (&l.class, gpus(l.nominal_milli));
+    match l.binding {
+        QuotaBinding::ClassNotInQuota => format!("{tenant} has no quota of {class}; {needs}"),
+        QuotaBinding::NominalQuota => {
+            format!("{tenant} holds {held} of {nominal} {class} and has no cohort to borrow from; {needs}")
+        }
+        QuotaBinding::BorrowingLimit => format!(
+            "{tenant} holds {held} {class}, its quota is {nominal} + {} borrowable; {needs}",
+            gpus(l.borrowing_limit_milli.unwrap_or(0))
+        ),
+        QuotaBinding::CohortExhausted => format!(
+            "{tenant} holds {held} of {nominal} {class} and its cohort has {} left to lend; {needs}",
+            gpus(l.cohort_free_milli)
+        ),
+    }
+}
+
+fn placement_message(r: &DeploymentReport) -> String {
+    let Some(failed) = r.placements.iter().find(|v| v.winner.is_none()) else {
+        return "No node fits.".to_owned();
+    };
+    let nodes = failed.refusals.len();
+    let groups: Vec<String> =
+        refusal_groups(failed).into_iter().map(|g| format!("{} {} ({})", g.count, g.title, g.detail)).collect();
+    let asked = ask(&failed.ask);
+    if nodes == 0 {
+        return format!("No node fits {asked}: there are none.");
+    }
+    format!("No node fits {asked}; of {}: {}.", count(nodes as u64, "node"), groups.join("; "))
+}
+
+fn waits_message(waits: &[Wait]) -> String {
+    let all: Vec<String> = waits.iter().map(wait).collect();
+    format!("{}.", capital(&all.join("; ")))
+}
+
+/// `4 × h100-80g 20 GiB 40 % SM`.
+pub fn ask(a: &Ask) -> String {
+    let Some(class) = &a.class else {
+        return format!("{} CPU and {}", cores(a.cpu_milli), bytes(a.node_memory_bytes));
+    };
+    let mut out = format!("{} × {class}", a.gpus);
+    match (a.memory_bytes, a.sm_percent) {
+        (None, None) => {}
+        (memory, sm) => {
+            let memory = memory.map_or("all memory".to_owned(), bytes);
+            let sm = sm.map_or("all SMs".to_owned(), |s| format!("{s} % SM"));
+            let _ = write!(out, " {memory} {sm}");
+        }
+    }
+    out
+}
+
+/// Refusals of one kind, for one line.
+pub struct RefusalGroup {
+    pub count: usize,
+    pub title: &'static str,
+    pub detail: String,
+}
+
+/// Most frequent first; equal counts by title.
+pub fn refusal_groups(v: &PlacementVerdict) -> Vec<RefusalGroup> {
+    let mut by: BTreeMap<&'static str, Vec<(&str, &Refusal)>> = BTreeMap::new();
+    for r in &v.refusals {
+        by.entry(refusal_title(&r.reason)).or_default().push((&r.node, &r.reason));
+    }
+    let mut groups: Vec<RefusalGroup> =
+        by.into_iter().map(|(title, of)| RefusalGroup { count: of.len(), title, detail: group_detail(&of) }).collect();
+    groups.sort_by_key(|g| (std::cmp::Reverse(g.count), g.title));
+    groups
+}
+
+/// What the nearest of a group lacks, and who is meant.
+fn group_detail(of: &[(&str, &Refusal)]) -> String {
+    let best = |f: &dyn Fn(&Refusal) -> Option<u64>| {
+        of.iter().filter_map(|(node, r)| Some((f(r)?, *node))).max_by_key(|(n, node)| (*n, std::cmp::Reverse(*node)))
+    };
+    let first = of[0].1;
+    match first {
+        Refusal::Memory { need_bytes, .. } => {
+            let near = best(&|r| match r {
+                Refusal::Memory { free_bytes, .. } => Some(*free_bytes),
+                _ => None,
+            });
+            near.map_or_else(String::new, |(free, node)| {
+                format!("need {} on one GPU, most free {} on {node}", bytes(*need_bytes), bytes(free))
+            })
+        }
+        Refusal::Compute { need_percent, .. } => {
+            let near = best(&|r| match r {
+                Refusal::Compute { free_percent, .. } => Some((*free_percent).into()),
+                _ => None,
+            });
+            near.map_or_else(String::new, |(free, node)| {
+                format!("need {need_percent} % SM on one GPU, most free {free} % on {node}")
+            })
+        }
+        Refusal::Island { need, .. } => {
+            let largest: Vec<String> = of
+                .iter()
+                .filter_map(|(_, r)| match r {
+                    Refusal::Island { largest, .. } => Some(largest.to_string()),
+                    _ => None,
+                })
+                .take(8)
+                .collect();
+            format!("largest free NVLink island {} GPUs (need {need})", largest.join(", "))
+        }
+        Refusal::NodeCpu { need_milli, .. } => {
+            let near = best(&|r| match r {
+                Refusal::NodeCpu { free_milli, .. } => Some(*free_milli),
+                _ => None,
+            });
+            near.map_or_else(String::new, |(free, node)| {
+                format!("need {} CPU, most free {} on {node}", cores(*need_milli), cores(free))
+            })
+        }
+        Refusal::NodeMemory { need_bytes, .. } => {
+            let near = best(&|r| match r {
+                Refusal::NodeMemory { free_bytes, .. } => Some(*free_bytes),
+                _ => None,
+            });
+            near.map_or_else(String::new, |(free, node)| {
+                format!("need {}, most free {} on {node}", bytes(*need_bytes), bytes(free))
+            })
+        }
+        _ => {
+            let mut each: Vec<String> = of.iter().take(3).map(|(node, r)| one_detail(node, r)).collect();
+            if of.len() > 3 {
+                each.push(format!("and {} more", of.len() - 3));
+            }
+            each.join(", ")
+        }
+    }
+}
+
+fn one_detail(node: &str, r: &Refusal) -> String {
+    match r {
+        Refusal::Stale { age_ms } => format!("{node}: {} old", age(*age_ms)),
+        Refusal::Selector { key, want, have } => match have {
+            Some(have) => format!("{node}: {key} is {have}, not {want}"),
+            None => format!("{node}: no {key}={want}"),
+        },
+        Refusal::Taint { key, value } if value.is_empty() => format!("{node}: {key}"),
+        Refusal::Taint { key, value } => format!("{node}: {key}={value}"),
+        Refusal::Excluded { until_ms, message } => {
+            format!("{node} until {}: {message}", clock(*until_ms))
+        }
+        Refusal::NoSuchClass { have } if have.is_empty() => format!("{node}: no GPU"),
+        Refusal::NoSuchClass { have } => format!("{node}: {}", have.join(" ")),
+        Refusal::Unhealthy { gpu, message } => format!("{node}: {} {message}", short_uuid(gpu)),
+        Refusal::OtherTenant { gpu, tenant, rule } => {
+            let who = tenant.as_ref().map_or("a claim of no tenant", |t| t.0.as_str());
+            let place = gpu.as_ref().map_or(node.to_owned(), |g| format!("{node} {}", short_uuid(g)));
+            match rule {
+                IsolationRule::SoftSharingNotAllowed => {
+                    format!("{place}: {who} is there and the class forbids soft sharing")
+                }
+                IsolationRule::OwnIsolation => format!("{place}: {who} is there"),
+                IsolationRule::TheirIsolation => format!("{place}: dedicated to {who}"),
+            }
+        }
+        Refusal::NodePods { limit } => format!("{node}: {limit} pods"),
+        Refusal::HostPort { port } => format!("{node}: port {port}"),
+        _ => node.to_owned(),
+    }
+}
+
+fn refusal_title(r: &Refusal) -> &'static str {
+    match r {
+        Refusal::NotReady => "not Ready",
+        Refusal::Cordoned => "cordoned",
+        Refusal::Stale { .. } => "stale telemetry",
+        Refusal::NoData => "never reported",
+        Refusal::Selector { .. } => "not selected",
+        Refusal::Taint { .. } => "tainted",
+        Refusal::Excluded { .. } => "refused by the scheduler",
+        Refusal::NoSuchClass { .. } => "other class",
+        Refusal::Unhealthy { .. } => "unhealthy",
+        Refusal::OtherTenant { .. } => "isolation",
+        Refusal::Memory { .. } => "short of GPU memory",
+        Refusal::Compute { .. } => "short of SMs",
+        Refusal::Island { .. } => "island too small",
+        Refusal::NodeCpu { .. } => "short of CPU",
+        Refusal::NodeMemory { .. } => "short of node memory",
+        Refusal::NodePods { .. } => "pod limit",
+        Refusal::HostPort { .. } => "host port taken",
+    }
+}
+
+/// The variant's name, for metric labels.
+pub fn refusal_label(r: &Refusal) -> &'static str {
+    match r {
+        Refusal::NotReady => "NotReady",
+        Refusal::Cordoned => "Cordoned",
+        Refusal::Stale { .. } => "Stale",
+        Refusal::NoData => "NoData",
+        Refusal::Selector { .. } => "Selector",
+        Refusal::Taint { .. } => "Taint",
+        Refusal::Excluded { .. } => "Excluded",
+        Refusal::NoSuchClass { .. } => "NoSuchClass",
+        Refusal::Unhealthy { .. } => "Unhealthy",
+        Refusal::OtherTenant { .. } => "OtherTenant",
+        Refusal::Memory { .. } => "Memory",
+        Refusal::Compute { .. } => "Compute",
+        Refusal::Island { .. } => "Island",
+        Refusal::NodeCpu { .. } => "NodeCpu",
+        Refusal::NodeMemory { .. } => "NodeMemory",
+        Refusal::NodePods { .. } => "NodePods",
+        Refusal::HostPort { .. } => "HostPort",
+    }
+}
+
+/// Why this place, against the second best.
+pub fn because(b: &Because) -> String {
+    match b {
+        Because::OnlyFit => "the only node that fits".to_owned(),
+        Because::Healthier => "the others have only degraded GPUs left".to_owned(),
+        Because::FragmentsLeast { winner_milli, next_node, next_milli } => format!(
+            "fragments least (expected loss {} GPU against {} on {next_node})",
+            signed_gpus(*winner_milli),
+            signed_gpus(*next_milli)
+        ),
+        Because::ModelCached => "fragments as little as the next and already holds the model".to_owned(),
+        Because::TightFit { next_node } => format!("fills up more evenly than {next_node}"),
+        Because::StableOrder => "equal to the next in all that counts, first by name".to_owned(),
+    }
+}
+
+/// `node2 GPU-3f2a (2 GiB, 10 % SM)`.
+pub fn placement(p: &Placement) -> String {
+    if p.gpus.is_empty() {
+        return format!("{} (CPU)", p.node);
+    }
+    let gpus: Vec<String> = p.gpus.iter().map(|g| short_uuid(&g.uuid)).collect();
+    let GpuShare { memory_bytes, sm_percent, .. } = p.gpus[0];
+    let each = if p.gpus.len() > 1 { " each" } else { "" };
+    format!("{} {} ({}, {sm_percent} % SM{each})", p.node, gpus.join(" "), bytes(memory_bytes))
+}
+
+/// UUIDs as NVML writes them, cut after their first group.
+pub fn short_uuid(uuid: &str) -> String {
+    let mut parts = uuid.splitn(3, '-');
+    match (parts.next(), parts.next(), parts.next()) {
+        (Some(kind), Some(first), Some(_)) if first.len() >= 4 => format!("{kind}-{first}"),
+        _ => uuid.to_owned(),
+    }
+}
+
+/// Note of a Create record.
+pub(crate) fn placed(index: u32, reason: CreateReason, v: &PlacementVerdict) -> String {
+    let Some(winner) = &v.winner else { return String::new() };
+    let what = match reason {
+        CreateReason::ScaleOut => "new",
+        CreateReason::Replace => "replaced",
+        CreateReason::Rollout => "renewed",
+    };
+    format!(
+        "Replica {index} ({what}) on {}: {}; {}.",
+        placement(&winner.placement),
+        because(&winner.because),
+        fitting(v)
+    )
+}
+
+/// Note of a Drain or Remove record.
+pub(crate) fn ended(pod: &str, action: RecordAction, reason: EndReason, cause: Option<&Trouble>) -> String {
+    let does = if action == RecordAction::Drain { "drains" } else { "is removed" };
+    let why = match (reason, cause) {
+        (EndReason::Drained | EndReason::DrainTimeout, _) | (_, None) => end_reason(reason).to_owned(),
+        (_, Some(t)) => trouble(t).replacen(&format!("{pod} "), "it ", 1),
+    };
+    format!("{pod} {does}: {why}.")
+}
+
+fn end_reason(reason: EndReason) -> &'static str {
+    match reason {
+        EndReason::ScaleIn => "fewer replicas are wanted",
+        EndReason::Deleted => "the deployment is deleted",
+        EndReason::Rollout => "its specification changed",
+        EndReason::Failed => "it failed",
+        EndReason::UnhealthyGpu => "its GPU is unhealthy",
+        EndReason::NodeLost => "its node is lost",
+        EndReason::Overshoot => "it uses more than it was promised",
+        EndReason::Unschedulable => "the scheduler did not bind it",
+        EndReason::Duplicate => "a newer pod took its slot",
+        EndReason::Drained => "its requests are finished",
+        EndReason::DrainTimeout => "its drain reached the deadline",
+    }
+}
+
+/// A clause without full stop.
+pub fn trouble(t: &Trouble) -> String {
+    let pod = &t.pod;
+    match &t.what {
+        TroubleKind::Unscheduled { message, for_ms } if message.is_empty() => {
+            format!("{pod} was not scheduled for {}", age(*for_ms))
+        }
+        TroubleKind::Unscheduled { message, for_ms } => {
+            format!("{pod} was not scheduled for {}: {}", age(*for_ms), trim(message))
+        }
+        TroubleKind::Failed { message } => format!("{pod} failed: {}", trim(message)),
+        TroubleKind::Unready => format!("{pod} is not Ready any more"),
+        TroubleKind::UnhealthyGpu { gpu, message } => {
+            format!("{pod} is on {}, which is unhealthy: {}", short_uuid(gpu), trim(message))
+        }
+        TroubleKind::NodeLost { node } => format!("{pod} was on {node}, which is lost"),
+        TroubleKind::Overshoot { evidence: e } => format!(
+            "{pod} uses {} of {} promised on {} ({}, {} in a row), {}",
+            bytes(e.used_bytes),
+            bytes(e.promised_bytes),
+            short_uuid(&e.gpu),
+            e.source,
+            count(e.samples.into(), "sample"),
+            if e.headroom { "and the GPU has headroom" } else { "and its neighbours would suffer" }
+        ),
+    }
+}
+
+fn wait(w: &Wait) -> String {
+    match w {
+        Wait::BackOff { index, until_ms, failures } => {
+            format!("replica {index} failed {failures} times in a row, next attempt at {}", clock(*until_ms))
+        }
+        Wait::Availability { index, pod } => {
+            format!("replica {index}: {pod} is renewed when enough others are Ready")
+        }
+        Wait::FreshInput { index, node } => {
+            format!("replica {index} stays as it is until {node} reports again")
+        }
+    }
+}
+
+/// A clause that follows "fits".
+pub fn change(c: &Change) -> String {
+    match c {
+        Change::AddTenantQuota { namespace, class, nominal_milli } if class.is_empty() => {
+            let _ = nominal_milli;
+            format!("if a TenantQuota lists namespace {namespace}")
+        }
+        Change::AddTenantQuota { namespace, class, nominal_milli } => format!(
+            "if a TenantQuota lists namespace {namespace} with nominalQuota \"{}\" of {class}",
+            gpus(*nominal_milli)
+        ),
+        Change::RaiseNominal { tenant, class, to_milli } => {
+            format!("if TenantQuota {tenant} has nominalQuota ≥ {} of {class}", gpus(*to_milli))
+        }
+        Change::RaiseBorrowingLimit { tenant, class, to_milli } => {
+            format!("if TenantQuota {tenant} has borrowingLimit ≥ {} of {class}", gpus(*to_milli))
+        }
+        Change::ScaleIn { deployment, to: 0, .. } => {
+            format!("once {deployment} is deleted or scaled to 0")
+        }
+        Change::ScaleIn { deployment, by, to } => {
+            format!("once {deployment} is scaled in by {by}, to {to}")
+        }
+        Change::RemoveClaim { claim } => format!("once ResourceClaim {claim} is gone"),
+        Change::NodeFresh { node } => format!("as soon as {node} reports again"),
+        Change::NodeReady { node } => format!("as soon as {node} is Ready"),
+        Change::Uncordon { node } => format!("if {node} is uncordoned (kubectl uncordon {node})"),
+        Change::Tolerate { node, key } => format!("on {node} if podTemplate.tolerations has {key}"),
+        Change::GpuHealthy { node, gpu } => {
+            format!("as soon as {} on {node} is healthy", short_uuid(gpu))
+        }
+        Change::AllowSoftSharing { class } => format!("if GpuClass {class} sets allowSoftSharing"),
+        Change::LowerMemory { to_bytes } => format!("with memory ≤ {} per GPU", bytes(*to_bytes)),
+        Change::LowerCompute { to_percent } => format!("with compute ≤ {to_percent} % per GPU"),
+        Change::AddNode { like } => format!("with another node like {like}"),
+        Change::WaitUntil { at } => format!("at {}, by itself", clock(*at)),
+    }
+}
+
+/// `explain`: the whole story of one deployment, aligned, without colours.
+pub fn explain(
+    r: &DeploymentReport,
+    tenant: Option<&TenantReport>,
+    decided: TimeMs,
+    history: &[DecisionRecord],
+) -> String {
+    let mut out = headline(r, decided);
+    line(&mut out, &format!("why {}", r.counts.wanted), &why_wanted(r));
+    line(&mut out, "quota", &quota_line(r, tenant));
+    for v in r.placements.iter().filter(|v| v.winner.is_some()) {
+        line(&mut out, "placed", &placed_line(v));
+    }
+    for v in r.placements.iter().filter(|v| v.winner.is_none()) {
+        refused_lines(&mut out, v);
+    }
+    if !r.stale_nodes.is_empty() {
+        line(&mut out, "stale", &format!("nothing is decided on {}", r.stale_nodes.join(", ")));
+    }
+    for t in &r.troubles {
+        line(&mut out, "trouble", &trouble(t));
+    }
+    for w in &r.waits {
+        line(&mut out, "waits", &wait(w));
+    }
+    for (n, c) in r.counterfactuals.iter().enumerate() {
+        let label = if n == 0 { "would fit" } else { "or" };
+        line(&mut out, label, &format!("{} → {}", change(&c.change), placement(&c.placement)));
+    }
+    for (n, h) in history.iter().enumerate() {
+        let label = if n == 0 { "history" } else { "" };
+        line(&mut out, label, &history_line(h));
+    }
+    out
+}
+
+fn headline(r: &DeploymentReport, decided: TimeMs) -> String {
+    let of = r.placements.first().map_or(String::new(), |v| format!(" of {}", ask(&v.ask)));
+    let inputs =
+        if r.oldest_input_ms > 0 { format!(", inputs ≤ {} old", age(r.oldest_input_ms)) } else { String::new() };
+    format!(
+        "{} wants {}{of} and has {}, {} Ready.  {:?}; decided {}{inputs}\n",
+        r.deployment,
+        count(r.counts.wanted.into(), "replica"),
+        r.counts.current,
+        r.counts.ready,
+        r.outcome,
+        clock(decided)
+    )
+}
+
+fn why_wanted(r: &DeploymentReport) -> String {
+    match r.scale {
+        ScaleVerdict::Manual { replicas } => format!("spec.replicas is {replicas} (scaling.mode Manual)"),
+        ScaleVerdict::Deleting => "the deployment is being deleted".to_owned(),
+    }
+}
+
+fn quota_line(r: &DeploymentReport, tenant: Option<&TenantReport>) -> String {
+    let verdict = match &r.quota {
+        QuotaVerdict::Granted { borrowed_milli: 0 } => "allows it".to_owned(),
+        QuotaVerdict::Granted { borrowed_milli } => {
+            format!("allows it, {} borrowed from the cohort", gpus(*borrowed_milli))
+        }
+        QuotaVerdict::Partial { granted, asked, limit } => {
+            format!("grants {granted} of {asked}: {}", quota_limit(r, limit))
+        }
+        QuotaVerdict::NoTenant { namespace } => {
+            format!("namespace {namespace} belongs to no TenantQuota")
+        }
+        QuotaVerdict::NotNeeded => "not needed, no GPU asked".to_owned(),
+    };
+    let usage: Vec<String> = tenant
+        .iter()
+        .flat_map(|t| &t.usage)
+        .map(|u| format!("{} of {} {}", gpus(u.held_milli), gpus(u.nominal_milli), u.class))
+        .collect();
+    match tenant {
+        Some(t) if !usage.is_empty() => format!("{verdict} ({} holds {})", t.tenant, usage.join(", ")),
+        _ => verdict,
+    }
+}
+
+fn placed_line(v: &PlacementVerdict) -> String {
+    let Some(winner) = &v.winner else { return String::new() };
+    format!("replica {} on {}: {} ({})", v.index, placement(&winner.placement), because(&winner.because), fitting(v))
+}
+
+fn fitting(v: &PlacementVerdict) -> String {
+    format!("{} of {} fit", v.fitting, count(u64::from(v.fitting) + v.refusals.len() as u64, "node"))
+}
+
+fn refused_lines(out: &mut String, v: &PlacementVerdict) {
+    let nodes = count(v.refusals.len() as u64, "node");
+    line(out, "why not", &format!("{} placed on none of {nodes}:", ask(&v.ask)));
+    for g in refusal_groups(v) {
+        let head = format!("{} × {}", g.count, g.title);
+        let _ = writeln!(out, "             {} {}", pad(&head, 28), g.detail);
+    }
+}
+
+fn history_line(h: &DecisionRecord) -> String {
+    format!("{}  {:<7} {}", clock(h.time), format!("{:?}", h.kind), h.message)
+}
+
+fn line(out: &mut String, label: &str, text: &str) {
+    let _ = writeln!(out, "{} {text}", pad(label, 10));
+}
+
+fn pad(s: &str, width: usize) -> String {
+    let missing = width.saturating_sub(s.chars().count());
+    format!("{s}{}", " ".repeat(missing))
+}
+
+fn count(n: u64, noun: &str) -> String {
+    if n == 1 { format!("1 {noun}") } else { format!("{n} {noun}s") }
+}
+
+fn cores(milli: u64) -> String {
+    gpus(milli)
+}
+
+fn signed_gpus(milli: i64) -> String {
+    let sign = if milli < 0 { "−" } else { "" };
+    format!("{sign}{}", gpus(milli.unsigned_abs()))
+}
+
+fn capital(s: &str) -> String {
+    let mut chars = s.chars();
+    chars.next().map_or(String::new(), |c| c.to_uppercase().chain(chars).collect())
+}
+
+fn trim(s: &str) -> &str {
+    s.trim().trim_end_matches('.')
+}

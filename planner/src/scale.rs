@@ -1,0 +1,15 @@
+//! Stage one: how many replicas.
+//!
+//! Today the user says (`scaling.mode: Manual`). The autoscaler becomes another arm of [`how_many`];
+//! quota and placement do not change with it. Not here: whether the replicas may be had, and where.
+
+use crate::report::ScaleVerdict;
+use crate::snapshot::Deployment;
+
+/// The verdict and the number it stands for.
+pub(crate) fn how_many(d: &Deployment) -> (ScaleVerdict, u32) {
+    if d.deleting {
+        return (ScaleVerdict::Deleting, 0);
+    }
+    (ScaleVerdict::Manual { replicas: d.wanted }, d.wanted)
+}

@@ -1,0 +1,308 @@
+//! A small language for snapshots, so that a scenario fits on a screen. A line is a word and
+//! `key=value` pairs:
+//!
+//! ```text
+//! class h100 soft
+//! node n1 gpu=h100*2 size=80Gi cpu=16 mem=64Gi pods=110 islands=1 age=1200 cached=smol
+//! sick n1 0 unhealthy Xid 79
+//! foreign n1 0 10Gi 20
+//! tenant a ns=a cohort=prod h100=4+1
+//! deployment a/chat want=2 ask=h100*1,2Gi,10 prio=0 hash=v1
+//! replica a/chat 0 n1 0 ready
+//! ```
+#![allow(clippy::unwrap_used, dead_code)]
+
+use stowage_planner::snapshot::*;
+
+pub const NOW: TimeMs = 50_000_000;
+
+pub fn parse(text: &str) -> Snapshot {
+    let mut s = Snapshot { sequence: 1, ..Snapshot::default() };
+    for line in text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#')) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words[0] {
+            "class" => s.classes.push(Class {
+                name: words[1].into(),
+                allow_soft_sharing: words.contains(&"soft"),
+                price_per_hour_micros: None,
+            }),
+            "node" => s.nodes.push(node(&words)),
+            "sick" => sick(&mut s, &words),
+            "foreign" => foreign(&mut s, &words),
+            "tenant" => s.tenants.push(tenant(&words)),
+            "deployment" => {
+                let d = deployment(&s, &words);
+                s.deployments.push(d);
+            }
+            "replica" => replica(&mut s, &words),
+            "slot" => slot(&mut s, &words),
+            "exclude" => s.exclusions.push(Exclusion {
+                deployment: id(words[1]),
+                index: words[2].parse().unwrap(),
+                node: words[3].into(),
+                until_ms: NOW + words[4].parse::<u64>().unwrap(),
+                reason: words[5..].join(" "),
+            }),
+            other => panic!("unknown word {other} in: {line}"),
+        }
+    }
+    s
+}
+
+fn value<'a>(words: &[&'a str], key: &str) -> Option<&'a str> {
+    words.iter().find_map(|w| w.strip_prefix(key)?.strip_prefix('='))
+}
+
+fn number(words: &[&str], key: &str, default: u64) -> u64 {
+    value(words, key).map_or(default, size)
+}
+
+pub fn size(s: &str) -> u64 {
+    let split = s.find(|c: char| c.is_alphabetic()).unwrap_or(s.len());
+    let n: u64 = s[..split].parse().unwrap_or_else(|_| panic!("not a size: {s}"));
+    n * match &s[split..] {
+        "" => 1,
+        "Mi" => 1 << 20,
+        "Gi" => 1 << 30,
+        other => panic!("unknown unit {other}"),
+    }
+}
+
+fn id(s: &str) -> DeploymentId {
+    let (namespace, name) = s.split_once('/').unwrap();
+    DeploymentId::new(namespace, name)
+}
+
+fn node(w: &[&str]) -> Node {
+    let name = w[1].to_owned();
+    let gpus = value(w, "gpu").map_or(Vec::new(), |g| {
+        let (class, n) = g.split_once('*').unwrap();
+        let n: u32 = n.parse().unwrap();
+        let islands = number(w, "islands", 1) as u32;
+        (0..n)
+            .map(|index| Gpu {
+                uuid: format!("GPU-{name}.{index}"),
+                index,
+                product: "NVIDIA H100 80GB HBM3".into(),
+                class: Some(class.to_owned()),
+                memory_bytes: number(w, "size", 80 << 30),
+                memory_step_bytes: 256 << 20,
+                sm_percent: 100,
+                health: Health::Healthy,
+                island: Some(format!("nv{}", index * islands / n)),
+                slices: Vec::new(),
+            })
+            .collect()
+    });
+    let freshness = match (value(w, "stale"), w.contains(&"missing")) {
+        (Some(age), _) => Freshness::Stale { age_ms: age.parse().unwrap() },
+        (None, true) => Freshness::Missing,
+        (None, false) => Freshness::Fresh { age_ms: number(w, "age", 400) },
+    };
+    Node {
+        name,
+        ready: !w.contains(&"notready"),
+        cordoned: w.contains(&"cordoned"),
+        labels: value(w, "label")
+            .map(|l| l.split_once(':').unwrap())
+            .map(|(k, v)| (k.to_owned(), v.to_owned()))
+            .into_iter()
+            .collect(),
+        taints: value(w, "taint")
+            .map(|key| Taint { key: key.into(), value: String::new(), effect: TaintEffect::NoSchedule })
+            .into_iter()
+            .collect(),
+        allocatable: Resources {
+            cpu_milli: number(w, "cpu", 16) * 1000,
+            memory_bytes: number(w, "mem", 64 << 30),
+            pods: number(w, "pods", 110) as u32,
+        },
+        used: Resources::default(),
+        host_ports: Vec::new(),
+        freshness,
+        gpus,
+        cached_models: value(w, "cached").map(str::to_owned).into_iter().collect(),
+    }
+}
+
+fn gpu_mut<'a>(s: &'a mut Snapshot, node: &str, index: &str) -> &'a mut Gpu {
+    let node = s.nodes.iter_mut().find(|n| n.name == node).unwrap();
+    &mut node.gpus[index.parse::<usize>().unwrap()]
+}
+
+fn sick(s: &mut Snapshot, w: &[&str]) {
+    let reason = w[4..].join(" ");
+    gpu_mut(s, w[1], w[2]).health = match w[3] {
+        "unhealthy" => Health::Unhealthy { reason },
+        "degraded" => Health::Degraded { reason },
+        other => panic!("unknown health {other}"),
+    };
+}
+
+fn foreign(s: &mut Snapshot, w: &[&str]) {
+    let slice = Slice {
+        owner: SliceOwner::Foreign { claim: value(w, "claim").unwrap_or("other/claim").into() },
+        tenant: value(w, "tenant").map(|t| TenantId(t.into())),
+        memory_bytes: size(w[3]),
+        sm_percent: w[4].parse().unwrap(),
+        isolation: isolation(w),
+    };
+    gpu_mut(s, w[1], w[2]).slices.push(slice);
+}
+
+fn isolation(w: &[&str]) -> Isolation {
+    match value(w, "iso") {
+        None => Isolation::Shared,
+        Some("gpu") => Isolation::DedicatedGpu,
+        Some("node") => Isolation::DedicatedNode,
+        Some(other) => panic!("unknown isolation {other}"),
+    }
+}
+
+fn tenant(w: &[&str]) -> Tenant {
+    let known = ["ns", "cohort"];
+    let quotas = w[2..]
+        .iter()
+        .filter_map(|p| p.split_once('='))
+        .filter(|(k, _)| !known.contains(k))
+        .map(|(class, q)| {
+            let (q, lend) = q.split_once('~').map_or((q, None), |(q, l)| (q, Some(l)));
+            let (nominal, borrow) = q.split_once('+').map_or((q, None), |(q, b)| (q, Some(b)));
+            let milli = |s: &str| (s.parse::<f64>().unwrap() * 1000.0) as u64;
+            Quota {
+                class: class.into(),
+                nominal_milli: milli(nominal),
+                borrowing_limit_milli: borrow.map(milli),
+                lending_limit_milli: lend.map(milli),
+            }
+        })
+        .collect();
+    Tenant {
+        id: TenantId(w[1].into()),
+        namespaces: value(w, "ns").unwrap_or(w[1]).split(',').map(str::to_owned).collect(),
+        cohort: value(w, "cohort").map(str::to_owned),
+        weight: 1,
+        quotas,
+    }
+}
+
+fn deployment(s: &Snapshot, w: &[&str]) -> Deployment {
+    let id = id(w[1]);
+    let tenant = s.tenants.iter().find(|t| t.namespaces.contains(&id.namespace)).map(|t| t.id.clone());
+    let ask = value(w, "ask").unwrap();
+    let mut parts = ask.split(',');
+    let (class, count) = parts.next().unwrap().split_once('*').unwrap();
+    let accelerator = Accelerator::Gpu {
+        class: class.into(),
+        count: count.parse().unwrap(),
+        memory_bytes: parts.next().filter(|p| !p.is_empty()).map(size),
+        sm_percent: parts.next().map(|p| p.parse().unwrap()),
+    };
+    Deployment {
+        uid: format!("uid-{id}"),
+        id,
+        generation: 1,
+        tenant,
+        priority: value(w, "prio").map_or(0, |p| p.parse().unwrap()),
+        created_ms: number(w, "created", 1000),
+        wanted: number(w, "want", 1) as u32,
+        variants: vec![Variant { name: "only".into(), accelerator }],
+        needs: Needs {
+            cpu_milli: number(w, "cpu", 1) * 1000,
+            memory_bytes: number(w, "mem", 2 << 30),
+            host_ports: value(w, "port").map(|p| p.parse().unwrap()).into_iter().collect(),
+        },
+        node_selector: value(w, "select")
+            .map(|l| l.split_once(':').unwrap())
+            .map(|(k, v)| (k.to_owned(), v.to_owned()))
+            .into_iter()
+            .collect(),
+        tolerations: value(w, "tolerate")
+            .map(|key| Toleration { key: Some(key.into()), value: None, effect: None })
+            .into_iter()
+            .collect(),
+        isolation: isolation(w),
+        model_key: value(w, "model").unwrap_or_default().into(),
+        spec_hash: value(w, "hash").unwrap_or("v1").into(),
+        replicas: Vec::new(),
+        slots: Vec::new(),
+        deleting: w.contains(&"deleting"),
+        force_delete: w.contains(&"force"),
+        drain_timeout_ms: number(w, "drain", 60_000),
+    }
+}
+
+/// `replica ns/name INDEX NODE GPUS PHASE [inc=] [hash=] [lost] [over=USED]`; GPUS is `0` or `0,1`.
+fn replica(s: &mut Snapshot, w: &[&str]) {
+    let d = s.deployments.iter().find(|d| d.id == id(w[1])).unwrap().clone();
+    let Accelerator::Gpu { memory_bytes, sm_percent, .. } = &d.variants[0].accelerator else { panic!() };
+    let index: u32 = w[2].parse().unwrap();
+    let incarnation = number(w, "inc", 0) as u32;
+    let replica = ReplicaId { deployment: d.id.clone(), index, incarnation };
+    let mut gpus = Vec::new();
+    for at in w[4].split(',') {
+        let gpu = gpu_mut(s, w[3], at);
+        let memory_bytes = memory_bytes.unwrap_or(gpu.memory_bytes);
+        let sm_percent = sm_percent.unwrap_or(100);
+        gpu.slices.push(Slice {
+            owner: SliceOwner::Replica(replica.clone()),
+            tenant: d.tenant.clone(),
+            memory_bytes,
+            sm_percent,
+            isolation: d.isolation,
+        });
+        gpus.push(GpuShare { uuid: gpu.uuid.clone(), memory_bytes, sm_percent });
+    }
+    let overshoot = value(w, "over").map(|used| Overshoot {
+        gpu: gpus[0].uuid.clone(),
+        promised_bytes: gpus[0].memory_bytes,
+        used_bytes: size(used),
+        samples: 5,
+        source: "NVML".into(),
+        headroom: w.contains(&"headroom"),
+    });
+    let node = s.nodes.iter_mut().find(|n| n.name == w[3]).unwrap();
+    node.used.cpu_milli += d.needs.cpu_milli;
+    node.used.memory_bytes += d.needs.memory_bytes;
+    node.used.pods += 1;
+    let since = NOW - number(w, "for", 0);
+    let phase = match w[5] {
+        "ready" => Phase::Ready,
+        "starting" => Phase::Starting,
+        "unready" => Phase::Unready,
+        "terminating" => Phase::Terminating,
+        "failed" => Phase::Failed { reason: "engine exited with code 1".into() },
+        "draining" => Phase::Draining { since_ms: since, in_flight: value(w, "inflight").map(|n| n.parse().unwrap()) },
+        "unscheduled" => Phase::Unscheduled {
+            since_ms: since,
+            message: "0/3 nodes are available: 3 cannot allocate all claims.".into(),
+        },
+        other => panic!("unknown phase {other}"),
+    };
+    let r = Replica {
+        index,
+        incarnation,
+        name: format!("{}-{index}{incarnation}", d.id.name),
+        spec_hash: value(w, "hash").unwrap_or(&d.spec_hash).into(),
+        phase,
+        placement: Some(Placement { node: w[3].into(), variant: "only".into(), gpus }),
+        created_ms: number(w, "created", 2000),
+        node_lost: w.contains(&"lost"),
+        overshoot,
+    };
+    s.deployments.iter_mut().find(|d| d.id == r_id(w)).unwrap().replicas.push(r);
+}
+
+fn r_id(w: &[&str]) -> DeploymentId {
+    id(w[1])
+}
+
+fn slot(s: &mut Snapshot, w: &[&str]) {
+    let slot = Slot {
+        index: w[2].parse().unwrap(),
+        incarnation: number(w, "inc", 0) as u32,
+        failures: number(w, "failures", 0) as u32,
+        last_failure_ms: NOW - number(w, "ago", 0),
+    };
+    s.deployments.iter_mut().find(|d| d.id == id(w[1])).unwrap().slots.push(slot);
+}

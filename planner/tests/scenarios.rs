@@ -1,0 +1,71 @@
+//! Scenario goldens: `tests/scenarios/*.in` is a snapshot in the language of `common`, `*.out` what
+//! the planner does about it and how it explains it. `UPDATE_GOLDEN=1` writes the `.out` files anew;
+//! read the diff.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use stowage_planner::plan::Action;
+use stowage_planner::snapshot::Policy;
+use stowage_planner::{check::check, plan, render};
+
+fn rendered(text: &str) -> String {
+    let snapshot = common::parse(text);
+    let policy = Policy::default();
+    let (plan, report) = plan(&snapshot, &policy, common::NOW);
+    assert_eq!(check(&snapshot, &plan), []);
+    let mut out = String::new();
+    for a in &plan.actions {
+        let _ = match a {
+            Action::Create { replica, placement, reason, .. } => {
+                writeln!(out, "create {replica} {reason:?} on {}", render::placement(placement))
+            }
+            Action::Drain { replica, pod, deadline_ms, reason } => {
+                writeln!(out, "drain  {replica} {reason:?} {pod} for {} ms", deadline_ms - common::NOW)
+            }
+            Action::Remove { replica, pod, reason, exclude } => {
+                let except = exclude
+                    .as_ref()
+                    .map_or(String::new(), |e| format!(", not on {} for {} ms", e.node, e.until_ms - common::NOW));
+                writeln!(out, "remove {replica} {reason:?} {pod}{except}")
+            }
+        };
+    }
+    for r in &report.deployments {
+        let tenant = report.tenants.iter().find(|t| Some(&t.tenant) == r.tenant.as_ref());
+        let history: Vec<_> = report.records.iter().filter(|h| h.object == r.deployment).cloned().collect();
+        let _ = writeln!(out, "\n{}", render::explain(r, tenant, report.at, &history).trim_end());
+        let _ = writeln!(out, "condition  {}", render::condition_message(r));
+    }
+    if let Some(at) = report.wake_at {
+        let _ = writeln!(out, "\nlooks again in {} ms", at - common::NOW);
+    }
+    out
+}
+
+#[test]
+fn every_scenario_is_decided_and_explained_as_written() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scenarios");
+    let update = std::env::var_os("UPDATE_GOLDEN").is_some();
+    let mut names: Vec<_> = std::fs::read_dir(&dir)
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .filter(|p| p.extension().is_some_and(|e| e == "in"))
+        .collect();
+    names.sort();
+    assert!(names.len() >= 10);
+    let mut different = Vec::new();
+    for path in names {
+        let got = rendered(&std::fs::read_to_string(&path).unwrap());
+        let golden = path.with_extension("out");
+        if update {
+            std::fs::write(&golden, &got).unwrap();
+        } else if std::fs::read_to_string(&golden).unwrap_or_default() != got {
+            different.push(format!("{}\n{got}", golden.display()));
+        }
+    }
+    assert!(different.is_empty(), "changed (UPDATE_GOLDEN=1 accepts):\n{}", different.join("\n"));
+}
