@@ -17,7 +17,7 @@ use crate::plan::{Action, CreateReason, EndReason};
 use crate::quota::Ledger;
 use crate::report::{Ask, PlacementVerdict, QuotaLimit, Refusal, ScaleVerdict, Wait};
 use crate::scale::how_many;
-use crate::snapshot::{Accelerator, Deployment, Policy, ReplicaId, SliceOwner, Snapshot, TimeMs};
+use crate::snapshot::{Accelerator, Deployment, Phase, Policy, Replica, ReplicaId, SliceOwner, Snapshot, TimeMs};
 use crate::world::{World, charge};
 
 /// A decided snapshot, before it is put into words.
@@ -111,6 +111,21 @@ impl<'a> Case<'a> {
     /// Creates that fill open slots; renewals stand beside a pod that already counts.
     fn opened(&self) -> u32 {
         self.creates.iter().filter(|c| !self.renews(&c.replica)).count() as u32
+    }
+
+    /// Open slots that no node would take, now that all were tried. A slot whose pod is still on its
+    /// way out is not homeless: its place comes free.
+    fn homeless(&self) -> u32 {
+        let leaving = |index: u32| {
+            let on_its_way = |r: &Replica| matches!(r.phase, Phase::Draining { .. } | Phase::Terminating);
+            self.d.replicas.iter().any(|r| r.index == index && on_its_way(r))
+                || self.life.ends.iter().any(|e| e.replica.index == index)
+        };
+        let unfilled = self.life.open.iter().filter(|open| {
+            let filled = self.creates.iter().any(|c| c.replica.index == open.index);
+            !filled && !leaving(open.index)
+        });
+        unfilled.count() as u32
     }
 
     fn renews(&self, replica: &ReplicaId) -> bool {
@@ -243,7 +258,7 @@ impl Draft<'_> {
                 self.take(at, replica, reason, *verdict);
             }
             Attempt::Refused { limit, verdicts } => {
-                let target = case.wanted.min(case.desired());
+                let target = case.wanted.saturating_sub(case.homeless());
                 if !self.fits_without(case, renew, policy, now) {
                     self.cases[at].refuse(limit, verdicts);
                 } else if case.life.ready >= target {

@@ -264,16 +264,16 @@ enum Event {
 
 fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
-        (0..4usize, 0..4u32).prop_map(|(d, n)| Event::Scale(d, n)),
-        (0..4usize, 0..3u8).prop_map(|(d, n)| Event::NewSpec(d, n)),
+        1 => (0..4usize, 0..4u32).prop_map(|(d, n)| Event::Scale(d, n)),
+        1 => (0..4usize, 0..3u8).prop_map(|(d, n)| Event::NewSpec(d, n)),
         4 => (0..20usize).prop_map(Event::Ready),
-        (0..20usize).prop_map(Event::Crash),
+        1 => (0..20usize).prop_map(Event::Crash),
         4 => (0..20usize).prop_map(Event::Gone),
-        (0..3usize, 0..4usize, any::<bool>()).prop_map(|(n, g, b)| Event::Sick(n, g, b)),
-        (0..3usize, any::<bool>()).prop_map(|(n, b)| Event::Stale(n, b)),
-        (0..3usize, 0..=4_000u64).prop_map(|(t, q)| Event::Quota(t, q)),
-        (0..4usize).prop_map(Event::Delete),
-        (0..4usize, 1..=8 * STEP).prop_map(|(d, m)| Event::Memory(d, m)),
+        1 => (0..3usize, 0..4usize, any::<bool>()).prop_map(|(n, g, b)| Event::Sick(n, g, b)),
+        1 => (0..3usize, any::<bool>()).prop_map(|(n, b)| Event::Stale(n, b)),
+        1 => (0..3usize, 0..=4_000u64).prop_map(|(t, q)| Event::Quota(t, q)),
+        1 => (0..4usize).prop_map(Event::Delete),
+        1 => (0..4usize, 1..=8 * STEP).prop_map(|(d, m)| Event::Memory(d, m)),
     ]
 }
 
@@ -546,7 +546,7 @@ fn never_too_few_ready(s: &Snapshot, actions: &[Action]) -> Result<(), TestCaseE
         let live = d
             .replicas
             .iter()
-            .filter(|r| !matches!(r.phase, Phase::Draining { .. } | Phase::Terminating | Phase::Failed { .. }))
+            .filter(|r| !matches!(r.phase, Phase::Failed { .. }))
             .map(|r| r.index)
             .collect::<std::collections::BTreeSet<_>>()
             .len();
@@ -568,7 +568,8 @@ fn nothing_ends_on_stale_data(s: &Snapshot, actions: &[Action]) -> Result<(), Te
         let d = s.deployments.iter().find(|d| d.id == id.deployment).unwrap();
         let r = d.replicas.iter().find(|r| (r.index, r.incarnation) == (id.index, id.incarnation)).unwrap();
         let n = s.nodes.iter().find(|n| n.name == r.placement.as_ref().unwrap().node).unwrap();
-        prop_assert!(matches!(n.freshness, Freshness::Fresh { .. }));
+        let fresh = matches!(n.freshness, Freshness::Fresh { .. });
+        prop_assert!(fresh, "ended on stale data");
     }
     Ok(())
 }
