@@ -50,6 +50,7 @@ use crate::{InferenceDeploymentStatus, names, rules, schema};
         label_selector_path = ".status.selector"
     )
 )]
+#[x_kube(validation = rules::deployment::SCALING_MODE.cel())]
 #[x_kube(validation = rules::deployment::REPLICAS_OUTSIDE_MANUAL.cel())]
 #[x_kube(validation = rules::deployment::OBJECTIVES.cel())]
 #[x_kube(validation = rules::deployment::SHARED_MEMORY.cel())]
@@ -460,7 +461,6 @@ pub enum Sharing {
 pub struct Scaling {
     /// Active: the operator. Advisory: it only says what it would do. Manual: spec.replicas, so kubectl scale or an HPA.
     #[serde(default)]
-    #[x_kube(validation = rules::deployment::SCALING_MODE.cel())]
     pub mode: ScalingMode,
     /// Fewest replicas; 0 allows scale to zero.
     #[serde(default, skip_serializing_if = "Option::is_none")]

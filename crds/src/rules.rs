@@ -147,8 +147,9 @@ pub mod deployment {
         "MIG, MPS and TimeSlice are not set up on nodes; write sharing: Auto or EngineBudget",
     );
 
+    /// Beside the spec, not the field: a default that its own rule refuses makes the CRD invalid.
     pub const SCALING_MODE: CelRule = not_yet(
-        "self == 'Manual'",
+        "self.scaling.mode == 'Manual'",
         "the autoscaler is not in this release; write scaling.mode: Manual and spec.replicas",
     );
     pub const SCALING_FIELDS: CelRule = not_yet(
