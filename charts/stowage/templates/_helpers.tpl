@@ -1,26 +1,87 @@
-{{- define "stowage.image" -}}
-{{ .root.Values.image.registry }}/{{ .component }}:{{ .root.Values.image.tag | default .root.Chart.AppVersion }}
-{{- end }}
+{{/* Names are constants: policies, clients and code rely on them, so one Stowage per cluster. */}}
+{{- define "stowage.system" -}}stowage-system{{- end -}}
+{{- define "stowage.node" -}}stowage-node{{- end -}}
+{{- define "stowage.operatorUser" -}}system:serviceaccount:stowage-system:stowage-operator{{- end -}}
+{{- define "stowage.agentUser" -}}system:serviceaccount:stowage-node:stowage-node-agent{{- end -}}
 
+{{/* (dict "root" $ "name" "operator") → image reference */}}
+{{- define "stowage.image" -}}
+{{ .root.Values.image.registry }}/{{ .name }}:{{ .root.Values.image.tag | default .root.Chart.AppVersion }}
+{{- end -}}
+
+{{/* (dict "root" $ "name" "stowage-operator") → labels of every object */}}
 {{- define "stowage.labels" -}}
 app.kubernetes.io/name: {{ .name }}
 app.kubernetes.io/part-of: stowage
 app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
-app.kubernetes.io/instance: {{ .root.Release.Name }}
-{{- end }}
+app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+helm.sh/chart: {{ .root.Chart.Name }}-{{ .root.Chart.Version }}
+{{- end -}}
 
-{{/* What Pod Security's `restricted` asks of a container. */}}
+{{/* "true" or "": values may come as text, from --set-string */}}
+{{- define "stowage.simulated" -}}
+{{- if eq (toString .Values.nodeAgent.simulated.enabled) "true" }}true{{ end -}}
+{{- end -}}
+
+{{/* Pod Security `restricted`, container */}}
 {{- define "stowage.restricted" -}}
 allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
+capabilities: {drop: [ALL]}
+{{- end -}}
+
+{{/* Pod Security `restricted`, pod */}}
+{{- define "stowage.nonroot" -}}
 runAsNonRoot: true
 runAsUser: 65532
 runAsGroup: 65532
-capabilities: {drop: [ALL]}
+fsGroup: 65532
 seccompProfile: {type: RuntimeDefault}
-{{- end }}
+{{- end -}}
 
-{{- define "stowage.probes" -}}
-readinessProbe: {httpGet: {path: /readyz, port: admin}, periodSeconds: 1}
-livenessProbe: {httpGet: {path: /healthz, port: admin}, periodSeconds: 5, failureThreshold: 6}
+{{- define "stowage.pullSecrets" -}}
+{{- with .Values.image.pullSecrets }}
+imagePullSecrets:
+{{- range . }}
+- name: {{ . }}
 {{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* (dict "env" .Values.x.env "log" "info") */}}
+{{- define "stowage.env" -}}
+- {name: RUST_LOG, value: {{ .log | quote }}}
+{{- range $name, $value := .env }}
+- {name: {{ $name }}, value: {{ $value | quote }}}
+{{- end }}
+{{- end -}}
+
+{{/* Peers that may read metrics. */}}
+{{- define "stowage.scrapers" -}}
+{{- with .Values.networkPolicies.metricsFrom }}{{ toYaml . }}{{ end }}
+{{- end -}}
+
+{{/* Addresses of the API server: as given, else those of the Service `kubernetes` right now (none in `helm template`). */}}
+{{- define "stowage.apiServers" -}}
+{{- if .Values.networkPolicies.apiServerAddresses }}
+{{- range .Values.networkPolicies.apiServerAddresses }}
+- ipBlock: {cidr: {{ . }}}
+{{- end }}
+{{- else }}
+{{- $slice := lookup "discovery.k8s.io/v1" "EndpointSlice" "default" "kubernetes" }}
+{{- range $endpoint := ($slice.endpoints | default list) }}
+{{- range $endpoint.addresses }}
+- ipBlock: {cidr: {{ . }}/{{ if contains ":" . }}128{{ else }}32{{ end }}}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* Egress that every process of ours needs: names and the API server. */}}
+{{- define "stowage.egressBase" -}}
+- ports: [{port: 53, protocol: UDP}, {port: 53, protocol: TCP}]
+- ports:
+{{- range .Values.networkPolicies.apiServerPorts }}
+  - {port: {{ . }}, protocol: TCP}
+{{- end }}
+{{- end -}}
