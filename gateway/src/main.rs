@@ -1,1 +1,164 @@
-fn main() {}
+//! `stowage-gateway`: reads its settings, starts the watches and both ports, drains on SIGTERM.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Parser;
+use stowage_crds::names::{GATEWAY_ADMIN_PORT, GATEWAY_PORT};
+use stowage_gateway::directory::Directory;
+use stowage_gateway::gateway::{Gateway, Settings};
+use stowage_gateway::metrics::Metrics;
+use stowage_gateway::pool::PoolSettings;
+use stowage_gateway::relay::StreamPatience;
+use stowage_gateway::replica::Gate;
+use stowage_gateway::request::BodyLimits;
+use stowage_gateway::server::ServerLimits;
+use stowage_gateway::{admin, server, static_world, upstream, watch};
+use tokio::net::TcpListener;
+
+/// The data plane: OpenAI clients on one side, engine pods on the other.
+#[derive(Debug, Parser)]
+#[command(name = "stowage-gateway", version)]
+struct Options {
+    /// Address for clients.
+    #[arg(long, env = "STOWAGE_LISTEN", default_value_t = SocketAddr::from(([0, 0, 0, 0], GATEWAY_PORT)))]
+    listen: SocketAddr,
+    /// Address for probes, metrics and signals.
+    #[arg(long, env = "STOWAGE_ADMIN_LISTEN", default_value_t = SocketAddr::from(([0, 0, 0, 0], GATEWAY_ADMIN_PORT)))]
+    admin_listen: SocketAddr,
+    /// Read tenants, keys, models and endpoints from this file instead of a cluster (development).
+    #[arg(long, env = "STOWAGE_STATIC_WORLD")]
+    static_world: Option<PathBuf>,
+    /// Gateways that share each tenant's token rate and concurrency.
+    #[arg(long, env = "STOWAGE_GATEWAY_REPLICAS", default_value_t = 1)]
+    gateways: u32,
+    /// Largest request body, in bytes.
+    #[arg(long, env = "STOWAGE_MAX_BODY_BYTES", default_value_t = 8 << 20)]
+    max_body_bytes: usize,
+    /// Bytes of all request bodies held at a time.
+    #[arg(long, env = "STOWAGE_MAX_BUFFERED_BYTES", default_value_t = 256 << 20)]
+    max_buffered_bytes: usize,
+    /// Seconds for a body to arrive, plus one per 64 KiB received.
+    #[arg(long, env = "STOWAGE_BODY_TIMEOUT_SECONDS", default_value_t = 15)]
+    body_timeout_seconds: u64,
+    /// Seconds for a request's head to arrive, and for an idle connection to stay open.
+    #[arg(long, env = "STOWAGE_HEADER_TIMEOUT_SECONDS", default_value_t = 30)]
+    header_timeout_seconds: u64,
+    /// Client connections; more wait in the kernel's queue.
+    #[arg(long, env = "STOWAGE_MAX_CONNECTIONS", default_value_t = 20_000)]
+    max_connections: usize,
+    /// Requests in flight per replica from this gateway; more are queued here.
+    #[arg(long, env = "STOWAGE_MAX_IN_FLIGHT_PER_REPLICA", default_value_t = 256)]
+    max_in_flight_per_replica: u32,
+    /// Un-prefilled tokens per replica beyond which requests are queued here.
+    #[arg(long, env = "STOWAGE_MAX_BACKLOG_TOKENS", default_value_t = 8192)]
+    max_backlog_tokens: u32,
+    /// Requests that may wait for room, per model.
+    #[arg(long, env = "STOWAGE_MAX_QUEUED", default_value_t = 1000)]
+    max_queued: usize,
+    /// Seconds that a request waits for room on a replica.
+    #[arg(long, env = "STOWAGE_QUEUE_TIMEOUT_SECONDS", default_value_t = 300)]
+    queue_timeout_seconds: u64,
+    /// Seconds without a byte after which an open stream is given up.
+    #[arg(long, env = "STOWAGE_STREAM_IDLE_SECONDS", default_value_t = 120)]
+    stream_idle_seconds: u64,
+    /// The same on a replica whose heartbeat is lost.
+    #[arg(long, env = "STOWAGE_STREAM_LOST_SECONDS", default_value_t = 10)]
+    stream_lost_seconds: u64,
+    /// Seconds of full service after /readyz says no.
+    #[arg(long, env = "STOWAGE_DRAIN_DELAY_SECONDS", default_value_t = 5)]
+    drain_delay_seconds: u64,
+    /// Seconds for open streams to end after that; the pod's grace period must cover both.
+    #[arg(long, env = "STOWAGE_DRAIN_TIMEOUT_SECONDS", default_value_t = 600)]
+    drain_timeout_seconds: u64,
+}
+
+fn main() -> anyhow::Result<()> {
+    stowage_telemetry::install_crypto();
+    stowage_telemetry::init_tracing("gateway");
+    let options = Options::parse();
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?.block_on(run(options))
+}
+
+async fn run(options: Options) -> anyhow::Result<()> {
+    let shutdown = stowage_telemetry::shutdown_signal();
+    let mut registry = stowage_telemetry::metrics::registry();
+    let metrics = Metrics::register(&mut registry);
+    let client = upstream::client();
+    let directory = Directory::new(options.pool(), client.clone(), metrics.clone());
+    let gateway = Gateway::new(options.settings(), directory.clone(), client, metrics.clone());
+
+    start_world(&options, &gateway, metrics).await?;
+    let listener = bind(options.listen, "clients").await?;
+    let admin_listener = bind(options.admin_listen, "administration").await?;
+    let admin = admin::router(gateway.clone(), registry);
+    tokio::spawn(async move {
+        if let Err(error) = axum::serve(admin_listener, admin).await {
+            tracing::error!(%error, "the administrative port stopped");
+        }
+    });
+    tracing::info!(listen = %options.listen, admin = %options.admin_listen, "serving");
+    server::serve(listener, gateway, options.server(), shutdown).await;
+    tracing::info!("drained");
+    Ok(())
+}
+
+/// Starts whatever fills the directory, and lets readiness follow.
+async fn start_world(options: &Options, gateway: &Arc<Gateway>, metrics: Arc<Metrics>) -> anyhow::Result<()> {
+    let directory = gateway.directory.clone();
+    if let Some(path) = &options.static_world {
+        directory.apply(&static_world::read(path)?);
+        gateway.readiness.set_ready();
+        tokio::spawn(static_world::follow(path.clone(), directory));
+        return Ok(());
+    }
+    let client = kube::Client::try_default()
+        .await
+        .context("cannot find a cluster: run inside one, set KUBECONFIG, or use --static-world")?;
+    let readiness = gateway.readiness.clone();
+    tokio::spawn(watch::follow(client, directory, metrics, move || readiness.set_ready()));
+    Ok(())
+}
+
+async fn bind(address: SocketAddr, who: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("cannot listen for {who} on {address}"))
+}
+
+impl Options {
+    fn pool(&self) -> PoolSettings {
+        PoolSettings {
+            gate: Gate { max_in_flight: self.max_in_flight_per_replica, backlog_tokens: self.max_backlog_tokens.into() },
+            max_queued: self.max_queued,
+            queue_timeout: Duration::from_secs(self.queue_timeout_seconds),
+        }
+    }
+
+    fn settings(&self) -> Settings {
+        Settings {
+            body: BodyLimits {
+                max_bytes: self.max_body_bytes,
+                max_total_bytes: self.max_buffered_bytes,
+                patience: Duration::from_secs(self.body_timeout_seconds),
+            },
+            stream: StreamPatience {
+                idle: Duration::from_secs(self.stream_idle_seconds),
+                lost: Duration::from_secs(self.stream_lost_seconds),
+            },
+            gateways: self.gateways,
+        }
+    }
+
+    fn server(&self) -> ServerLimits {
+        ServerLimits {
+            max_connections: self.max_connections,
+            header_timeout: Duration::from_secs(self.header_timeout_seconds),
+            max_headers: 64,
+            max_head_bytes: 32 << 10,
+            drain_delay: Duration::from_secs(self.drain_delay_seconds),
+            drain_timeout: Duration::from_secs(self.drain_timeout_seconds),
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! Watches one replica: its load stream is its heartbeat.
+//!
+//! The engine sends a line at least every second, so a line that is overdue by half means a hung
+//! process, and a broken connection a dead one; both take the replica out of routing at once, the
+//! next line brings it back. A stream that falls silent is kept for a while, since a process that was
+//! only stopped continues it. Engines without a load stream are probed by `/readyz` instead.
+//!
+//! Each gateway watches each replica: one small request per replica and gateway, no coordination.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use stowage_crds::names::{PATH_LOAD, PATH_READYZ};
+use tokio::time::timeout;
+
+use crate::load::Load;
+use crate::pool::Pool;
+use crate::replica::Replica;
+use crate::upstream::EngineClient;
+
+/// A line is due every second.
+const OVERDUE: Duration = Duration::from_millis(1500);
+/// How long a silent stream is kept before it is made anew.
+const KEEP_SILENT: Duration = Duration::from_secs(10);
+/// Between attempts to reach a replica that does not answer.
+const RECONNECT: Duration = Duration::from_millis(250);
+/// Between probes of engines without a load stream.
+const PROBE: Duration = Duration::from_secs(1);
+/// A line longer than this is no report.
+const MAX_LINE: usize = 64 << 10;
+
+/// Why a load stream ended.
+enum Ended {
+    /// No such route: another kind of engine.
+    Unsupported,
+    /// Refused, broken, silent for long, or garbled.
+    Lost(&'static str),
+    /// Nobody needs this replica any more.
+    Done,
+}
+
+/// Starts watching. The task ends with the replica.
+pub fn start(pool: &Arc<Pool>, replica: &Arc<Replica>, client: EngineClient) {
+    let watcher = Watcher { pool: Arc::downgrade(pool), replica: Arc::downgrade(replica), client, base: format!("http://{}", replica.address) };
+    let task = tokio::spawn(watcher.run());
+    replica.watched_by(task.abort_handle());
+}
+
+struct Watcher {
+    /// Weak, because the pool owns the replica and the replica this task.
+    pool: Weak<Pool>,
+    replica: Weak<Replica>,
+    client: EngineClient,
+    base: String,
+}
+
+impl Watcher {
+    async fn run(self) {
+        loop {
+            match self.follow().await {
+                Ended::Done => return,
+                Ended::Unsupported => {
+                    if !self.probe().await {
+                        return;
+                    }
+                }
+                Ended::Lost(why) => {
+                    if !self.lost(why) {
+                        return;
+                    }
+                    tokio::time::sleep(RECONNECT).await;
+                }
+            }
+        }
+    }
+
+    /// Follows the load stream until it ends.
+    async fn follow(&self) -> Ended {
+        let response = match timeout(OVERDUE, self.get(&format!("{PATH_LOAD}?watch=1"))).await {
+            Ok(Some(response)) => response,
+            Ok(None) => return Ended::Lost("no connection"),
+            Err(_) => return Ended::Lost("no answer"),
+        };
+        match response.status() {
+            StatusCode::OK => {}
+            StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => return Ended::Unsupported,
+            _ => return Ended::Lost("refuses the load stream"),
+        }
+        let mut body = response.into_body();
+        let mut line = BytesMut::new();
+        loop {
+            let frame = match timeout(OVERDUE, body.frame()).await {
+                Ok(frame) => frame,
+                Err(_) => {
+                    if !self.lost("heartbeat overdue") {
+                        return Ended::Done;
+                    }
+                    match timeout(KEEP_SILENT, body.frame()).await {
+                        Ok(frame) => frame,
+                        Err(_) => return Ended::Lost("silent"),
+                    }
+                }
+            };
+            let Some(Ok(frame)) = frame else { return Ended::Lost("load stream broke") };
+            let Ok(data) = frame.into_data() else { continue };
+            line.extend_from_slice(&data);
+            while let Some(end) = memchr::memchr(b'\n', &line) {
+                let report = line.split_to(end + 1);
+                let Some(load) = Load::from_json(&report) else { return Ended::Lost("garbled load report") };
+                if !self.alive(Some(load)) {
+                    return Ended::Done;
+                }
+            }
+            if line.len() > MAX_LINE {
+                return Ended::Lost("garbled load report");
+            }
+        }
+    }
+
+    /// One round of an engine without a load stream. False when nobody needs it any more.
+    async fn probe(&self) -> bool {
+        let ready = timeout(OVERDUE, self.get(PATH_READYZ)).await.ok().flatten();
+        let known = match ready {
+            Some(response) if response.status() != StatusCode::SERVICE_UNAVAILABLE => self.alive(None),
+            Some(_) => self.lost("not ready"),
+            None => self.lost("no answer"),
+        };
+        if let Some(replica) = self.replica.upgrade() {
+            // Sooner when a request failed there.
+            let _ = timeout(PROBE, replica.poke.notified()).await;
+        }
+        known
+    }
+
+    async fn get(&self, path: &str) -> Option<Response<Incoming>> {
+        let request = Request::get(format!("{}{path}", self.base)).body(Full::<Bytes>::default()).ok()?;
+        self.client.request(request).await.ok()
+    }
+
+    fn alive(&self, load: Option<Load>) -> bool {
+        let (Some(pool), Some(replica)) = (self.pool.upgrade(), self.replica.upgrade()) else { return false };
+        if replica.is_lost() {
+            tracing::info!(deployment = %pool.key, pod = replica.pod, "replica is back");
+        }
+        pool.on_report(&replica, load);
+        true
+    }
+
+    fn lost(&self, why: &'static str) -> bool {
+        let (Some(pool), Some(replica)) = (self.pool.upgrade(), self.replica.upgrade()) else { return false };
+        if pool.on_lost(&replica) {
+            tracing::warn!(deployment = %pool.key, pod = replica.pod, why, "replica is out of routing");
+        }
+        true
+    }
+}

@@ -1,0 +1,349 @@
+//! From API objects to [`Facts`]: the few fields that the data plane reads, and nothing else.
+//!
+//! Pure. One function per kind; `None` means that the object says nothing to us. A field that cannot be
+//! read (a duration, a hash) is left out rather than guessed, and the object still counts.
+
+use std::collections::{BTreeMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
+
+use k8s_openapi::api::core::v1::Secret;
+use kube::ResourceExt;
+use kube::core::Object;
+use serde::Deserialize;
+use stowage_crds::gpu_node::Health;
+use stowage_crds::inference_deployment::ScalingMode;
+use stowage_crds::{GpuNode, InferenceDeployment, TenantQuota, names, quantity};
+
+use crate::auth::{KeyHash, parse_hash};
+use crate::world::{DeploymentFact, Facts, PodFact, QuotaFact, TokenLimits};
+
+/// A Pod with the fields that routing reads: the full type costs a megabyte per few hundred pods.
+pub type LeanPod = Object<LeanPodSpec, LeanPodStatus>;
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct LeanPodSpec {}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct LeanPodStatus {
+    #[serde(rename = "podIP")]
+    pod_ip: Option<String>,
+    conditions: Vec<LeanCondition>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+struct LeanCondition {
+    r#type: String,
+    status: String,
+}
+
+/// Objects of one kind, by `namespace/name`. A new list replaces the old one when it is complete.
+#[derive(Debug)]
+pub struct Table<F> {
+    live: BTreeMap<String, F>,
+    staged: Option<BTreeMap<String, F>>,
+    synced: bool,
+}
+
+/// Everything that the watches keep.
+#[derive(Debug, Default)]
+pub struct Observed {
+    pub quotas: Table<QuotaFact>,
+    pub secrets: Table<SecretFact>,
+    pub deployments: Table<DeploymentFact>,
+    pub pods: Table<PodFact>,
+    pub nodes: Table<HashSet<String>>,
+}
+
+/// A Secret's name and its readable keys.
+pub type SecretFact = (String, Vec<(String, KeyHash)>);
+
+// === impl Table ===
+
+impl<F> Default for Table<F> {
+    fn default() -> Self {
+        Self { live: BTreeMap::new(), staged: None, synced: false }
+    }
+}
+
+impl<F: Clone + PartialEq> Table<F> {
+    /// A list begins. What is known stays until it is complete.
+    pub fn begin(&mut self) {
+        self.staged = Some(BTreeMap::new());
+    }
+
+    /// The list is complete. Returns whether anything changed.
+    pub fn complete(&mut self) -> bool {
+        let first = !std::mem::replace(&mut self.synced, true);
+        let Some(staged) = self.staged.take() else { return first };
+        let changed = self.live != staged;
+        self.live = staged;
+        changed || first
+    }
+
+    /// An object of the list that has begun.
+    pub fn stage(&mut self, key: String, fact: Option<F>) {
+        if let (Some(staged), Some(fact)) = (&mut self.staged, fact) {
+            staged.insert(key, fact);
+        }
+    }
+
+    /// An object changed. Returns whether that changes anything for us.
+    pub fn set(&mut self, key: String, fact: Option<F>) -> bool {
+        match fact {
+            Some(fact) if self.live.get(&key) == Some(&fact) => false,
+            Some(fact) => {
+                self.live.insert(key, fact);
+                true
+            }
+            None => self.live.remove(&key).is_some(),
+        }
+    }
+
+    /// What was last known of an object; kept when its new form cannot be read.
+    pub fn known(&self, key: &str) -> Option<F> {
+        self.live.get(key).cloned()
+    }
+
+    fn values(&self) -> impl Iterator<Item = &F> {
+        self.live.values()
+    }
+}
+
+impl Observed {
+    /// Every kind has been listed once.
+    pub fn synced(&self) -> bool {
+        self.missing().is_empty()
+    }
+
+    /// The kinds that have not been listed yet.
+    pub fn missing(&self) -> Vec<&'static str> {
+        let kinds = [
+            ("TenantQuotas", self.quotas.synced),
+            ("key Secrets", self.secrets.synced),
+            ("InferenceDeployments", self.deployments.synced),
+            ("Pods", self.pods.synced),
+            ("GpuNodes", self.nodes.synced),
+        ];
+        kinds.into_iter().filter(|(_, synced)| !synced).map(|(kind, _)| kind).collect()
+    }
+
+    pub fn facts(&self) -> Facts {
+        Facts {
+            quotas: self.quotas.values().cloned().collect(),
+            secrets: self.secrets.values().cloned().collect(),
+            deployments: self.deployments.values().cloned().collect(),
+            pods: self.pods.values().cloned().collect(),
+            unhealthy_gpus: self.nodes.values().flatten().cloned().collect(),
+        }
+    }
+}
+
+/// What a TenantQuota says.
+pub fn quota(object: &TenantQuota) -> Option<QuotaFact> {
+    let credentials = object.spec.credentials.as_ref();
+    Some(QuotaFact {
+        name: object.name_any(),
+        created: created(object),
+        namespaces: object.spec.namespaces.clone(),
+        key_secrets: credentials.map(|c| c.api_keys.iter().map(|key| key.secret_name.clone()).collect()).unwrap_or_default(),
+        limits: object.spec.tokens.as_ref().map(token_limits).unwrap_or_default(),
+    })
+}
+
+/// What `spec.tokens` says.
+pub fn token_limits(tokens: &stowage_crds::tenant_quota::TokenQuota) -> TokenLimits {
+    TokenLimits {
+        per_minute: tokens.per_minute,
+        burst: tokens.burst.as_deref().and_then(|text| quantity::parse_duration(text).ok()),
+        max_concurrent: tokens.max_concurrent,
+        max_queued: tokens.max_queued,
+    }
+}
+
+/// The key hashes of a Secret of our type.
+pub fn secret(object: &Secret) -> Option<SecretFact> {
+    if object.type_.as_deref() != Some(names::API_KEYS_SECRET_TYPE) {
+        return None;
+    }
+    let mut keys = Vec::new();
+    for (name, value) in object.data.iter().flatten() {
+        match std::str::from_utf8(&value.0).ok().and_then(parse_hash) {
+            Some(hash) => keys.push((name.clone(), hash)),
+            None => tracing::warn!(
+                secret = object.name_any(),
+                key = name,
+                "not a SHA-256 in hex, ignored: store `printf %s \"$KEY\" | sha256sum | cut -c1-64`"
+            ),
+        }
+    }
+    Some((object.name_any(), keys))
+}
+
+/// What an InferenceDeployment says.
+pub fn deployment(object: &InferenceDeployment) -> Option<DeploymentFact> {
+    let spec = &object.spec;
+    let cold = spec.scaling.cold_start.as_ref();
+    let deleting = object.metadata.deletion_timestamp.is_some();
+    let placements = object.status.iter().flat_map(|status| &status.placements);
+    Some(DeploymentFact {
+        namespace: object.namespace()?,
+        name: object.name_any(),
+        uid: object.uid().unwrap_or_default(),
+        created: created(object),
+        model: spec.model.name.clone().unwrap_or_else(|| object.name_any()),
+        access: spec.model.access.as_ref().map(|access| access.tenants.clone()).unwrap_or_default(),
+        hold: cold.and_then(|cold| quantity::parse_duration(&cold.hold).ok()),
+        max_held: cold.map(|cold| cold.max_held as usize),
+        switched_off: deleting || (spec.scaling.mode == ScalingMode::Manual && spec.replicas == 0),
+        max_model_len: spec.runtime.options.as_ref().and_then(|options| options.max_model_len),
+        gpus: placements.map(|p| (p.name.clone(), p.gpus.iter().map(|gpu| gpu.uuid.clone()).collect())).collect(),
+    })
+}
+
+/// What a pod of ours says.
+pub fn pod(object: &LeanPod) -> Option<PodFact> {
+    let deployment = object.labels().get(names::LABEL_DEPLOYMENT)?.clone();
+    let status = object.status.clone().unwrap_or_default();
+    let ip: Option<IpAddr> = status.pod_ip.and_then(|ip| ip.parse().ok());
+    let owner = object.owner_references().iter().find(|owner| owner.kind == "InferenceDeployment");
+    Some(PodFact {
+        namespace: object.namespace()?,
+        name: object.name_any(),
+        uid: object.uid().unwrap_or_default(),
+        deployment,
+        // A pod that our operator made has an owner; one that has none matches no deployment.
+        owner_uid: Some(owner.map(|owner| owner.uid.clone()).unwrap_or_default()),
+        address: ip.map(|ip| SocketAddr::new(ip, names::ENGINE_PORT)),
+        ready: status.conditions.iter().any(|c| c.r#type == "Ready" && c.status == "True"),
+        draining: object.metadata.deletion_timestamp.is_some() || object.annotations().contains_key(names::ANNOTATION_DRAINING),
+    })
+}
+
+/// The GPUs of a node on which no work may run.
+pub fn unhealthy_gpus(object: &GpuNode) -> Option<HashSet<String>> {
+    let devices = object.status.iter().flat_map(|status| &status.devices);
+    Some(devices.filter(|device| device.verdict.health == Health::Unhealthy).map(|device| device.uuid.clone()).collect())
+}
+
+fn created(object: &impl ResourceExt) -> i64 {
+    object.creation_timestamp().map_or(0, |time| time.0.as_second())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::auth::hash_key;
+    use serde::de::DeserializeOwned;
+    use std::time::Duration;
+
+    fn object<T: DeserializeOwned>(yaml: &str) -> T {
+        serde_yaml::from_str(yaml).unwrap()
+    }
+
+    #[test]
+    fn a_minimal_deployment_takes_its_name_for_the_model() {
+        let fact = deployment(&object(
+            "{apiVersion: stowage.dev/v1alpha1, kind: InferenceDeployment,
+              metadata: {name: chat, namespace: a, uid: u1, creationTimestamp: '2026-01-01T00:00:10Z'},
+              spec: {model: {source: {image: {reference: x, path: /m}}}, variants: [{name: v, class: h}],
+                     scaling: {mode: Manual}, replicas: 0}}",
+        ))
+        .unwrap();
+        assert_eq!((fact.model.as_str(), fact.uid.as_str(), fact.switched_off), ("chat", "u1", true));
+        assert_eq!(fact.hold, None);
+    }
+
+    #[test]
+    fn hold_access_and_placements_are_read() {
+        let fact = deployment(&object(
+            "{apiVersion: stowage.dev/v1alpha1, kind: InferenceDeployment,
+              metadata: {name: chat, namespace: a},
+              spec: {model: {name: m, source: {image: {reference: x, path: /m}}, access: {tenants: [b]}},
+                     variants: [{name: v, class: h}],
+                     scaling: {mode: Manual, coldStart: {hold: 90s, maxHeld: 7}}, replicas: 1},
+              status: {placements: [{name: chat-1, node: n, variant: v, gpus: [{uuid: GPU-1, memory: 1Gi, compute: 10}]}]}}",
+        ))
+        .unwrap();
+        assert_eq!((fact.model.as_str(), fact.access, fact.max_held), ("m", vec!["b".to_owned()], Some(7)));
+        assert_eq!((fact.hold, fact.switched_off), (Some(Duration::from_secs(90)), false));
+        assert_eq!(fact.gpus["chat-1"], ["GPU-1"]);
+    }
+
+    fn pod_yaml(extra_meta: &str, status: &str) -> PodFact {
+        pod(&object(&format!(
+            "{{metadata: {{name: chat-1, namespace: a, uid: p1, labels: {{stowage.dev/deployment: chat}},
+               ownerReferences: [{{apiVersion: stowage.dev/v1alpha1, kind: InferenceDeployment, name: chat, uid: u1}}]{extra_meta}}},
+              spec: {{containers: [], nodeName: n}}, status: {status}}}"
+        )))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_ready_pod_has_an_address_and_an_owner() {
+        let fact = pod_yaml("", "{podIP: 10.1.2.3, conditions: [{type: Ready, status: 'True'}]}");
+        assert_eq!(fact.address, Some("10.1.2.3:8000".parse().unwrap()));
+        assert_eq!((fact.ready, fact.draining, fact.owner_uid.as_deref()), (true, false, Some("u1")));
+    }
+
+    #[test]
+    fn deletion_and_the_annotation_both_mean_draining() {
+        for meta in [", deletionTimestamp: '2026-01-01T00:00:00Z'", ", annotations: {stowage.dev/draining: '2026-01-01T00:00:00Z'}"] {
+            assert!(pod_yaml(meta, "{}").draining, "{meta}");
+        }
+        assert!(!pod_yaml("", "{}").draining);
+    }
+
+    #[test]
+    fn a_stranger_with_our_label_and_no_owner_belongs_to_nobody() {
+        let fact = pod(&object(
+            "{metadata: {name: x, namespace: a, labels: {stowage.dev/deployment: chat}}, spec: {}, status: {podIP: 10.0.0.9}}",
+        ));
+        assert_eq!(fact.unwrap().owner_uid.as_deref(), Some(""));
+        assert_eq!(pod(&object("{metadata: {name: x, namespace: a}, spec: {}}")), None);
+    }
+
+    #[test]
+    fn only_unhealthy_devices_stop_routing() {
+        let gpus = unhealthy_gpus(&object(
+            "{apiVersion: stowage.dev/v1alpha1, kind: GpuNode, metadata: {name: n}, spec: {},
+              status: {devices: [
+                {uuid: GPU-1, index: 0, product: H, memory: 80Gi, verdict: {health: Unhealthy, reason: Xid}},
+                {uuid: GPU-2, index: 1, product: H, memory: 80Gi, verdict: {health: Degraded}},
+                {uuid: GPU-3, index: 2, product: H, memory: 80Gi}]}}",
+        ));
+        assert_eq!(gpus, Some(["GPU-1".to_owned()].into()));
+    }
+
+    #[test]
+    fn secrets_of_our_type_give_the_hashes_that_can_be_read() {
+        let hex: String = hash_key("sk-1").iter().map(|b| format!("{b:02x}")).collect();
+        let encode = |text: &str| serde_json::to_value(k8s_openapi::ByteString(text.as_bytes().to_vec())).unwrap();
+        let json = |kind: &str| {
+            serde_json::from_value::<Secret>(serde_json::json!({
+                "metadata": {"name": "keys"}, "type": kind,
+                "data": {"laptop": encode(&hex), "typo": encode("sk-1")},
+            }))
+            .unwrap()
+        };
+        assert_eq!(secret(&json("stowage.dev/api-keys")), Some(("keys".into(), vec![("laptop".into(), hash_key("sk-1"))])));
+        assert_eq!(secret(&json("Opaque")), None);
+    }
+
+    #[test]
+    fn a_list_replaces_what_is_known_only_when_it_is_complete() {
+        let mut table = Table::<u32>::default();
+        table.begin();
+        table.stage("a".into(), Some(1));
+        assert!(table.complete());
+        table.begin();
+        assert_eq!(table.known("a"), Some(1), "a list that never ends loses nothing");
+        table.begin();
+        table.stage("b".into(), Some(2));
+        assert!(table.complete());
+        assert_eq!((table.known("a"), table.known("b")), (None, Some(2)));
+        assert!(!table.set("b".into(), Some(2)), "no news");
+        assert!(table.set("b".into(), None));
+    }
+}

@@ -1,0 +1,236 @@
+//! The API server's objects, followed for as long as the process lives.
+//!
+//! Five watches fill one [`Observed`]; each change makes a new world a few milliseconds later. When the
+//! API server is away nothing is forgotten: the watches try again, and requests are served from what
+//! was last known. An object that cannot be parsed keeps its last readable form and disturbs nobody.
+
+use std::fmt::Debug;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::{Pod, Secret};
+use kube::core::{ApiResource, DeserializeGuard};
+use kube::runtime::WatchStreamExt;
+use kube::runtime::utils::Backoff;
+use kube::runtime::watcher::{self, Event};
+use kube::{Api, Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+use stowage_crds::{GpuNode, InferenceDeployment, TenantQuota, names};
+use tokio::sync::Notify;
+
+use crate::directory::Directory;
+use crate::metrics::Metrics;
+use crate::observe::{self, LeanPod, Observed, Table};
+
+/// Changes that come together make one world.
+const SETTLE: Duration = Duration::from_millis(10);
+/// A watch is asked for this long, so that a connection that died in silence is noticed.
+const WATCH_SECONDS: u32 = 30;
+
+/// What the watches share.
+struct Shared {
+    observed: Mutex<Observed>,
+    changed: Notify,
+    metrics: Arc<Metrics>,
+}
+
+/// Pauses between tries: 0.2 s, doubling up to 5 s. Short, because revoked keys must stop working
+/// soon after the API server is back.
+#[derive(Default)]
+struct Retries(u32);
+
+/// One kind: where it is kept, and how it is read.
+struct Kind<K, F> {
+    name: &'static str,
+    table: fn(&mut Observed) -> &mut Table<F>,
+    read: fn(&K) -> Option<F>,
+}
+
+/// Follows the cluster and keeps `directory` up to date. `on_synced` is called once, when the first
+/// complete world stands. Never returns.
+pub async fn follow(client: Client, directory: Arc<Directory>, metrics: Arc<Metrics>, on_synced: impl FnOnce()) {
+    let shared = Arc::new(Shared { observed: Mutex::default(), changed: Notify::new(), metrics });
+    spawn_watches(&client, &shared);
+    let mut on_synced = Some(on_synced);
+    loop {
+        shared.changed.notified().await;
+        tokio::time::sleep(SETTLE).await;
+        let facts = {
+            let observed = shared.lock();
+            if !observed.synced() {
+                tracing::debug!(missing = ?observed.missing(), "waiting for the first lists");
+                continue;
+            }
+            observed.facts()
+        };
+        directory.apply(&facts);
+        if let Some(on_synced) = on_synced.take() {
+            on_synced();
+        }
+    }
+}
+
+fn spawn_watches(client: &Client, shared: &Arc<Shared>) {
+    let everything = || watcher::Config::default().timeout(WATCH_SECONDS);
+    let quotas = Kind { name: "TenantQuota", table: |o| &mut o.quotas, read: observe::quota };
+    tokio::spawn(watch(Api::<DeserializeGuard<TenantQuota>>::all(client.clone()), everything(), quotas, shared.clone()));
+
+    let deployments = Kind { name: "InferenceDeployment", table: |o| &mut o.deployments, read: observe::deployment };
+    tokio::spawn(watch(Api::<DeserializeGuard<InferenceDeployment>>::all(client.clone()), everything(), deployments, shared.clone()));
+
+    let nodes = Kind { name: "GpuNode", table: |o| &mut o.nodes, read: observe::unhealthy_gpus };
+    tokio::spawn(watch(Api::<DeserializeGuard<GpuNode>>::all(client.clone()), everything(), nodes, shared.clone()));
+
+    let ours = format!("{}={}", names::LABEL_MANAGED_BY, names::MANAGED_BY);
+    let pods = Kind::<LeanPod, _> { name: "Pod", table: |o| &mut o.pods, read: observe::pod };
+    let api = Api::<DeserializeGuard<LeanPod>>::all_with(client.clone(), &ApiResource::erase::<Pod>(&()));
+    tokio::spawn(watch(api, everything().labels(&ours), pods, shared.clone()));
+
+    let type_of_keys = format!("type={}", names::API_KEYS_SECRET_TYPE);
+    let secrets = Kind { name: "Secret", table: |o| &mut o.secrets, read: observe::secret };
+    let api = Api::<DeserializeGuard<Secret>>::namespaced(client.clone(), names::SYSTEM_NAMESPACE);
+    tokio::spawn(watch(api, everything().fields(&type_of_keys), secrets, shared.clone()));
+}
+
+async fn watch<K, F>(api: Api<DeserializeGuard<K>>, config: watcher::Config, kind: Kind<K, F>, shared: Arc<Shared>)
+where
+    K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
+    F: Clone + PartialEq,
+{
+    let mut events = pin!(watcher::watcher(api, config).backoff(Retries::default()));
+    while let Some(event) = events.next().await {
+        match event {
+            Ok(event) => {
+                if shared.take(&kind, event) {
+                    shared.changed.notify_one();
+                }
+            }
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(kind = kind.name, error, "watch interrupted, serving what was last known");
+            }
+        }
+    }
+}
+
+impl Iterator for Retries {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let pause = Duration::from_millis(200 << self.0.min(5)).min(Duration::from_secs(5));
+        self.0 += 1;
+        Some(pause)
+    }
+}
+
+impl Backoff for Retries {
+    fn reset(&mut self) {
+        self.0 = 0;
+    }
+}
+
+// === impl Shared ===
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Observed> {
+        self.observed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns whether the event changes anything.
+    fn take<K, F>(&self, kind: &Kind<K, F>, event: Event<DeserializeGuard<K>>) -> bool
+    where
+        K: Resource,
+        F: Clone + PartialEq,
+    {
+        let mut observed = self.lock();
+        let table = (kind.table)(&mut observed);
+        match event {
+            Event::Init => table.begin(),
+            Event::InitDone => return table.complete(),
+            Event::InitApply(object) => {
+                let key = key(&object);
+                let fact = self.read(kind, object, table);
+                table.stage(key, fact);
+            }
+            Event::Apply(object) => {
+                let key = key(&object);
+                let fact = self.read(kind, object, table);
+                return table.set(key, fact);
+            }
+            Event::Delete(object) => return table.set(key(&object), None),
+        }
+        false
+    }
+
+    /// What the object says; what it said last when it cannot be read now.
+    fn read<K, F>(&self, kind: &Kind<K, F>, object: DeserializeGuard<K>, table: &Table<F>) -> Option<F>
+    where
+        K: Resource,
+        F: Clone + PartialEq,
+    {
+        let key = key(&object);
+        match object.0 {
+            Ok(object) => (kind.read)(&object),
+            Err(invalid) => {
+                self.metrics.malformed_objects.inc();
+                tracing::warn!(kind = kind.name, object = key, error = invalid.error, "malformed, keeping what it said last");
+                table.known(&key)
+            }
+        }
+    }
+}
+
+fn key(object: &impl ResourceExt) -> String {
+    match object.namespace() {
+        Some(namespace) => format!("{namespace}/{}", object.name_any()),
+        None => object.name_any(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shared() -> Shared {
+        let metrics = Metrics::register(&mut stowage_telemetry::metrics::registry());
+        Shared { observed: Mutex::default(), changed: Notify::new(), metrics }
+    }
+
+    fn quota(namespaces: &str) -> DeserializeGuard<TenantQuota> {
+        let yaml = format!("{{metadata: {{name: a}}, spec: {{namespaces: {namespaces}}}}}");
+        serde_yaml::from_str(&yaml).unwrap()
+    }
+
+    const QUOTAS: Kind<TenantQuota, crate::world::QuotaFact> =
+        Kind { name: "TenantQuota", table: |o| &mut o.quotas, read: observe::quota };
+
+    fn namespaces(shared: &Shared) -> Vec<String> {
+        shared.lock().quotas.known("a").map(|quota| quota.namespaces).unwrap_or_default()
+    }
+
+    #[test]
+    fn a_malformed_object_keeps_its_last_readable_form() {
+        let shared = shared();
+        assert!(shared.take(&QUOTAS, Event::Apply(quota("[one]"))));
+        assert!(!shared.take(&QUOTAS, Event::Apply(quota("7"))));
+        assert_eq!(namespaces(&shared), ["one"]);
+        // In a new list too, and one that was never readable is left out.
+        assert!(!shared.take(&QUOTAS, Event::Init));
+        assert!(!shared.take(&QUOTAS, Event::InitApply(quota("{}"))));
+        shared.take(&QUOTAS, Event::InitDone);
+        assert_eq!(namespaces(&shared), ["one"]);
+        assert!(shared.take(&QUOTAS, Event::Delete(quota("7"))));
+        assert_eq!(namespaces(&shared), [""; 0]);
+        assert_eq!(shared.metrics.malformed_objects.get(), 2);
+    }
+
+    #[test]
+    fn the_same_object_again_is_no_news() {
+        let shared = shared();
+        assert!(shared.take(&QUOTAS, Event::Apply(quota("[one]"))));
+        assert!(!shared.take(&QUOTAS, Event::Apply(quota("[one]"))));
+        assert!(shared.take(&QUOTAS, Event::Apply(quota("[two]"))));
+    }
+}
