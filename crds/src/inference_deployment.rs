@@ -53,7 +53,6 @@ use crate::{InferenceDeploymentStatus, names, rules, schema};
 #[x_kube(validation = rules::deployment::SCALING_MODE.cel())]
 #[x_kube(validation = rules::deployment::REPLICAS_OUTSIDE_MANUAL.cel())]
 #[x_kube(validation = rules::deployment::OBJECTIVES.cel())]
-#[x_kube(validation = rules::deployment::SHARED_MEMORY.cel())]
 #[x_kube(validation = rules::deployment::DISAGGREGATION.cel())]
 #[serde(rename_all = "camelCase")]
 pub struct InferenceDeploymentSpec {
@@ -372,6 +371,7 @@ pub struct Objectives {
 #[x_kube(validation = rules::deployment::CPU_FIELDS.cel())]
 #[x_kube(validation = rules::deployment::GPU_HAS_NO_CPU.cel())]
 #[x_kube(validation = rules::deployment::MIG_PROFILE.cel())]
+#[x_kube(validation = rules::deployment::MEMORY_ABSENT.cel())]
 #[serde(rename_all = "camelCase")]
 pub struct Variant {
     /// Name, unique in the deployment.
@@ -388,7 +388,7 @@ pub struct Variant {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 64))]
     pub count: Option<u32>,
-    /// Memory on each GPU, for example 20Gi, or Auto. On CPU: the container's memory.
+    /// Memory on each GPU, for example 20Gi, or Auto. Absent, and compute too: whole GPUs. On CPU: the container's memory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::quantity")]
     #[x_kube(validation = rules::deployment::MEMORY.cel())]

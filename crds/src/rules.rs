@@ -85,10 +85,6 @@ pub mod deployment {
         "!has(self.objectives)",
         "objectives steer the autoscaler, and scaling.mode Manual has none; remove spec.objectives",
     );
-    pub const SHARED_MEMORY: CelRule = not_yet(
-        "self.isolation.level != 'Shared' || self.variants.all(v, v.accelerator == 'CPU' || has(v.memory))",
-        "memory is not estimated; write memory on every variant, weights plus KV cache, for example memory: 2Gi",
-    );
     pub const DISAGGREGATION: CelRule =
         not_yet("!has(self.disaggregation)", "prefill and decode run in one replica; remove spec.disaggregation");
     pub const NODES: CelRule = not_yet("self.count == 1", "a replica runs on one node; write nodes.count: 1");
@@ -134,6 +130,10 @@ pub mod deployment {
     pub const MEMORY: CelRule = invalid(
         "self == 'Auto' || (isQuantity(self) && quantity(self).isGreaterThan(quantity('0')))",
         "memory is a quantity above 0; write for example memory: 20Gi",
+    );
+    pub const MEMORY_ABSENT: CelRule = not_yet(
+        "self.accelerator == 'CPU' || has(self.memory) || !has(self.compute)",
+        "memory is not estimated; write memory beside compute, weights plus KV cache, for example memory: 2Gi, or neither for whole GPUs",
     );
     pub const MEMORY_AUTO: CelRule =
         not_yet("self != 'Auto'", "memory is not estimated; write weights plus KV cache, for example memory: 2Gi");

@@ -152,7 +152,7 @@ pub fn validate_deployment(name: &str, spec: &InferenceDeploymentSpec) -> Result
         "spec.isolation.sharing",
         &rules::SHARING,
     );
-    let accepted_variants = shapes(&mut refusals, variants, *level);
+    let accepted_variants = shapes(&mut refusals, variants);
     let drain_timeout = scaled(&mut refusals, scaling, *replicas);
     let pod = pod_template.as_ref().map(|template| pod(&mut refusals, template)).unwrap_or_default();
 
@@ -243,7 +243,7 @@ fn engine(refusals: &mut Refusals, runtime: &Runtime) -> AcceptedOptions {
     }
 }
 
-fn shapes(refusals: &mut Refusals, variants: &[Variant], level: IsolationLevel) -> Vec<AcceptedVariant> {
+fn shapes(refusals: &mut Refusals, variants: &[Variant]) -> Vec<AcceptedVariant> {
     if variants.is_empty() {
         let message = "at least one variant is needed; write for example {name: small, class: h100-80g, memory: 2Gi, compute: 10}";
         refusals.push("spec.variants", Reason::Invalid, message);
@@ -255,7 +255,7 @@ fn shapes(refusals: &mut Refusals, variants: &[Variant], level: IsolationLevel) 
         .filter_map(|(index, variant)| {
             let at = format!("spec.variants[{index}]");
             let accelerator = match variant.accelerator {
-                Accelerator::GPU => gpu(refusals, &at, variant, level),
+                Accelerator::GPU => gpu(refusals, &at, variant),
                 Accelerator::CPU => cpu(refusals, &at, variant),
             };
             Some(AcceptedVariant { name: variant.name.clone(), accelerator: accelerator? })
@@ -263,7 +263,7 @@ fn shapes(refusals: &mut Refusals, variants: &[Variant], level: IsolationLevel) 
         .collect()
 }
 
-fn gpu(refusals: &mut Refusals, at: &str, variant: &Variant, level: IsolationLevel) -> Option<AcceptedAccelerator> {
+fn gpu(refusals: &mut Refusals, at: &str, variant: &Variant) -> Option<AcceptedAccelerator> {
     let Variant { name: _, accelerator: _, class, count, memory, compute, mig_profile, cpu } = variant;
     refusals.require(class.is_some(), format!("{at}.class"), &rules::GPU_CLASS);
     refusals.require(cpu.is_none(), format!("{at}.cpu"), &rules::GPU_HAS_NO_CPU);
@@ -280,8 +280,7 @@ fn gpu(refusals: &mut Refusals, at: &str, variant: &Variant, level: IsolationLev
     }
     let memory_bytes = match memory {
         None => {
-            let needed = level == IsolationLevel::Shared && mig_profile.is_none();
-            refusals.require(!needed, format!("{at}.memory"), &rules::SHARED_MEMORY);
+            refusals.require(compute.is_none(), format!("{at}.memory"), &rules::MEMORY_ABSENT);
             None
         }
         Some(text) if text.0 == "Auto" => {
