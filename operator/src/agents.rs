@@ -40,6 +40,8 @@ pub struct AgentNews {
 pub struct FoundOvershoot {
     pub namespace: String,
     pub pod: String,
+    /// Empty when the agent could not say.
+    pub pod_uid: String,
     pub evidence: Overshoot,
 }
 
@@ -162,6 +164,7 @@ fn overshoot(found: &Value) -> Option<FoundOvershoot> {
     Some(FoundOvershoot {
         namespace: text("namespace")?,
         pod: text("pod")?,
+        pod_uid: text("podUid").unwrap_or_default(),
         evidence: Overshoot {
             gpu: text("gpu")?,
             promised_bytes: number("promisedBytes")?,
@@ -171,4 +174,25 @@ fn overshoot(found: &Value) -> Option<FoundOvershoot> {
             headroom: found.get("headroom").and_then(Value::as_bool).unwrap_or(false),
         },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn evidence_is_read_from_a_summary_and_nonsense_is_none() {
+        let summary = json!({"node": "node1", "overshoots": [
+            {"namespace": "team-a", "claim": "stowage-chat-x1y2z3", "pod": "chat-x1y2z3", "podUid": "u", "gpu": "GPU-a",
+             "promisedBytes": 1073741824u64, "usedBytes": 1500000000u64, "samples": 5, "source": "NVML", "headroom": true},
+            {"namespace": "team-a", "pod": "no-figures"},
+            7,
+        ]});
+        let found = overshoots(&summary);
+        assert_eq!(found.len(), 1);
+        assert_eq!((found[0].pod.as_str(), found[0].pod_uid.as_str(), found[0].evidence.samples), ("chat-x1y2z3", "u", 5));
+        assert!(found[0].evidence.headroom);
+        assert!(overshoots(&json!({"overshoots": "all"})).is_empty());
+    }
 }

@@ -27,7 +27,7 @@ use crate::observe::Sources;
 use crate::reconcile::cluster;
 use crate::snapshot::replicas::millis;
 use crate::snapshot::{Built, build};
-use crate::takeover::take_over;
+use crate::takeover::{confirm, take_over};
 use crate::view::View;
 use crate::write::Writer;
 
@@ -110,6 +110,9 @@ impl Control {
             && !self.caught_up(term).await
         {
             return Duration::from_millis(500);
+        }
+        if term.is_some() {
+            confirm(&self.writer.client(), &self.journals).await;
         }
         let view = self.sources.view(&self.journals, self.agents.news());
         self.decide(term, &view)

@@ -13,7 +13,7 @@ use stowage_crds::names::{LABEL_MANAGED_BY, MANAGED_BY};
 
 use crate::journal::{Journal, Journals};
 use crate::observe::Sources;
-use crate::observe::source::Source;
+use crate::observe::source::{Key, Source};
 
 const LIST_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -33,6 +33,34 @@ pub async fn take_over(client: &Client, sources: &Sources, journals: &Journals) 
     rebuild(&mut journals.pods(), pods, &sources.pods);
     rebuild(&mut journals.claims(), claims, &sources.claims);
     Ok(())
+}
+
+/// Entries of the journals asked for in one go; the others wait for the next.
+const CONFIRM_AT_ONCE: usize = 16;
+
+/// Asks for what was written or deleted a while ago and never shown by the watch.
+pub async fn confirm(client: &Client, journals: &Journals) {
+    let now = Instant::now();
+    let (pods, claims) = (journals.pods().unconfirmed(now), journals.claims().unconfirmed(now));
+    for key in pods.into_iter().take(CONFIRM_AT_ONCE) {
+        if let Some(found) = find::<Pod>(client, &key).await {
+            journals.pods().confirm(&key, found, Instant::now());
+        }
+    }
+    for key in claims.into_iter().take(CONFIRM_AT_ONCE) {
+        if let Some(found) = find::<ResourceClaim>(client, &key).await {
+            journals.claims().confirm(&key, found, Instant::now());
+        }
+    }
+}
+
+/// `None`: no answer, ask again later.
+async fn find<K>(client: &Client, (namespace, name): &Key) -> Option<Option<K>>
+where
+    K: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope> + Clone + DeserializeOwned + std::fmt::Debug,
+{
+    let api: Api<K> = Api::namespaced(client.clone(), namespace);
+    tokio::time::timeout(Duration::from_secs(3), api.get_opt(name)).await.ok()?.ok()
 }
 
 /// Without a resource version the list is read from the quorum, not from a cache.

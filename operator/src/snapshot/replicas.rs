@@ -103,7 +103,12 @@ pub fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<&'a PodCondition> {
 fn overshoot(view: &View, pod: &Pod, node: Option<&str>) -> Option<Overshoot> {
     let news = view.agents.get(node?)?;
     let (namespace, name) = (pod.metadata.namespace.as_deref()?, pod.metadata.name.as_deref()?);
-    let found = news.overshoots.iter().find(|found| found.namespace == namespace && found.pod == name)?;
+    let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+    let found = news.overshoots.iter().find(|found| {
+        let same = found.namespace == namespace && found.pod == name;
+        // Never against a namesake that was born after the samples.
+        same && (found.pod_uid.is_empty() || found.pod_uid == uid)
+    })?;
     Some(found.evidence.clone())
 }
 

@@ -105,7 +105,7 @@ impl Prepared {
 /// (then nothing new is made, and what runs goes on).
 pub fn prepare(case: &Case, wanted: Option<&Wanted>, now: Timestamp) -> Prepared {
     let owner = case.owner();
-    let mut prepared = Prepared { finalizer: finalizer(case), ..Prepared::default() };
+    let mut prepared = Prepared { finalizer: finalizer(case, wanted.is_some()), ..Prepared::default() };
     if let Some(wanted) = wanted.filter(|_| !case.stored.deleting()) {
         prepared.policy = missing(network::policy(&owner), case.policy.as_deref());
         prepared.service = missing(network::service(&owner), case.service.as_deref());
@@ -127,10 +127,12 @@ pub fn prepare(case: &Case, wanted: Option<&Wanted>, now: Timestamp) -> Prepared
     prepared
 }
 
-fn finalizer(case: &Case) -> Finalizer {
+/// A refused object that never had anything made for it needs no finalizer; the API server might not
+/// even take a write to one that is malformed.
+fn finalizer(case: &Case, accepted: bool) -> Finalizer {
     let present = case.stored.meta.finalizers.iter().flatten().any(|name| name == stowage_crds::names::DRAIN_FINALIZER);
     match (case.stored.deleting(), present) {
-        (false, false) => Finalizer::Add,
+        (false, false) if accepted => Finalizer::Add,
         (true, true) if case.pods.is_empty() && case.claims.is_empty() => Finalizer::Remove,
         _ => Finalizer::Keep,
     }
