@@ -19,7 +19,7 @@ use super::lanes::LANES;
 use crate::half::{bf16_to_f32, f16_to_f32};
 use crate::mem::{Buffer, Shared};
 use crate::pool::Pool;
-use crate::quant::{GROUP, WeightType, nibble, u16_at};
+use crate::quant::{GROUP, WeightType, u16_at};
 
 /// Reads past the end of a panel by prefetches and wide loads stay inside the buffer.
 const SLACK: usize = 4096;
@@ -237,6 +237,7 @@ pub(crate) fn random_rows(ty: WeightType, rows: usize, cols: usize, seed: u64) -
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::quant::nibble;
 
     fn unpacks_to_what_the_file_says(ty: WeightType, rows: usize, cols: usize) {
         let mut pool = Pool::new(2).unwrap();

@@ -1,0 +1,103 @@
+//! The safetensors header: eight bytes of length, JSON, then the data it points into.
+//!
+//! Read by hand because it is short, and because every error should name file and tensor. As with
+//! GGUF nothing is trusted and nothing of the data is read.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use serde::Deserialize;
+use stowage_engine_kernels::WeightType;
+use thiserror::Error;
+
+use crate::file::thousands;
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tensor {
+    pub ty: WeightType,
+    /// Fastest last: `[rows, columns]` for a matrix.
+    pub shape: Vec<u64>,
+    /// Where its data is in the file. Checked to lie inside and to fit the shape.
+    pub range: Range<usize>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum SafetensorsError {
+    #[error("it has {} bytes, too few for a safetensors file", thousands(*.0))]
+    TooShort(u64),
+    #[error("its header ends at byte {}, the file has {}: it is truncated (fetch it again)", thousands(*.end), thousands(*.len))]
+    HeaderEnds { end: u64, len: u64 },
+    #[error("its header has {} bytes, more than the {} that are allowed: it is damaged", thousands(*.0), thousands(MAX_HEADER))]
+    HeaderTooLong(u64),
+    #[error("its header is no table of tensors: {0}")]
+    Header(String),
+    #[error("tensor {name} has type {ty}; F32, F16 and BF16 are supported")]
+    TensorType { name: String, ty: String },
+    #[error("tensor {name} of shape {shape:?} does not fill its bytes {start}..{end}: it is damaged")]
+    Shape { name: String, shape: Vec<u64>, start: u64, end: u64 },
+    #[error(
+        "tensor {name} ends at byte {}, the file has {}: it is truncated (fetch it again)",
+        thousands(*.end), thousands(*.len)
+    )]
+    TensorEnds { name: String, end: u64, len: u64 },
+}
+
+/// As in the format's own reader.
+const MAX_HEADER: u64 = 100_000_000;
+
+#[derive(Deserialize)]
+struct Entry {
+    dtype: String,
+    shape: Vec<u64>,
+    data_offsets: (u64, u64),
+}
+
+/// The tensors of one file, by name.
+pub fn parse(bytes: &[u8]) -> Result<BTreeMap<String, Tensor>, SafetensorsError> {
+    let len = bytes.len() as u64;
+    let Some((head, rest)) = bytes.split_first_chunk::<8>() else {
+        return Err(SafetensorsError::TooShort(len));
+    };
+    let header_len = u64::from_le_bytes(*head);
+    if header_len > MAX_HEADER {
+        return Err(SafetensorsError::HeaderTooLong(header_len));
+    }
+    let Some(header) = rest.get(..header_len as usize) else {
+        return Err(SafetensorsError::HeaderEnds { end: 8 + header_len, len });
+    };
+    // `__metadata__` has another form than tensors, hence the two steps.
+    let table: BTreeMap<String, serde_json::Value> =
+        serde_json::from_slice(header).map_err(|e| SafetensorsError::Header(e.to_string()))?;
+    let mut tensors = BTreeMap::new();
+    for (name, value) in table {
+        if name == "__metadata__" {
+            continue;
+        }
+        let entry: Entry =
+            serde_json::from_value(value).map_err(|e| SafetensorsError::Header(format!("tensor {name}: {e}")))?;
+        let tensor = locate(&name, entry, 8 + header_len, len)?;
+        tensors.insert(name, tensor);
+    }
+    Ok(tensors)
+}
+
+fn locate(name: &str, entry: Entry, data: u64, len: u64) -> Result<Tensor, SafetensorsError> {
+    let Entry { dtype, shape, data_offsets: (start, end) } = entry;
+    let name = name.to_owned();
+    let ty = match dtype.as_str() {
+        "F32" => WeightType::F32,
+        "F16" => WeightType::F16,
+        "BF16" => WeightType::Bf16,
+        _ => return Err(SafetensorsError::TensorType { name, ty: dtype }),
+    };
+    let (_, bytes) = ty.unit();
+    let size = shape.iter().try_fold(bytes as u64, |n, d| n.checked_mul(*d));
+    if size.is_none() || end.checked_sub(start) != size {
+        return Err(SafetensorsError::Shape { name, shape, start, end });
+    }
+    let (from, to) = (data.saturating_add(start), data.saturating_add(end));
+    if to > len {
+        return Err(SafetensorsError::TensorEnds { name, end: to, len });
+    }
+    Ok(Tensor { ty, shape, range: from as usize..to as usize })
+}

@@ -1,0 +1,107 @@
+//! Tensors by name and shape, wherever they come from.
+//!
+//! Names are GGUF's (`blk.0.attn_q.weight`), for safetensors too. The shape is asserted when a
+//! tensor is taken, so what the decoder packs has the size the config promised.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::PathBuf;
+
+use stowage_engine_kernels::WeightType;
+use thiserror::Error;
+
+use crate::file::Mapped;
+
+/// A tensor's place. `cols` is the dimension along which products sum.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    pub file: usize,
+    pub ty: WeightType,
+    pub rows: usize,
+    pub cols: usize,
+    pub range: Range<usize>,
+}
+
+#[derive(Debug)]
+pub struct Weights {
+    pub files: Vec<(PathBuf, Mapped)>,
+    pub tensors: BTreeMap<String, Entry>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum WeightError {
+    #[error("tensor {0} is missing")]
+    Missing(String),
+    #[error("tensor {name} is {got_rows} × {got_cols}, the model's shape needs {rows} × {cols}")]
+    Shape { name: String, rows: usize, cols: usize, got_rows: usize, got_cols: usize },
+}
+
+/// A matrix in the file: `rows` rows of `cols` weights.
+#[derive(Clone, Copy)]
+pub struct Matrix<'a> {
+    pub ty: WeightType,
+    pub rows: usize,
+    pub cols: usize,
+    bytes: &'a [u8],
+    row_bytes: usize,
+}
+
+impl<'a> Matrix<'a> {
+    pub fn row(&self, r: usize) -> &'a [u8] {
+        &self.bytes[r * self.row_bytes..][..self.row_bytes]
+    }
+}
+
+impl Weights {
+    pub fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    pub fn parameters(&self) -> u64 {
+        self.tensors.values().map(|t| t.rows as u64 * t.cols as u64).sum()
+    }
+
+    pub fn matrix(&self, name: &str, (rows, cols): (usize, usize)) -> Result<Matrix<'_>, WeightError> {
+        let entry = self.tensors.get(name).ok_or_else(|| WeightError::Missing(name.to_owned()))?;
+        let wrong =
+            WeightError::Shape { name: name.to_owned(), rows, cols, got_rows: entry.rows, got_cols: entry.cols };
+        // Readers have checked that the range holds whole rows; this only keeps it visible.
+        let (Some(row_bytes), true) = (entry.ty.row_bytes(cols), (entry.rows, entry.cols) == (rows, cols)) else {
+            return Err(wrong);
+        };
+        let bytes = &self.files[entry.file].1[entry.range.clone()];
+        Ok(Matrix { ty: entry.ty, rows, cols, bytes, row_bytes })
+    }
+
+    /// A vector, in f32.
+    pub fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, WeightError> {
+        let m = self.matrix(name, (1, len))?;
+        let mut out = vec![0.0; len];
+        m.ty.dequantize_row(m.row(0), &mut out);
+        Ok(out)
+    }
+
+    pub fn optional_vector(&self, name: &str, len: usize) -> Result<Option<Vec<f32>>, WeightError> {
+        if self.has(name) { self.vector(name, len).map(Some) } else { Ok(None) }
+    }
+}
+
+/// Where row `r` of a head-wise half-split Q or K is in GGUF's interleaved order: pairs that
+/// rotate together are neighbours there, and `head_dim / 2` apart here.
+pub fn interleaved_row(r: usize, head_dim: usize) -> usize {
+    let (head, d) = (r / head_dim, r % head_dim);
+    let half = head_dim / 2;
+    head * head_dim + 2 * (d % half) + d / half
+}
+
+#[cfg(test)]
+mod tests {
+    use super::interleaved_row;
+
+    #[test]
+    fn interleaving_is_a_permutation_within_heads() {
+        let rows: Vec<usize> = (0..16).map(|r| interleaved_row(r, 8)).collect();
+        assert_eq!(rows[..8], [0, 2, 4, 6, 1, 3, 5, 7]);
+        assert_eq!(rows[8..], [8, 10, 12, 14, 9, 11, 13, 15]);
+    }
+}

@@ -1,0 +1,175 @@
+//! SmolLM2-135M-Instruct against Hugging Face transformers on the exactly dequantised weights.
+//!
+//! The model is looked for at `STOWAGE_TEST_MODEL`, else in the cache (`cargo xtask model` puts it
+//! there); without it these tests say so and pass.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::path::PathBuf;
+
+use common::{Difference, Teacher, argmax, difference, greedy, run, table, testdata};
+use serde::Deserialize;
+use stowage_engine_core::executor::Executor;
+use stowage_engine_models::{CpuModel, Isa, KvChoice, LoadOptions, Oracle, TokenizerSource, load};
+
+#[derive(Deserialize)]
+struct Golden {
+    passage: Teacher,
+    prompts: Vec<Prompt>,
+}
+
+#[derive(Deserialize)]
+struct Prompt {
+    prompt: String,
+    ids: Vec<u32>,
+    greedy: Vec<u32>,
+}
+
+fn golden() -> Golden {
+    serde_json::from_str(&testdata("smollm2-135m-instruct.json")).unwrap()
+}
+
+const FILE: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
+
+fn model_path() -> Option<PathBuf> {
+    let cache = || {
+        let home = || std::env::var_os("HOME").map(|h| PathBuf::from(h).join(".cache"));
+        let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(home)?;
+        Some(cache.join("stowage/models").join(FILE))
+    };
+    let path = std::env::var_os("STOWAGE_TEST_MODEL").map(PathBuf::from).or_else(cache)?;
+    if path.exists() {
+        return Some(path);
+    }
+    eprintln!("skipped: no model at {} (get it with `cargo xtask model`)", path.display());
+    None
+}
+
+fn options(isa: Isa, kv: &str) -> LoadOptions {
+    LoadOptions { isa: Some(isa), kv_type: kv.parse().unwrap(), ..LoadOptions::default() }
+}
+
+/// How far the passage is off on a kernel set, prefilled in chunks.
+fn passage(isa: Isa, kv: &str) -> Option<(CpuModel, Golden, Difference)> {
+    let path = model_path()?;
+    if !isa.supported() {
+        eprintln!("skipped: this processor has no {isa}");
+        return None;
+    }
+    let golden = golden();
+    let (mut model, _) = load(&path, &options(isa, kv)).unwrap();
+    let ids = golden.passage.inputs();
+    let rows = run(&mut model, ids, &table(ids.len(), 3), &[100]);
+    let difference = difference(&golden.passage, &rows);
+    eprintln!("{isa}, {kv} KV: {difference:?}");
+    Some((model, golden, difference))
+}
+
+/// What f32 arithmetic must reach.
+const F32_LIMIT: f64 = 1e-3;
+/// llama.cpp's distance on the same file and text (llama-cpp-python 0.3.36, `engine/tools`).
+const LLAMA_CPP: f64 = 0.0524;
+
+#[test]
+fn f32_paths_agree_with_transformers_on_512_tokens() {
+    for isa in [Isa::Avx512, Isa::Avx2, Isa::Portable] {
+        if let Some((_, _, d)) = passage(isa, "f32") {
+            assert!(d.mean <= F32_LIMIT && d.mean_top <= F32_LIMIT, "{isa}: {d:?}");
+        }
+    }
+}
+
+#[test]
+fn the_f32_path_writes_the_same_text_for_every_prompt() {
+    let isa = if Isa::Avx512.supported() { Isa::Avx512 } else { Isa::detect() };
+    let Some(path) = model_path() else { return };
+    let (mut model, _) = load(&path, &options(isa, "f32")).unwrap();
+    for p in golden().prompts {
+        assert_eq!(greedy(&mut model, &p.ids, p.greedy.len()), p.greedy, "{}", p.prompt);
+    }
+}
+
+#[test]
+fn the_oracle_agrees_with_transformers() {
+    let Some(path) = model_path() else { return };
+    let golden = golden();
+    let mut oracle = Oracle::load(&path).unwrap();
+    // Half of the passage: the oracle is slow, and attention grows with its square.
+    let n = 256;
+    let short = Teacher {
+        ids: golden.passage.ids[..n + 1].to_vec(),
+        target: golden.passage.target[..n].to_vec(),
+        top_ids: golden.passage.top_ids[..n].to_vec(),
+        top: golden.passage.top[..n].to_vec(),
+    };
+    let rows: Vec<_> = short.inputs().iter().map(|id| oracle.next(*id)).collect();
+    let d = difference(&short, &rows);
+    eprintln!("oracle: {d:?}");
+    assert!(d.mean <= F32_LIMIT && d.mean_top <= F32_LIMIT, "{d:?}");
+}
+
+#[test]
+fn the_default_path_is_nearer_to_the_weights_than_llama_cpp() {
+    let Some((_, _, d)) = passage(Isa::detect(), "auto") else { return };
+    assert!(d.mean < LLAMA_CPP / 2.0 && d.regret < 0.01, "{d:?}");
+}
+
+#[test]
+fn the_default_path_knows_the_capital_of_france() {
+    let Some(path) = model_path() else { return };
+    let (mut model, meta) = load(&path, &LoadOptions::default()).unwrap();
+    let golden = golden();
+    let p = golden.prompts.iter().find(|p| p.prompt.contains("France")).unwrap();
+    let out = greedy(&mut model, &p.ids, 16);
+    let end = out.iter().position(|t| meta.eog.contains(t)).expect("the answer ends");
+    assert_eq!(text(&meta.tokenizer, &out[..end]), "The capital of France is Paris.");
+}
+
+/// Byte-level BPE, backwards: enough for ASCII answers.
+fn text(tokenizer: &TokenizerSource, ids: &[u32]) -> String {
+    let TokenizerSource::Gguf(t) = tokenizer else { panic!("a GGUF tokenizer") };
+    ids.iter().map(|id| t.tokens[*id as usize].replace('Ġ', " ")).collect()
+}
+
+#[test]
+fn what_the_file_says_about_itself_is_read() {
+    let Some(path) = model_path() else { return };
+    let (model, meta) = load(&path, &LoadOptions::default()).unwrap();
+    let TokenizerSource::Gguf(t) = &meta.tokenizer else { panic!("a GGUF tokenizer") };
+    assert_eq!((meta.architecture.as_str(), meta.context_len), ("llama", 8192));
+    assert_eq!((t.model.as_str(), t.pre.as_deref()), ("gpt2", Some("smollm")));
+    assert_eq!((t.tokens.len(), t.merges.len(), t.types.len()), (49152, 48900, 49152));
+    assert_eq!((meta.bos, t.eos, t.add_bos), (Some(1), Some(2), false));
+    assert_eq!(meta.eog, [0, 2]);
+    assert!(meta.chat_template.unwrap().contains("<|im_start|>"));
+    assert_eq!(model.info().vocab, 49152);
+}
+
+#[test]
+fn the_budget_bounds_everything() {
+    let Some(path) = model_path() else { return };
+    let budget = |bytes| LoadOptions { max_memory_bytes: Some(bytes), ..LoadOptions::default() };
+    let (model, _) = load(&path, &budget(256 << 20)).unwrap();
+    let info = model.info();
+    let total = info.weight_bytes + info.scratch_bytes + info.num_blocks * info.block_bytes;
+    assert!(total <= 256 << 20 && total + info.block_bytes > 256 << 20, "{info:?}");
+    assert_eq!(info.context_len, (info.num_blocks * 16).min(8192));
+    let error = load(&path, &budget(64 << 20)).err().unwrap().to_string();
+    assert!(error.contains("its slice has 67,108,864"), "{error}");
+}
+
+#[test]
+fn a_full_budget_keeps_its_first_token() {
+    // The likeliest first token does not depend on where blocks lie or how the prompt was cut.
+    let Some(path) = model_path() else { return };
+    let golden = golden();
+    let p = &golden.prompts[0];
+    let options = LoadOptions { kv_type: KvChoice::Auto, ..LoadOptions::default() };
+    let (mut model, _) = load(&path, &options).unwrap();
+    let whole = run(&mut model, &p.ids, &table(p.ids.len(), 0), &[64]);
+    let cut = run(&mut model, &p.ids, &table(p.ids.len(), 9), &[1, 7, 3, 16]);
+    assert_eq!(whole, cut);
+    assert_eq!(argmax(whole.last().unwrap()), p.greedy[0]);
+}
