@@ -1,0 +1,221 @@
+//! The edge: everything that talks to the API server.
+//!
+//! Reads only. Errors say which read failed and what to try; [`ClusterError::unreachable`] decides
+//! between "the cluster says no" and "there is no cluster".
+
+use std::fmt::Debug;
+use std::path::Path;
+
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::api::ListParams;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Api, Client, Config, Resource};
+use serde::de::DeserializeOwned;
+use stowage_crds::names;
+
+pub struct Cluster {
+    client: Client,
+}
+
+#[derive(Debug)]
+pub struct ClusterError {
+    what: String,
+    source: Box<dyn std::error::Error + Send + Sync>,
+    answered: bool,
+}
+
+impl std::fmt::Display for ClusterError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.what, self.source)?;
+        if !self.answered {
+            write!(f, "\ncheck --context and --kubeconfig, then: kubectl cluster-info")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for ClusterError {}
+
+impl ClusterError {
+    fn new(what: impl Into<String>, error: kube::Error) -> Self {
+        let answered = matches!(error, kube::Error::Api(_));
+        let source: Box<dyn std::error::Error + Send + Sync> = match error {
+            kube::Error::Api(status) => status.message.clone().into(),
+            other => Box::new(other),
+        };
+        ClusterError { what: what.into(), source, answered }
+    }
+
+    /// No answer at all, in contrast to one that we do not like.
+    pub fn unreachable(&self) -> bool {
+        !self.answered
+    }
+}
+
+/// What a read found, for checks that must tell absence from refusal.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Read<T> {
+    Got(T),
+    /// The object or its whole kind does not exist.
+    Absent,
+    /// The reader may not, or the server erred; its words.
+    Failed(String),
+}
+
+impl<T> Read<T> {
+    pub fn got(&self) -> Option<&T> {
+        match self {
+            Read::Got(t) => Some(t),
+            Read::Absent | Read::Failed(_) => None,
+        }
+    }
+}
+
+impl Cluster {
+    pub async fn connect(kubeconfig: Option<&Path>, context: Option<&str>) -> Result<Self, ClusterError> {
+        let failed = |what: &str, source: Box<dyn std::error::Error + Send + Sync>| ClusterError {
+            what: what.to_owned(),
+            source,
+            answered: false,
+        };
+        let options = KubeConfigOptions { context: context.map(str::to_owned), ..Default::default() };
+        let config = match kubeconfig {
+            Some(path) => {
+                let file = Kubeconfig::read_from(path)
+                    .map_err(|e| failed(&format!("reading {}", path.display()), Box::new(e)))?;
+                Config::from_custom_kubeconfig(file, &options).await
+            }
+            None => Config::from_kubeconfig(&options).await,
+        };
+        let mut config = config.map_err(|e| failed("reading the kubeconfig", Box::new(e)))?;
+        config.connect_timeout = Some(std::time::Duration::from_secs(5));
+        config.read_timeout = Some(std::time::Duration::from_secs(20));
+        let client = Client::try_from(config).map_err(|e| ClusterError::new("setting up the client", e))?;
+        Ok(Cluster { client })
+    }
+
+    pub fn default_namespace(&self) -> &str {
+        self.client.default_namespace()
+    }
+
+    pub async fn version(&self) -> Result<(u32, u32, String), ClusterError> {
+        let v = self
+            .client
+            .apiserver_version()
+            .await
+            .map_err(|e| ClusterError::new("asking the API server for its version", e))?;
+        let digits = |s: &str| s.chars().take_while(char::is_ascii_digit).collect::<String>().parse().unwrap_or(0);
+        Ok((digits(&v.major), digits(&v.minor), v.git_version))
+    }
+
+    /// Whether `group/version` is served.
+    pub async fn serves(&self, group: &str, version: &str) -> Read<bool> {
+        match self.client.list_api_groups().await {
+            Ok(list) => Read::Got(
+                list.groups.iter().any(|g| g.name == group && g.versions.iter().any(|v| v.version == version)),
+            ),
+            Err(e) => Read::Failed(e.to_string()),
+        }
+    }
+
+    pub fn all<K>(&self) -> Api<K>
+    where
+        K: Resource,
+        K::DynamicType: Default,
+    {
+        Api::all(self.client.clone())
+    }
+
+    pub fn within<K>(&self, namespace: &str) -> Api<K>
+    where
+        K: Resource<Scope = kube::core::NamespaceResourceScope>,
+        K::DynamicType: Default,
+    {
+        Api::namespaced(self.client.clone(), namespace)
+    }
+
+    pub async fn get<K>(&self, api: Api<K>, kind: &str, name: &str) -> Result<K, ClusterError>
+    where
+        K: Clone + DeserializeOwned + Debug,
+    {
+        api.get(name).await.map_err(|e| ClusterError::new(format!("reading {kind} {name}"), e))
+    }
+
+    pub async fn list<K>(&self, api: Api<K>, kinds: &str, labels: &str) -> Result<Vec<K>, ClusterError>
+    where
+        K: Clone + DeserializeOwned + Debug,
+    {
+        let params = if labels.is_empty() { ListParams::default() } else { ListParams::default().labels(labels) };
+        let list = api.list(&params).await;
+        Ok(list.map_err(|e| ClusterError::new(format!("listing {kinds}"), e))?.items)
+    }
+
+    pub async fn read<K>(&self, api: Api<K>, name: &str) -> Read<K>
+    where
+        K: Clone + DeserializeOwned + Debug,
+    {
+        match api.get_opt(name).await {
+            Ok(Some(found)) => Read::Got(found),
+            Ok(None) => Read::Absent,
+            Err(e) => refused(e),
+        }
+    }
+
+    pub async fn read_all<K>(&self, api: Api<K>) -> Read<Vec<K>>
+    where
+        K: Clone + DeserializeOwned + Debug,
+    {
+        match api.list(&ListParams::default()).await {
+            Ok(list) => Read::Got(list.items),
+            Err(e) => refused(e),
+        }
+    }
+
+    /// One GET on the operator's admin port, through the API server's proxy. Asks the leader's pod if
+    /// the Lease names one, since only the leader logs decisions; otherwise any pod of the Service.
+    pub async fn operator<T: DeserializeOwned>(&self, path_and_query: &str) -> Result<T, ClusterError> {
+        let mut last = None;
+        for target in self.operator_targets().await {
+            let uri = format!("/api/v1/namespaces/{}/{target}/proxy{path_and_query}", names::SYSTEM_NAMESPACE);
+            let Ok(request) = http_get(&uri) else { continue };
+            match self.client.request::<T>(request).await {
+                Ok(answer) => return Ok(answer),
+                Err(e) => last = Some(ClusterError::new(format!("asking the operator ({target})"), e)),
+            }
+        }
+        Err(last.unwrap_or_else(|| ClusterError {
+            what: "asking the operator".to_owned(),
+            source: "no address to ask".into(),
+            answered: true,
+        }))
+    }
+
+    async fn operator_targets(&self) -> Vec<String> {
+        let service = format!("services/{}:{}", names::OPERATOR_SERVICE, names::ADMIN_PORT_NAME);
+        let lease = self.read(self.within::<Lease>(names::SYSTEM_NAMESPACE), names::LEASE).await;
+        let holder = lease.got().and_then(|l| l.spec.as_ref()?.holder_identity.clone());
+        let pods: Api<k8s_openapi::api::core::v1::Pod> = self.within(names::SYSTEM_NAMESPACE);
+        let pods = self.read_all(pods).await;
+        // The holder is the pod's name and a random part.
+        let leader = holder.and_then(|holder| {
+            let named = pods.got()?.iter().filter_map(|p| p.metadata.name.as_ref());
+            named.filter(|name| holder.starts_with(name.as_str())).max_by_key(|n| n.len()).cloned()
+        });
+        let leader = leader.map(|pod| format!("pods/{pod}:{}", names::OPERATOR_ADMIN_PORT));
+        leader.into_iter().chain([service]).collect()
+    }
+}
+
+fn refused<T>(error: kube::Error) -> Read<T> {
+    match error {
+        kube::Error::Api(status) if status.code == 404 => Read::Absent,
+        kube::Error::Api(status) => Read::Failed(status.message.clone()),
+        other => Read::Failed(other.to_string()),
+    }
+}
+
+type Request = http::Request<Vec<u8>>;
+
+fn http_get(uri: &str) -> Result<Request, http::Error> {
+    http::Request::get(uri).body(Vec::new())
+}

@@ -1,0 +1,233 @@
+//! `explain`: why it is so. Shows the operator's last report about a deployment and its decision
+//! records, in the planner's words.
+//!
+//! When the operator cannot be asked, what it wrote into the object's status is shown instead, and
+//! that this is less.
+
+use std::fmt::Write as _;
+
+use serde::{Deserialize, Serialize};
+use stowage_crds::{InferenceDeployment, names};
+use stowage_planner::render;
+use stowage_planner::report::{DecisionRecord, DecisionReport, DeploymentReport, Outcome, TenantReport};
+
+use crate::Answer;
+use crate::cluster::{Cluster, ClusterError};
+use crate::out::{self, Format, Paint, Tone};
+
+/// The operator's last plan, of which only the report matters here.
+const PATH_LAST_PLAN: &str = "/stowage/v1/plan/last";
+/// Decisions shown; `-o json` has all.
+const HISTORY: usize = 12;
+
+#[derive(Deserialize)]
+struct LastPlan {
+    #[serde(default)]
+    frozen: Option<String>,
+    report: Option<DecisionReport>,
+}
+
+#[derive(Deserialize)]
+struct Decisions {
+    decisions: Vec<DecisionRecord>,
+}
+
+/// What `-o json` prints.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Told {
+    deployment: String,
+    decided: Option<u64>,
+    report: Option<DeploymentReport>,
+    tenant: Option<TenantReport>,
+    decisions: Vec<DecisionRecord>,
+    /// Why there is no report.
+    note: Option<String>,
+}
+
+pub(crate) async fn run(
+    cluster: &Cluster,
+    namespace: &str,
+    name: &str,
+    since_ms: u64,
+    format: Option<Format>,
+    paint: Paint,
+) -> Result<Answer, ClusterError> {
+    let kind = format!("InferenceDeployment {namespace}");
+    let object: InferenceDeployment = cluster.get(cluster.within(namespace), &kind, name).await?;
+    let now = u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or(0);
+    let since = now.saturating_sub(since_ms);
+    let query = format!("{}?since={since}&object={namespace}/{name}", names::PATH_DECISIONS);
+    let decisions = cluster.operator::<Decisions>(&query).await.map(|d| d.decisions);
+    let last = cluster.operator::<LastPlan>(PATH_LAST_PLAN).await;
+    let told = tell(namespace, name, last, decisions);
+    let yes = told.report.as_ref().is_none_or(answered);
+    let text = match out::machine(format, &told) {
+        Some(text) => text,
+        None => render(&told, &object, paint),
+    };
+    Ok(Answer { text, yes })
+}
+
+fn tell(
+    namespace: &str,
+    name: &str,
+    last: Result<LastPlan, ClusterError>,
+    decisions: Result<Vec<DecisionRecord>, ClusterError>,
+) -> Told {
+    let deployment = format!("{namespace}/{name}");
+    let (plan, mut note) = match last {
+        Ok(plan) => (Some(plan), None),
+        Err(e) => (None, Some(e.to_string())),
+    };
+    let frozen = plan.as_ref().and_then(|p| p.frozen.as_ref());
+    if let Some(frozen) = frozen {
+        note = Some(format!("the operator decides nothing at present: {frozen}"));
+    }
+    let report = plan.and_then(|p| p.report);
+    let decided = report.as_ref().map(|r| r.at);
+    let own =
+        report.as_ref().and_then(|r| r.deployments.iter().find(|d| d.deployment.to_string() == deployment).cloned());
+    let tenant = own
+        .as_ref()
+        .zip(report.as_ref())
+        .and_then(|(own, r)| r.tenants.iter().find(|t| Some(&t.tenant) == own.tenant.as_ref()).cloned());
+    if own.is_none() && note.is_none() {
+        note = Some("the operator's last plan does not mention it: see condition Accepted".to_owned());
+    }
+    Told { deployment, decided, report: own, tenant, decisions: decisions.unwrap_or_default(), note }
+}
+
+/// Whether nothing is in the way of what is wanted.
+fn answered(r: &DeploymentReport) -> bool {
+    match r.outcome {
+        Outcome::OnTarget | Outcome::Starting | Outcome::Progressing | Outcome::Draining => true,
+        Outcome::WaitingForGPU
+        | Outcome::WaitingForQuota
+        | Outcome::NoTenant
+        | Outcome::BackOff
+        | Outcome::StaleInput => false,
+    }
+}
+
+fn render(told: &Told, object: &InferenceDeployment, paint: Paint) -> String {
+    let newest: Vec<DecisionRecord> = told.decisions.iter().rev().take(HISTORY).cloned().collect();
+    let mut out = match (&told.report, told.decided) {
+        (Some(report), Some(decided)) => render::explain(report, told.tenant.as_ref(), decided, &newest),
+        _ => from_status(&told.deployment, object),
+    };
+    if told.report.is_none() && !newest.is_empty() {
+        for r in &newest {
+            let _ = writeln!(out, "{:<10} {}  {}", "history", render::clock(r.time), r.message);
+        }
+    }
+    if let Some(note) = &told.note {
+        let first = note.lines().next().unwrap_or_default();
+        let note = format!("note       from the object's status alone: {first}");
+        let _ = writeln!(out, "{}", paint.paint(Tone::Faint, &note));
+    }
+    out
+}
+
+/// What the operator left in the status: less than its report, and as old as it may be.
+fn from_status(deployment: &str, object: &InferenceDeployment) -> String {
+    let Some(status) = &object.status else {
+        return format!("{deployment} was not seen by the operator yet; try: kubectl stowage doctor\n");
+    };
+    let mut out = format!(
+        "{deployment} wants {} replicas and has {}, {} Ready.\n",
+        status.desired_replicas, status.replicas, status.ready_replicas
+    );
+    for c in &status.conditions {
+        let head = format!("{}={} ({})", c.type_, c.status, c.reason);
+        let _ = writeln!(out, "{:<10} {head}: {}", "condition", c.message);
+    }
+    if let Some(d) = &status.decision {
+        let at = d.time.0.strftime("%H:%M:%SZ");
+        let _ = writeln!(out, "{:<10} {at}  {} ({}): {}", "last", d.action, d.reason, d.message);
+        if let Some(c) = &d.counterfactual {
+            let _ = writeln!(out, "{:<10} {c}", "would fit");
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{golden, yaml};
+    use stowage_planner::snapshot::{Policy, Snapshot};
+
+    const OBJECT: &str = "
+apiVersion: stowage.dev/v1alpha1
+kind: InferenceDeployment
+metadata: {name: chat, namespace: team-a}
+spec:
+  model: {source: {image: {reference: 'models/smollm2:q4', path: /model.gguf}}}
+  variants: [{name: small, class: h100-80g, memory: 2Gi, compute: 10}]
+status:
+  replicas: 1
+  readyReplicas: 1
+  desiredReplicas: 2
+  conditions:
+  - {type: Placed, status: 'False', reason: WaitingForGPU, message: No node fits., lastTransitionTime: 2026-03-01T11:48:00Z}
+  decision: {id: 1-0, time: 2026-03-01T11:59:30Z, action: Wait, reason: WaitingForGPU, message: No node fits., counterfactual: if node1 is uncordoned}
+";
+
+    /// One cordoned node with a single GPU, one deployment that wants it.
+    const SNAPSHOT: &str = "
+sequence: 7
+nodes:
+- name: node1
+  ready: true
+  cordoned: true
+  allocatable: {cpuMilli: 8000, memoryBytes: 34359738368, pods: 110}
+  freshness: {state: fresh, ageMs: 800}
+  gpus:
+  - {uuid: GPU-3f2a1b2c-0000-0000-0000-000000000001, index: 0, product: NVIDIA H100 80GB HBM3, class: h100-80g, memoryBytes: 85899345920, memoryStepBytes: 268435456, smPercent: 100, health: {state: healthy}}
+tenants:
+- {id: team-a, namespaces: [team-a], quotas: [{class: h100-80g, nominalMilli: 4000}]}
+classes: [{name: h100-80g}]
+deployments:
+- id: {namespace: team-a, name: chat}
+  uid: u
+  generation: 1
+  tenant: team-a
+  createdMs: 1
+  wanted: 1
+  variants: [{name: small, accelerator: {kind: gpu, class: h100-80g, count: 1, memoryBytes: 2147483648, smPercent: 10}}]
+  needs: {cpuMilli: 500, memoryBytes: 1073741824}
+  specHash: v1
+  drainTimeoutMs: 60000
+";
+
+    fn plan() -> (LastPlan, Vec<DecisionRecord>) {
+        let snapshot: Snapshot = yaml(SNAPSHOT);
+        let (plan, report) = stowage_planner::plan(&snapshot, &Policy::default(), 1_772_366_400_000);
+        // Over the wire and back, as the operator serves it.
+        let wire = serde_json::json!({"leading": true, "frozen": null, "plan": plan, "report": report});
+        let records = report.records.clone();
+        (serde_json::from_value(wire).unwrap(), records)
+    }
+
+    #[test]
+    fn a_refusal_is_explained_with_what_would_change_it() {
+        let (last, records) = plan();
+        let told = tell("team-a", "chat", Ok(last), Ok(records));
+        assert!(!told.report.as_ref().is_none_or(answered));
+        golden("explain.txt", &render(&told, &yaml(OBJECT), Paint::OFF));
+    }
+
+    #[test]
+    fn without_the_operator_the_status_is_shown_and_says_so() {
+        let told = Told {
+            deployment: "team-a/chat".into(),
+            decided: None,
+            report: None,
+            tenant: None,
+            decisions: Vec::new(),
+            note: Some("asking the operator: service unavailable".into()),
+        };
+        golden("explain_from_status.txt", &render(&told, &yaml(OBJECT), Paint::OFF));
+    }
+}
