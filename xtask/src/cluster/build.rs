@@ -103,7 +103,7 @@ fn parts(version: &str) -> Vec<Part> {
 /// The folder with all programs; builds those that the cache lacks.
 pub fn ensure(version: &str) -> Result<PathBuf> {
     let cache = paths::cache().join("cluster");
-    fs::create_dir_all(&cache).with_context(|| format!("making the cache {}", cache.display()))?;
+    fs::create_dir_all(cache.join("parts")).with_context(|| format!("making the cache {}", cache.display()))?;
     let parts = parts(version);
     let sources = paths::repo().join("e2e/cluster");
     let mut hashed = Vec::new();
@@ -112,12 +112,9 @@ pub fn ensure(version: &str) -> Result<PathBuf> {
     }
     let all: String = hashed.iter().map(|(_, dir)| dir.display().to_string()).collect();
     let bin = cache.join(hex16(all.as_bytes())).join("bin");
-    if bin.join(".complete").exists() {
+    if bin.is_dir() {
         return Ok(bin);
     }
-    // Two builds at once would only take each other's time; the lock ends with the process.
-    let lock = File::create(cache.join("lock"))?;
-    lock.lock().context("waiting for another build of the cluster's programs")?;
     let missing: Vec<_> = hashed.iter().filter(|(_, dir)| !dir.exists()).collect();
     if !missing.is_empty() {
         super::prereq::to_build()?;
@@ -137,7 +134,12 @@ fn build_all(missing: &[&(&Part, PathBuf)], sources: &Path) -> Result<()> {
     let total: usize = counts.iter().sum();
     let mut done = 0;
     for ((part, dir), count) in missing.iter().zip(counts) {
-        compile(part, dir, sources, |compiled| progress.set(done + compiled.min(count), total, part.name))?;
+        // A second build of the same part would only take the first one's time; the lock ends with the process.
+        let lock = File::create(dir.with_extension("lock"))?;
+        lock.lock().with_context(|| format!("waiting for another build of {}", part.name))?;
+        if !dir.exists() {
+            compile(part, dir, sources, |compiled, package| progress.set(done + compiled.min(count), total, package))?;
+        }
         done += count;
     }
     progress.finish(&format!("built {} of its parts", missing.len()));
@@ -166,7 +168,7 @@ fn stale(part: &Part, sources: &Path) -> Result<usize> {
     Ok(listed.lines().count() + 1)
 }
 
-fn compile(part: &Part, dir: &Path, sources: &Path, mut each: impl FnMut(usize)) -> Result<()> {
+fn compile(part: &Part, dir: &Path, sources: &Path, mut each: impl FnMut(usize, &str)) -> Result<()> {
     let partial = dir.with_extension("partial");
     fs::remove_dir_all(&partial).ok();
     fs::create_dir_all(&partial)?;
@@ -179,10 +181,10 @@ fn compile(part: &Part, dir: &Path, sources: &Path, mut each: impl FnMut(usize))
         let line = line?;
         if line.contains(' ') || line.starts_with('#') {
             said.push(line); // not an import path: a download, a warning or an error
-        } else {
-            compiled += 1;
+            continue;
         }
-        each(compiled);
+        compiled += 1;
+        each(compiled, &line);
     }
     let status = child.wait()?;
     if !status.success() {
@@ -193,9 +195,9 @@ fn compile(part: &Part, dir: &Path, sources: &Path, mut each: impl FnMut(usize))
 
 /// One folder with a link to every program, since the programs find each other through PATH.
 fn link(parts: &[(&Part, PathBuf)], bin: &Path) -> Result<()> {
-    fs::remove_dir_all(bin).ok();
+    let next = bin.with_extension(std::process::id().to_string());
     for (part, dir) in parts {
-        let folder = bin.join(part.folder);
+        let folder = next.join(part.folder);
         fs::create_dir_all(&folder)?;
         for program in fs::read_dir(dir)?.flatten() {
             std::os::unix::fs::symlink(program.path(), folder.join(program.file_name()))?;
@@ -204,7 +206,10 @@ fn link(parts: &[(&Part, PathBuf)], bin: &Path) -> Result<()> {
             }
         }
     }
-    fs::write(bin.join(".complete"), "")?;
+    if fs::rename(&next, bin).is_err() {
+        fs::remove_dir_all(&next)?; // another build was faster
+    }
+    ensure!(bin.is_dir(), "cannot make {}", bin.display());
     Ok(())
 }
 

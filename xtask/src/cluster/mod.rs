@@ -40,6 +40,12 @@ pub struct Args {
 
 #[derive(clap::Subcommand)]
 enum Action {
+    /// Build the cluster's programs only, and print where they lie
+    Build {
+        /// As for `up`
+        #[arg(long, default_value = build::DEFAULT_VERSION, env = "STOWAGE_KUBERNETES")]
+        kubernetes: String,
+    },
     /// Start the cluster, or what is missing of it; cleans what a dead start left
     Up(up::Args),
     /// End every process of the cluster and remove all its traces
@@ -73,6 +79,10 @@ enum Action {
 pub fn run(args: Args) -> Result<()> {
     let layout = Layout::new(args.state_dir.as_deref(), &paths::repo())?;
     match args.action {
+        Action::Build { kubernetes } => {
+            println!("{}", build::ensure(&kubernetes)?.display());
+            Ok(())
+        }
         Action::Up(up) => locked(&layout, || up::run(&layout, &up)),
         Action::Down => locked(&layout, || down::run(&layout)),
         Action::Forward(forward) => locked(&layout, || forward::run(&layout, &forward)),

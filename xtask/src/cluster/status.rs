@@ -25,12 +25,12 @@ pub fn run(layout: &Layout) -> Result<()> {
     for (name, f) in &state.forwards {
         println!("  http://127.0.0.1:{:<8} → {} through {} ({name})", f.port, f.to, f.via);
     }
-    let nodes = kubectl::get(layout, &state, &["get", "nodes", "-o", "wide", "--request-timeout=5s"]);
-    println!("{}", nodes.context("asking the API server")?);
     ensure!(state.complete, "the last start did not end well: `cargo xtask cluster up` starts anew");
     ensure!(dead.is_empty(), "ended: {}. `cargo xtask cluster up` starts them again", dead.join(", "));
     let missing = (1..=state.nodes).map(node_name).find(|n| process::living(layout, n).is_none());
     ensure!(missing.is_none(), "{} does not run", missing.unwrap_or_default());
+    let nodes = kubectl::get(layout, &state, &["get", "nodes", "-o", "wide", "--request-timeout=5s"]);
+    println!("{}", nodes.context("asking the API server")?);
     Ok(())
 }
 

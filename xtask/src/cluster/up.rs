@@ -53,7 +53,7 @@ pub fn run(layout: &Layout, args: &Args) -> Result<()> {
     state.save(layout)?;
     println!("cluster      {times}");
     println!(
-        "             {} nodes · Kubernetes {} · {} simulated on each",
+        "             {} node(s) · Kubernetes {} · {} simulated on each",
         state.nodes, state.version, state.gpu_profile
     );
     println!("             export KUBECONFIG={}", layout.kubeconfig().display());

@@ -129,8 +129,8 @@ impl Bed<'_> {
 
     /// A time-out, not any failure: a name that does not resolve is not a closed door.
     fn kept_out(&self, pod: &str, url: &str) -> Result<()> {
-        match self.gets(pod, url) {
-            Ok(()) => bail!("{pod} still reaches {url}"),
+        match self.kubectl(&["exec", pod, "--", "probe", "get", url, "2s"]) {
+            Ok(_) => bail!("{pod} still reaches {url}"),
             Err(e) if format!("{e:#}").contains("Client.Timeout exceeded") => Ok(()),
             Err(e) => Err(e),
         }
