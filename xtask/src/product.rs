@@ -8,16 +8,6 @@ use std::process::Command;
 
 /// The namespace of operator and gateway.
 pub const SYSTEM: &str = "stowage-system";
-/// What becomes an image or is run here.
-const PACKAGES: &[&str] = &[
-    "stowage-operator",
-    "stowage-gateway",
-    "stowage-node-agent",
-    "stowage-engine",
-    "kubectl-stowage",
-    "fake-nvml",
-    "stowage-e2e",
-];
 const IMAGES: &[&str] = &["operator", "gateway", "node-agent", "engine", "probe"];
 
 /// The cluster that product and tests run on.
@@ -70,13 +60,11 @@ pub fn is_current() -> bool {
     std::env::var("CLUSTER").is_ok_and(|c| c == "current")
 }
 
-/// Builds every program; the compiler's own progress is shown.
+/// Builds every program; the compiler's own messages are shown. The whole workspace at once, so that
+/// `cargo test --workspace` finds its dependencies compiled with the same features.
 pub fn build() -> Result<()> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["build", "--quiet"]).current_dir(paths::repo());
-    for package in PACKAGES {
-        cargo.args(["-p", package]);
-    }
+    cargo.args(["build", "--workspace"]).current_dir(paths::repo());
     ensure!(cargo.status().context("start cargo")?.success(), "the build failed (see above)");
     Ok(())
 }
@@ -105,12 +93,9 @@ pub fn install(target: &Target) -> Result<()> {
         .context("install the CRDs")?;
     // The tag stays `dev` while what it names changes: the revision restarts what runs the old one.
     let revision = revision()?;
-    let values =
-        ["image.tag=dev".to_owned(), "nodeAgent.simulated.enabled=true".into(), format!("image.revision={revision}")];
-    let mut args = vec!["upgrade", "--install", "stowage"];
-    let path = chart("stowage");
-    args.extend([path.as_str(), "--timeout", "180s", "--wait"]);
-    args.extend(values.iter().flat_map(|v| ["--set-string", v.as_str()]).filter(|a| !a.is_empty()));
+    let (path, revision) = (chart("stowage"), format!("image.revision={revision}"));
+    let mut args = vec!["upgrade", "--install", "stowage", &path, "--timeout", "180s", "--wait"];
+    args.extend(["--set", "nodeAgent.simulated.enabled=true", "--set", "image.tag=dev", "--set-string", &revision]);
     helm(&args).context("install stowage")?;
     Ok(())
 }
