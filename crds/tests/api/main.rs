@@ -1,6 +1,7 @@
 //! The API as a whole: what is generated, what is honoured, what is refused.
 #![allow(clippy::unwrap_used)]
 
+mod chart;
 mod fixtures;
 mod leaves;
 mod manifests;

@@ -56,8 +56,8 @@ impl Adapter for Stowage {
 
     fn metrics(&self) -> MetricNames {
         MetricNames {
-            running: "stowage_engine_running",
-            waiting: "stowage_engine_waiting",
+            running: "stowage_engine_running_requests",
+            waiting: "stowage_engine_waiting_requests",
             kv_usage: None,
             ttft: Some("stowage_time_to_first_token_seconds"),
             itl: Some("stowage_inter_token_latency_seconds"),
