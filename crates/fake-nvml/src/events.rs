@@ -50,30 +50,19 @@ impl EventSet {
     /// An event that was taken out of the scenario and put in again is a new one.
     fn forget_cleared(&mut self, scenario: &Scenario) {
         self.told.retain(|(uuid, id)| {
-            scenario
-                .devices
-                .iter()
-                .any(|d| d.uuid == *uuid && d.xid_events.iter().any(|event| event.id == *id))
+            scenario.devices.iter().any(|d| d.uuid == *uuid && d.xid_events.iter().any(|event| event.id == *id))
         });
     }
 
     fn next_xid(&mut self, scenario: &Scenario) -> Option<Event> {
         let kind = u64::from(sys::nvmlEventTypeXidCriticalError);
         for device in &scenario.devices {
-            if self
-                .registered
-                .get(&device.uuid)
-                .is_none_or(|mask| mask & kind == 0)
-            {
+            if self.registered.get(&device.uuid).is_none_or(|mask| mask & kind == 0) {
                 continue;
             }
             for event in &device.xid_events {
                 if self.told.insert((device.uuid.clone(), event.id)) {
-                    return Some(Event {
-                        uuid: device.uuid.clone(),
-                        kind,
-                        data: event.xid,
-                    });
+                    return Some(Event { uuid: device.uuid.clone(), kind, data: event.xid });
                 }
             }
         }
@@ -85,21 +74,12 @@ impl EventSet {
             let Some(mask) = self.registered.get(&device.uuid).copied() else {
                 continue;
             };
-            let now = (
-                device.ecc.volatile_corrected,
-                device.ecc.volatile_uncorrected,
-            );
+            let now = (device.ecc.volatile_corrected, device.ecc.volatile_uncorrected);
             let told = self.ecc.entry(device.uuid.clone()).or_insert((0, 0));
             // Fewer than told: the counters were reset.
             told.0 = told.0.min(now.0);
             told.1 = told.1.min(now.1);
-            let event = |kind: u32| {
-                Some(Event {
-                    uuid: device.uuid.clone(),
-                    kind: u64::from(kind),
-                    data: 0,
-                })
-            };
+            let event = |kind: u32| Some(Event { uuid: device.uuid.clone(), kind: u64::from(kind), data: 0 });
             if now.1 > told.1 {
                 told.1 = now.1;
                 if mask & u64::from(sys::nvmlEventTypeDoubleBitEccError) != 0 {
@@ -125,14 +105,7 @@ mod tests {
 
     fn with_xid(ids: &[u64]) -> Scenario {
         let mut scenario = Profile::L4x1.scenario("n");
-        scenario.devices[0].xid_events = ids
-            .iter()
-            .map(|id| XidEvent {
-                id: *id,
-                xid: 79,
-                at: None,
-            })
-            .collect();
+        scenario.devices[0].xid_events = ids.iter().map(|id| XidEvent { id: *id, xid: 79, at: None }).collect();
         scenario
     }
 
@@ -166,10 +139,7 @@ mod tests {
             scenario
         };
         assert_eq!(set.next(&with(0)), None);
-        assert_eq!(
-            set.next(&with(3)).unwrap().kind,
-            u64::from(sys::nvmlEventTypeDoubleBitEccError)
-        );
+        assert_eq!(set.next(&with(3)).unwrap().kind, u64::from(sys::nvmlEventTypeDoubleBitEccError));
         assert_eq!(set.next(&with(3)), None);
         assert_eq!(set.next(&with(0)), None);
         assert!(set.next(&with(1)).is_some());

@@ -17,9 +17,7 @@ use sys::{nvmlDevice_t, nvmlEventSet_t, nvmlReturn_t};
 
 use crate::events::EventSet;
 use crate::reports::{self, Running};
-use crate::scenario::{
-    Architecture, CallError, Device, Measured, ProcessMemory, RecoveryAction, Scenario, Throttle,
-};
+use crate::scenario::{Architecture, CallError, Device, Measured, ProcessMemory, RecoveryAction, Scenario, Throttle};
 use crate::store::Store;
 
 const SUCCESS: nvmlReturn_t = sys::nvmlReturn_enum_NVML_SUCCESS;
@@ -57,44 +55,27 @@ struct Snapshot {
 
 fn snapshot() -> Result<Snapshot, nvmlReturn_t> {
     let mut state = lock(&STATE);
-    let state = state
-        .as_mut()
-        .ok_or(sys::nvmlReturn_enum_NVML_ERROR_UNINITIALIZED)?;
-    let scenario = state
-        .store
-        .current()
-        .ok_or(sys::nvmlReturn_enum_NVML_ERROR_DRIVER_NOT_LOADED)?;
-    let fresh = state
-        .processes
-        .as_ref()
-        .filter(|(at, _)| at.elapsed() < PROCESSES_FOR);
+    let state = state.as_mut().ok_or(sys::nvmlReturn_enum_NVML_ERROR_UNINITIALIZED)?;
+    let scenario = state.store.current().ok_or(sys::nvmlReturn_enum_NVML_ERROR_DRIVER_NOT_LOADED)?;
+    let fresh = state.processes.as_ref().filter(|(at, _)| at.elapsed() < PROCESSES_FOR);
     let processes = match fresh {
         Some((_, processes)) => Arc::clone(processes),
         None => {
-            let found = state
-                .reports
-                .as_deref()
-                .map(|dir| reports::running(dir, &scenario.reports));
+            let found = state.reports.as_deref().map(|dir| reports::running(dir, &scenario.reports));
             let found = Arc::new(found.unwrap_or_default());
             state.processes = Some((Instant::now(), Arc::clone(&found)));
             found
         }
     };
-    Ok(Snapshot {
-        scenario,
-        processes,
-    })
+    Ok(Snapshot { scenario, processes })
 }
 
 fn handle_of(uuid: &str) -> nvmlDevice_t {
     let mut handles = lock(&HANDLES);
-    let index = handles
-        .iter()
-        .position(|known| known == uuid)
-        .unwrap_or_else(|| {
-            handles.push(uuid.to_owned());
-            handles.len() - 1
-        });
+    let index = handles.iter().position(|known| known == uuid).unwrap_or_else(|| {
+        handles.push(uuid.to_owned());
+        handles.len() - 1
+    });
     (index + 1) as nvmlDevice_t
 }
 
@@ -112,12 +93,7 @@ fn on_device(
     let run = || {
         let snapshot = snapshot()?;
         let uuid = uuid_of(handle)?;
-        let device = snapshot
-            .scenario
-            .devices
-            .iter()
-            .find(|device| device.uuid == uuid)
-            .ok_or(LOST)?;
+        let device = snapshot.scenario.devices.iter().find(|device| device.uuid == uuid).ok_or(LOST)?;
         usable(symbol, device)?;
         call(device, &snapshot)
     };
@@ -135,9 +111,7 @@ fn usable(symbol: &str, device: &Device) -> Result<(), nvmlReturn_t> {
         Some(CallError::GpuIsLost) => Err(LOST),
         Some(CallError::ResetRequired) => Err(sys::nvmlReturn_enum_NVML_ERROR_RESET_REQUIRED),
         Some(CallError::Timeout) => Err(sys::nvmlReturn_enum_NVML_ERROR_TIMEOUT),
-        Some(CallError::FunctionNotFound) => {
-            Err(sys::nvmlReturn_enum_NVML_ERROR_FUNCTION_NOT_FOUND)
-        }
+        Some(CallError::FunctionNotFound) => Err(sys::nvmlReturn_enum_NVML_ERROR_FUNCTION_NOT_FOUND),
         Some(CallError::Unknown) => Err(sys::nvmlReturn_enum_NVML_ERROR_UNKNOWN),
     }
 }
@@ -209,12 +183,7 @@ pub extern "C" fn nvmlInit_v2() -> nvmlReturn_t {
         return sys::nvmlReturn_enum_NVML_ERROR_DRIVER_NOT_LOADED;
     }
     let reports = std::env::var_os(crate::REPORTS_ENV).map(PathBuf::from);
-    *state = Some(State {
-        store,
-        reports,
-        users: 1,
-        processes: None,
-    });
+    *state = Some(State { store, reports, users: 1, processes: None });
     SUCCESS
 }
 
@@ -243,27 +212,15 @@ pub extern "C" fn nvmlSystemGetDriverVersion(version: *mut c_char, length: c_uin
 
 #[unsafe(no_mangle)]
 pub extern "C" fn nvmlSystemGetNVMLVersion(version: *mut c_char, length: c_uint) -> nvmlReturn_t {
-    code(snapshot().and_then(|s| {
-        put_text(
-            version,
-            length,
-            &format!("13.{}", s.scenario.driver_version),
-        )
-    }))
+    code(snapshot().and_then(|s| put_text(version, length, &format!("13.{}", s.scenario.driver_version))))
 }
 
 #[unsafe(no_mangle)]
 pub extern "C" fn nvmlSystemGetCudaDriverVersion_v2(version: *mut c_int) -> nvmlReturn_t {
     // NVML writes 13.2 as 13020.
     let number = |text: &str| {
-        let mut parts = text
-            .splitn(2, '.')
-            .map(|part| part.parse::<c_int>().unwrap_or(0));
-        parts
-            .next()
-            .unwrap_or(0)
-            .saturating_mul(1000)
-            .saturating_add(parts.next().unwrap_or(0).saturating_mul(10))
+        let mut parts = text.splitn(2, '.').map(|part| part.parse::<c_int>().unwrap_or(0));
+        parts.next().unwrap_or(0).saturating_mul(1000).saturating_add(parts.next().unwrap_or(0).saturating_mul(10))
     };
     code(snapshot().and_then(|s| put(version, number(&s.scenario.cuda_version))))
 }
@@ -276,17 +233,10 @@ pub extern "C" fn nvmlDeviceGetCount_v2(count: *mut c_uint) -> nvmlReturn_t {
 }
 
 #[unsafe(no_mangle)]
-pub extern "C" fn nvmlDeviceGetHandleByIndex_v2(
-    index: c_uint,
-    handle: *mut nvmlDevice_t,
-) -> nvmlReturn_t {
+pub extern "C" fn nvmlDeviceGetHandleByIndex_v2(index: c_uint, handle: *mut nvmlDevice_t) -> nvmlReturn_t {
     let run = || {
         let snapshot = snapshot()?;
-        let device = snapshot
-            .scenario
-            .devices
-            .get(index as usize)
-            .ok_or(INVALID)?;
+        let device = snapshot.scenario.devices.get(index as usize).ok_or(INVALID)?;
         usable("nvmlDeviceGetHandleByIndex_v2", device)?;
         put(handle, handle_of(&device.uuid))
     };
@@ -296,10 +246,7 @@ pub extern "C" fn nvmlDeviceGetHandleByIndex_v2(
 /// # Safety
 /// `uuid` must be null or a C string, as NVML requires.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvmlDeviceGetHandleByUUID(
-    uuid: *const c_char,
-    handle: *mut nvmlDevice_t,
-) -> nvmlReturn_t {
+pub unsafe extern "C" fn nvmlDeviceGetHandleByUUID(uuid: *const c_char, handle: *mut nvmlDevice_t) -> nvmlReturn_t {
     if uuid.is_null() {
         return INVALID;
     }
@@ -307,11 +254,7 @@ pub unsafe extern "C" fn nvmlDeviceGetHandleByUUID(
     let wanted = unsafe { CStr::from_ptr(uuid) }.to_string_lossy();
     let run = || {
         let snapshot = snapshot()?;
-        let found = snapshot
-            .scenario
-            .devices
-            .iter()
-            .find(|device| device.uuid == wanted);
+        let found = snapshot.scenario.devices.iter().find(|device| device.uuid == wanted);
         let device = found.ok_or(sys::nvmlReturn_enum_NVML_ERROR_NOT_FOUND)?;
         usable("nvmlDeviceGetHandleByUUID", device)?;
         put(handle, handle_of(&device.uuid))
@@ -322,61 +265,32 @@ pub unsafe extern "C" fn nvmlDeviceGetHandleByUUID(
 // === What a device is ===
 
 #[unsafe(no_mangle)]
-pub extern "C" fn nvmlDeviceGetUUID(
-    device: nvmlDevice_t,
-    uuid: *mut c_char,
-    length: c_uint,
-) -> nvmlReturn_t {
-    on_device("nvmlDeviceGetUUID", device, |d, _| {
-        put_text(uuid, length, &d.uuid)
-    })
+pub extern "C" fn nvmlDeviceGetUUID(device: nvmlDevice_t, uuid: *mut c_char, length: c_uint) -> nvmlReturn_t {
+    on_device("nvmlDeviceGetUUID", device, |d, _| put_text(uuid, length, &d.uuid))
 }
 
 #[unsafe(no_mangle)]
-pub extern "C" fn nvmlDeviceGetName(
-    device: nvmlDevice_t,
-    name: *mut c_char,
-    length: c_uint,
-) -> nvmlReturn_t {
-    on_device("nvmlDeviceGetName", device, |d, _| {
-        put_text(name, length, &d.product)
-    })
+pub extern "C" fn nvmlDeviceGetName(device: nvmlDevice_t, name: *mut c_char, length: c_uint) -> nvmlReturn_t {
+    on_device("nvmlDeviceGetName", device, |d, _| put_text(name, length, &d.product))
 }
 
 #[unsafe(no_mangle)]
 pub extern "C" fn nvmlDeviceGetIndex(device: nvmlDevice_t, index: *mut c_uint) -> nvmlReturn_t {
-    on_device("nvmlDeviceGetIndex", device, |d, s| {
-        put(index, index_of(d, s))
-    })
+    on_device("nvmlDeviceGetIndex", device, |d, s| put(index, index_of(d, s)))
 }
 
 #[unsafe(no_mangle)]
-pub extern "C" fn nvmlDeviceGetMinorNumber(
-    device: nvmlDevice_t,
-    minor: *mut c_uint,
-) -> nvmlReturn_t {
-    on_device("nvmlDeviceGetMinorNumber", device, |d, s| {
-        put(minor, index_of(d, s))
-    })
+pub extern "C" fn nvmlDeviceGetMinorNumber(device: nvmlDevice_t, minor: *mut c_uint) -> nvmlReturn_t {
+    on_device("nvmlDeviceGetMinorNumber", device, |d, s| put(minor, index_of(d, s)))
 }
 
 fn index_of(device: &Device, snapshot: &Snapshot) -> c_uint {
-    snapshot
-        .scenario
-        .devices
-        .iter()
-        .position(|other| other.uuid == device.uuid)
-        .unwrap_or(0) as c_uint
+    snapshot.scenario.devices.iter().position(|other| other.uuid == device.uuid).unwrap_or(0) as c_uint
 }
 
 #[unsafe(no_mangle)]
-pub extern "C" fn nvmlDeviceGetPciInfo_v3(
-    device: nvmlDevice_t,
-    pci: *mut sys::nvmlPciInfo_t,
-) -> nvmlReturn_t {
-    on_device("nvmlDeviceGetPciInfo_v3", device, |d, s| {
-        put(pci, pci_info(index_of(d, s)))
-    })
+pub extern "C" fn nvmlDeviceGetPciInfo_v3(device: nvmlDevice_t, pci: *mut sys::nvmlPciInfo_t) -> nvmlReturn_t {
+    on_device("nvmlDeviceGetPciInfo_v3", device, |d, s| put(pci, pci_info(index_of(d, s))))
 }
 
 /// One bus per device, from 0x10 on.
@@ -400,16 +314,11 @@ fn fill(to: &mut [c_char], text: &str) {
 
 #[unsafe(no_mangle)]
 pub extern "C" fn nvmlDeviceGetNumaNodeId(device: nvmlDevice_t, node: *mut c_uint) -> nvmlReturn_t {
-    on_device("nvmlDeviceGetNumaNodeId", device, |d, _| {
-        put(node, d.numa.ok_or(NOT_SUPPORTED)?)
-    })
+    on_device("nvmlDeviceGetNumaNodeId", device, |d, _| put(node, d.numa.ok_or(NOT_SUPPORTED)?))
 }
 
 #[unsafe(no_mangle)]
-pub extern "C" fn nvmlDeviceGetArchitecture(
-    device: nvmlDevice_t,
-    architecture: *mut c_uint,
-) -> nvmlReturn_t {
+pub extern "C" fn nvmlDeviceGetArchitecture(device: nvmlDevice_t, architecture: *mut c_uint) -> nvmlReturn_t {
     let number = |a| match a {
         Architecture::Turing => sys::NVML_DEVICE_ARCH_TURING,
         Architecture::Ampere => sys::NVML_DEVICE_ARCH_AMPERE,
@@ -417,9 +326,7 @@ pub extern "C" fn nvmlDeviceGetArchitecture(
         Architecture::Hopper => sys::NVML_DEVICE_ARCH_HOPPER,
         Architecture::Blackwell => sys::NVML_DEVICE_ARCH_BLACKWELL,
     };
-    on_device("nvmlDeviceGetArchitecture", device, |d, _| {
-        put(architecture, number(d.architecture))
-    })
+    on_device("nvmlDeviceGetArchitecture", device, |d, _| put(architecture, number(d.architecture)))
 }
 
 #[unsafe(no_mangle)]
@@ -447,15 +354,9 @@ fn capability(architecture: Architecture) -> (c_int, c_int, u32) {
 }
 
 #[unsafe(no_mangle)]
-pub extern "C" fn nvmlDeviceGetNumGpuCores(
-    device: nvmlDevice_t,
-    cores: *mut c_uint,
-) -> nvmlReturn_t {
+pub extern "C" fn nvmlDeviceGetNumGpuCores(device: nvmlDevice_t, cores: *mut c_uint) -> nvmlReturn_t {
     on_device("nvmlDeviceGetNumGpuCores", device, |d, _| {
-        put(
-            cores,
-            d.sm_count.saturating_mul(capability(d.architecture).2),
-        )
+        put(cores, d.sm_count.saturating_mul(capability(d.architecture).2))
     })
 }
 
@@ -473,13 +374,8 @@ pub extern "C" fn nvmlDeviceGetMigMode(
 }
 
 #[unsafe(no_mangle)]
-pub extern "C" fn nvmlDeviceGetMaxMigDeviceCount(
-    device: nvmlDevice_t,
-    count: *mut c_uint,
-) -> nvmlReturn_t {
-    on_device("nvmlDeviceGetMaxMigDeviceCount", device, |d, _| {
-        put(count, if d.mig.is_some() { 7 } else { 0 })
-    })
+pub extern "C" fn nvmlDeviceGetMaxMigDeviceCount(device: nvmlDevice_t, count: *mut c_uint) -> nvmlReturn_t {
+    on_device("nvmlDeviceGetMaxMigDeviceCount", device, |d, _| put(count, if d.mig.is_some() { 7 } else { 0 }))
 }
 
 #[unsafe(no_mangle)]
@@ -490,11 +386,7 @@ pub extern "C" fn nvmlDeviceGetGpuInstanceProfileInfo(
 ) -> nvmlReturn_t {
     on_device("nvmlDeviceGetGpuInstanceProfileInfo", device, |d, _| {
         let mig = d.mig.as_ref().ok_or(NOT_SUPPORTED)?;
-        let found = mig
-            .profiles
-            .iter()
-            .find(|p| p.index == profile)
-            .ok_or(NOT_SUPPORTED)?;
+        let found = mig.profiles.iter().find(|p| p.index == profile).ok_or(NOT_SUPPORTED)?;
         // SAFETY: plain data, zeroes are valid.
         let mut answer: sys::nvmlGpuInstanceProfileInfo_t = unsafe { std::mem::zeroed() };
         answer.id = found.id;
@@ -514,12 +406,7 @@ pub extern "C" fn nvmlDeviceGetTopologyCommonAncestor(
 ) -> nvmlReturn_t {
     on_device("nvmlDeviceGetTopologyCommonAncestor", one, |a, s| {
         let uuid = uuid_of(other)?;
-        let b = s
-            .scenario
-            .devices
-            .iter()
-            .find(|d| d.uuid == uuid)
-            .ok_or(LOST)?;
+        let b = s.scenario.devices.iter().find(|d| d.uuid == uuid).ok_or(LOST)?;
         let found = if a.uuid == b.uuid {
             sys::nvmlGpuLevel_enum_NVML_TOPOLOGY_INTERNAL
         } else if a.numa == b.numa {
@@ -549,10 +436,7 @@ pub extern "C" fn nvmlDeviceGetNvLinkState(
         if d.nvlink_island.is_none() {
             return Err(NOT_SUPPORTED);
         }
-        put(
-            active,
-            sys::nvmlEnableState_t::from(link_peer(d, s, link).is_some()),
-        )
+        put(active, sys::nvmlEnableState_t::from(link_peer(d, s, link).is_some()))
     })
 }
 
@@ -570,80 +454,40 @@ pub extern "C" fn nvmlDeviceGetNvLinkRemotePciInfo_v2(
 // === How a device fares ===
 
 #[unsafe(no_mangle)]
-pub extern "C" fn nvmlDeviceGetMemoryInfo_v2(
-    device: nvmlDevice_t,
-    info: *mut sys::nvmlMemory_v2_t,
-) -> nvmlReturn_t {
+pub extern "C" fn nvmlDeviceGetMemoryInfo_v2(device: nvmlDevice_t, info: *mut sys::nvmlMemory_v2_t) -> nvmlReturn_t {
     on_device("nvmlDeviceGetMemoryInfo_v2", device, |d, s| {
         let (used, free) = memory(d, s);
         let version = (size_of::<sys::nvmlMemory_v2_t>() | (2 << 24)) as c_uint;
-        put(
-            info,
-            sys::nvmlMemory_v2_t {
-                version,
-                total: d.memory_bytes,
-                reserved: d.reserved_bytes,
-                free,
-                used,
-            },
-        )
+        put(info, sys::nvmlMemory_v2_t { version, total: d.memory_bytes, reserved: d.reserved_bytes, free, used })
     })
 }
 
 #[unsafe(no_mangle)]
-pub extern "C" fn nvmlDeviceGetMemoryInfo(
-    device: nvmlDevice_t,
-    info: *mut sys::nvmlMemory_t,
-) -> nvmlReturn_t {
+pub extern "C" fn nvmlDeviceGetMemoryInfo(device: nvmlDevice_t, info: *mut sys::nvmlMemory_t) -> nvmlReturn_t {
     on_device("nvmlDeviceGetMemoryInfo", device, |d, s| {
         let (used, free) = memory(d, s);
-        put(
-            info,
-            sys::nvmlMemory_t {
-                total: d.memory_bytes,
-                used,
-                free,
-            },
-        )
+        put(info, sys::nvmlMemory_t { total: d.memory_bytes, used, free })
     })
 }
 
 fn memory(device: &Device, snapshot: &Snapshot) -> (c_ulonglong, c_ulonglong) {
     let room = device.memory_bytes - device.reserved_bytes;
     let processes = processes_on(device, snapshot, None);
-    let used = processes
-        .iter()
-        .fold(0u64, |sum, p| sum.saturating_add(p.bytes))
-        .min(room);
+    let used = processes.iter().fold(0u64, |sum, p| sum.saturating_add(p.bytes)).min(room);
     (used, room - used)
 }
 
 /// What runs on the device; `mps` chooses the clients of the MPS server or the others.
 fn processes_on(device: &Device, snapshot: &Snapshot, mps: Option<bool>) -> Vec<Running> {
-    let reporting = snapshot
-        .processes
-        .iter()
-        .filter(|p| p.uuid == device.uuid && mps != Some(true))
-        .cloned();
-    let listed = snapshot
-        .scenario
-        .processes
-        .iter()
-        .filter(|p| p.uuid == device.uuid);
-    let listed = listed
-        .filter(|p| mps.is_none_or(|mps| mps == p.mps))
-        .filter_map(|p| {
-            let bytes = match p.memory {
-                ProcessMemory::Bytes(bytes) => bytes,
-                ProcessMemory::Measured(Measured::Rss) => reports::resident(p.pid)?,
-            };
-            Some(Running {
-                pid: p.pid,
-                uuid: p.uuid.clone(),
-                bytes,
-                sm_percent: p.sm_percent.min(100),
-            })
-        });
+    let reporting = snapshot.processes.iter().filter(|p| p.uuid == device.uuid && mps != Some(true)).cloned();
+    let listed = snapshot.scenario.processes.iter().filter(|p| p.uuid == device.uuid);
+    let listed = listed.filter(|p| mps.is_none_or(|mps| mps == p.mps)).filter_map(|p| {
+        let bytes = match p.memory {
+            ProcessMemory::Bytes(bytes) => bytes,
+            ProcessMemory::Measured(Measured::Rss) => reports::resident(p.pid)?,
+        };
+        Some(Running { pid: p.pid, uuid: p.uuid.clone(), bytes, sm_percent: p.sm_percent.min(100) })
+    });
     reporting.chain(listed).collect()
 }
 
@@ -654,22 +498,12 @@ pub extern "C" fn nvmlDeviceGetUtilizationRates(
 ) -> nvmlReturn_t {
     on_device("nvmlDeviceGetUtilizationRates", device, |d, s| {
         let busy: u32 = processes_on(d, s, None).iter().map(|p| p.sm_percent).sum();
-        put(
-            rates,
-            sys::nvmlUtilization_t {
-                gpu: busy.min(100),
-                memory: (busy / 2).min(100),
-            },
-        )
+        put(rates, sys::nvmlUtilization_t { gpu: busy.min(100), memory: (busy / 2).min(100) })
     })
 }
 
 #[unsafe(no_mangle)]
-pub extern "C" fn nvmlDeviceGetTemperature(
-    device: nvmlDevice_t,
-    sensor: c_uint,
-    celsius: *mut c_uint,
-) -> nvmlReturn_t {
+pub extern "C" fn nvmlDeviceGetTemperature(device: nvmlDevice_t, sensor: c_uint, celsius: *mut c_uint) -> nvmlReturn_t {
     on_device("nvmlDeviceGetTemperature", device, |d, _| match sensor {
         0 => put(celsius, d.temperature_celsius),
         _ => Err(INVALID),
@@ -677,13 +511,8 @@ pub extern "C" fn nvmlDeviceGetTemperature(
 }
 
 #[unsafe(no_mangle)]
-pub extern "C" fn nvmlDeviceGetPowerUsage(
-    device: nvmlDevice_t,
-    milliwatts: *mut c_uint,
-) -> nvmlReturn_t {
-    on_device("nvmlDeviceGetPowerUsage", device, |d, _| {
-        put(milliwatts, d.power_milliwatts)
-    })
+pub extern "C" fn nvmlDeviceGetPowerUsage(device: nvmlDevice_t, milliwatts: *mut c_uint) -> nvmlReturn_t {
+    on_device("nvmlDeviceGetPowerUsage", device, |d, _| put(milliwatts, d.power_milliwatts))
 }
 
 #[unsafe(no_mangle)]
@@ -698,18 +527,9 @@ pub extern "C" fn nvmlDeviceGetCurrentClocksThrottleReasons(
         Throttle::HwThermalSlowdown => sys::nvmlClocksThrottleReasonHwThermalSlowdown,
         Throttle::HwPowerBrake => sys::nvmlClocksThrottleReasonHwPowerBrakeSlowdown,
     };
-    on_device(
-        "nvmlDeviceGetCurrentClocksThrottleReasons",
-        device,
-        |d, _| {
-            put(
-                reasons,
-                d.throttle
-                    .iter()
-                    .fold(0, |mask, t| mask | c_ulonglong::from(bit(t))),
-            )
-        },
-    )
+    on_device("nvmlDeviceGetCurrentClocksThrottleReasons", device, |d, _| {
+        put(reasons, d.throttle.iter().fold(0, |mask, t| mask | c_ulonglong::from(bit(t))))
+    })
 }
 
 #[unsafe(no_mangle)]
@@ -761,18 +581,10 @@ pub extern "C" fn nvmlDeviceGetFieldValues(
             return Err(INVALID);
         }
         let action = match d.recovery() {
-            RecoveryAction::None => {
-                sys::nvmlDeviceGpuRecoveryAction_s_NVML_GPU_RECOVERY_ACTION_NONE
-            }
-            RecoveryAction::Reset => {
-                sys::nvmlDeviceGpuRecoveryAction_s_NVML_GPU_RECOVERY_ACTION_GPU_RESET
-            }
-            RecoveryAction::Reboot => {
-                sys::nvmlDeviceGpuRecoveryAction_s_NVML_GPU_RECOVERY_ACTION_NODE_REBOOT
-            }
-            RecoveryAction::DrainP2p => {
-                sys::nvmlDeviceGpuRecoveryAction_s_NVML_GPU_RECOVERY_ACTION_DRAIN_P2P
-            }
+            RecoveryAction::None => sys::nvmlDeviceGpuRecoveryAction_s_NVML_GPU_RECOVERY_ACTION_NONE,
+            RecoveryAction::Reset => sys::nvmlDeviceGpuRecoveryAction_s_NVML_GPU_RECOVERY_ACTION_GPU_RESET,
+            RecoveryAction::Reboot => sys::nvmlDeviceGpuRecoveryAction_s_NVML_GPU_RECOVERY_ACTION_NODE_REBOOT,
+            RecoveryAction::DrainP2p => sys::nvmlDeviceGpuRecoveryAction_s_NVML_GPU_RECOVERY_ACTION_DRAIN_P2P,
             RecoveryAction::DrainAndReset => {
                 sys::nvmlDeviceGpuRecoveryAction_s_NVML_GPU_RECOVERY_ACTION_DRAIN_AND_RESET
             }
@@ -802,10 +614,7 @@ fn process_infos(device: &Device, snapshot: &Snapshot, mps: bool) -> Vec<sys::nv
         gpuInstanceId: none,
         computeInstanceId: none,
     };
-    processes_on(device, snapshot, Some(mps))
-        .into_iter()
-        .map(info)
-        .collect()
+    processes_on(device, snapshot, Some(mps)).into_iter().map(info).collect()
 }
 
 #[unsafe(no_mangle)]
@@ -825,11 +634,9 @@ pub extern "C" fn nvmlDeviceGetMPSComputeRunningProcesses_v3(
     count: *mut c_uint,
     infos: *mut sys::nvmlProcessInfo_t,
 ) -> nvmlReturn_t {
-    on_device(
-        "nvmlDeviceGetMPSComputeRunningProcesses_v3",
-        device,
-        |d, s| put_list(infos, count, process_infos(d, s, true)),
-    )
+    on_device("nvmlDeviceGetMPSComputeRunningProcesses_v3", device, |d, s| {
+        put_list(infos, count, process_infos(d, s, true))
+    })
 }
 
 #[unsafe(no_mangle)]
@@ -850,11 +657,7 @@ pub extern "C" fn nvmlDeviceGetProcessUtilization(
             encUtil: 0,
             decUtil: 0,
         };
-        put_list(
-            samples,
-            count,
-            processes_on(d, s, None).into_iter().map(sample).collect(),
-        )
+        put_list(samples, count, processes_on(d, s, None).into_iter().map(sample).collect())
     })
 }
 
@@ -867,10 +670,7 @@ pub extern "C" fn nvmlEventSetCreate(set: *mut nvmlEventSet_t) -> nvmlReturn_t {
         if set.is_null() {
             return Err(INVALID);
         }
-        put(
-            set,
-            Box::into_raw(Box::new(Mutex::new(EventSet::default()))).cast(),
-        )
+        put(set, Box::into_raw(Box::new(Mutex::new(EventSet::default()))).cast())
     };
     code(made())
 }
@@ -903,13 +703,8 @@ pub unsafe extern "C" fn nvmlDeviceRegisterEvents(
 }
 
 #[unsafe(no_mangle)]
-pub extern "C" fn nvmlDeviceGetSupportedEventTypes(
-    device: nvmlDevice_t,
-    types: *mut c_ulonglong,
-) -> nvmlReturn_t {
-    on_device("nvmlDeviceGetSupportedEventTypes", device, |_, _| {
-        put(types, crate::events::SUPPORTED)
-    })
+pub extern "C" fn nvmlDeviceGetSupportedEventTypes(device: nvmlDevice_t, types: *mut c_ulonglong) -> nvmlReturn_t {
+    on_device("nvmlDeviceGetSupportedEventTypes", device, |_, _| put(types, crate::events::SUPPORTED))
 }
 
 /// # Safety

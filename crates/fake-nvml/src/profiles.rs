@@ -39,21 +39,10 @@ impl Profile {
             Self::H100x8 => vec![Kind::H100; 8],
             Self::A100x8 => vec![Kind::A100; 8],
             Self::L4x1 => vec![Kind::L4],
-            Self::Mixed => vec![
-                Kind::H100,
-                Kind::H100,
-                Kind::A100,
-                Kind::A100,
-                Kind::L4,
-                Kind::L4,
-            ],
+            Self::Mixed => vec![Kind::H100, Kind::H100, Kind::A100, Kind::A100, Kind::L4, Kind::L4],
         };
         let count = kinds.len();
-        let devices = kinds
-            .into_iter()
-            .enumerate()
-            .map(|(index, kind)| kind.device(node, index, count))
-            .collect();
+        let devices = kinds.into_iter().enumerate().map(|(index, kind)| kind.device(node, index, count)).collect();
         Scenario {
             version: VERSION,
             profile: Some(self.name().to_owned()),
@@ -81,10 +70,7 @@ impl FromStr for Profile {
     type Err = UnknownProfile;
 
     fn from_str(name: &str) -> Result<Self, Self::Err> {
-        Self::ALL
-            .into_iter()
-            .find(|profile| profile.name() == name)
-            .ok_or_else(|| UnknownProfile(name.to_owned()))
+        Self::ALL.into_iter().find(|profile| profile.name() == name).ok_or_else(|| UnknownProfile(name.to_owned()))
     }
 }
 
@@ -155,10 +141,7 @@ impl Kind {
             ],
             Self::L4 => return None,
         };
-        Some(Mig {
-            enabled: false,
-            profiles,
-        })
+        Some(Mig { enabled: false, profiles })
     }
 }
 
@@ -168,20 +151,11 @@ fn uuid(node: &str, index: usize) -> String {
     let high = fnv(&format!("{node}/{index}/high"));
     let low = fnv(&format!("{node}/{index}/low"));
     let hex = format!("{high:016x}{low:016x}");
-    format!(
-        "GPU-{}-{}-{}-{}-{}",
-        &hex[..8],
-        &hex[8..12],
-        &hex[12..16],
-        &hex[16..20],
-        &hex[20..]
-    )
+    format!("GPU-{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
 }
 
 fn fnv(text: &str) -> u64 {
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    })
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 #[cfg(test)]
@@ -193,10 +167,7 @@ mod tests {
     fn every_profile_round_trips_through_its_file() {
         for profile in Profile::ALL {
             let scenario = profile.scenario("node-1");
-            assert_eq!(
-                Scenario::parse(scenario.to_json().as_bytes()).unwrap(),
-                scenario
-            );
+            assert_eq!(Scenario::parse(scenario.to_json().as_bytes()).unwrap(), scenario);
             assert_eq!(profile.name().parse::<Profile>().unwrap(), profile);
         }
         assert!("h200".parse::<Profile>().is_err());

@@ -52,24 +52,20 @@ pub fn running(dir: &Path, rules: &Reports) -> Vec<Running> {
     };
     let mut dirs: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
     dirs.sort();
-    dirs.iter()
-        .flat_map(|dir| of_claim(dir, rules).unwrap_or_default())
-        .collect()
+    dirs.iter().flat_map(|dir| of_claim(dir, rules).unwrap_or_default()).collect()
 }
 
 fn of_claim(dir: &Path, rules: &Reports) -> Option<Vec<Running>> {
     let claim: ClaimFile = read_json(&dir.join("claim.json"))?;
     let usage: UsageFile = read_json(&dir.join("usage.json")).unwrap_or_default();
     let holder = lock_holder(&dir.join("lock"));
-    let processes: Vec<(u32, u64)> = match (rules.memory_for(&claim.namespace, &claim.name), holder)
-    {
+    let processes: Vec<(u32, u64)> = match (rules.memory_for(&claim.namespace, &claim.name), holder) {
         (ReportedMemory::Reported, Some(pid)) => vec![(pid, usage.bytes)],
         (ReportedMemory::Reported, None) => Vec::new(),
         (ReportedMemory::Rss, Some(pid)) => vec![(pid, resident(pid)?)],
-        (ReportedMemory::Rss, None) => pids_of_pod(&claim.pod_uid)
-            .into_iter()
-            .filter_map(|pid| Some((pid, resident(pid)?)))
-            .collect(),
+        (ReportedMemory::Rss, None) => {
+            pids_of_pod(&claim.pod_uid).into_iter().filter_map(|pid| Some((pid, resident(pid)?))).collect()
+        }
     };
     let share = claim.uuids.len().max(1) as u64;
     let on_each = |(pid, bytes): (u32, u64)| {
@@ -139,16 +135,11 @@ fn pids_of_pod(pod_uid: &str) -> Vec<u32> {
     if pod_uid.is_empty() {
         return Vec::new();
     }
-    let (dashes, underscores) = (
-        format!("pod{pod_uid}"),
-        format!("pod{}", pod_uid.replace('-', "_")),
-    );
+    let (dashes, underscores) = (format!("pod{pod_uid}"), format!("pod{}", pod_uid.replace('-', "_")));
     let Ok(entries) = std::fs::read_dir("/proc") else {
         return Vec::new();
     };
-    let pids = entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     let ours = |pid: &u32| {
         std::fs::read_to_string(format!("/proc/{pid}/cgroup"))
             .is_ok_and(|groups| groups.contains(&dashes) || groups.contains(&underscores))

@@ -244,9 +244,7 @@ fn default_power() -> u32 {
 /// Why a scenario file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ScenarioError {
-    #[error(
-        "cannot parse the scenario (replace the file by rename, a writer in place shows half a file)"
-    )]
+    #[error("cannot parse the scenario (replace the file by rename, a writer in place shows half a file)")]
     Parse(#[from] serde_json::Error),
     #[error("scenario version {0}, this library reads version {VERSION}")]
     Version(u32),
@@ -276,24 +274,14 @@ impl Scenario {
         let mut seen = BTreeSet::new();
         for device in &self.devices {
             let printable = device.uuid.bytes().all(|b| b.is_ascii_graphic());
-            if device.uuid.is_empty()
-                || device.uuid.len() > 79
-                || !printable
-                || !seen.insert(&device.uuid)
-            {
+            if device.uuid.is_empty() || device.uuid.len() > 79 || !printable || !seen.insert(&device.uuid) {
                 return Err(ScenarioError::Uuid(device.uuid.clone()));
             }
-            let wrong = |what| ScenarioError::Device {
-                uuid: device.uuid.clone(),
-                what,
-            };
+            let wrong = |what| ScenarioError::Device { uuid: device.uuid.clone(), what };
             if device.reserved_bytes > device.memory_bytes {
                 return Err(wrong("reservedBytes exceeds memoryBytes"));
             }
-            if device.product.is_empty()
-                || device.product.len() > 95
-                || device.product.contains('\0')
-            {
+            if device.product.is_empty() || device.product.len() > 95 || device.product.contains('\0') {
                 return Err(wrong("product must have 1 to 95 bytes"));
             }
         }
@@ -321,10 +309,7 @@ impl Device {
 
 /// Xid numbers after which the GPU is of no use until it is reset.
 fn needs_reset(xid: u64) -> bool {
-    matches!(
-        xid,
-        46 | 48 | 61 | 62 | 64 | 79 | 95 | 110 | 119 | 120 | 140
-    )
+    matches!(xid, 46 | 48 | 61 | 62 | 64 | 79 | 95 | 110 | 119 | 120 | 140)
 }
 
 #[cfg(test)]
@@ -337,10 +322,7 @@ mod tests {
             Ok(scenario) => format!("{} devices", scenario.devices.len()),
             Err(err) => err.to_string(),
         };
-        assert!(
-            got.contains(expect),
-            "{json}\n gave: {got}\n want: {expect}"
-        );
+        assert!(got.contains(expect), "{json}\n gave: {got}\n want: {expect}");
     }
 
     const DEVICE: &str = r#""product":"L4","memoryBytes":100,"smCount":58,"architecture":"Ada""#;
@@ -351,24 +333,10 @@ mod tests {
         check(r#"{"version":1,"devices":[]"#, "cannot parse");
         check(r#"{"version":2,"devices":[]}"#, "version 2");
         check(r#"{"version":1,"devices":[],"typo":1}"#, "cannot parse");
-        check(
-            &format!(r#"{{"version":1,"devices":[{{"uuid":"",{DEVICE}}}]}}"#),
-            "uuid \"\"",
-        );
-        check(
-            &format!(
-                r#"{{"version":1,"devices":[{{"uuid":"a",{DEVICE}}},{{"uuid":"a",{DEVICE}}}]}}"#
-            ),
-            "uuid \"a\"",
-        );
-        check(
-            &format!(r#"{{"version":1,"devices":[{{"uuid":"a","reservedBytes":101,{DEVICE}}}]}}"#),
-            "reservedBytes",
-        );
-        check(
-            &format!(r#"{{"version":1,"devices":[{{"uuid":"a",{DEVICE}}}]}}"#),
-            "1 devices",
-        );
+        check(&format!(r#"{{"version":1,"devices":[{{"uuid":"",{DEVICE}}}]}}"#), "uuid \"\"");
+        check(&format!(r#"{{"version":1,"devices":[{{"uuid":"a",{DEVICE}}},{{"uuid":"a",{DEVICE}}}]}}"#), "uuid \"a\"");
+        check(&format!(r#"{{"version":1,"devices":[{{"uuid":"a","reservedBytes":101,{DEVICE}}}]}}"#), "reservedBytes");
+        check(&format!(r#"{{"version":1,"devices":[{{"uuid":"a",{DEVICE}}}]}}"#), "1 devices");
     }
 
     #[test]
@@ -377,18 +345,9 @@ mod tests {
             r#"{"memory":"reported","byClaim":[{"namespace":"a","namePrefix":"stowage-bad","memory":"rss"}]}"#,
         )
         .unwrap();
-        assert_eq!(
-            reports.memory_for("a", "stowage-bad-1"),
-            ReportedMemory::Rss
-        );
-        assert_eq!(
-            reports.memory_for("a", "stowage-good"),
-            ReportedMemory::Reported
-        );
-        assert_eq!(
-            reports.memory_for("b", "stowage-bad-1"),
-            ReportedMemory::Reported
-        );
+        assert_eq!(reports.memory_for("a", "stowage-bad-1"), ReportedMemory::Rss);
+        assert_eq!(reports.memory_for("a", "stowage-good"), ReportedMemory::Reported);
+        assert_eq!(reports.memory_for("b", "stowage-bad-1"), ReportedMemory::Reported);
     }
 
     proptest! {

@@ -24,12 +24,7 @@ pub struct Store {
 
 impl Store {
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        let mut store = Self {
-            path: path.into(),
-            stamp: None,
-            good: None,
-            error: None,
-        };
+        let mut store = Self { path: path.into(), stamp: None, good: None, error: None };
         store.refresh();
         store
     }
@@ -53,8 +48,7 @@ impl Store {
     fn refresh(&mut self) {
         let stamp = match std::fs::metadata(&self.path) {
             Ok(meta) => {
-                let mtime =
-                    i128::from(meta.mtime()) * 1_000_000_000 + i128::from(meta.mtime_nsec());
+                let mtime = i128::from(meta.mtime()) * 1_000_000_000 + i128::from(meta.mtime_nsec());
                 (meta.dev(), meta.ino(), meta.size(), mtime)
             }
             Err(err) => {

@@ -10,15 +10,11 @@ use std::path::Path;
 
 fn main() -> Result<(), String> {
     let mut args = std::env::args().skip(1);
-    let dir = args
-        .next()
-        .ok_or("usage: simulated-gpu-process <report dir> [--report N] [--allocate N] [--sm N]")?;
+    let dir = args.next().ok_or("usage: simulated-gpu-process <report dir> [--report N] [--allocate N] [--sm N]")?;
     let (mut report, mut allocate, mut sm) = (None, 0usize, 0u32);
     while let Some(flag) = args.next() {
         let value = args.next().ok_or(format!("{flag} needs a value"))?;
-        let number: u64 = value
-            .parse()
-            .map_err(|err| format!("{flag} {value}: {err}"))?;
+        let number: u64 = value.parse().map_err(|err| format!("{flag} {value}: {err}"))?;
         match flag.as_str() {
             "--report" => report = Some(number),
             "--allocate" => allocate = number as usize,
@@ -44,11 +40,7 @@ fn main() -> Result<(), String> {
 
 /// A POSIX write lock on the file, for as long as the file stays open.
 fn hold_lock(path: &Path) -> Result<File, String> {
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(path);
+    let file = File::options().create(true).truncate(false).write(true).open(path);
     let file = file.map_err(|err| format!("cannot open {}: {err}", path.display()))?;
     // SAFETY: plain data for which zeroes are valid; the descriptor is open.
     let result = unsafe {
@@ -58,11 +50,7 @@ fn hold_lock(path: &Path) -> Result<File, String> {
         libc::fcntl(file.as_raw_fd(), libc::F_SETLK, &lock)
     };
     if result != 0 {
-        return Err(format!(
-            "cannot lock {}: {}",
-            path.display(),
-            std::io::Error::last_os_error()
-        ));
+        return Err(format!("cannot lock {}: {}", path.display(), std::io::Error::last_os_error()));
     }
     Ok(file)
 }

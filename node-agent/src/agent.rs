@@ -1,0 +1,248 @@
+//! Wires the parts together: threads that read, the picture they make, and who looks at it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use stowage_telemetry::{health, metrics as telemetry_metrics};
+use tokio::sync::{mpsc, watch};
+
+use crate::args::Args;
+use crate::attribution::KernelAttribution;
+use crate::claims::KubeClaims;
+use crate::dra::{self, DeviceVerdicts, Sockets};
+use crate::http;
+use crate::metrics::Metrics;
+use crate::model::GpuFacts;
+use crate::prepare::{Paths, Preparer};
+use crate::sampler::{self, News};
+use crate::slices::{Publisher, by_device_name};
+use crate::view::{Picture, Trouble, View};
+
+/// The kubelet forgets a device's health after 30 s.
+const HEALTH_HEARTBEAT: Duration = Duration::from_secs(10);
+/// Without news from the sampler for so long, a restart is the cure.
+const STUCK_AFTER: Duration = Duration::from_secs(60);
+/// Preparations cut short are looked at so often, until the API server has answered once.
+const ABANDONED_RETRY: Duration = Duration::from_secs(10);
+
+/// Runs until a signal comes. Everything that was prepared stays prepared.
+pub async fn run(args: Args) -> anyhow::Result<()> {
+    let stop = watch::Sender::new(false);
+    let signal = stowage_telemetry::shutdown_signal();
+    let client = kube::Client::try_default().await?;
+    let (gpus, gpus_seen) = watch::channel(Arc::new(Vec::<GpuFacts>::new()));
+    let paths = Paths { cdi: args.cdi_dir.clone(), state: args.state_dir.clone() };
+    let claims = Arc::new(KubeClaims(client.clone()));
+    let simulated = args.profile().is_some();
+    let (mut preparer, checkpoint, rebuilt) =
+        Preparer::open(&args.node_name, simulated, paths.clone(), claims, gpus_seen.clone())
+            .map_err(|err| anyhow::anyhow!("cannot use {}: {err}", args.state_dir.display()))?;
+    preparer.operator_pods_only = !args.any_pod;
+    let preparer = Arc::new(preparer);
+
+    let mut registry = telemetry_metrics::registry();
+    let metrics = Metrics::register(&mut registry);
+    let (views, views_seen) = watch::channel(Arc::new(View::empty(simulated, Timestamp::now())));
+    let (verdicts, verdicts_seen) = watch::channel(DeviceVerdicts::default());
+    let registered = watch::Sender::new(Err("the kubelet has not registered the driver yet".to_owned()));
+    let (elsewhere, api_trouble) = (watch::Sender::new(None), watch::Sender::new(None));
+    let alive = watch::Sender::new(Instant::now());
+
+    let sockets = Sockets::new(&args.plugins_dir, &args.registry_dir, &args.pod_uid);
+    let plugin = tokio::spawn({
+        let (sockets, preparer, registered, stopped) =
+            (sockets.clone(), Arc::clone(&preparer), registered.clone(), stop.subscribe());
+        async move { dra::serve(&sockets, preparer, verdicts_seen, registered, stopped).await }
+    });
+    tokio::spawn(forget_abandoned(preparer));
+    tokio::spawn(crate::gpunode::run(client.clone(), args.node_name.clone(), views_seen.clone()));
+    let publisher = Publisher {
+        client,
+        node: args.node_name.clone(),
+        simulated,
+        gpus: gpus_seen,
+        elsewhere: elsewhere.clone(),
+        api_trouble: api_trouble.clone(),
+    };
+    tokio::spawn(publisher.run());
+
+    let (news, heard) = mpsc::channel(64);
+    let threads_stop = Arc::new(AtomicBool::new(false));
+    sampler::start(args.library(), news, Arc::clone(&threads_stop))?;
+    let painter = Painter {
+        simulated,
+        scenario: simulated.then(|| fake_nvml::Store::new(args.scenario())),
+        reports: paths.reports(),
+        checkpoint,
+        gpus,
+        views,
+        verdicts,
+        elsewhere: elsewhere.subscribe(),
+        api_trouble: api_trouble.subscribe(),
+        metrics,
+        alive: alive.clone(),
+        rebuilt,
+    };
+    tokio::spawn(painter.run(heard));
+
+    let api = http::Api { node: args.node_name.clone(), views: views_seen.clone() };
+    let router = http::router(api, registry, healthz(alive), readyz(registered, views_seen));
+    let listener = tokio::net::TcpListener::bind(&args.listen).await;
+    let listener = listener.map_err(|err| anyhow::anyhow!("cannot listen on {}: {err}", args.listen))?;
+    let serve = axum::serve(listener, router);
+
+    let result = tokio::select! {
+        _ = signal => Ok(()),
+        served = serve => served.map_err(|err| anyhow::anyhow!("the HTTP server ended: {err}")),
+        ended = plugin => match ended {
+            Ok(Ok(())) => Err(anyhow::anyhow!("the plugin's server ended")),
+            Ok(Err(err)) => Err(err),
+            Err(err) => Err(err.into()),
+        },
+    };
+    stop.send_replace(true);
+    threads_stop.store(true, Ordering::Relaxed);
+    sockets.remove();
+    result
+}
+
+fn healthz(alive: watch::Sender<Instant>) -> health::Check {
+    Arc::new(move || {
+        let silent = alive.borrow().elapsed();
+        if silent < STUCK_AFTER { Ok(()) } else { Err(format!("no reading of the GPUs for {} s", silent.as_secs())) }
+    })
+}
+
+fn readyz(registered: watch::Sender<Result<(), String>>, views: watch::Receiver<Arc<View>>) -> health::Check {
+    Arc::new(move || {
+        if let Some((_, message)) = views.borrow().troubles.get(&Trouble::NvmlUnavailable) {
+            return Err(message.clone());
+        }
+        if views.borrow().facts.is_empty() {
+            return Err("no GPU has been read yet".to_owned());
+        }
+        registered.borrow().clone()
+    })
+}
+
+async fn forget_abandoned(preparer: Arc<Preparer>) {
+    loop {
+        match preparer.forget_abandoned().await {
+            Ok(0) => return,
+            Ok(count) => return tracing::info!(count, "forgot preparations that a crash cut short"),
+            Err(err) => tracing::debug!(%err, "cannot look at unfinished preparations yet"),
+        }
+        tokio::time::sleep(ABANDONED_RETRY).await;
+    }
+}
+
+/// Takes the news, keeps the picture, shows it.
+struct Painter {
+    simulated: bool,
+    scenario: Option<fake_nvml::Store>,
+    reports: PathBuf,
+    checkpoint: watch::Receiver<Arc<crate::checkpoint::Checkpoint>>,
+    gpus: watch::Sender<Arc<Vec<GpuFacts>>>,
+    views: watch::Sender<Arc<View>>,
+    verdicts: watch::Sender<DeviceVerdicts>,
+    elsewhere: watch::Receiver<Option<String>>,
+    api_trouble: watch::Receiver<Option<String>>,
+    metrics: Metrics,
+    alive: watch::Sender<Instant>,
+    rebuilt: Option<String>,
+}
+
+impl Painter {
+    async fn run(mut self, mut news: mpsc::Receiver<News>) {
+        let mut picture = Picture::new(self.simulated, Timestamp::now());
+        let attribution = KernelAttribution { reports: self.reports.clone() };
+        if let Some(message) = self.rebuilt.take() {
+            tracing::error!("{message}");
+            picture.trouble(Trouble::CheckpointRebuilt, Some(message), Timestamp::now());
+        }
+        let mut told_kubelet = Instant::now();
+        while let Some(heard) = news.recv().await {
+            let now = Timestamp::now();
+            self.alive.send_replace(Instant::now());
+            match heard {
+                News::Facts { facts, driver_version } => {
+                    self.gpus.send_if_modified(|known| {
+                        let changed = **known != facts;
+                        if changed {
+                            *known = Arc::new(facts.clone());
+                        }
+                        changed
+                    });
+                    picture.facts(facts, driver_version);
+                    picture.trouble(Trouble::NvmlUnavailable, None, now);
+                }
+                News::Readings(readings) => {
+                    let checkpoint = Arc::clone(&self.checkpoint.borrow());
+                    picture.readings(readings, checkpoint, &attribution, now);
+                    self.troubles(&mut picture, now);
+                }
+                News::Told(told) => {
+                    tracing::warn!(?told, "the driver reports an error");
+                    picture.told(&told, now);
+                }
+                News::Unavailable(why) => {
+                    tracing::error!(why, "NVML cannot be used");
+                    picture.trouble(Trouble::NvmlUnavailable, Some(why), now);
+                }
+            }
+            let heartbeat = told_kubelet.elapsed() >= HEALTH_HEARTBEAT;
+            if heartbeat {
+                told_kubelet = Instant::now();
+            }
+            self.show(&picture.view, heartbeat, now);
+        }
+    }
+
+    fn troubles(&mut self, picture: &mut Picture, now: Timestamp) {
+        let scenario = self.scenario.as_mut().and_then(|store| store.last_error().map(str::to_owned));
+        picture.trouble(Trouble::ScenarioInvalid, scenario, now);
+        picture.trouble(Trouble::ManagedElsewhere, self.elsewhere.borrow().clone(), now);
+        picture.trouble(Trouble::ApiServer, self.api_trouble.borrow().clone(), now);
+    }
+
+    fn show(&self, view: &View, heartbeat: bool, now: Timestamp) {
+        self.metrics.set(view, now);
+        let by_name: DeviceVerdicts = Arc::new(by_device_name(&view.facts, &view.verdicts));
+        self.verdicts.send_if_modified(|shown| {
+            let changed = heartbeat || *shown != by_name;
+            *shown = by_name;
+            changed
+        });
+        self.log_changes(view);
+        self.views.send_replace(Arc::new(view.clone()));
+    }
+
+    fn log_changes(&self, view: &View) {
+        let before = self.views.borrow();
+        for (uuid, verdict) in &view.verdicts {
+            let old = before.verdicts.get(uuid);
+            if old.is_some_and(|old| old.health != verdict.health || old.reason != verdict.reason) {
+                tracing::warn!(gpu = uuid, health = ?verdict.health, reason = verdict.reason, message = verdict.message, "verdict changed");
+            }
+        }
+        for (overshoot, source) in &view.overshoots {
+            if !before
+                .overshoots
+                .iter()
+                .any(|(old, _)| old.claim_uid == overshoot.claim_uid && old.gpu == overshoot.gpu)
+            {
+                tracing::warn!(
+                    claim = overshoot.claim_uid,
+                    gpu = overshoot.gpu,
+                    promised = overshoot.promised_bytes,
+                    used = overshoot.samples.last().map(|(_, bytes)| *bytes),
+                    source = source.name(),
+                    "claim uses more than promised"
+                );
+            }
+        }
+    }
+}

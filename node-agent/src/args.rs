@@ -1,0 +1,115 @@
+//! The command line, and what follows from it.
+
+use std::path::{Path, PathBuf};
+
+use clap::Parser;
+use fake_nvml::Profile;
+use stowage_crds::names::NODE_AGENT_ADMIN_PORT;
+
+/// Reads the GPUs of this node, publishes them, and prepares the claims on them.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "stowage-node-agent", version)]
+pub struct Args {
+    /// Name of this node.
+    #[arg(long, env = "NODE_NAME")]
+    pub node_name: String,
+    /// Uid of this pod; the sockets carry it, so that old and new agent overlap in an update.
+    #[arg(long, env = "POD_UID", default_value = "local")]
+    pub pod_uid: String,
+    /// NVML's library. Default: the driver's, or on simulated nodes libfake_nvml.so beside this binary.
+    #[arg(long, env = "STOWAGE_NVML_LIB", default_value = "")]
+    pub nvml_lib: String,
+    /// Simulate GPUs: h100-80g-x8, a100-80g-x8, l4-x1 or mixed.
+    #[arg(long, env = "STOWAGE_SIMULATED_PROFILE", value_parser = optional_profile)]
+    pub simulated_profile: Option<ProfileChoice>,
+    /// checkpoint.json, scenario.json, reports/. The same path on the host.
+    #[arg(long, env = "STOWAGE_STATE_DIR", default_value = "/var/lib/stowage")]
+    pub state_dir: PathBuf,
+    /// Where CDI files go.
+    #[arg(long, env = "STOWAGE_CDI_DIR", default_value = "/var/run/cdi")]
+    pub cdi_dir: PathBuf,
+    /// The kubelet's directory of plugins.
+    #[arg(long, env = "STOWAGE_PLUGINS_DIR", default_value = "/var/lib/kubelet/plugins")]
+    pub plugins_dir: PathBuf,
+    /// Where the kubelet looks for registration sockets.
+    #[arg(long, env = "STOWAGE_REGISTRY_DIR", default_value = "/var/lib/kubelet/plugins_registry")]
+    pub registry_dir: PathBuf,
+    /// Address of probes, metrics and the summary.
+    #[arg(long, env = "STOWAGE_LISTEN", default_value_t = format!("0.0.0.0:{NODE_AGENT_ADMIN_PORT}"))]
+    pub listen: String,
+    /// Prepare claims of any pod, not only of those made by the operator. For trying the driver alone.
+    #[arg(long, env = "STOWAGE_ANY_POD", default_value_t = false)]
+    pub any_pod: bool,
+}
+
+/// An empty value, as charts write it for "unset", means no simulation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProfileChoice(pub Option<Profile>);
+
+fn optional_profile(text: &str) -> Result<ProfileChoice, String> {
+    if text.is_empty() {
+        return Ok(ProfileChoice(None));
+    }
+    text.parse()
+        .map(|profile| ProfileChoice(Some(profile)))
+        .map_err(|err: fake_nvml::profiles::UnknownProfile| err.to_string())
+}
+
+impl Args {
+    pub fn profile(&self) -> Option<Profile> {
+        self.simulated_profile.and_then(|choice| choice.0)
+    }
+
+    pub fn scenario(&self) -> PathBuf {
+        self.state_dir.join("scenario.json")
+    }
+
+    /// The library to load; `None` is the driver's own.
+    pub fn library(&self) -> Option<PathBuf> {
+        if self.nvml_lib.is_empty() {
+            self.profile().map(|_| fake_library())
+        } else {
+            Some(PathBuf::from(&self.nvml_lib))
+        }
+    }
+}
+
+/// Beside the binary, where the build puts it, or where the image has it.
+fn fake_library() -> PathBuf {
+    let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join("libfake_nvml.so")));
+    beside.filter(|path| path.is_file()).unwrap_or_else(|| PathBuf::from("/usr/lib/stowage/libfake_nvml.so"))
+}
+
+/// Makes the scenario when there is none. One that is there is never touched: people edit it.
+pub fn ensure_scenario(path: &Path, profile: Profile, node: &str) -> std::io::Result<bool> {
+    if path.exists() {
+        return Ok(false);
+    }
+    if let Some(dir) = path.parent() {
+        std::fs::create_dir_all(dir)?;
+    }
+    crate::checkpoint::write_atomically(path, profile.scenario(node).to_json().as_bytes())?;
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_profile_is_none_and_a_wrong_one_is_refused_with_the_choices() {
+        assert_eq!(optional_profile(""), Ok(ProfileChoice(None)));
+        assert_eq!(optional_profile("l4-x1"), Ok(ProfileChoice(Some(Profile::L4x1))));
+        assert!(optional_profile("h200").unwrap_err().contains("h100-80g-x8"));
+    }
+
+    #[test]
+    fn a_scenario_is_made_once_and_never_overwritten() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state").join("scenario.json");
+        assert!(ensure_scenario(&path, Profile::L4x1, "n").unwrap());
+        std::fs::write(&path, "edited").unwrap();
+        assert!(!ensure_scenario(&path, Profile::L4x1, "n").unwrap());
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "edited");
+    }
+}

@@ -1,0 +1,69 @@
+//! Writes this node's GpuNode: at once when something changed, otherwise once a minute as a sign of
+//! life. What it says is decided in [`crate::inventory`].
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::api::{Patch, PatchParams};
+use kube::{Api, Client};
+use serde_json::json;
+use stowage_crds::names::API_VERSION;
+use stowage_crds::{GpuNode, GpuNodeStatus};
+use tokio::sync::watch;
+
+use crate::inventory;
+use crate::slices::{FIELD_MANAGER, owner};
+use crate::view::View;
+
+/// As the type's documentation promises: at most so long without a write.
+const QUIET: Duration = Duration::from_secs(60);
+const RETRY: Duration = Duration::from_secs(2);
+
+/// Writes until the process ends.
+pub async fn run(client: Client, node: String, mut views: watch::Receiver<Arc<View>>) {
+    let mut written: Option<(GpuNodeStatus, Instant)> = None;
+    loop {
+        let view = Arc::clone(&views.borrow_and_update());
+        // Nothing known yet: an empty status would say that there are no GPUs.
+        if !view.facts.is_empty() {
+            let status =
+                inventory::node_status(&view.facts, &view.verdicts, view.driver_version.clone(), view.simulated);
+            let due = written.as_ref().is_none_or(|(last, at)| *last != status || at.elapsed() >= QUIET);
+            if due {
+                match write(&client, &node, &status, written.is_none()).await {
+                    Ok(()) => written = Some((status, Instant::now())),
+                    Err(err) => {
+                        tracing::warn!(%err, "cannot write the GpuNode");
+                        // Gone, perhaps: make it again.
+                        written = None;
+                        tokio::time::sleep(RETRY).await;
+                        continue;
+                    }
+                }
+            }
+        }
+        if views.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn write(client: &Client, node: &str, status: &GpuNodeStatus, create: bool) -> Result<(), kube::Error> {
+    let api: Api<GpuNode> = Api::all(client.clone());
+    let params = PatchParams::apply(FIELD_MANAGER).force();
+    if create {
+        let found = Api::<Node>::all(client.clone()).get(node).await?;
+        let object = json!({
+            "apiVersion": API_VERSION, "kind": "GpuNode",
+            "metadata": {"name": node, "ownerReferences": owner(&found).into_iter().collect::<Vec<_>>()},
+            "spec": {},
+        });
+        api.patch(node, &params, &Patch::Apply(&object)).await?;
+    }
+    let status = GpuNodeStatus { observed_time: Some(Time(jiff::Timestamp::now())), ..status.clone() };
+    let object = json!({"apiVersion": API_VERSION, "kind": "GpuNode", "metadata": {"name": node}, "status": status});
+    api.patch_status(node, &params, &Patch::Apply(&object)).await?;
+    Ok(())
+}

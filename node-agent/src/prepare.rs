@@ -1,0 +1,300 @@
+//! Prepares and unprepares claims: checkpoint, report directory, CDI file.
+//!
+//! One at a time on this node, also across two agents in a rolling update: each operation holds a
+//! file lock and starts from the checkpoint on disk. The order makes every crash harmless:
+//! `PrepareStarted` on disk → directory and CDI file → `Completed` on disk; unprepare goes the other
+//! way and forgets last. Both can be repeated. Whether to grant is decided in [`crate::grant`] and
+//! [`Checkpoint::admit`].
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use fake_nvml::reports::{ClaimFile, lock_holder};
+use stowage_crds::names::ENGINE_UID;
+use tokio::sync::{Mutex, watch};
+
+use crate::cdi::{self, CdiContext};
+use crate::checkpoint::{Checkpoint, CheckpointStore, Entry, OverCommit, SaveError, Stage};
+use crate::claims::{ClaimSource, LookupError};
+use crate::grant::{self, ClaimRef, Refusal};
+use crate::inventory;
+use crate::model::GpuFacts;
+
+/// Where this node's files are.
+#[derive(Debug, Clone)]
+pub struct Paths {
+    pub cdi: PathBuf,
+    /// `checkpoint.json`, `reports/`, `lock`.
+    pub state: PathBuf,
+}
+
+impl Paths {
+    pub fn checkpoint(&self) -> PathBuf {
+        self.state.join("checkpoint.json")
+    }
+
+    pub fn reports(&self) -> PathBuf {
+        self.state.join("reports")
+    }
+
+    fn report_dir(&self, uid: &str) -> PathBuf {
+        self.reports().join(uid)
+    }
+}
+
+/// A claim is not prepared, or not unprepared. The kubelet shows the text in the pod's events and
+/// asks again.
+#[derive(Debug, thiserror::Error)]
+pub enum PrepareError {
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    #[error(transparent)]
+    OverCommit(#[from] OverCommit),
+    #[error(transparent)]
+    Lookup(#[from] LookupError),
+    #[error("{err}: {why}", why = std::error::Error::source(.err).map(ToString::to_string).unwrap_or_default())]
+    Save { err: SaveError },
+    #[error("cannot write {what}: {source}")]
+    File { what: String, source: std::io::Error },
+    #[error("another agent on this node holds {0} for too long")]
+    Busy(String),
+}
+
+impl From<SaveError> for PrepareError {
+    fn from(err: SaveError) -> Self {
+        Self::Save { err }
+    }
+}
+
+/// One device of a prepared claim, for the kubelet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prepared {
+    pub request: String,
+    pub pool: String,
+    pub device: String,
+    pub cdi_ids: Vec<String>,
+    pub share_id: Option<String>,
+}
+
+/// Prepares claims on one node.
+pub struct Preparer {
+    pub node: String,
+    pub simulated: bool,
+    pub paths: Paths,
+    /// Off only where somebody without an operator tries the driver by hand.
+    pub operator_pods_only: bool,
+    claims: Arc<dyn ClaimSource>,
+    gpus: watch::Receiver<Arc<Vec<GpuFacts>>>,
+    /// The checkpoint as last seen; also what serialises this process.
+    current: Mutex<watch::Sender<Arc<Checkpoint>>>,
+}
+
+impl Preparer {
+    /// Opens the checkpoint. The text, if any, says that it had to be rebuilt.
+    pub fn open(
+        node: &str,
+        simulated: bool,
+        paths: Paths,
+        claims: Arc<dyn ClaimSource>,
+        gpus: watch::Receiver<Arc<Vec<GpuFacts>>>,
+    ) -> std::io::Result<(Self, watch::Receiver<Arc<Checkpoint>>, Option<String>)> {
+        std::fs::create_dir_all(paths.reports())?;
+        let (store, problem) = CheckpointStore::open(&paths.checkpoint(), || cdi::rescue(&paths.cdi));
+        let (sender, receiver) = watch::channel(Arc::new(store.state().clone()));
+        let current = Mutex::new(sender);
+        let preparer =
+            Self { node: node.to_owned(), simulated, paths, operator_pods_only: true, claims, gpus, current };
+        Ok((preparer, receiver, problem))
+    }
+
+    /// Prepares the claim, or finds it prepared.
+    pub async fn prepare(&self, asked: &ClaimRef) -> Result<Vec<Prepared>, PrepareError> {
+        asked.check()?;
+        let mut session = self.session().await?;
+        let known = session.store.state().claims.get(&asked.uid).cloned();
+        if let Some(entry) =
+            known.filter(|entry| entry.stage == Stage::Completed && cdi::exists(&self.paths.cdi, &asked.uid))
+        {
+            return Ok(prepared(&asked.uid, &entry));
+        }
+        let entry = self.granted(asked).await?;
+        self.admit(&mut session, &asked.uid, &entry).await?;
+        session.put(&asked.uid, entry.clone(), Stage::PrepareStarted)?;
+        self.make_report_dir(&asked.uid, &entry)?;
+        self.write_cdi(&asked.uid, &entry)?;
+        session.put(&asked.uid, entry.clone(), Stage::Completed)?;
+        tracing::info!(claim = %format!("{}/{}", asked.namespace, asked.name), uid = asked.uid, pod = entry.pod, "claim prepared");
+        Ok(prepared(&asked.uid, &entry))
+    }
+
+    /// Takes back what was prepared. A claim that is not known has nothing to take back.
+    pub async fn unprepare(&self, asked: &ClaimRef) -> Result<(), PrepareError> {
+        asked.check()?;
+        let mut session = self.session().await?;
+        let file = |what: &str, source| PrepareError::File { what: what.to_owned(), source };
+        cdi::remove(&self.paths.cdi, &asked.uid).map_err(|err| file("the CDI directory", err))?;
+        remove_dir(&self.paths.report_dir(&asked.uid)).map_err(|err| file("the report directory", err))?;
+        session.store.change(|state| drop(state.claims.remove(&asked.uid)))?;
+        tracing::info!(claim = %format!("{}/{}", asked.namespace, asked.name), uid = asked.uid, "claim unprepared");
+        Ok(())
+    }
+
+    /// Forgets preparations that a crash cut short and whose claims are gone since: nobody will
+    /// unprepare them. Returns how many.
+    pub async fn forget_abandoned(&self) -> Result<usize, PrepareError> {
+        let mut session = self.session().await?;
+        let started = session.store.state().claims.iter().filter(|(_, entry)| entry.stage == Stage::PrepareStarted);
+        let uids: Vec<String> = started.map(|(uid, _)| uid.clone()).collect();
+        self.forget_gone(&mut session, &uids).await
+    }
+
+    async fn granted(&self, asked: &ClaimRef) -> Result<Entry, PrepareError> {
+        let claim = self.claims.claim(&asked.namespace, &asked.name).await?;
+        let claim = claim.ok_or_else(|| Refusal::NoClaim(asked.name.clone()))?;
+        let (pod, pod_uid) = grant::reserved_pod(&claim, asked)?;
+        if self.operator_pods_only {
+            let found = self.claims.pod(&asked.namespace, &pod).await?;
+            grant::check_pod(found.as_ref(), &pod_uid, &claim, &self.node)?;
+        }
+        let gpus = inventory::promisable(&self.gpus.borrow());
+        Ok(grant::grant(&claim, asked, (&pod, &pod_uid), &self.node, &gpus)?)
+    }
+
+    /// Refuses over-commit. What stands in the way of a claim and exists no more, in the API server
+    /// and as a process, is forgotten first: the kubelet may have lost its memory of it.
+    async fn admit(&self, session: &mut Session<'_>, uid: &str, entry: &Entry) -> Result<(), PrepareError> {
+        let gpus = inventory::promisable(&self.gpus.borrow());
+        let Err(refused) = session.store.state().admit(uid, &entry.devices, &gpus) else { return Ok(()) };
+        if self.forget_gone(session, &refused.in_the_way).await? == 0 {
+            return Err(refused.into());
+        }
+        Ok(session.store.state().admit(uid, &entry.devices, &gpus)?)
+    }
+
+    async fn forget_gone(&self, session: &mut Session<'_>, uids: &[String]) -> Result<usize, PrepareError> {
+        let mut gone = 0;
+        for uid in uids {
+            let Some(entry) = session.store.state().claims.get(uid).cloned() else { continue };
+            let claim = self.claims.claim(&entry.namespace, &entry.name).await?;
+            let exists = claim.is_some_and(|claim| claim.metadata.uid.as_deref() == Some(uid));
+            let runs = lock_holder(&self.paths.report_dir(uid).join("lock")).is_some();
+            if exists || runs {
+                continue;
+            }
+            tracing::warn!(uid, claim = entry.name, "claim is gone and was never unprepared, forgetting it");
+            let _ = cdi::remove(&self.paths.cdi, uid);
+            let _ = remove_dir(&self.paths.report_dir(uid));
+            session.store.change(|state| drop(state.claims.remove(uid)))?;
+            gone += 1;
+        }
+        Ok(gone)
+    }
+
+    fn make_report_dir(&self, uid: &str, entry: &Entry) -> Result<(), PrepareError> {
+        let dir = self.paths.report_dir(uid);
+        let claim = ClaimFile {
+            uuids: entry.devices.iter().map(|device| device.uuid.clone()).collect(),
+            namespace: entry.namespace.clone(),
+            name: entry.name.clone(),
+            pod: entry.pod.clone(),
+            pod_uid: entry.pod_uid.clone(),
+        };
+        let text = serde_json::to_vec(&claim).unwrap_or_default();
+        let made = std::fs::create_dir_all(&dir)
+            .and_then(|()| give_to_engine(&dir))
+            .and_then(|()| crate::checkpoint::write_atomically(&dir.join("claim.json"), &text));
+        made.map_err(|source| PrepareError::File { what: dir.display().to_string(), source })
+    }
+
+    fn write_cdi(&self, uid: &str, entry: &Entry) -> Result<(), PrepareError> {
+        let minors: BTreeMap<String, u32> =
+            self.gpus.borrow().iter().filter_map(|gpu| Some((gpu.uuid.clone(), gpu.minor?))).collect();
+        let context = CdiContext { simulated: self.simulated, minors, report_dir: self.paths.report_dir(uid) };
+        cdi::write(&self.paths.cdi, uid, &cdi::spec(uid, entry, &context))
+            .map_err(|source| PrepareError::File { what: format!("the CDI file of claim {uid}"), source })
+    }
+
+    /// The right to change the checkpoint, with what is on disk now.
+    async fn session(&self) -> Result<Session<'_>, PrepareError> {
+        let publish = self.current.lock().await;
+        let lock = FileLock::take(&self.paths.state.join("lock")).await?;
+        let (store, problem) = CheckpointStore::open(&self.paths.checkpoint(), || cdi::rescue(&self.paths.cdi));
+        if let Some(problem) = problem {
+            tracing::error!("{problem}");
+        }
+        Ok(Session { store, publish, _lock: lock })
+    }
+}
+
+struct Session<'a> {
+    store: CheckpointStore,
+    publish: tokio::sync::MutexGuard<'a, watch::Sender<Arc<Checkpoint>>>,
+    _lock: FileLock,
+}
+
+impl Session<'_> {
+    fn put(&mut self, uid: &str, entry: Entry, stage: Stage) -> Result<(), SaveError> {
+        self.store.change(|state| drop(state.claims.insert(uid.to_owned(), Entry { stage, ..entry })))
+    }
+}
+
+impl Drop for Session<'_> {
+    fn drop(&mut self) {
+        self.publish.send_replace(Arc::new(self.store.state().clone()));
+    }
+}
+
+fn prepared(uid: &str, entry: &Entry) -> Vec<Prepared> {
+    let ids = cdi::device_ids(uid, entry);
+    entry
+        .devices
+        .iter()
+        .zip(ids)
+        .map(|(device, cdi_ids)| Prepared {
+            request: device.request.clone(),
+            pool: device.pool.clone(),
+            device: device.device.clone(),
+            cdi_ids,
+            share_id: device.share_id.clone(),
+        })
+        .collect()
+}
+
+/// The engine writes here as 65532. Not root (tests): whoever runs this owns it, which is enough.
+fn give_to_engine(dir: &Path) -> std::io::Result<()> {
+    let uid = u32::try_from(ENGINE_UID).unwrap_or(65532);
+    match std::os::unix::fs::chown(dir, Some(uid), Some(uid)) {
+        Err(err) if err.kind() != std::io::ErrorKind::PermissionDenied => Err(err),
+        _ => Ok(()),
+    }
+}
+
+fn remove_dir(dir: &Path) -> std::io::Result<()> {
+    match std::fs::remove_dir_all(dir) {
+        Err(err) if err.kind() != std::io::ErrorKind::NotFound => Err(err),
+        _ => Ok(()),
+    }
+}
+
+/// An exclusive `flock`, given back when dropped or when the process ends.
+struct FileLock(#[allow(dead_code, reason = "held, not used")] File);
+
+impl FileLock {
+    /// Waits without blocking the runtime's thread. The other holder's operations take milliseconds.
+    async fn take(path: &Path) -> Result<Self, PrepareError> {
+        let open = File::options().create(true).truncate(false).write(true).open(path);
+        let file = open.map_err(|source| PrepareError::File { what: path.display().to_string(), source })?;
+        for _ in 0..1500 {
+            // SAFETY: the descriptor is open.
+            if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
+                return Ok(Self(file));
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Err(PrepareError::Busy(path.display().to_string()))
+    }
+}

@@ -1,0 +1,267 @@
+//! The agent's picture of its node, built up from readings and the checkpoint, once a second.
+//!
+//! [`Picture`] keeps what has to be remembered between seconds (verdicts, rows of overshooting
+//! samples); [`View`] is one immutable picture that metrics, summary and GpuNode are made from.
+//! Which process belongs to which claim is an argument, so all of this is a function of its input.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use stowage_crds::conditions::reasons;
+
+use crate::checkpoint::Checkpoint;
+use crate::health::{HealthBook, XidClass, classify};
+use crate::model::{GpuFacts, GpuReading, Health, Reach, Verdict};
+use crate::nvml::Told;
+use crate::overshoot::{Detector, Overshoot, Use};
+
+/// A state of the agent itself that somebody should know of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Trouble {
+    NvmlUnavailable,
+    ScenarioInvalid,
+    CheckpointRebuilt,
+    /// Another driver or plugin hands out this node's GPUs; we only watch.
+    ManagedElsewhere,
+    ApiServer,
+}
+
+impl Trouble {
+    pub const ALL: [Self; 5] = [
+        Self::NvmlUnavailable,
+        Self::ScenarioInvalid,
+        Self::CheckpointRebuilt,
+        Self::ManagedElsewhere,
+        Self::ApiServer,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NvmlUnavailable => "NvmlUnavailable",
+            Self::ScenarioInvalid => "ScenarioInvalid",
+            Self::CheckpointRebuilt => "CheckpointRebuilt",
+            Self::ManagedElsewhere => "ManagedElsewhere",
+            Self::ApiServer => "ApiServer",
+        }
+    }
+}
+
+/// Which claim a process belongs to, and who said so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// NVML lists the process, and its control group is the pod's.
+    Nvml,
+    /// The process holds the lock of the claim's report directory.
+    Report,
+}
+
+impl Source {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Nvml => "NVML",
+            Self::Report => "engine report",
+        }
+    }
+}
+
+/// Finds the claim uid of a pid.
+pub trait Attribution {
+    fn claim_of(&self, pid: u32, checkpoint: &Checkpoint) -> Option<(String, Source)>;
+}
+
+/// What a claim uses of a GPU. `None`: the processes could not be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClaimUse {
+    pub claim_uid: String,
+    pub gpu: String,
+    pub used: Option<Used>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Used {
+    pub bytes: u64,
+    pub sm_percent: u32,
+    pub source: Source,
+}
+
+/// One picture of the node.
+#[derive(Debug, Clone)]
+pub struct View {
+    pub at: Timestamp,
+    pub simulated: bool,
+    pub driver_version: Option<String>,
+    pub facts: Vec<GpuFacts>,
+    pub verdicts: BTreeMap<String, Verdict>,
+    /// By uuid, the last reading that reached the GPU and when.
+    pub readings: BTreeMap<String, (Timestamp, GpuReading)>,
+    pub checkpoint: std::sync::Arc<Checkpoint>,
+    pub uses: Vec<ClaimUse>,
+    pub overshoots: Vec<(Overshoot, Source)>,
+    pub troubles: BTreeMap<Trouble, (Timestamp, String)>,
+    /// Xid errors heard, by (uuid, class).
+    pub xids: BTreeMap<(String, &'static str), u64>,
+    /// Uses by nobody we know, bytes by uuid.
+    pub strangers: BTreeMap<String, u64>,
+}
+
+impl View {
+    pub fn empty(simulated: bool, at: Timestamp) -> Self {
+        Self {
+            at,
+            simulated,
+            driver_version: None,
+            facts: Vec::new(),
+            verdicts: BTreeMap::new(),
+            readings: BTreeMap::new(),
+            checkpoint: std::sync::Arc::default(),
+            uses: Vec::new(),
+            overshoots: Vec::new(),
+            troubles: BTreeMap::new(),
+            xids: BTreeMap::new(),
+            strangers: BTreeMap::new(),
+        }
+    }
+}
+
+/// The remembering part.
+pub struct Picture {
+    health: HealthBook,
+    detector: Detector,
+    pub view: View,
+}
+
+impl Picture {
+    pub fn new(simulated: bool, now: Timestamp) -> Self {
+        Self { health: HealthBook::default(), detector: Detector::default(), view: View::empty(simulated, now) }
+    }
+
+    pub fn facts(&mut self, facts: Vec<GpuFacts>, driver_version: Option<String>) {
+        self.view.facts = facts;
+        self.view.driver_version = driver_version;
+    }
+
+    pub fn told(&mut self, told: &Told, now: Timestamp) {
+        match told {
+            Told::Xid { uuid, xid } => {
+                *self.view.xids.entry((uuid.clone(), class_name(classify(*xid)))).or_default() += 1;
+                self.health.xid(uuid, *xid, now);
+            }
+            // The counter says how many, and that they are gone after a reset; see the next reading.
+            Told::EccDoubleBit { .. } => {}
+        }
+        self.judge();
+    }
+
+    pub fn trouble(&mut self, trouble: Trouble, message: Option<String>, now: Timestamp) {
+        match message {
+            None => drop(self.view.troubles.remove(&trouble)),
+            Some(message) => {
+                let entry = self.view.troubles.entry(trouble).or_insert((now, String::new()));
+                entry.1 = message;
+            }
+        }
+        self.judge();
+    }
+
+    /// One second's readings against what is promised.
+    pub fn readings(
+        &mut self,
+        readings: Vec<GpuReading>,
+        checkpoint: std::sync::Arc<Checkpoint>,
+        attribution: &dyn Attribution,
+        now: Timestamp,
+    ) {
+        self.view.at = now;
+        self.view.checkpoint = checkpoint;
+        for reading in &readings {
+            self.health.reading(reading, now);
+        }
+        self.judge();
+        self.uses(&readings, attribution);
+        self.overshoots(now);
+        for reading in readings.into_iter().filter(|reading| reading.reach == Reach::Ok) {
+            self.view.readings.insert(reading.uuid.clone(), (now, reading));
+        }
+    }
+
+    fn uses(&mut self, readings: &[GpuReading], attribution: &dyn Attribution) {
+        let checkpoint = &self.view.checkpoint;
+        self.view.strangers.clear();
+        let mut found: BTreeMap<(String, &str), Used> = BTreeMap::new();
+        for reading in readings {
+            for process in reading.processes.iter().flatten() {
+                let Some((uid, source)) = attribution.claim_of(process.pid, checkpoint) else {
+                    *self.view.strangers.entry(reading.uuid.clone()).or_default() += process.bytes;
+                    continue;
+                };
+                let sum = found.entry((uid, &reading.uuid)).or_insert(Used { bytes: 0, sm_percent: 0, source });
+                sum.bytes = sum.bytes.saturating_add(process.bytes);
+                sum.sm_percent = sum.sm_percent.saturating_add(process.sm_percent).min(100);
+            }
+        }
+        let read = |gpu: &str| readings.iter().any(|r| r.uuid == gpu && r.processes.is_some());
+        let nothing = Used { bytes: 0, sm_percent: 0, source: Source::Nvml };
+        let mut uses = Vec::new();
+        for (uid, entry) in &checkpoint.claims {
+            let mut gpus: Vec<&str> = entry.devices.iter().map(|device| device.uuid.as_str()).collect();
+            gpus.sort_unstable();
+            gpus.dedup();
+            for gpu in gpus {
+                let used = found.get(&(uid.clone(), gpu)).copied().unwrap_or(nothing);
+                let used = read(gpu).then_some(used);
+                uses.push(ClaimUse { claim_uid: uid.clone(), gpu: gpu.to_owned(), used });
+            }
+        }
+        self.view.uses = uses;
+    }
+
+    fn overshoots(&mut self, now: Timestamp) {
+        let promised = |uid: &str, gpu: &str| -> u64 {
+            let devices =
+                self.view.checkpoint.claims.get(uid).map(|entry| entry.devices.as_slice()).unwrap_or_default();
+            devices.iter().filter(|device| device.uuid == gpu).map(|device| device.memory_bytes).sum()
+        };
+        let measured = self.view.uses.iter().filter_map(|held| {
+            Some(Use {
+                claim_uid: held.claim_uid.clone(),
+                gpu: held.gpu.clone(),
+                promised_bytes: promised(&held.claim_uid, &held.gpu),
+                used_bytes: held.used?.bytes,
+            })
+        });
+        let measured: Vec<Use> = measured.collect();
+        let source = |found: &Overshoot| {
+            let of = self.view.uses.iter().find(|u| u.claim_uid == found.claim_uid && u.gpu == found.gpu);
+            of.and_then(|u| u.used).map_or(Source::Nvml, |used| used.source)
+        };
+        let found = self.detector.observe(now, &measured);
+        self.view.overshoots = found.into_iter().map(|overshoot| (overshoot.clone(), source(&overshoot))).collect();
+    }
+
+    /// While the scenario cannot be read, what is shown is old: such GPUs take no new work.
+    fn judge(&mut self) {
+        self.view.verdicts = self.health.verdicts();
+        let Some((since, message)) = self.view.troubles.get(&Trouble::ScenarioInvalid) else { return };
+        for verdict in self.view.verdicts.values_mut().filter(|verdict| verdict.health == Health::Healthy) {
+            *verdict = Verdict {
+                health: Health::Degraded,
+                reason: reasons::TELEMETRY_FAILED,
+                message: format!("simulated GPUs show what was last known: {message}"),
+                since: *since,
+            };
+        }
+    }
+}
+
+fn class_name(class: XidClass) -> &'static str {
+    match class {
+        XidClass::Application => "application",
+        XidClass::Attention => "attention",
+        XidClass::Ends => "ends",
+    }
+}
+
+impl XidClass {
+    /// All label values of the Xid counter.
+    pub const NAMES: [&'static str; 3] = ["application", "attention", "ends"];
+}
