@@ -27,8 +27,21 @@ pub struct EngineConfig {
 /// What happened to a request.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
-    Token { id: RequestId, token: u32, logprobs: Option<TokenLogprobs> },
-    Finished { id: RequestId, reason: FinishReason, usage: Usage },
+    /// It runs for the first time; `cached_tokens` of its prompt need not be computed.
+    Admitted {
+        id: RequestId,
+        cached_tokens: usize,
+    },
+    Token {
+        id: RequestId,
+        token: u32,
+        logprobs: Option<TokenLogprobs>,
+    },
+    Finished {
+        id: RequestId,
+        reason: FinishReason,
+        usage: Usage,
+    },
 }
 
 /// Why a request was not taken.
@@ -49,6 +62,7 @@ pub enum Refusal {
 /// What one step did, for metrics and for the fit of the cost model.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StepStats {
+    pub sequences: usize,
     /// Sequences that computed one token to get the next.
     pub decodes: usize,
     /// Tokens of all the others.
@@ -180,6 +194,7 @@ impl<E: Executor> Engine<E> {
     pub fn step(&mut self, events: &mut Vec<Event>) -> Result<StepStats, ExecError> {
         let plan = self.scheduler.schedule();
         let mut stats = self.describe(&plan);
+        events.extend(plan.admitted.iter().map(|&(id, cached_tokens)| Event::Admitted { id, cached_tokens }));
         if let Err(err) = self.compute(&plan) {
             self.failed_steps += 1;
             if self.failed_steps >= MAX_FAILED_STEPS {
@@ -243,7 +258,8 @@ impl<E: Executor> Engine<E> {
     }
 
     fn describe(&self, plan: &Plan) -> StepStats {
-        let mut stats = StepStats { preempted: plan.preempted.len(), ..StepStats::default() };
+        let mut stats =
+            StepStats { sequences: plan.grants.len(), preempted: plan.preempted.len(), ..StepStats::default() };
         for grant in &plan.grants {
             let Some(sequence) = self.scheduler.sequence(grant.id) else { continue };
             if grant.tokens == 1 && sequence.generated() > 0 {

@@ -55,6 +55,9 @@ struct Answer {
 fn note(answers: &mut BTreeMap<RequestId, Answer>, events: Vec<Event>) {
     for event in events {
         match event {
+            Event::Admitted { id, .. } => {
+                assert!(answers.insert(id, Answer::default()).is_none(), "admitted twice, or after a token");
+            }
             Event::Token { id, token, .. } => {
                 let answer = answers.entry(id).or_default();
                 assert!(answer.end.is_none(), "a token after the end");
@@ -157,7 +160,8 @@ fn a_cancelled_request_says_nothing_more_and_holds_nothing() {
     engine.step(&mut events).unwrap();
     assert_eq!(engine.cancel(RequestId(1)).unwrap().prompt_tokens, 40);
     assert_eq!(engine.cancel(RequestId(1)), None);
-    assert!(events.is_empty() && !engine.has_work());
+    assert!(matches!(events[..], [Event::Admitted { cached_tokens: 0, .. }]));
+    assert!(!engine.has_work());
     assert_eq!(engine.load().blocks_used, 0);
     // What it computed may be used; what it did not, may not (trap 3).
     engine.submit(request(2, prompt(1, 40), 5)).unwrap();
@@ -296,7 +300,7 @@ fn a_device_that_keeps_failing_ends_the_requests_of_the_step() {
     for _ in 0..3 {
         assert!(engine.step(&mut events).is_err());
     }
-    assert!(matches!(events[..], [Event::Finished { reason: FinishReason::Failed, .. }]));
+    assert!(matches!(events[..], [Event::Admitted { .. }, Event::Finished { reason: FinishReason::Failed, .. }]));
     assert!(!engine.has_work());
     assert_eq!(engine.load().blocks_used, 0);
 }

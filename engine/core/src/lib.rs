@@ -8,6 +8,7 @@
 pub mod blocks;
 pub mod engine;
 pub mod executor;
+pub mod fit;
 pub mod request;
 pub mod sampling;
 pub mod scheduler;

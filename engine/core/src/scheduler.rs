@@ -43,6 +43,9 @@ pub struct Plan {
     pub grants: Vec<Grant>,
     /// Gave up their blocks to make this plan possible.
     pub preempted: Vec<RequestId>,
+    /// Run for the first time, with so many prompt tokens from the cache. Those who come back after
+    /// a preemption are not among them.
+    pub admitted: Vec<(RequestId, usize)>,
 }
 
 impl Plan {
@@ -235,7 +238,7 @@ impl Scheduler {
             if *budget == 0 || self.running.len() >= self.config.max_running {
                 return;
             }
-            match self.admit(turn, *budget) {
+            match self.admit(turn, *budget, plan) {
                 Ok(grant) => {
                     *budget -= grant.tokens;
                     plan.grants.push(grant);
@@ -247,7 +250,7 @@ impl Scheduler {
         }
     }
 
-    fn admit(&mut self, turn: Turn, budget: usize) -> Result<Grant, NotYet> {
+    fn admit(&mut self, turn: Turn, budget: usize, plan: &mut Plan) -> Result<Grant, NotYet> {
         let id = turn.2;
         let cached = self.cached_prefix(id)?;
         let Some(sequence) = self.sequences.get_mut(&id) else { return Err(NotYet::NoRoom) };
@@ -256,7 +259,10 @@ impl Scheduler {
         }
         sequence.computed = cached.len() * BLOCK_TOKENS;
         sequence.published = cached.len();
-        sequence.cached_tokens.get_or_insert(sequence.computed);
+        if sequence.cached_tokens.is_none() {
+            sequence.cached_tokens = Some(sequence.computed);
+            plan.admitted.push((id, sequence.computed));
+        }
         sequence.blocks = cached;
 
         let remaining = sequence.remaining();

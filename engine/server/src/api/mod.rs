@@ -1,0 +1,189 @@
+//! The HTTP routes.
+//!
+//! A refusal is always an OpenAI error object that names the field and what to change. Every
+//! response carries the load in short (`x-stowage-load`), so a gateway's picture of an engine is at
+//! most one answer old. While draining, new work is refused with 503 and what runs goes on.
+
+mod body;
+mod chat;
+mod completions;
+mod generate;
+mod info;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use stowage_openai_api::{ApiError, Limits};
+use tokio::sync::watch;
+
+use crate::engine_thread::EngineHandle;
+use crate::metrics::{Metrics, Outcome};
+use crate::text::TextModel;
+
+/// Salt of the prefix cache, set by gateways from the caller's tenant.
+pub const SALT_HEADER: &str = "x-stowage-tenant-salt";
+pub const LOAD_HEADER: &str = "x-stowage-load";
+
+/// What all handlers share.
+#[derive(Clone)]
+pub struct App(Arc<Shared>);
+
+pub struct Shared {
+    pub engine: EngineHandle,
+    pub text: TextModel,
+    /// The name clients send.
+    pub model: String,
+    /// Seconds since 1970 at which the model was loaded.
+    pub created: u64,
+    pub limits: Limits,
+    pub max_body: usize,
+    pub body_timeout: Duration,
+    pub metrics: Metrics,
+    /// Requests that have not got their last byte yet.
+    in_flight: watch::Sender<usize>,
+    /// Bytes of request bodies held in memory while they come in.
+    body_bytes: AtomicUsize,
+}
+
+/// What [`App::new`] needs.
+pub struct Setup {
+    pub engine: EngineHandle,
+    pub text: TextModel,
+    pub model: String,
+    pub created: u64,
+    pub max_body: usize,
+    pub body_timeout: Duration,
+    pub metrics: Metrics,
+}
+
+impl App {
+    pub fn new(setup: Setup) -> Self {
+        let Setup { engine, text, model, created, max_body, body_timeout, metrics } = setup;
+        Self(Arc::new(Shared {
+            engine,
+            text,
+            model,
+            created,
+            limits: Limits::default(),
+            max_body,
+            body_timeout,
+            metrics,
+            in_flight: watch::Sender::new(0),
+            body_bytes: AtomicUsize::new(0),
+        }))
+    }
+
+    /// Waits until no request is under way.
+    pub async fn idle(&self) {
+        let mut in_flight = self.0.in_flight.subscribe();
+        // The sender lives in `self`, so this cannot fail.
+        let _ = in_flight.wait_for(|count| *count == 0).await;
+    }
+
+    pub fn in_flight(&self) -> usize {
+        *self.0.in_flight.borrow()
+    }
+
+    fn enter(&self) -> InFlight {
+        self.0.in_flight.send_modify(|count| *count += 1);
+        InFlight(self.clone())
+    }
+}
+
+impl std::ops::Deref for App {
+    type Target = Shared;
+    fn deref(&self) -> &Shared {
+        &self.0
+    }
+}
+
+/// A request under way; held by its response body until the last byte.
+pub(crate) struct InFlight(App);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.0.in_flight.send_modify(|count| *count -= 1);
+    }
+}
+
+/// Room in the memory for request bodies; given back when dropped.
+pub(crate) struct BodyRoom {
+    app: App,
+    bytes: usize,
+}
+
+impl BodyRoom {
+    pub(crate) fn new(app: &App) -> Self {
+        Self { app: app.clone(), bytes: 0 }
+    }
+
+    /// False when all bodies together would hold more than `limit`.
+    pub(crate) fn grow(&mut self, bytes: usize, limit: usize) -> bool {
+        let before = self.app.body_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.bytes += bytes;
+        before + bytes <= limit
+    }
+}
+
+impl Drop for BodyRoom {
+    fn drop(&mut self) {
+        self.app.body_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// All routes but the probes and the metrics page.
+pub fn router(app: App) -> Router {
+    Router::new()
+        .route("/v1/chat/completions", post(chat::handle))
+        .route("/v1/completions", post(completions::handle))
+        .route("/v1/models", get(info::models))
+        .route("/v1/models/{*name}", get(info::model))
+        .route("/stowage/v1/load", get(info::load))
+        .fallback(no_route)
+        .method_not_allowed_fallback(wrong_method)
+        .with_state(app.clone())
+        .layer(middleware::from_fn_with_state(app, with_load))
+}
+
+async fn with_load(State(app): State<App>, request: Request, next: Next) -> Response {
+    let mut response = next.run(request).await;
+    if let Ok(value) = HeaderValue::from_str(&app.engine.load().header()) {
+        response.headers_mut().insert(LOAD_HEADER, value);
+    }
+    response
+}
+
+async fn no_route(request: Request) -> Response {
+    respond(&ApiError::no_route(request.method().as_str(), request.uri().path()))
+}
+
+async fn wrong_method(request: Request) -> Response {
+    respond(&ApiError::method_not_allowed(request.method().as_str(), request.uri().path()))
+}
+
+/// An error as a response.
+pub(crate) fn respond(err: &ApiError) -> Response {
+    let status = StatusCode::from_u16(err.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let mut response = (status, [(header::CONTENT_TYPE, "application/json")], err.to_json()).into_response();
+    if let Some(seconds) = err.retry_after {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    response
+}
+
+/// Which outcome a refusal is counted as.
+fn outcome(err: &ApiError) -> Outcome {
+    match (err.status, err.code) {
+        (503, "draining") => Outcome::Draining,
+        (503, _) => Outcome::QueueFull,
+        (500.., _) => Outcome::Failed,
+        _ => Outcome::Invalid,
+    }
+}

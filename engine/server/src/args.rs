@@ -1,0 +1,83 @@
+//! The command line, as docs/contracts.md has it.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use stowage_engine_models::KvChoice;
+
+/// Serves one model over an OpenAI-compatible API.
+#[derive(Debug, Parser)]
+#[command(name = "stowage-engine", version)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Load a model and serve it until SIGTERM.
+    Serve(Serve),
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct Serve {
+    /// A GGUF file, a directory with safetensors, or `sim` for a simulated model.
+    #[arg(long)]
+    pub model: PathBuf,
+    /// The name clients send.
+    #[arg(long)]
+    pub name: String,
+    #[arg(long, default_value_t = 8000)]
+    pub port: u16,
+    /// Address to listen on.
+    #[arg(long, default_value = "0.0.0.0")]
+    pub host: std::net::IpAddr,
+    /// Longest prompt and answer together, in tokens [default: what the model was trained for].
+    #[arg(long)]
+    pub max_model_len: Option<usize>,
+    /// How K and V are stored: `auto`, `f32` or `bf16`.
+    #[arg(long, default_value = "auto")]
+    pub kv_type: KvChoice,
+    /// Bytes for weights and KV cache. The smallest of this, STOWAGE_GPU_MEMORY_BYTES and the
+    /// container's limit counts.
+    #[arg(long)]
+    pub memory_bytes: Option<u64>,
+    /// Threads that compute [default: the processors this process may use].
+    #[arg(long)]
+    pub threads: Option<usize>,
+    /// Tokens computed per step. More is better for throughput, less for the time between tokens
+    /// (and until a cancelled request stops) while long prompts come in.
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_step_tokens: u32,
+    /// Requests computed at the same time.
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_running: u32,
+    /// Requests that may wait; more are refused with 503.
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_waiting: u32,
+    /// Largest request body.
+    #[arg(long, default_value_t = 4 << 20)]
+    pub max_body_bytes: usize,
+    /// Connections open at the same time; more wait to be accepted.
+    #[arg(long, default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_connections: u32,
+    /// Seconds a client may take to send a request's head; an idle connection is closed after it.
+    #[arg(long, default_value_t = 30)]
+    pub header_timeout: u64,
+    /// Seconds a client may take to send a request's body.
+    #[arg(long, default_value_t = 30)]
+    pub body_timeout: u64,
+    /// Seconds without progress, with work to do, after which /healthz fails.
+    #[arg(long, default_value_t = 60)]
+    pub stuck_after: u64,
+    /// Seconds that running requests have to finish after SIGTERM.
+    #[arg(long, default_value_t = 600)]
+    pub drain_timeout: u64,
+}
+
+impl Serve {
+    /// A simulated model: deterministic nonsense in the time the cost model says.
+    pub fn is_simulated(&self) -> bool {
+        self.model.as_os_str() == "sim"
+    }
+}

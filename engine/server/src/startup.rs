@@ -1,0 +1,74 @@
+//! Failing to start in one line that says what, why and what to do.
+//!
+//! The line goes to stderr and to the container's termination message, from where it reaches the
+//! pod's status and the deployment's condition. The exit code says whether trying again can help.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+/// Why the process ends. `Display` is the one line.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}: {why}. {next}")]
+pub struct StartError {
+    pub code: Exit,
+    /// The operation that failed.
+    pub what: String,
+    pub why: String,
+    /// What to do about it, a sentence without its full stop.
+    pub next: String,
+}
+
+/// Exit codes, after sysexits.h.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// The machine or the process is to blame; another start may work.
+    Unavailable = 69,
+    /// A mistake of ours.
+    Software = 70,
+    /// Model, arguments or environment are wrong; another start fails in the same way.
+    Config = 78,
+}
+
+impl StartError {
+    pub fn config(what: impl Into<String>, why: impl Into<String>, next: impl Into<String>) -> Self {
+        Self { code: Exit::Config, what: what.into(), why: why.into(), next: next.into() }
+    }
+
+    pub fn unavailable(what: impl Into<String>, why: impl Into<String>, next: impl Into<String>) -> Self {
+        Self { code: Exit::Unavailable, what: what.into(), why: why.into(), next: next.into() }
+    }
+
+    pub fn software(what: impl Into<String>, why: impl Into<String>) -> Self {
+        let next = "Please report this with the log".to_owned();
+        Self { code: Exit::Software, what: what.into(), why: why.into(), next }
+    }
+}
+
+/// An error with its causes, in one line.
+pub fn chain(err: &dyn std::error::Error) -> String {
+    let mut text = err.to_string();
+    let mut source = err.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text.replace(['\n', '\r'], " ")
+}
+
+/// Where Kubernetes reads the termination message; another place for tests and other runtimes.
+const TERMINATION_LOG_ENV: &str = "STOWAGE_TERMINATION_LOG";
+const TERMINATION_LOG: &str = "/dev/termination-log";
+
+/// Says why the process ends, and gives the exit code.
+pub fn report(err: &StartError) -> ExitCode {
+    let line = err.to_string().replace(['\n', '\r'], " ");
+    eprintln!("stowage-engine: {line}");
+    let path = std::env::var(TERMINATION_LOG_ENV).unwrap_or_else(|_| TERMINATION_LOG.to_owned());
+    // Kubernetes makes the file; without it this is no container, and nobody would read it.
+    if Path::new(&path).exists()
+        && let Err(err) = std::fs::write(&path, format!("{line}\n"))
+    {
+        tracing::warn!(%err, path, "cannot write the termination message");
+    }
+    ExitCode::from(err.code as u8)
+}

@@ -1,0 +1,440 @@
+//! The API on a real socket, with the simulated model: every refusal, streams, the cache, and what
+//! happens when clients are slow, leave, or are too many.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::io::{Read, Write};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use stowage_engine::process::Model;
+use stowage_engine::text::{self, TextModel};
+use stowage_engine_core::executor::{ExecError, Executor, ModelInfo, StepBatch};
+use support::{MODEL, chat_body, completion_body, receive, start, start_with};
+
+const CHAT: &str = "/v1/chat/completions";
+const TEXT: &str = "/v1/completions";
+
+#[test]
+fn every_wrong_request_is_told_what_to_change() {
+    let server = start(&["--max-model-len", "256"]);
+    let long = "x".repeat(300);
+    let chat = |fields: &str| chat_body(fields);
+    let text = |fields: &str| format!(r#"{{"model":"{MODEL}"{fields}}}"#);
+    let cases: Vec<(&str, String, u16, &str, &str, &str)> = vec![
+        (CHAT, "{".into(), 400, "invalid_json", "", "not valid JSON"),
+        (CHAT, "[]".into(), 400, "invalid_json", "", "JSON object"),
+        (CHAT, r#"{"model":"\ud800"}"#.into(), 400, "invalid_json", "", "surrogate"),
+        (CHAT, "{}".into(), 400, "missing_required_parameter", "model", "missing"),
+        (
+            CHAT,
+            r#"{"model":"other","messages":[{"role":"user","content":"x"}]}"#.into(),
+            404,
+            "model_not_found",
+            "model",
+            "`other`",
+        ),
+        (TEXT, r#"{"model":"other","prompt":"x"}"#.into(), 404, "model_not_found", "model", "/v1/models"),
+        (CHAT, chat(r#","n":17"#), 400, "invalid_value", "n", "between 1 and 16"),
+        (CHAT, chat(r#","n":"2""#), 400, "invalid_type", "n", "an integer"),
+        (CHAT, chat(r#","max_tokens":0"#), 400, "invalid_value", "max_tokens", "between 1"),
+        (CHAT, chat(r#","stop":["a","b",""]"#), 400, "invalid_value", "stop", "empty"),
+        (CHAT, chat(r#","temperatur":1"#), 400, "unknown_parameter", "temperatur", "`temperature`"),
+        (CHAT, chat(r#","top_p":0"#), 400, "invalid_value", "top_p", "above 0"),
+        (CHAT, chat(r#","tools":[{"type":"function"}]"#), 400, "unsupported_parameter", "tools", "Remove"),
+        (
+            CHAT,
+            chat(r#","response_format":{"type":"json_object"}"#),
+            400,
+            "unsupported_parameter",
+            "response_format",
+            "Remove",
+        ),
+        (CHAT, chat(r#","logit_bias":{"99999":1}"#), 400, "invalid_value", "logit_bias", "below 258"),
+        (
+            CHAT,
+            format!(r#"{{"model":"{MODEL}","messages":[{{"role":"user","content":"{long}"}}]}}"#),
+            400,
+            "context_length_exceeded",
+            "messages",
+            "Shorten it to 255 tokens",
+        ),
+        (TEXT, text(&format!(r#","prompt":"{long}""#)), 400, "context_length_exceeded", "prompt", "300 tokens"),
+        (TEXT, text(r#","prompt":"""#), 400, "invalid_value", "prompt", "empty"),
+        (TEXT, text(r#","prompt":[1,258]"#), 400, "invalid_value", "prompt", "token 258"),
+        (TEXT, text(r#","prompt":{}"#), 400, "invalid_type", "prompt", "an object"),
+        (TEXT, text(r#","prompt":"a","echo":true"#), 400, "unsupported_parameter", "echo", "not supported"),
+    ];
+    for (path, body, status, code, param, says) in cases {
+        let response = server.post(path, &body);
+        let error = response.json()["error"].clone();
+        assert_eq!(response.status, status, "{body}: {error}");
+        assert_eq!(error["code"], code, "{body}");
+        assert_eq!(error["param"].as_str().unwrap_or(""), param, "{body}");
+        assert!(error["message"].as_str().unwrap().contains(says), "{body}: {error}");
+        assert!(error["type"].as_str().unwrap().ends_with("_error"));
+        assert!(response.header("x-stowage-load").is_some());
+    }
+    assert_eq!(server.running(), 0);
+}
+
+#[test]
+fn unknown_routes_and_methods_are_errors_in_the_same_shape() {
+    let server = start(&[]);
+    for path in ["/", "/v1", "/v1/embeddings", "/pause", "/v1/chat/completions/x", "//v1/models"] {
+        let response = server.get(path);
+        assert_eq!(
+            (response.status, response.json()["error"]["code"].as_str().unwrap()),
+            (404, "unknown_url"),
+            "{path}"
+        );
+    }
+    let response = server.get(CHAT);
+    assert_eq!((response.status, response.json()["error"]["code"].as_str().unwrap()), (405, "method_not_allowed"));
+}
+
+#[test]
+fn models_are_listed_and_found_by_name() {
+    let server = start(&["--max-model-len", "512"]);
+    let list = server.get("/v1/models").json();
+    assert_eq!(list["data"][0]["id"], MODEL);
+    assert_eq!(list["data"][0]["max_model_len"], 512);
+    assert_eq!(server.get("/v1/models/toy").json()["id"], MODEL);
+    assert_eq!(server.get("/v1/models/org%2Fother").json()["error"]["code"], "model_not_found");
+}
+
+fn stream_text(events: &[Value], index: u64) -> String {
+    events
+        .iter()
+        .flat_map(|event| event["choices"].as_array().unwrap())
+        .filter(|choice| choice["index"] == index)
+        .map(|choice| choice["delta"]["content"].as_str().or(choice["text"].as_str()).unwrap_or(""))
+        .collect()
+}
+
+#[test]
+fn a_stream_says_what_the_whole_answer_says() {
+    let server = start(&[]);
+    let whole = server.chat(r#","max_tokens":20"#);
+    assert_eq!(whole.status, 200, "{}", whole.body);
+    let json = whole.json();
+    let content = json["choices"][0]["message"]["content"].as_str().unwrap();
+    assert_eq!(content.len(), 20, "one letter per token");
+    assert_eq!(json["object"], "chat.completion");
+    assert_eq!(json["choices"][0]["finish_reason"], "length");
+    assert_eq!(json["usage"]["completion_tokens"], 20);
+    assert_eq!(json["usage"]["total_tokens"].as_u64(), json["usage"]["prompt_tokens"].as_u64().map(|n| n + 20));
+
+    let stream = server.chat(r#","max_tokens":20,"stream":true,"stream_options":{"include_usage":true}"#);
+    assert!(stream.header("content-type").unwrap().starts_with("text/event-stream"));
+    let events = stream.events();
+    assert_eq!(events[0]["choices"][0]["delta"]["role"], "assistant");
+    assert_eq!(stream_text(&events, 0), content);
+    let (usage, rest) = events.split_last().unwrap();
+    assert_eq!(usage["choices"].as_array().unwrap().len(), 0);
+    assert_eq!(usage["usage"]["completion_tokens"], 20);
+    assert_eq!(rest.last().unwrap()["choices"][0]["finish_reason"], "length");
+    assert!(rest.iter().all(|event| event["id"] == events[0]["id"]));
+
+    let text = server.complete(r#","max_tokens":5,"stream":true"#).events();
+    assert_eq!(
+        stream_text(&text, 0),
+        server.complete(r#","max_tokens":5"#).json()["choices"][0]["text"].as_str().unwrap()
+    );
+}
+
+#[test]
+fn a_stop_string_ends_the_text_before_it() {
+    let server = start(&[]);
+    let full = server.complete(r#","max_tokens":30"#).json()["choices"][0]["text"].as_str().unwrap().to_owned();
+    let stop = &full[10..13];
+    let expected = &full[..full.find(stop).unwrap()];
+    let whole = server.complete(&format!(r#","max_tokens":30,"stop":["{stop}"]"#)).json();
+    assert_eq!(whole["choices"][0]["text"].as_str().unwrap(), expected);
+    assert_eq!(whole["choices"][0]["finish_reason"], "stop");
+    let stream = server.complete(&format!(r#","max_tokens":8000,"stream":true,"stop":"{stop}""#)).events();
+    assert_eq!(stream_text(&stream, 0), expected);
+    server.wait(Duration::from_secs(2), "the engine stops too", |server| server.running() == 0);
+}
+
+#[test]
+fn several_choices_and_prompts_keep_their_numbers() {
+    let server = start(&[]);
+    let body = format!(r#"{{"model":"{MODEL}","prompt":["ab","cd"],"n":2,"max_tokens":12,"temperature":1,"seed":7}}"#);
+    let whole = server.post(TEXT, &body).json();
+    let texts: Vec<&str> = whole["choices"].as_array().unwrap().iter().map(|c| c["text"].as_str().unwrap()).collect();
+    assert_eq!(texts.len(), 4);
+    assert_ne!(texts[0], texts[1], "choices of one prompt are drawn apart");
+    assert_eq!(whole["usage"]["prompt_tokens"], 4, "each prompt is counted once");
+    assert_eq!(whole["usage"]["completion_tokens"], 48);
+    let streamed = server.post(TEXT, &body.replace("\"n\":2", "\"n\":2,\"stream\":true")).events();
+    for (index, text) in texts.iter().enumerate() {
+        assert_eq!(stream_text(&streamed, index as u64), *text);
+    }
+}
+
+#[test]
+fn a_seed_repeats_and_no_seed_does_not() {
+    let server = start(&[]);
+    let text = |fields: &str| {
+        let body = format!(r#"{{"model":"{MODEL}","prompt":"ab","max_tokens":24,"temperature":1{fields}}}"#);
+        server.post(TEXT, &body).json()["choices"][0]["text"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(text(r#","seed":5"#), text(r#","seed":5"#));
+    assert_ne!(text(r#","seed":5"#), text(r#","seed":6"#));
+    assert_ne!(text(""), text(""));
+}
+
+#[test]
+fn logprobs_come_in_the_shape_of_each_api() {
+    let server = start(&[]);
+    let chat = server.chat(r#","max_tokens":3,"logprobs":true,"top_logprobs":2"#).json();
+    let content = chat["choices"][0]["logprobs"]["content"].as_array().unwrap().clone();
+    assert_eq!(content.len(), 3);
+    assert_eq!(content[0]["top_logprobs"].as_array().unwrap().len(), 2);
+    assert_eq!(content[0]["token"], content[0]["top_logprobs"][0]["token"]);
+    assert!(content[0]["logprob"].as_f64().unwrap() <= 0.0);
+    let text = server.complete(r#","max_tokens":3,"logprobs":2"#).json();
+    let logprobs = &text["choices"][0]["logprobs"];
+    assert_eq!(logprobs["text_offset"], serde_json::json!([0, 1, 2]));
+    assert_eq!(logprobs["tokens"].as_array().unwrap().len(), 3);
+    let stream = server.chat(r#","max_tokens":3,"logprobs":true,"stream":true"#).events();
+    let streamed = stream.iter().filter(|event| event["choices"][0]["logprobs"].is_object()).count();
+    assert_eq!(streamed, 3);
+}
+
+#[test]
+fn the_cache_is_shared_within_a_salt_and_never_across() {
+    let server = start(&[]);
+    let prompt = "p".repeat(100);
+    let body = format!(r#"{{"model":"{MODEL}","prompt":"{prompt}","max_tokens":4}}"#);
+    let cached = |salt: &str| {
+        let header = if salt.is_empty() { String::new() } else { format!("x-stowage-tenant-salt: {salt}\r\n") };
+        let json = server.request("POST", TEXT, &header, &body).json();
+        json["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap()
+    };
+    assert_eq!(cached("tenant-a"), 0);
+    assert_eq!(cached("tenant-a"), 96);
+    assert_eq!(cached("tenant-b"), 0);
+    assert_eq!(cached(""), 0);
+    assert_eq!(cached("tenant-b"), 96);
+}
+
+#[test]
+fn a_client_that_leaves_is_cancelled_at_once() {
+    let server = start(&[]);
+    for stream in ["true", "false"] {
+        let body = completion_body(&format!(r#","max_tokens":8000,"stream":{stream}"#));
+        let mut connection = server.send("POST", TEXT, "", &body);
+        if stream == "true" {
+            connection.read_exact(&mut [0; 64]).unwrap();
+        }
+        server.wait(Duration::from_secs(5), "it runs", |server| server.running() == 1);
+        drop(connection);
+        let taken = server.wait(Duration::from_secs(2), "it is cancelled", |server| server.running() == 0);
+        // 100 ms is the promise; the rest is for a machine that does other things as well.
+        assert!(taken < Duration::from_millis(500), "stream={stream}: {taken:?}");
+    }
+    let metrics = server.get("/metrics").body;
+    assert!(metrics.contains(r#"stowage_requests_total{outcome="cancelled"} 2"#), "{metrics}");
+}
+
+#[test]
+fn a_full_queue_refuses_with_a_time_to_come_back() {
+    let server = start(&["--max-running", "1", "--max-waiting", "1"]);
+    let long = completion_body(r#","max_tokens":8000,"stream":true"#);
+    let mut open = Vec::new();
+    for expected in 1..=2 {
+        open.push(server.send("POST", TEXT, "", &long));
+        server.wait(Duration::from_secs(5), "it is taken", |server| server.running() == expected);
+    }
+    let refused = server.complete("");
+    assert_eq!((refused.status, refused.json()["error"]["code"].as_str().unwrap()), (503, "queue_full"));
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    drop(open);
+    server.wait(Duration::from_secs(5), "room again", |server| server.running() == 0);
+    assert_eq!(server.complete("").status, 200);
+}
+
+#[test]
+fn draining_refuses_new_requests_and_finishes_old_ones() {
+    let mut server = start(&[]);
+    let old = server.send("POST", TEXT, "", &completion_body(r#","max_tokens":700,"stream":true"#));
+    server.wait(Duration::from_secs(5), "it runs", |server| server.running() == 1);
+    assert_eq!(server.get("/readyz").status, 200);
+    let handle = server.server.take().unwrap();
+    let drained = server.runtime.spawn(handle.drain(Duration::from_secs(20)));
+    server.wait(Duration::from_secs(2), "not ready", |server| server.get("/readyz").status == 503);
+    let refused = server.complete("");
+    assert_eq!((refused.status, refused.json()["error"]["code"].as_str().unwrap()), (503, "draining"));
+    assert_eq!(server.get("/stowage/v1/load").json()["draining"], true);
+    assert_eq!(server.get("/healthz").status, 200);
+    let events = receive(old).events();
+    assert_eq!(stream_text(&events, 0).len(), 700, "not cut short");
+    server.runtime.block_on(drained).unwrap();
+    assert!(std::net::TcpStream::connect(server.address).is_err(), "still listening");
+}
+
+/// Hangs in its second step for ever, as a device that stopped answering.
+struct Hanging(ModelInfo, u32);
+
+impl Executor for Hanging {
+    fn info(&self) -> &ModelInfo {
+        &self.0
+    }
+
+    fn step(&mut self, batch: &StepBatch<'_>, logits: &mut Vec<f32>) -> Result<(), ExecError> {
+        self.1 += 1;
+        if self.1 > 1 {
+            std::thread::park();
+        }
+        logits.resize(batch.logits_rows() * self.0.vocab, 0.0);
+        Ok(())
+    }
+
+    fn copy_blocks(&mut self, _: &[(u32, u32)]) -> Result<(), ExecError> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_stuck_engine_is_not_healthy() {
+    let info = ModelInfo {
+        vocab: text::SIMULATED_VOCAB,
+        context_len: 128,
+        block_tokens: 16,
+        num_blocks: 64,
+        block_bytes: 1,
+        weight_bytes: 0,
+        scratch_bytes: 0,
+        max_step_tokens: 128,
+        model_digest: [0; 32],
+        kv_type: "none",
+        isa: "none",
+    };
+    let text = TextModel::new(&text::simulated_meta(128)).unwrap();
+    let model = Model { executor: Box::new(Hanging(info, 0)), text };
+    let server = start_with(&support::args(&["--stuck-after", "1"]), model);
+    assert_eq!(server.get("/healthz").status, 200, "idle is healthy");
+    let open = server.send("POST", TEXT, "", &completion_body(""));
+    server.wait(Duration::from_secs(5), "healthz fails", |server| server.get("/healthz").status == 503);
+    assert!(server.get("/healthz").body.contains("no step for"));
+    drop(open);
+    // The engine thread never comes back: end without waiting for it.
+    std::mem::forget(server);
+}
+
+#[test]
+fn the_load_report_can_be_watched() {
+    let server = start(&[]);
+    let mut watch = server.send("GET", "/stowage/v1/load?watch=1", "", "");
+    watch.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    let open = server.send("POST", TEXT, "", &completion_body(r#","max_tokens":8000,"stream":true"#));
+    let (start, mut seen) = (Instant::now(), String::new());
+    let mut buffer = [0; 4096];
+    while start.elapsed() < Duration::from_secs(3) {
+        if let Ok(n) = watch.read(&mut buffer) {
+            seen.push_str(&String::from_utf8_lossy(&buffer[..n]));
+        }
+    }
+    drop(open);
+    let reports: Vec<Value> =
+        seen.lines().filter(|line| line.starts_with('{')).map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!((4..=32).contains(&reports.len()), "{} reports in 3 s", reports.len());
+    assert!(reports.iter().any(|report| report["running"] == 1), "{seen}");
+    assert!(reports.iter().any(|report| report["coefficients"]["a"].as_f64().unwrap() > 0.0), "{seen}");
+}
+
+#[test]
+fn metrics_count_what_happened() {
+    let server = start(&[]);
+    server.complete(r#","max_tokens":5"#);
+    server.complete(r#","n":99"#);
+    let page = server.get("/metrics").body;
+    for line in [
+        r#"stowage_requests_total{outcome="ok"} 1"#,
+        r#"stowage_requests_total{outcome="invalid"} 1"#,
+        r#"stowage_tokens_total{direction="output",cached="false"} 5"#,
+        r#"stowage_tokens_total{direction="input",cached="false"} 5"#,
+        "stowage_time_to_first_token_seconds_count 1",
+        "stowage_engine_running_requests 0",
+        "stowage_queue_wait_seconds_count 1",
+    ] {
+        assert!(page.contains(line), "{line} is not in\n{page}");
+    }
+    assert!(page.contains("# TYPE stowage_requests_total counter"));
+}
+
+#[test]
+fn bodies_that_are_too_large_or_never_end_are_cut() {
+    let server = start(&["--max-body-bytes", "1000", "--body-timeout", "1"]);
+    let announced = server.post(TEXT, &"x".repeat(1001));
+    assert_eq!((announced.status, announced.json()["error"]["code"].as_str().unwrap()), (413, "request_too_large"));
+    let mut chunked = server.connect();
+    chunked
+        .write_all(
+            b"POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n",
+        )
+        .unwrap();
+    let chunk = format!("200\r\n{}\r\n", "x".repeat(0x200));
+    for _ in 0..3 {
+        let _ = chunked.write_all(chunk.as_bytes());
+    }
+    assert_eq!(receive(chunked).status, 413);
+    let start = Instant::now();
+    let mut endless = server.connect();
+    endless
+        .write_all(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 500\r\n\r\n{")
+        .unwrap();
+    let response = receive(endless);
+    assert_eq!((response.status, response.json()["error"]["code"].as_str().unwrap()), (408, "request_timeout"));
+    assert!(start.elapsed() < Duration::from_secs(5));
+}
+
+fn resident_bytes() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() << 10
+}
+
+fn allow_many_files() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: both calls read or write the one struct that outlives them.
+    unsafe {
+        libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit);
+        limit.rlim_cur = limit.rlim_max.min(8192);
+        libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
+    }
+}
+
+#[test]
+fn a_thousand_clients_that_send_a_byte_a_second_harm_nobody() {
+    allow_many_files();
+    let server = start(&["--header-timeout", "2", "--body-timeout", "2"]);
+    server.complete("");
+    let before = resident_bytes();
+    let heads = ["P", "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{"];
+    let mut slow: Vec<_> = (0..1000).map(|i| (server.connect(), heads[i % 2])).collect();
+    for (stream, head) in &mut slow {
+        stream.write_all(head.as_bytes()).unwrap();
+    }
+    for _ in 0..4 {
+        for (stream, _) in &mut slow {
+            let _ = stream.write_all(b"O");
+        }
+        let start = Instant::now();
+        assert_eq!(server.complete(r#","max_tokens":5"#).status, 200);
+        assert!(start.elapsed() < Duration::from_secs(2), "others are served: {:?}", start.elapsed());
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    let grown = resident_bytes().saturating_sub(before);
+    assert!(grown < 100 << 20, "{} MiB for 1,000 idle connections", grown >> 20);
+    server.wait(Duration::from_secs(10), "they are closed", |server| {
+        server
+            .get("/metrics")
+            .body
+            .lines()
+            .any(|line| line.strip_prefix("stowage_engine_connections ").is_some_and(|n| n.parse::<u32>().unwrap() < 5))
+    });
+}
