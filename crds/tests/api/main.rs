@@ -5,5 +5,6 @@ mod chart;
 mod fixtures;
 mod leaves;
 mod manifests;
+mod nasty;
 mod refusals;
 mod schema;
