@@ -191,7 +191,10 @@ mod tests {
         ]});
         let found = overshoots(&summary);
         assert_eq!(found.len(), 1);
-        assert_eq!((found[0].pod.as_str(), found[0].pod_uid.as_str(), found[0].evidence.samples), ("chat-x1y2z3", "u", 5));
+        assert_eq!(
+            (found[0].pod.as_str(), found[0].pod_uid.as_str(), found[0].evidence.samples),
+            ("chat-x1y2z3", "u", 5)
+        );
         assert!(found[0].evidence.headroom);
         assert!(overshoots(&json!({"overshoots": "all"})).is_empty());
     }

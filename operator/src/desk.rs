@@ -102,7 +102,7 @@ impl Slice {
             plan.actions.iter().filter(|action| action.replica().deployment == id).cloned().collect();
         Self {
             term,
-            case: Case::of(view, stored, built.tenants.of(stored.namespace()), actions),
+            case: Case::of(view, stored, built, actions),
             verdict: built.verdicts.get(&id).cloned().unwrap_or_else(Verdict::unknown),
             report: report.of(&id).cloned(),
             fresh: fresh.iter().filter(|record| record.object == id).cloned().collect(),

@@ -57,7 +57,10 @@ pub async fn confirm(client: &Client, journals: &Journals) {
 /// `None`: no answer, ask again later.
 async fn find<K>(client: &Client, (namespace, name): &Key) -> Option<Option<K>>
 where
-    K: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope> + Clone + DeserializeOwned + std::fmt::Debug,
+    K: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>
+        + Clone
+        + DeserializeOwned
+        + std::fmt::Debug,
 {
     let api: Api<K> = Api::namespaced(client.clone(), namespace);
     tokio::time::timeout(Duration::from_secs(3), api.get_opt(name)).await.ok()?.ok()

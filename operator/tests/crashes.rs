@@ -5,7 +5,10 @@
 mod support;
 
 use serde_json::{Value, json};
-use support::{Link, Server, Summary, cluster, deployment, history_is_clean, key, nothing_left, operator, patch, serves, summary, until};
+use support::{
+    Link, Server, Summary, cluster, deployment, history_is_clean, key, nothing_left, operator, patch, serves, summary,
+    until,
+};
 
 /// A change to a running deployment and how its end is known.
 #[derive(Clone, Copy)]
@@ -62,7 +65,8 @@ async fn run(scenario: Scenario, writes: usize) -> (Summary, usize) {
         // Saves waiting for the lease to run out, which other tests are about.
         server.act(|store| store.remove(&("leases".into(), "stowage-system".into(), "stowage-operator".into())));
         let _second = operator(&server, &settled).await;
-        until(&server, &format!("{} cut after write {writes}: {:?}", scenario.name, link.writes()), scenario.done).await;
+        until(&server, &format!("{} cut after write {writes}: {:?}", scenario.name, link.writes()), scenario.done)
+            .await;
         quiet(&settled).await;
     }
     history_is_clean(&server);

@@ -61,11 +61,13 @@ fn run(view: &View) -> Value {
     let mut deployments = serde_json::Map::new();
     for stored in view.deployments.values() {
         let (namespace, name) = (stored.namespace(), stored.name());
-        let actions: Vec<_> = plan.actions.iter().filter(|action| action.replica().deployment.name == name).cloned().collect();
-        let case = Case::of(view, stored, built.tenants.of(namespace), actions);
+        let actions: Vec<_> =
+            plan.actions.iter().filter(|action| action.replica().deployment.name == name).cloned().collect();
+        let case = Case::of(view, stored, &built, actions);
         let verdict = &built.verdicts[&case.id];
         let prepared = prepare(&case, verdict.wanted(), view.now);
-        let replicas: Vec<Value> = prepared.create.iter().map(|replica| json!({"claim": replica.claim, "pod": replica.pod})).collect();
+        let replicas: Vec<Value> =
+            prepared.create.iter().map(|replica| json!({"claim": replica.claim, "pod": replica.pod})).collect();
         let entry = json!({
             "finalizer": format!("{:?}", prepared.finalizer),
             "service": prepared.service,
@@ -89,7 +91,10 @@ fn check(name: &str) {
         std::fs::write(&path, &came).unwrap();
     }
     let expected = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(came == expected, "{path} differs; look at it, and if it is right: UPDATE_GOLDEN=1 cargo test -p stowage-operator --test golden\n{came}");
+    assert!(
+        came == expected,
+        "{path} differs; look at it, and if it is right: UPDATE_GOLDEN=1 cargo test -p stowage-operator --test golden\n{came}"
+    );
 }
 
 #[test]
@@ -99,6 +104,7 @@ fn quickstart_becomes_a_pinned_claim_a_restricted_pod_and_a_policy() {
 
 #[test]
 fn the_same_objects_give_the_same_bytes() {
-    let input = std::fs::read_to_string(format!("{}/tests/golden/quickstart.in.yaml", env!("CARGO_MANIFEST_DIR"))).unwrap();
+    let input =
+        std::fs::read_to_string(format!("{}/tests/golden/quickstart.in.yaml", env!("CARGO_MANIFEST_DIR"))).unwrap();
     assert_eq!(run(&view(&input)), run(&view(&input)));
 }

@@ -13,8 +13,9 @@ use stowage_planner::plan::Action;
 use stowage_planner::snapshot::DeploymentId;
 
 use super::build::{Owner, Target};
-use crate::identity::owned_by;
+use crate::identity::{identity, owned_by};
 use crate::observe::source::Key;
+use crate::snapshot::Built;
 use crate::view::{Objects, StoredDeployment, View};
 
 /// What `scaling.drainTimeout` is when it cannot be read.
@@ -33,19 +34,31 @@ pub struct Case {
     pub policy: Option<Arc<NetworkPolicy>>,
     /// This deployment's part of the plan, in its order.
     pub actions: Vec<Action>,
+    pub charge: Charge,
+}
+
+/// What the replicas hold of GPUs, as quota charges it, and what that costs.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Charge {
+    /// Thousandths of a GPU.
+    pub gpu_milli: u64,
+    /// Millionths of the currency per hour, and the currency; `None`: a class without a price is among them.
+    pub per_hour: Option<(u64, String)>,
 }
 
 impl Case {
-    pub fn of(view: &View, stored: &Arc<StoredDeployment>, tenant: Option<&str>, actions: Vec<Action>) -> Self {
+    pub fn of(view: &View, stored: &Arc<StoredDeployment>, built: &Built, actions: Vec<Action>) -> Self {
         let key: Key = (stored.namespace().to_owned(), stored.name().to_owned());
+        let pods = owned(&view.pods, &key.0, |pod| owned_by(&pod.metadata, stored.uid()));
         Self {
             id: DeploymentId::new(key.0.clone(), key.1.clone()),
-            pods: owned(&view.pods, &key.0, |pod| owned_by(&pod.metadata, stored.uid())),
+            charge: charge(&pods, built),
+            pods,
             claims: owned(&view.claims, &key.0, |claim| owned_by(&claim.metadata, stored.uid())),
             service: view.services.get(&key).cloned(),
             policy: view.policies.get(&key).cloned(),
+            tenant: built.tenants.of(stored.namespace()).map(str::to_owned),
             stored: stored.clone(),
-            tenant: tenant.map(str::to_owned),
             actions,
         }
     }
@@ -92,6 +105,22 @@ impl Case {
 pub fn forced(meta: &ObjectMeta) -> bool {
     let annotation = meta.annotations.as_ref().and_then(|all| all.get(FORCE_DELETE_ANNOTATION));
     annotation.is_some_and(|value| value == "true")
+}
+
+fn charge(pods: &[Arc<Pod>], built: &Built) -> Charge {
+    let placements = pods.iter().filter_map(|pod| identity(&pod.metadata)?.placement);
+    let mut charge = Charge { gpu_milli: 0, per_hour: None };
+    for gpu in placements.flat_map(|placement| placement.gpus) {
+        let Some(known) = built.gpus.get(&gpu.uuid) else { continue };
+        let memory = gpu.memory_bytes.saturating_mul(1000).checked_div(known.memory_bytes).unwrap_or(1000);
+        let milli = memory.max(u64::from(gpu.sm_percent) * 10);
+        charge.gpu_milli += milli;
+        if let Some((micros, currency)) = &known.price {
+            let sum = charge.per_hour.get_or_insert((0, currency.clone()));
+            sum.0 = sum.0.saturating_add(micros.saturating_mul(milli) / 1000);
+        }
+    }
+    charge
 }
 
 fn owned<T>(objects: &Objects<T>, namespace: &str, ours: impl Fn(&T) -> bool) -> Vec<Arc<T>> {

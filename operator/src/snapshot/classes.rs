@@ -44,6 +44,11 @@ impl Classes {
         self.accepted.iter().map(class).collect()
     }
 
+    /// Price of a whole GPU per hour: millionths of the currency, and the currency.
+    pub fn price(&self, name: &str) -> Option<&(u64, String)> {
+        self.accepted.get(name)?.price.as_ref()
+    }
+
     /// Whether there is an accepted class of this name; the error says which there are.
     pub fn exists(&self, name: &str) -> Result<(), String> {
         if self.accepted.contains_key(name) {

@@ -32,6 +32,16 @@ pub struct Built {
     pub verdicts: BTreeMap<DeploymentId, Verdict>,
     pub tenants: Tenants,
     pub classes: Classes,
+    /// By uuid.
+    pub gpus: BTreeMap<String, KnownGpu>,
+}
+
+/// What charging a slice needs to know of its GPU.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KnownGpu {
+    pub memory_bytes: u64,
+    /// Of the whole GPU per hour: millionths of the currency, and the currency.
+    pub price: Option<(u64, String)>,
 }
 
 pub fn build(view: &View, memory: &Memory, sequence: u64) -> Built {
@@ -60,5 +70,10 @@ pub fn build(view: &View, memory: &Memory, sequence: u64) -> Built {
         classes: classes.for_planner(),
         exclusions: memory.exclusions(),
     };
-    Built { snapshot, verdicts, tenants, classes }
+    let known = |gpu: &stowage_planner::snapshot::Gpu| KnownGpu {
+        memory_bytes: gpu.memory_bytes,
+        price: gpu.class.as_ref().and_then(|class| classes.price(class)).cloned(),
+    };
+    let gpus = snapshot.nodes.iter().flat_map(|node| &node.gpus).map(|gpu| (gpu.uuid.clone(), known(gpu))).collect();
+    Built { snapshot, verdicts, tenants, classes, gpus }
 }

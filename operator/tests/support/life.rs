@@ -24,7 +24,11 @@ fn schedule(store: &mut Store) {
     for key in keys(store, "pods") {
         let mut pod = store.objects[&key].clone();
         let node = pod.pointer("/spec/affinity/nodeAffinity/requiredDuringSchedulingIgnoredDuringExecution/nodeSelectorTerms/0/matchFields/0/values/0").cloned();
-        let Some(node) = node.filter(|_| pod["spec"]["nodeName"].is_null() && pod["metadata"]["deletionTimestamp"].is_null()) else { continue };
+        let Some(node) =
+            node.filter(|_| pod["spec"]["nodeName"].is_null() && pod["metadata"]["deletionTimestamp"].is_null())
+        else {
+            continue;
+        };
         if let Some(claim) = pod.pointer("/spec/resourceClaims/0/resourceClaimName").and_then(Value::as_str) {
             let claim_key = ("resourceclaims".to_owned(), key.1.clone(), claim.to_owned());
             if !allocate(store, &claim_key, &pod, node.as_str().unwrap()) {
@@ -58,7 +62,10 @@ fn allocate(store: &mut Store, key: &Key, pod: &Value, node: &str) -> bool {
 fn start(store: &mut Store) {
     for key in keys(store, "pods") {
         let mut pod = store.objects[&key].clone();
-        if pod["status"]["phase"] != "Pending" || pod["spec"]["nodeName"].is_null() || !pod["metadata"]["deletionTimestamp"].is_null() {
+        if pod["status"]["phase"] != "Pending"
+            || pod["spec"]["nodeName"].is_null()
+            || !pod["metadata"]["deletionTimestamp"].is_null()
+        {
             continue;
         }
         pod["status"] = json!({
@@ -98,7 +105,9 @@ fn collect(store: &mut Store) {
     for plural in ["pods", "resourceclaims", "services", "networkpolicies"] {
         for key in keys(store, plural) {
             let owner = store.objects[&key].pointer("/metadata/ownerReferences/0/uid").cloned();
-            if owner.is_some_and(|owner| !uids.contains(&owner)) && store.objects[&key]["metadata"]["deletionTimestamp"].is_null() {
+            if owner.is_some_and(|owner| !uids.contains(&owner))
+                && store.objects[&key]["metadata"]["deletionTimestamp"].is_null()
+            {
                 store.delete(&key, None).unwrap();
             }
         }

@@ -25,7 +25,8 @@ pub async fn operator(server: &Server, link: &Link) -> Parts {
     if std::env::var_os("STOWAGE_LOG").is_some() {
         stowage_telemetry::init_tracing("test");
     }
-    let config = Config::parse_from(["operator", "--admin-address", "127.0.0.1:0", "--lease-ms", "3000", "--renew-ms", "500"]);
+    let config =
+        Config::parse_from(["operator", "--admin-address", "127.0.0.1:0", "--lease-ms", "3000", "--renew-ms", "500"]);
     let clients = Clients { read: server.client(link), write: server.client(link) };
     Parts::start(&config, clients, &CancellationToken::new()).await.unwrap()
 }
@@ -84,7 +85,8 @@ pub fn summary(server: &Server) -> Summary {
     let mut ready = true;
     for pod in store.of("pods") {
         let index = pod["metadata"]["annotations"]["stowage.dev/replica-index"].as_str().unwrap_or("?").to_owned();
-        let alive = pod["metadata"]["deletionTimestamp"].is_null() && pod["metadata"]["annotations"]["stowage.dev/draining"].is_null();
+        let alive = pod["metadata"]["deletionTimestamp"].is_null()
+            && pod["metadata"]["annotations"]["stowage.dev/draining"].is_null();
         ready &= alive && pod["status"]["phase"] == "Running";
         let runs = format!("{} {}", pod["spec"]["containers"][0]["image"], pod["spec"]["containers"][0]["args"]);
         pods.entry(index).or_default().push(runs);
@@ -108,7 +110,12 @@ pub async fn until(server: &Server, what: &str, holds: impl Fn(&Summary) -> bool
             return now;
         }
         if started.elapsed() > Duration::from_secs(40) {
-            let statuses: Vec<_> = server.store().of("inferencedeployments").iter().map(|object| object["status"]["conditions"].clone()).collect();
+            let statuses: Vec<_> = server
+                .store()
+                .of("inferencedeployments")
+                .iter()
+                .map(|object| object["status"]["conditions"].clone())
+                .collect();
             panic!("{what}: not reached; there is {now:#?}, conditions {}", json!(statuses));
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -118,7 +125,12 @@ pub async fn until(server: &Server, what: &str, holds: impl Fn(&Summary) -> bool
 /// `replicas` Ready pods, one per slot, each with a claim.
 pub fn serves(replicas: usize) -> impl Fn(&Summary) -> bool {
     move |now| {
-        now.ready && now.claims == replicas && now.pods.len() == replicas && now.pods.values().all(|pods| pods.len() == 1) && now.services == 1 && now.policies == 1
+        now.ready
+            && now.claims == replicas
+            && now.pods.len() == replicas
+            && now.pods.values().all(|pods| pods.len() == 1)
+            && now.services == 1
+            && now.policies == 1
     }
 }
 
@@ -140,7 +152,10 @@ pub fn history_is_clean(server: &Server) {
         }
         promises_hold(*version, &alive);
         let protected = alive.keys().any(|(kind, ..)| kind == "networkpolicies");
-        assert!(*event != "ADDED" || plural != "pods" || protected, "version {version}: a pod stands before its network policy");
+        assert!(
+            *event != "ADDED" || plural != "pods" || protected,
+            "version {version}: a pod stands before its network policy"
+        );
     }
 }
 
@@ -158,12 +173,18 @@ fn promises_hold(version: u64, alive: &BTreeMap<Key, &Value>) {
             }
         }
         if plural == "pods" && object["metadata"]["deletionTimestamp"].is_null() {
-            let slot = (object["metadata"]["labels"]["stowage.dev/deployment"].to_string(), notes["stowage.dev/replica-index"].to_string());
+            let slot = (
+                object["metadata"]["labels"]["stowage.dev/deployment"].to_string(),
+                notes["stowage.dev/replica-index"].to_string(),
+            );
             *lives.entry(slot).or_default() += usize::from(notes["stowage.dev/draining"].is_null());
         }
     }
     for (gpu, (memory, sm)) in promised {
-        assert!(memory <= 80 * GIB && sm <= 100, "version {version}: {gpu} is promised {memory} bytes and {sm} % of its SMs");
+        assert!(
+            memory <= 80 * GIB && sm <= 100,
+            "version {version}: {gpu} is promised {memory} bytes and {sm} % of its SMs"
+        );
     }
     for (slot, pods) in lives {
         // A rollout keeps the old pod until the new one is Ready.

@@ -99,9 +99,20 @@ impl Server {
         if let Some(code) = link.next_fault(write) {
             return denied((code, "InternalError"));
         }
-        let apply = parts.headers.get("content-type").is_some_and(|kind| kind.as_bytes().starts_with(b"application/apply-patch"));
+        let apply = parts
+            .headers
+            .get("content-type")
+            .is_some_and(|kind| kind.as_bytes().starts_with(b"application/apply-patch"));
         let result = self.act(|store| carry_out(store, &parts.method, &key, &subresource, query, body, apply));
-        if write && link.wrote(format!("{} {}/{}{}", parts.method, key.0, key.2, if subresource.is_empty() { "" } else { "/status" })) {
+        if write
+            && link.wrote(format!(
+                "{} {}/{}{}",
+                parts.method,
+                key.0,
+                key.2,
+                if subresource.is_empty() { "" } else { "/status" }
+            ))
+        {
             std::future::pending::<()>().await;
         }
         match result {
@@ -143,7 +154,15 @@ fn events(store: &Store, plural: &str, selector: &Option<(String, String)>, seen
     (lines, store.version)
 }
 
-fn carry_out(store: &mut Store, method: &Method, key: &Key, subresource: &str, query: &str, body: Value, apply: bool) -> Result<Value, Denied> {
+fn carry_out(
+    store: &mut Store,
+    method: &Method,
+    key: &Key,
+    subresource: &str,
+    query: &str,
+    body: Value,
+    apply: bool,
+) -> Result<Value, Denied> {
     match *method {
         Method::GET if key.2.is_empty() => {
             let items: Vec<&Value> = store
@@ -154,7 +173,9 @@ fn carry_out(store: &mut Store, method: &Method, key: &Key, subresource: &str, q
                 })
                 .map(|(_, object)| object)
                 .collect();
-            Ok(json!({"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": store.version.to_string()}, "items": items}))
+            Ok(
+                json!({"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": store.version.to_string()}, "items": items}),
+            )
         }
         Method::GET => store.get(key).cloned().ok_or((404, "NotFound")),
         Method::POST => {
@@ -173,7 +194,8 @@ fn carry_out(store: &mut Store, method: &Method, key: &Key, subresource: &str, q
 fn parse(path: &str) -> (Key, String) {
     let mut parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
     parts.drain(..if parts[0] == "api" { 2 } else { 3 });
-    let namespace = if parts[0] == "namespaces" && parts.len() > 2 { parts.drain(..2).nth(1).unwrap_or_default() } else { "" };
+    let namespace =
+        if parts[0] == "namespaces" && parts.len() > 2 { parts.drain(..2).nth(1).unwrap_or_default() } else { "" };
     let at = |index: usize| parts.get(index).copied().unwrap_or_default().to_owned();
     ((at(0), namespace.to_owned(), at(1)), at(2))
 }

@@ -1,17 +1,17 @@
-//! The engine container and its volumes, from the runtime's adapter.
+//! The engine container and its volumes: what the runtime's adapter renders, with what keeps it in
+//! bounds added here.
 
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{
-    Capabilities, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, HTTPGetAction, ImageVolumeSource, Probe,
-    ResourceRequirements, SecurityContext, Volume, VolumeMount,
+    Capabilities, Container, EmptyDirVolumeSource, ImageVolumeSource, ResourceRequirements, SecurityContext, Volume,
+    VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use stowage_crds::names::{
-    CACHE_MOUNT, ENGINE_CONTAINER, ENGINE_PORT, HTTP_PORT_NAME, MODEL_MOUNT, PATH_HEALTHZ, PATH_READYZ,
-};
+use stowage_crds::conditions::reasons;
+use stowage_crds::names::{CACHE_MOUNT, ENGINE_CONTAINER, MODEL_MOUNT};
 use stowage_crds::quantity::{bytes_quantity, milli_quantity};
+use stowage_crds::validate::AcceptedAccelerator;
 use stowage_planner::snapshot::Accelerator;
 
 use super::Replica;
@@ -20,33 +20,24 @@ use crate::reconcile::validate::Wanted;
 /// Name of the volume that holds the model's image.
 const MODEL_VOLUME: &str = "model";
 
-/// Whether the runtime takes what the deployment asks of it: the engine is built once on paper.
-pub fn allowed(_wanted: &Wanted) -> Result<(), (&'static str, String)> {
-    Ok(())
+/// Whether the runtime can do what the deployment asks of it: every variant is built once on paper.
+pub fn allowed(wanted: &Wanted) -> Result<(), (&'static str, String)> {
+    let Err(refusals) = stowage_runtimes::check(&wanted.runtime, &wanted.deployment) else { return Ok(()) };
+    let reason = refusals.first().map_or(reasons::INVALID, |refusal| refusal.reason);
+    Err((reason, refusals.iter().map(ToString::to_string).collect::<Vec<_>>().join(" · ")))
+}
+
+/// The engine's command line in this variant; empty if it cannot be rendered.
+pub fn args(wanted: &Wanted, variant: &str) -> Vec<String> {
+    rendered(wanted, variant).and_then(|container| container.args).unwrap_or_default()
 }
 
 pub fn engine(replica: &Replica<'_>, wanted: &Wanted) -> (Container, Vec<Volume>) {
-    let template = &wanted.deployment.pod;
+    // What was accepted can be rendered; `allowed` tried it for every variant.
+    let rendered = rendered(wanted, &replica.placement.variant)
+        .unwrap_or_else(|| Container { name: ENGINE_CONTAINER.into(), ..Container::default() });
     let container = Container {
-        name: ENGINE_CONTAINER.into(),
-        image: Some(wanted.runtime.image.clone()),
-        args: Some(args(wanted)),
-        env: Some(
-            template
-                .env
-                .iter()
-                .map(|var| EnvVar { name: var.name.clone(), value: Some(var.value.clone()), value_from: None })
-                .collect(),
-        ),
-        ports: Some(vec![ContainerPort {
-            name: Some(HTTP_PORT_NAME.into()),
-            container_port: i32::from(ENGINE_PORT),
-            ..ContainerPort::default()
-        }]),
         resources: Some(resources(replica, wanted)),
-        readiness_probe: Some(probe(PATH_READYZ, 1, 2)),
-        liveness_probe: Some(probe(PATH_HEALTHZ, 2, 5)),
-        startup_probe: Some(probe(PATH_HEALTHZ, 1, 600)),
         security_context: Some(SecurityContext {
             allow_privilege_escalation: Some(false),
             read_only_root_filesystem: Some(true),
@@ -54,40 +45,36 @@ pub fn engine(replica: &Replica<'_>, wanted: &Wanted) -> (Container, Vec<Volume>
             capabilities: Some(Capabilities { drop: Some(vec!["ALL".into()]), add: None }),
             ..SecurityContext::default()
         }),
+        // The engine's last line says why it could not start; it becomes the deployment's condition.
         termination_message_policy: Some("FallbackToLogsOnError".into()),
         volume_mounts: Some(vec![
             mount(MODEL_VOLUME, MODEL_MOUNT, true),
             mount("tmp", "/tmp", false),
             mount("cache", CACHE_MOUNT, false),
         ]),
-        ..Container::default()
+        ..rendered
     };
+    (container, volumes(wanted))
+}
+
+fn rendered(wanted: &Wanted, variant: &str) -> Option<Container> {
+    let granted: &AcceptedAccelerator =
+        &wanted.deployment.variants.iter().find(|known| known.name == variant)?.accelerator;
+    stowage_runtimes::engine(&wanted.runtime, &wanted.deployment, granted).ok().map(|engine| engine.container())
+}
+
+fn volumes(wanted: &Wanted) -> Vec<Volume> {
     let image = ImageVolumeSource {
         reference: Some(wanted.deployment.image.reference.clone()),
         pull_policy: Some("IfNotPresent".into()),
     };
-    let empty = |name: &str| Volume {
+    let model = Volume { name: MODEL_VOLUME.into(), image: Some(image), ..Volume::default() };
+    let scratch = |name: &str| Volume {
         name: name.into(),
         empty_dir: Some(EmptyDirVolumeSource::default()),
         ..Volume::default()
     };
-    let model = Volume { name: MODEL_VOLUME.into(), image: Some(image), ..Volume::default() };
-    (container, vec![model, empty("tmp"), empty("cache")])
-}
-
-fn args(wanted: &Wanted) -> Vec<String> {
-    let path = wanted.deployment.image.path.trim_start_matches('/').to_owned();
-    [
-        "serve",
-        "--model",
-        &format!("{MODEL_MOUNT}/{path}"),
-        "--name",
-        &wanted.deployment.model_name,
-        "--port",
-        &ENGINE_PORT.to_string(),
-    ]
-    .map(str::to_owned)
-    .into()
+    vec![model, scratch("tmp"), scratch("cache")]
 }
 
 /// Requests as planned, so that the scheduler counts what the planner counted; limits as given.
@@ -107,21 +94,6 @@ fn resources(replica: &Replica<'_>, wanted: &Wanted) -> ResourceRequirements {
         requests: Some(requests),
         limits: Some(limits.clone()).filter(|limits| !limits.is_empty()),
         claims: None,
-    }
-}
-
-fn probe(path: &str, period: i32, failures: i32) -> Probe {
-    let get = HTTPGetAction {
-        path: Some(path.into()),
-        port: IntOrString::String(HTTP_PORT_NAME.into()),
-        ..HTTPGetAction::default()
-    };
-    Probe {
-        http_get: Some(get),
-        period_seconds: Some(period),
-        failure_threshold: Some(failures),
-        timeout_seconds: Some(1),
-        ..Probe::default()
     }
 }
 

@@ -107,7 +107,7 @@ pub fn prepare(case: &Case, wanted: Option<&Wanted>, now: Timestamp) -> Prepared
     let owner = case.owner();
     let mut prepared = Prepared { finalizer: finalizer(case, wanted.is_some()), ..Prepared::default() };
     if let Some(wanted) = wanted.filter(|_| !case.stored.deleting()) {
-        prepared.policy = missing(network::policy(&owner), case.policy.as_deref());
+        prepared.policy = missing(network::policy(&owner, wanted.runtime.port), case.policy.as_deref());
         prepared.service = missing(network::service(&owner), case.service.as_deref());
         prepared.create = creations(case, wanted);
     }

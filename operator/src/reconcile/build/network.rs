@@ -32,7 +32,7 @@ pub fn service(owner: &Owner<'_>) -> Service {
 
 /// Only gateways reach engines (kubelets' probes come from the node and are not subject to policies),
 /// and engines reach nobody: the model is a mounted image, and no name has to be resolved.
-pub fn policy(owner: &Owner<'_>) -> NetworkPolicy {
+pub fn policy(owner: &Owner<'_>, port: u16) -> NetworkPolicy {
     let selector = |labels: [(&str, &str); 1]| LabelSelector {
         match_labels: Some(labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into()),
         ..LabelSelector::default()
@@ -43,7 +43,7 @@ pub fn policy(owner: &Owner<'_>) -> NetworkPolicy {
         ip_block: None,
     };
     let serving = NetworkPolicyPort {
-        port: Some(IntOrString::Int(i32::from(ENGINE_PORT))),
+        port: Some(IntOrString::Int(i32::from(port))),
         protocol: Some("TCP".into()),
         end_port: None,
     };

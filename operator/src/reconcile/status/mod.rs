@@ -9,12 +9,15 @@ mod conditions;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::Value;
-use stowage_crds::deployment_status::{Decision, Effective, InferenceDeploymentStatus, PlacedGpu, Placement, Summary};
+use stowage_crds::deployment_status::{
+    Cost, Decision, Effective, InferenceDeploymentStatus, PlacedGpu, Placement, Summary,
+};
 use stowage_crds::inference_deployment::Tier;
 use stowage_crds::names::{GATEWAY_SERVICE, SYSTEM_NAMESPACE};
 use stowage_crds::quantity::bytes_quantity;
 use stowage_planner::report::{DecisionRecord, DeploymentReport};
 
+use super::build::engine::args;
 use super::case::Case;
 use super::validate::{Verdict, Wanted};
 use crate::identity::identity;
@@ -53,7 +56,7 @@ pub fn render(
         effective: wanted.map(|wanted| effective(wanted, &live)),
         decision: fresh.last().map(decision).or_else(|| stored.and_then(|status| status.decision.clone())),
         bottleneck: None,
-        cost: None,
+        cost: cost(case),
         url: Some(format!("http://{GATEWAY_SERVICE}.{SYSTEM_NAMESPACE}.svc/v1")),
     };
     serde_json::to_value(status).unwrap_or_default()
@@ -134,10 +137,7 @@ fn selector(case: &Case) -> String {
 
 fn summary(case: &Case, wanted: Option<&Wanted>, live: &Live) -> Summary {
     let classes: std::collections::BTreeSet<&str> = wanted.iter().flat_map(|wanted| wanted.classes()).collect();
-    // The larger of both shares, as quota charges it; what a whole GPU is, is said by its SMs here.
-    let tenths: u64 =
-        live.placements.iter().flat_map(|placement| &placement.gpus).map(|gpu| u64::from(gpu.compute)).sum::<u64>()
-            / 10;
+    let tenths = case.charge.gpu_milli.div_ceil(100);
     Summary {
         model: wanted.map_or_else(|| case.id.name.clone(), |wanted| wanted.deployment.model_name.clone()),
         ready: format!("{}/{}", live.ready, live.current),
@@ -150,12 +150,25 @@ fn effective(wanted: &Wanted, live: &Live) -> Effective {
     Effective {
         runtime: Some(format!("{} {}", wanted.deployment.runtime, wanted.runtime.version)),
         image: Some(wanted.runtime.image.clone()),
-        args: Vec::new(),
+        args: effective_args(wanted, live),
         gpu_memory: live.placements.first().and_then(|placement| placement.gpus.first()).map(|gpu| gpu.memory.clone()),
         kv_blocks: None,
         quantization: None,
         sharing: Some(wanted.sharing().to_owned()),
     }
+}
+
+/// Of the variant that runs, or of the one that would be tried first.
+fn effective_args(wanted: &Wanted, live: &Live) -> Vec<String> {
+    let running = live.placements.first().map(|placement| placement.variant.as_str());
+    let variant = running.or_else(|| wanted.variants.first().map(|variant| variant.name.as_str()));
+    variant.map(|variant| args(wanted, variant)).unwrap_or_default()
+}
+
+fn cost(case: &Case) -> Option<Cost> {
+    let (micros, currency) = case.charge.per_hour.clone()?;
+    let cents = micros.div_ceil(10_000);
+    Some(Cost { per_hour: format!("{}.{:02}", cents / 100, cents % 100), currency, ..Cost::default() })
 }
 
 fn decision(record: &DecisionRecord) -> Decision {

@@ -1,0 +1,223 @@
+//! What goes wrong around the operator: an API server in trouble, a leader cut off, objects that
+//! cannot be read, engines and GPUs that fail.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use support::{
+    GIB, Link, Server, cluster, deployment, history_is_clean, key, nothing_left, operator, patch, put, serves, until,
+};
+
+/// The condition as `status reason: message`; empty while there is none.
+fn condition(server: &Server, name: &str, kind: &str) -> String {
+    let store = server.store();
+    let Some(object) = store.get(&key("inferencedeployments", name)) else { return String::new() };
+    let conditions = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    let found = conditions.iter().find(|condition| condition["type"] == kind);
+    let text = |condition: &Value, field: &str| condition[field].as_str().unwrap_or_default().to_owned();
+    found
+        .map(|found| format!("{} {}: {}", text(found, "status"), text(found, "reason"), text(found, "message")))
+        .unwrap_or_default()
+}
+
+async fn says(server: &Server, name: &str, kind: &str, expect: &str) {
+    let started = Instant::now();
+    while !condition(server, name, kind).contains(expect) {
+        let now = condition(server, name, kind);
+        assert!(started.elapsed() < Duration::from_secs(20), "{kind} should say {expect:?}, and says {now:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+fn pods(server: &Server) -> Vec<Value> {
+    server.store().of("pods").into_iter().cloned().collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_api_server_that_answers_409_410_429_500_in_turn_is_survived_within_bounds() {
+    let server = cluster();
+    let life = server.live();
+    let answers = [Some(500), Some(429), Some(409), None, Some(410), Some(500), Some(503), None, Some(409), Some(429)];
+    let link = Link::with_faults(answers.into_iter().cycle().take(40));
+    deployment(&server, "chat", 2);
+    let started = Instant::now();
+    let operator = operator(&server, &link).await;
+    until(&server, "two replicas in spite of all", serves(2)).await;
+    let minutes = (started.elapsed().as_secs_f64() / 60.0).max(0.25);
+    let per_minute = link.requests() as f64 / minutes;
+    assert!(per_minute < 600.0, "{} requests in {:?}", link.requests(), started.elapsed());
+    history_is_clean(&server);
+    operator.stop().await;
+    life.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_is_cut_off_is_replaced_within_its_lease_and_writes_nothing_afterwards() {
+    let server = cluster();
+    let life = server.live();
+    let (old_link, new_link) = (Link::default(), Link::default());
+    deployment(&server, "chat", 1);
+    let old = operator(&server, &old_link).await;
+    until(&server, "one replica", serves(1)).await;
+    let new = operator(&server, &new_link).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(new_link.writes(), Vec::<String>::new(), "only the leader writes");
+    old_link.cut();
+    let (before, cut) = (old_link.writes().len(), Instant::now());
+    patch(&server, "chat", json!({"spec": {"replicas": 2}}));
+    until(&server, "the other one scales out", serves(2)).await;
+    assert!(cut.elapsed() < Duration::from_secs(3 + 4), "{:?}", cut.elapsed());
+    assert_eq!(old_link.writes().len(), before);
+    history_is_clean(&server);
+    old.kill();
+    new.stop().await;
+    life.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_malformed_object_is_told_so_and_disturbs_nobody() {
+    let server = cluster();
+    let life = server.live();
+    server.act(|store| {
+        put(store, "inferencedeployments", "team-a", "{apiVersion: stowage.dev/v1alpha1, kind: InferenceDeployment, metadata: {name: broken, namespace: team-a}, spec: {model: 7}}");
+        put(store, "tenantquotas", "", "{apiVersion: stowage.dev/v1alpha1, kind: TenantQuota, metadata: {name: odd}, spec: {namespaces: [x], gpus: [{class: a, nominalQuota: '-3'}]}}");
+        put(store, "gpuclasses", "", "{apiVersion: stowage.dev/v1alpha1, kind: GpuClass, metadata: {name: none}, spec: {selector: {productNames: [nothing]}}}");
+        put(store, "gpunodes", "", "{apiVersion: stowage.dev/v1alpha1, kind: GpuNode, metadata: {name: ghost}, spec: {}, status: {devices: 1}}")
+    });
+    deployment(&server, "chat", 1);
+    let operator = operator(&server, &Link::default()).await;
+    until(&server, "the sound one", serves(1)).await;
+    says(&server, "broken", "Accepted", "False Malformed").await;
+    says(&server, "chat", "Ready", "True OnTarget").await;
+    let store = server.store();
+    let reason = |plural: &str, name: &str| {
+        store.get(&(plural.to_owned(), String::new(), name.to_owned())).unwrap()["status"]["conditions"][0]["reason"]
+            .clone()
+    };
+    assert_eq!(reason("tenantquotas", "odd"), "Invalid");
+    assert_eq!(reason("gpuclasses", "none"), "SelectsNothing");
+    drop(store);
+    operator.stop().await;
+    life.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_invalid_change_is_refused_and_the_workload_goes_on_serving() {
+    let server = cluster();
+    let life = server.live();
+    deployment(&server, "chat", 2);
+    let operator = operator(&server, &Link::default()).await;
+    until(&server, "two replicas", serves(2)).await;
+    let before: Vec<Value> = pods(&server).iter().map(|pod| pod["metadata"]["uid"].clone()).collect();
+    patch(
+        &server,
+        "chat",
+        json!({"spec": {"variants": [{"name": "small", "class": "no-such-class", "memory": "1Gi"}]}}),
+    );
+    says(&server, "chat", "Accepted", "False ClassNotFound").await;
+    says(&server, "chat", "Ready", "2 of 2 replicas go on").await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let after: Vec<Value> = pods(&server).iter().map(|pod| pod["metadata"]["uid"].clone()).collect();
+    assert_eq!(after, before);
+    server.act(|store| store.delete(&key("inferencedeployments", "chat"), None).unwrap());
+    until(&server, "deleted although refused", nothing_left).await;
+    operator.stop().await;
+    life.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_model_stalls_with_the_engines_own_words_and_no_pod_is_made_anew() {
+    let server = cluster();
+    let life = server.live();
+    deployment(&server, "chat", 1);
+    let operator = operator(&server, &Link::default()).await;
+    until(&server, "one replica", serves(1)).await;
+    let pod = pods(&server)[0].clone();
+    let name = pod["metadata"]["name"].as_str().unwrap().to_owned();
+    server.act(|store| {
+        let last = json!({"terminated": {"exitCode": 78, "reason": "Error", "message": "model.gguf: it is truncated. Fetch it again"}});
+        let container = json!({"name": "engine", "image": "i", "imageID": "i", "ready": false, "restartCount": 9,
+            "state": {"waiting": {"reason": "CrashLoopBackOff"}}, "lastState": last});
+        let mut broken = pod.clone();
+        broken["status"] = json!({"phase": "Running", "containerStatuses": [container],
+            "conditions": [{"type": "PodScheduled", "status": "True"}, {"type": "Ready", "status": "False"}]});
+        store.change(&key("pods", &name), broken)
+    });
+    says(&server, "chat", "Stalled", "True ModelRefused: ").await;
+    says(&server, "chat", "Ready", "model.gguf: it is truncated. Fetch it again").await;
+    assert_eq!(pods(&server)[0]["metadata"]["uid"], pod["metadata"]["uid"]);
+    operator.stop().await;
+    life.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_deleted_by_hand_and_one_on_a_sick_gpu_are_replaced() {
+    let server = cluster();
+    let life = server.live();
+    deployment(&server, "chat", 1);
+    let operator = operator(&server, &Link::default()).await;
+    until(&server, "one replica", serves(1)).await;
+    let first = pods(&server)[0].clone();
+    let name = first["metadata"]["name"].as_str().unwrap();
+    server.act(|store| store.delete(&key("pods", name), None).unwrap());
+    until(&server, "replaced", |now| serves(1)(now) && pods(&server)[0]["metadata"]["uid"] != first["metadata"]["uid"])
+        .await;
+    let gpu = |server: &Server| {
+        let placement: Value =
+            serde_json::from_str(pods(server)[0]["metadata"]["annotations"]["stowage.dev/placement"].as_str().unwrap())
+                .unwrap();
+        (placement["node"].as_str().unwrap().to_owned(), placement["gpus"][0]["uuid"].as_str().unwrap().to_owned())
+    };
+    let (node, sick) = gpu(&server);
+    server.act(|store| {
+        let key = ("gpunodes".to_owned(), String::new(), node);
+        let mut object = store.get(&key).unwrap().clone();
+        for device in
+            object["status"]["devices"].as_array_mut().unwrap().iter_mut().filter(|device| device["uuid"] == *sick)
+        {
+            device["verdict"] = json!({"health": "Unhealthy", "reason": "Xid", "message": "Xid 79"});
+        }
+        store.change(&key, object)
+    });
+    until(&server, "moved off the sick GPU", |now| serves(1)(now) && gpu(&server).1 != sick).await;
+    history_is_clean(&server);
+    operator.stop().await;
+    life.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_deployments_share_the_gpus_and_none_is_promised_twice() {
+    let server = cluster();
+    let life = server.live();
+    for number in 0..20 {
+        deployment(&server, &format!("m{number}"), 1);
+    }
+    let operator = operator(&server, &Link::default()).await;
+    // Four GPUs of 80 GiB and 100 %, slices of 20 GiB and 25 %, and a quota of four GPUs: sixteen fit.
+    until(&server, "sixteen of twenty", |now| now.ready && now.claims == 16 && server.store().of("pods").len() == 16)
+        .await;
+    history_is_clean(&server);
+    let placed = server.store().of("resourceclaims").len() as u64;
+    assert!(placed * 20 * GIB <= 4 * 80 * GIB);
+    let waiting = || {
+        (0..20)
+            .map(|number| format!("m{number}"))
+            .filter(|name| condition(&server, name, "Placed").starts_with("False"))
+            .collect::<Vec<_>>()
+    };
+    until(&server, "four say that they wait", |_| waiting().len() == 4).await;
+    let waiting = waiting();
+    let loser = waiting[0].clone();
+    let winner = (0..20).map(|number| format!("m{number}")).find(|name| !waiting.contains(name)).unwrap();
+    // The quota is as large as the cluster, so it is the one that binds.
+    says(&server, &loser, "Placed", "False WaitingForQuota").await;
+    server.act(|store| store.delete(&key("inferencedeployments", &winner), None).unwrap());
+    until(&server, "one that waited takes the place", |now| now.ready && now.deployments == 19 && now.claims == 16)
+        .await;
+    history_is_clean(&server);
+    operator.stop().await;
+    life.abort();
+}
