@@ -6,8 +6,7 @@ use stowage_crds::validate::AcceptedAccelerator;
 use crate::{Adapter, Facts, Refusal};
 
 /// Names of all placeholders, as messages list them.
-const KNOWN: &str =
-    "model.path, model.name, port, gpu.count, gpu.memoryBytes, gpu.smPercent, cpu.memoryBytes, options.maxModelLen";
+const KNOWN: &str = "model.path, model.name, port, gpu.count, gpu.memoryBytes, gpu.smPercent, cpu.memoryBytes, options.maxModelLen, drain.seconds";
 
 /// The runtime's own arguments with placeholders filled, or the adapter's.
 pub fn or_default(facts: &Facts<'_>, adapter: &dyn Adapter) -> Result<Vec<String>, Vec<Refusal>> {
@@ -66,6 +65,7 @@ fn value(name: &str, facts: &Facts<'_>) -> Result<String, String> {
         "model.path" => Ok(facts.model_path.clone()),
         "model.name" => Ok(facts.model_name.to_owned()),
         "port" => Ok(facts.runtime.port.to_string()),
+        "drain.seconds" => Ok(facts.drain_seconds.to_string()),
         "gpu.count" => count.map(|n| n.to_string()).ok_or_else(absent),
         "gpu.memoryBytes" => gpu_memory.map(|n| n.to_string()).ok_or_else(absent),
         "gpu.smPercent" => sm.map(|n| n.to_string()).ok_or_else(absent),

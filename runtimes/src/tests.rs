@@ -88,7 +88,7 @@ fn the_bundled_engine_gets_options_and_a_budget_on_cpu() {
     };
     assert_eq!(
         line(&runtime, &deployment(options), &cpu()),
-        "serve --model /models/model.gguf --name chat --port 8000 --max-model-len 2048 --kv-type bf16 --memory-bytes 1073741824 --drain-timeout 600"
+        "serve --model /models/model.gguf --name chat --port 8000 --memory-bytes 1073741824 --drain-timeout 600 --max-model-len 2048 --kv-type bf16"
     );
 }
 
@@ -151,7 +151,7 @@ fn a_runtimes_own_args_replace_the_adapters_and_are_filled_in() {
         .into();
     assert_eq!(
         line(&runtime, &deployment(AcceptedOptions::default()), &slice()),
-        "serve --model=/models/model.gguf --name chat --json={\"port\": 8000} --drain-timeout 600"
+        "serve --model=/models/model.gguf --name chat --json={\"port\": 8000}"
     );
 }
 

@@ -17,10 +17,10 @@ pub trait Adapter: Sync {
         Vec::new()
     }
 
-    /// Arguments that every start needs: model, name, port. A runtime's own `args` replace them.
+    /// Arguments that every start needs: model, name, port, budget. A runtime's own `args` replace them.
     fn base(&self, facts: &Facts<'_>) -> Vec<String>;
 
-    /// Arguments for the slice and the options; a refusal for each that this engine cannot honour.
+    /// Arguments for what the deployment asks for; a refusal for each that this engine cannot honour.
     fn options(&self, facts: &Facts<'_>) -> Result<Vec<String>, Vec<Refusal>>;
 
     /// Environment that the engine needs in a read-only container.

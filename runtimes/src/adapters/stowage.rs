@@ -15,6 +15,10 @@ impl Adapter for Stowage {
         flag(&mut args, "--model", Some(&facts.model_path));
         flag(&mut args, "--name", Some(facts.model_name));
         flag(&mut args, "--port", Some(facts.runtime.port));
+        if let AcceptedAccelerator::Cpu { memory_bytes, .. } = facts.granted {
+            flag(&mut args, "--memory-bytes", Some(memory_bytes));
+        }
+        flag(&mut args, "--drain-timeout", Some(facts.drain_seconds));
         args
     }
 
@@ -35,10 +39,6 @@ impl Adapter for Stowage {
         let mut args = Vec::new();
         flag(&mut args, "--max-model-len", options.max_model_len);
         flag(&mut args, "--kv-type", options.kv_cache_type.as_ref());
-        if let AcceptedAccelerator::Cpu { memory_bytes, .. } = facts.granted {
-            flag(&mut args, "--memory-bytes", Some(memory_bytes));
-        }
-        flag(&mut args, "--drain-timeout", Some(facts.drain_seconds));
         Ok(args)
     }
 
