@@ -12,6 +12,8 @@
 //!
 //! The CRD manifests in `charts/stowage-crds` are generated from [`all_crds`] and compared in tests.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
+// Printer columns of one kind repeat the keys of kube's attribute (`type_`, `json_path`); that is how they are written.
+#![allow(clippy::duplicated_attributes)]
 
 pub mod conditions;
 pub mod crd;
