@@ -7,6 +7,7 @@
 
 use super::gemm::MAX_HEIGHT;
 use super::lanes::{LANES, Lanes};
+use super::tile::column;
 
 /// Positions in a partition.
 pub const PARTITION: usize = 256;
@@ -80,20 +81,15 @@ pub unsafe fn attend_f32<L: Lanes, const KV: u8, const R: usize>(args: &AttendAr
         for b in 0..blocks {
             let keys = args.panel(first, b);
             let mut acc = [L::splat(0.0); R];
-            let mut dimension = |k: L, d: usize| {
-                for (r, acc) in acc.iter_mut().enumerate() {
-                    *acc = k.fma(L::splat(*q.add(d * R + r)), *acc);
-                }
-            };
             if KV == KV_F32 {
                 for d in 0..args.head_dim {
-                    dimension(L::load(keys.cast::<f32>().add(d * LANES)), d);
+                    column(&mut acc, L::load(keys.cast::<f32>().add(d * LANES)), q.add(d * R));
                 }
             } else {
                 for p in 0..args.head_dim / 2 {
                     let (even, odd) = L::from_bf16_pairs(keys.cast::<u32>().add(p * LANES));
-                    dimension(even, 2 * p);
-                    dimension(odd, 2 * p + 1);
+                    column(&mut acc, even, q.add(2 * p * R));
+                    column(&mut acc, odd, q.add((2 * p + 1) * R));
                 }
             }
             for (r, acc) in acc.into_iter().enumerate() {
@@ -106,27 +102,37 @@ pub unsafe fn attend_f32<L: Lanes, const KV: u8, const R: usize>(args: &AttendAr
             for b in 0..blocks {
                 let values = args.panel(first, b).add(args.panel_bytes);
                 let s = s.add(b * LANES);
-                let mut token = |v: L, t: usize| {
-                    for (r, acc) in acc.iter_mut().enumerate() {
-                        *acc = v.fma(L::splat(*s.add(r * PARTITION + t)), *acc);
-                    }
-                };
                 if KV == KV_F32 {
                     for t in 0..LANES {
-                        token(L::load(values.cast::<f32>().add(t * args.head_dim + d)), t);
+                        let v = L::load(values.cast::<f32>().add(t * args.head_dim + d));
+                        token(&mut acc, v, s.add(t));
                     }
                 } else {
                     for p in 0..LANES / 2 {
                         let words = values.cast::<u32>().add(p * args.head_dim + d);
                         let (even, odd) = L::from_bf16_pairs(words);
-                        token(even, 2 * p);
-                        token(odd, 2 * p + 1);
+                        token(&mut acc, even, s.add(2 * p));
+                        token(&mut acc, odd, s.add(2 * p + 1));
                     }
                 }
             }
             for (r, acc) in acc.into_iter().enumerate() {
                 acc.store(args.out.add(r * args.head_dim + d));
             }
+        }
+    }
+}
+
+/// `acc[r] += v · s[r]`, where rows of `s` are `PARTITION` apart.
+///
+/// # Safety
+/// The features of `L` are there; `R` such values are readable at `s`.
+#[inline(always)]
+unsafe fn token<L: Lanes, const R: usize>(acc: &mut [L; R], v: L, s: *const f32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        for (r, acc) in acc.iter_mut().enumerate() {
+            *acc = v.fma(L::splat(*s.add(r * PARTITION)), *acc);
         }
     }
 }

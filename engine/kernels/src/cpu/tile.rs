@@ -101,32 +101,54 @@ unsafe fn group<L: Lanes, const T: u8, const MT: usize>(w: *const u8, x: *const 
     // SAFETY: `w` holds one group of type `T`, `x` holds `GROUP * MT` values.
     unsafe {
         let mut part = [L::splat(0.0); MT];
-        let mut column = |wv: L, k: usize| {
-            for (m, part) in part.iter_mut().enumerate() {
-                *part = wv.fma(L::splat(*x.add(k * MT + m)), *part);
-            }
-        };
         match T {
-            F32 => (0..GROUP).for_each(|k| column(L::load(w.cast::<f32>().add(k * LANES)), k)),
-            F16 => (0..GROUP).for_each(|k| column(L::from_f16(w.cast::<u16>().add(k * LANES)), k)),
-            Q8_0 => (0..GROUP).for_each(|k| column(L::from_i8(w.cast::<i8>().add(k * LANES)), k)),
+            F32 => {
+                for k in 0..GROUP {
+                    column(&mut part, L::load(w.cast::<f32>().add(k * LANES)), x.add(k * MT));
+                }
+            }
+            F16 => {
+                for k in 0..GROUP {
+                    column(&mut part, L::from_f16(w.cast::<u16>().add(k * LANES)), x.add(k * MT));
+                }
+            }
+            Q8_0 => {
+                for k in 0..GROUP {
+                    column(&mut part, L::from_i8(w.cast::<i8>().add(k * LANES)), x.add(k * MT));
+                }
+            }
             BF16 => {
                 for pair in 0..GROUP / 2 {
                     let (even, odd) = L::from_bf16_pairs(w.cast::<u32>().add(pair * LANES));
-                    column(even, 2 * pair);
-                    column(odd, 2 * pair + 1);
+                    column(&mut part, even, x.add(2 * pair * MT));
+                    column(&mut part, odd, x.add((2 * pair + 1) * MT));
                 }
             }
             _ => {
                 for z in 0..GROUP / 8 {
                     let mut n = L::nibbles(w.cast::<u32>().add(z * LANES));
                     for k in [0, 2, 4, 6, 1, 3, 5, 7] {
-                        column(L::low_nibble(n), 8 * z + k);
+                        column(&mut part, L::low_nibble(n), x.add((8 * z + k) * MT));
                         n = L::next_nibble(n);
                     }
                 }
             }
         }
         part
+    }
+}
+
+/// `acc[r] += w · x[r]`. A function and not a closure, because only functions can be forced into
+/// the caller, where the instruction set is.
+///
+/// # Safety
+/// The features of `L` are there; `R` values are readable at `x`.
+#[inline(always)]
+pub unsafe fn column<L: Lanes, const R: usize>(acc: &mut [L; R], w: L, x: *const f32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        for (r, acc) in acc.iter_mut().enumerate() {
+            *acc = w.fma(L::splat(*x.add(r)), *acc);
+        }
     }
 }
