@@ -42,7 +42,18 @@ impl Account {
     ) -> Self {
         series.arrivals.fetch_add(1, Ordering::Relaxed);
         series.arrived_tokens.fetch_add(prompt_estimate, Ordering::Relaxed);
-        Self { request_id, series, pool, tenant, arrived, first_byte: None, events: 0, prompt_estimate, reserved, settled: false }
+        Self {
+            request_id,
+            series,
+            pool,
+            tenant,
+            arrived,
+            first_byte: None,
+            events: 0,
+            prompt_estimate,
+            reserved,
+            settled: false,
+        }
     }
 
     pub fn request_id(&self) -> &str {

@@ -95,7 +95,9 @@ pub fn bearer(headers: &HeaderMap) -> Result<&str, ApiError> {
 
 /// The refusal for a key that nobody has. It does not say whether the key ever existed.
 pub fn unknown_key() -> ApiError {
-    ApiError::unauthenticated("This API key is not known or was revoked. Check it, or ask your platform team for a new one.")
+    ApiError::unauthenticated(
+        "This API key is not known or was revoked. Check it, or ask your platform team for a new one.",
+    )
 }
 
 /// Salt of a tenant's prefix cache: the same on every gateway and after every restart, different

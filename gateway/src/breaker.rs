@@ -41,8 +41,7 @@ pub struct Breaker {
 impl Breaker {
     /// Whether a request may go there now.
     pub fn allows(&self, now: Instant) -> bool {
-        self.heartbeat != Heartbeat::Lost
-            && self.open_until.is_none_or(|until| now >= until && !self.trying)
+        self.heartbeat != Heartbeat::Lost && self.open_until.is_none_or(|until| now >= until && !self.trying)
     }
 
     /// A request goes there. Must be followed by one of the `on_…` of answers, or by [`Self::on_released`].

@@ -70,7 +70,12 @@ struct Admitted {
 }
 
 impl Gateway {
-    pub fn new(settings: Settings, directory: Arc<Directory>, client: EngineClient, metrics: Arc<Metrics>) -> Arc<Self> {
+    pub fn new(
+        settings: Settings,
+        directory: Arc<Directory>,
+        client: EngineClient,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
         let id_prefix = u64::from(std::process::id()) ^ jiff::Timestamp::now().as_nanosecond() as u64;
         Arc::new(Self {
             settings,
@@ -103,7 +108,13 @@ impl Gateway {
         response
     }
 
-    async fn dispatch<B>(&self, head: &Parts, body: B, arrived: Instant, id: &str) -> Result<Response<OutBody>, ApiError>
+    async fn dispatch<B>(
+        &self,
+        head: &Parts,
+        body: B,
+        arrived: Instant,
+        id: &str,
+    ) -> Result<Response<OutBody>, ApiError>
     where
         B: http_body::Body<Data = Bytes> + Unpin,
     {
@@ -147,7 +158,15 @@ impl Gateway {
     }
 
     /// Everything that can be refused without an engine.
-    async fn admit<B>(&self, head: &Parts, body: B, view: &View, tenant: &Arc<Tenant>, arrived: Instant, id: &str) -> Result<Admitted, Refused>
+    async fn admit<B>(
+        &self,
+        head: &Parts,
+        body: B,
+        view: &View,
+        tenant: &Arc<Tenant>,
+        arrived: Instant,
+        id: &str,
+    ) -> Result<Admitted, Refused>
     where
         B: http_body::Body<Data = Bytes> + Unpin,
     {
@@ -165,7 +184,8 @@ impl Gateway {
             .admit(tenant, reserved, self.settings.gateways)
             .map_err(|reason| outcome::limited(reason, &tenant.name, tenant.limits.per_minute))?;
         let series = self.metrics.series(&tenant.name, &deployment.model);
-        let account = Account::open(id.to_owned(), series, pool.clone(), handle, arrived, prompt_tokens as u64, reserved);
+        let account =
+            Account::open(id.to_owned(), series, pool.clone(), handle, arrived, prompt_tokens as u64, reserved);
         let ask = Ask {
             tenant: tenant.name.clone(),
             request: RequestView { prompt_tokens, output_tokens },
@@ -176,7 +196,13 @@ impl Gateway {
     }
 
     /// Finds a place, tries, tries once more, and hands the answer to the relay.
-    async fn serve(&self, route: Inference, head: &Parts, request: Admitted, tenant: &Tenant) -> Result<Response<OutBody>, ApiError> {
+    async fn serve(
+        &self,
+        route: Inference,
+        head: &Parts,
+        request: Admitted,
+        tenant: &Tenant,
+    ) -> Result<Response<OutBody>, ApiError> {
         let Admitted { envelope, body, deployment, pool, mut account, ask } = request;
         let refuse = |account: &mut Account, refused: Refused| {
             account.finish(refused.outcome, None);
@@ -220,7 +246,12 @@ impl Gateway {
                 }
                 Attempt::Failed(reason) => reason,
             };
-            tracing::info!(pod = lease.replica.pod, request = account.request_id(), reason = again.label(), "trying another replica");
+            tracing::info!(
+                pod = lease.replica.pod,
+                request = account.request_id(),
+                reason = again.label(),
+                "trying another replica"
+            );
             sent += usize::from(again != Retry::Unreachable);
             if sent >= MAX_SENT {
                 break;
@@ -244,7 +275,14 @@ impl Gateway {
     }
 }
 
-fn outgoing(route: Inference, head: &Parts, body: &HeldBody, envelope: &Envelope, tenant: &Tenant, id: &str) -> Option<Outgoing> {
+fn outgoing(
+    route: Inference,
+    head: &Parts,
+    body: &HeldBody,
+    envelope: &Envelope,
+    tenant: &Tenant,
+    id: &str,
+) -> Option<Outgoing> {
     Some(Outgoing {
         route,
         body: body.bytes.clone(),

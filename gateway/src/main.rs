@@ -80,11 +80,24 @@ fn main() -> anyhow::Result<()> {
     stowage_telemetry::install_crypto();
     stowage_telemetry::init_tracing("gateway");
     let options = Options::parse();
-    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?.block_on(run(options))
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?
+        .block_on(run(options))
 }
 
 async fn run(options: Options) -> anyhow::Result<()> {
     let shutdown = stowage_telemetry::shutdown_signal();
+    let files = server::raise_file_limit();
+    // A connection needs a descriptor here and, while it asks, one towards an engine.
+    if files / 2 < options.max_connections as u64 {
+        tracing::warn!(
+            files,
+            connections = options.max_connections,
+            "fewer open files than connections need: raise the hard limit or lower STOWAGE_MAX_CONNECTIONS"
+        );
+    }
     let mut registry = stowage_telemetry::metrics::registry();
     let metrics = Metrics::register(&mut registry);
     let client = upstream::client();
@@ -130,7 +143,10 @@ async fn bind(address: SocketAddr, who: &str) -> anyhow::Result<TcpListener> {
 impl Options {
     fn pool(&self) -> PoolSettings {
         PoolSettings {
-            gate: Gate { max_in_flight: self.max_in_flight_per_replica, backlog_tokens: self.max_backlog_tokens.into() },
+            gate: Gate {
+                max_in_flight: self.max_in_flight_per_replica,
+                backlog_tokens: self.max_backlog_tokens.into(),
+            },
             max_queued: self.max_queued,
             queue_timeout: Duration::from_secs(self.queue_timeout_seconds),
         }

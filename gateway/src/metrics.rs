@@ -52,6 +52,9 @@ struct RetryLabels {
 /// Latency histograms are made by a plain function, so that families can be cloned and stored.
 type Histograms = Family<ModelLabels, Histogram, fn() -> Histogram>;
 
+/// By tenant and model.
+type SeriesTable = HashMap<(Arc<str>, Arc<str>), Arc<Series>>;
+
 /// All metrics of this process.
 #[derive(Debug)]
 pub struct Metrics {
@@ -70,7 +73,7 @@ pub struct Metrics {
     pub malformed_objects: Counter,
     /// Bumped with each new world.
     pub world_changes: Counter,
-    series: RwLock<HashMap<(Arc<str>, Arc<str>), Arc<Series>>>,
+    series: RwLock<SeriesTable>,
 }
 
 /// The handles of one tenant's use of one model.
@@ -147,18 +150,59 @@ impl Metrics {
             world_changes: Counter::default(),
             series: RwLock::default(),
         };
-        let Self { requests, duration, first_token, inter_token, queue_wait, tokens, retries, connections, buffered_bytes, malformed_objects, world_changes, series: _ } = &metrics;
+        let Self {
+            requests,
+            duration,
+            first_token,
+            inter_token,
+            queue_wait,
+            tokens,
+            retries,
+            connections,
+            buffered_bytes,
+            malformed_objects,
+            world_changes,
+            series: _,
+        } = &metrics;
         registry.register("requests", "Requests by how they ended", requests.clone());
-        registry.register_with_unit("request_duration", "From the request's head to the answer's last byte", Unit::Seconds, duration.clone());
-        registry.register_with_unit("time_to_first_token", "From the request's head to the first byte of the answer", Unit::Seconds, first_token.clone());
-        registry.register_with_unit("inter_token_latency", "Mean time between the events of one stream", Unit::Seconds, inter_token.clone());
-        registry.register_with_unit("queue_wait", "Time a request waited for a replica", Unit::Seconds, queue_wait.clone());
+        registry.register_with_unit(
+            "request_duration",
+            "From the request's head to the answer's last byte",
+            Unit::Seconds,
+            duration.clone(),
+        );
+        registry.register_with_unit(
+            "time_to_first_token",
+            "From the request's head to the first byte of the answer",
+            Unit::Seconds,
+            first_token.clone(),
+        );
+        registry.register_with_unit(
+            "inter_token_latency",
+            "Mean time between the events of one stream",
+            Unit::Seconds,
+            inter_token.clone(),
+        );
+        registry.register_with_unit(
+            "queue_wait",
+            "Time a request waited for a replica",
+            Unit::Seconds,
+            queue_wait.clone(),
+        );
         registry.register("tokens", "Tokens as the engines counted them", tokens.clone());
-        registry.register("gateway_retries", "Requests sent to another replica before their first byte", retries.clone());
+        registry.register(
+            "gateway_retries",
+            "Requests sent to another replica before their first byte",
+            retries.clone(),
+        );
         registry.register("gateway_connections", "Open client connections", connections.clone());
         registry.register("gateway_buffered_bytes", "Bytes of request bodies held", buffered_bytes.clone());
         registry.register("gateway_malformed_objects", "Malformed API objects passed over", malformed_objects.clone());
-        registry.register("gateway_world_changes", "Changes of what the gateway knows of tenants, keys, models and replicas", world_changes.clone());
+        registry.register(
+            "gateway_world_changes",
+            "Changes of what the gateway knows of tenants, keys, models and replicas",
+            world_changes.clone(),
+        );
         Arc::new(metrics)
     }
 
@@ -200,11 +244,16 @@ impl Metrics {
     fn make(&self, tenant: &Arc<str>, model: &Arc<str>, tenant_label: &str, model_label: &str) -> Series {
         let by_model = ModelLabels { model: model_label.to_owned() };
         let outcome = |outcome: Outcome| {
-            let labels = RequestLabels { tenant: tenant_label.to_owned(), model: model_label.to_owned(), outcome: outcome.label() };
+            let labels = RequestLabels {
+                tenant: tenant_label.to_owned(),
+                model: model_label.to_owned(),
+                outcome: outcome.label(),
+            };
             self.requests.get_or_create(&labels).clone()
         };
         let token = |direction, cached| {
-            let labels = TokenLabels { tenant: tenant_label.to_owned(), model: model_label.to_owned(), direction, cached };
+            let labels =
+                TokenLabels { tenant: tenant_label.to_owned(), model: model_label.to_owned(), direction, cached };
             self.tokens.get_or_create(&labels).clone()
         };
         Series {
@@ -278,7 +327,10 @@ mod tests {
         series.count_tokens(Tokens { prompt: 10, cached: 4, output: 3 });
         let text = page(&registry);
         assert!(text.contains(r#"stowage_requests_total{tenant="a",model="m",outcome="ok"} 1"#), "{text}");
-        assert!(text.contains(r#"stowage_tokens_total{tenant="a",model="m",direction="input",cached="true"} 4"#), "{text}");
+        assert!(
+            text.contains(r#"stowage_tokens_total{tenant="a",model="m",direction="input",cached="true"} 4"#),
+            "{text}"
+        );
         assert!(text.contains("stowage_time_to_first_token_seconds_count"), "{text}");
     }
 

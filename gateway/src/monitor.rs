@@ -45,7 +45,12 @@ enum Ended {
 
 /// Starts watching. The task ends with the replica.
 pub fn start(pool: &Arc<Pool>, replica: &Arc<Replica>, client: EngineClient) {
-    let watcher = Watcher { pool: Arc::downgrade(pool), replica: Arc::downgrade(replica), client, base: format!("http://{}", replica.address) };
+    let watcher = Watcher {
+        pool: Arc::downgrade(pool),
+        replica: Arc::downgrade(replica),
+        client,
+        base: format!("http://{}", replica.address),
+    };
     let task = tokio::spawn(watcher.run());
     replica.watched_by(task.abort_handle());
 }

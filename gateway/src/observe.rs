@@ -147,7 +147,9 @@ pub fn quota(object: &TenantQuota) -> Option<QuotaFact> {
         name: object.name_any(),
         created: created(object),
         namespaces: object.spec.namespaces.clone(),
-        key_secrets: credentials.map(|c| c.api_keys.iter().map(|key| key.secret_name.clone()).collect()).unwrap_or_default(),
+        key_secrets: credentials
+            .map(|c| c.api_keys.iter().map(|key| key.secret_name.clone()).collect())
+            .unwrap_or_default(),
         limits: object.spec.tokens.as_ref().map(token_limits).unwrap_or_default(),
     })
 }
@@ -217,14 +219,17 @@ pub fn pod(object: &LeanPod) -> Option<PodFact> {
         owner_uid: Some(owner.map(|owner| owner.uid.clone()).unwrap_or_default()),
         address: ip.map(|ip| SocketAddr::new(ip, names::ENGINE_PORT)),
         ready: status.conditions.iter().any(|c| c.r#type == "Ready" && c.status == "True"),
-        draining: object.metadata.deletion_timestamp.is_some() || object.annotations().contains_key(names::ANNOTATION_DRAINING),
+        draining: object.metadata.deletion_timestamp.is_some()
+            || object.annotations().contains_key(names::ANNOTATION_DRAINING),
     })
 }
 
 /// The GPUs of a node on which no work may run.
 pub fn unhealthy_gpus(object: &GpuNode) -> Option<HashSet<String>> {
     let devices = object.status.iter().flat_map(|status| &status.devices);
-    Some(devices.filter(|device| device.verdict.health == Health::Unhealthy).map(|device| device.uuid.clone()).collect())
+    Some(
+        devices.filter(|device| device.verdict.health == Health::Unhealthy).map(|device| device.uuid.clone()).collect(),
+    )
 }
 
 fn created(object: &impl ResourceExt) -> i64 {
@@ -289,7 +294,10 @@ mod tests {
 
     #[test]
     fn deletion_and_the_annotation_both_mean_draining() {
-        for meta in [", deletionTimestamp: '2026-01-01T00:00:00Z'", ", annotations: {stowage.dev/draining: '2026-01-01T00:00:00Z'}"] {
+        for meta in [
+            ", deletionTimestamp: '2026-01-01T00:00:00Z'",
+            ", annotations: {stowage.dev/draining: '2026-01-01T00:00:00Z'}",
+        ] {
             assert!(pod_yaml(meta, "{}").draining, "{meta}");
         }
         assert!(!pod_yaml("", "{}").draining);
@@ -327,7 +335,10 @@ mod tests {
             }))
             .unwrap()
         };
-        assert_eq!(secret(&json("stowage.dev/api-keys")), Some(("keys".into(), vec![("laptop".into(), hash_key("sk-1"))])));
+        assert_eq!(
+            secret(&json("stowage.dev/api-keys")),
+            Some(("keys".into(), vec![("laptop".into(), hash_key("sk-1"))]))
+        );
         assert_eq!(secret(&json("Opaque")), None);
     }
 

@@ -93,7 +93,9 @@ pub fn unplaced(reason: Unplaced, deployment: &Deployment) -> Refused {
             Outcome::NoReplica,
             ApiError::unavailable(
                 "no_replica",
-                format!("{model} has no replica and none is wanted: its owner set replicas to 0. Ask for at least 1 (kubectl scale infd)."),
+                format!(
+                    "{model} has no replica and none is wanted: its owner set replicas to 0. Ask for at least 1 (kubectl scale infd)."
+                ),
                 30,
             ),
         ),
@@ -110,7 +112,9 @@ pub fn unplaced(reason: Unplaced, deployment: &Deployment) -> Refused {
             Outcome::TenantLimited,
             ApiError::rate_limited(
                 "tenant_queue",
-                format!("{limit} requests of your tenant wait for {model} already, as many as its quota lets wait (tokens.maxQueued)."),
+                format!(
+                    "{limit} requests of your tenant wait for {model} already, as many as its quota lets wait (tokens.maxQueued)."
+                ),
                 2,
             ),
         ),
@@ -122,7 +126,9 @@ pub fn unplaced(reason: Unplaced, deployment: &Deployment) -> Refused {
             Outcome::NoReplica,
             ApiError::unavailable(
                 "model_waking",
-                format!("{model} has no ready replica, and {limit} requests wait for one already (scaling.coldStart.maxHeld)."),
+                format!(
+                    "{model} has no ready replica, and {limit} requests wait for one already (scaling.coldStart.maxHeld)."
+                ),
                 5,
             ),
         ),
@@ -130,7 +136,10 @@ pub fn unplaced(reason: Unplaced, deployment: &Deployment) -> Refused {
             Outcome::NoReplica,
             ApiError::unavailable(
                 "model_waking",
-                format!("{model} has no ready replica; the request was held for {}. It is starting or waits for a GPU (kubectl stowage explain says which).", seconds(waited)),
+                format!(
+                    "{model} has no ready replica; the request was held for {}. It is starting or waits for a GPU (kubectl stowage explain says which).",
+                    seconds(waited)
+                ),
                 5,
             ),
         ),
@@ -138,7 +147,10 @@ pub fn unplaced(reason: Unplaced, deployment: &Deployment) -> Refused {
             Outcome::NoReplica,
             ApiError::unavailable(
                 "no_replica",
-                format!("No replica of {model} takes requests: those it has do not answer or drain. The request was held for {}.", seconds(waited)),
+                format!(
+                    "No replica of {model} takes requests: those it has do not answer or drain. The request was held for {}.",
+                    seconds(waited)
+                ),
                 5,
             ),
         ),
@@ -159,7 +171,9 @@ pub fn limited(reason: Limited, tenant: &str, per_minute: Option<u64>) -> Refuse
         }
         Limited::Concurrent { limit } => ApiError::rate_limited(
             "tenant_concurrency",
-            format!("{tenant} has {limit} requests in flight, as many as its quota allows (tokens.maxConcurrent). Wait for one to end."),
+            format!(
+                "{tenant} has {limit} requests in flight, as many as its quota allows (tokens.maxConcurrent). Wait for one to end."
+            ),
             1,
         ),
     };
@@ -186,7 +200,9 @@ pub fn stream_broken(model: &str) -> ApiError {
         502,
         stowage_openai_api::ErrorKind::Internal,
         "stream_broken",
-        format!("The replica of {model} that wrote this answer was lost. What was sent is valid but not complete; ask again."),
+        format!(
+            "The replica of {model} that wrote this answer was lost. What was sent is valid but not complete; ask again."
+        ),
     )
 }
 

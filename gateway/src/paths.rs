@@ -60,11 +60,7 @@ pub fn route<'a>(method: &Method, path: &'a str) -> Result<Route<'a>, ApiError> 
             None => return Err(ApiError::no_route(method.as_str(), path)),
         },
     };
-    if *method == wanted {
-        Ok(route)
-    } else {
-        Err(ApiError::method_not_allowed(method.as_str(), path))
-    }
+    if *method == wanted { Ok(route) } else { Err(ApiError::method_not_allowed(method.as_str(), path)) }
 }
 
 /// Refuses a query that carries a key.
@@ -95,7 +91,9 @@ fn not_yet(path: &str) -> ApiError {
         404,
         stowage_openai_api::ErrorKind::NotFound,
         "not_supported_yet",
-        format!("{path} is not served by this release. It serves /v1/chat/completions, /v1/completions and /v1/models."),
+        format!(
+            "{path} is not served by this release. It serves /v1/chat/completions, /v1/completions and /v1/models."
+        ),
     )
 }
 
@@ -121,13 +119,39 @@ mod tests {
     #[test]
     fn engine_private_routes_are_404_in_every_spelling() {
         let private = [
-            "/metrics", "/pause", "/sleep", "/update_weights", "/tokenize", "/stowage/v1/load",
-            "/v1/load_lora_adapter", "/v1/../pause", "/v1/./models", "//pause", "/v1//chat/completions",
-            "//v1/chat/completions", "/v1/chat/completions/", "/%70ause", "/v1/%2e%2e/pause",
-            "/v1%2fchat%2fcompletions", "/v1/chat/completions%00", "/V1/chat/completions",
-            "/v1/chat/completions;x=1", "/v1/models/..", "/v1/models/../../pause", "/v1/models//m",
-            "/v1/models/%2e%2e/pause", "/v1/models/", "/v1/models/a/./b", "", "/", "*", "v1/models",
-            "/v1\\chat\\completions", "/v1/embeddings", "/signals", "/stowage/v1/signals",
+            "/metrics",
+            "/pause",
+            "/sleep",
+            "/update_weights",
+            "/tokenize",
+            "/stowage/v1/load",
+            "/v1/load_lora_adapter",
+            "/v1/../pause",
+            "/v1/./models",
+            "//pause",
+            "/v1//chat/completions",
+            "//v1/chat/completions",
+            "/v1/chat/completions/",
+            "/%70ause",
+            "/v1/%2e%2e/pause",
+            "/v1%2fchat%2fcompletions",
+            "/v1/chat/completions%00",
+            "/V1/chat/completions",
+            "/v1/chat/completions;x=1",
+            "/v1/models/..",
+            "/v1/models/../../pause",
+            "/v1/models//m",
+            "/v1/models/%2e%2e/pause",
+            "/v1/models/",
+            "/v1/models/a/./b",
+            "",
+            "/",
+            "*",
+            "v1/models",
+            "/v1\\chat\\completions",
+            "/v1/embeddings",
+            "/signals",
+            "/stowage/v1/signals",
         ];
         for path in private {
             for method in [Method::GET, Method::POST, Method::PUT, Method::CONNECT] {

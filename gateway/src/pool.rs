@@ -101,6 +101,12 @@ pub struct Lease {
     pub replica: Arc<Replica>,
 }
 
+/// What a request finds when it arrives.
+enum Door {
+    Open(Lease),
+    Queue(oneshot::Receiver<Lease>),
+}
+
 /// A pool at one moment, for signals and metrics.
 #[derive(Debug, Clone)]
 pub struct PoolStatus {
@@ -176,8 +182,8 @@ impl Pool {
     pub async fn acquire(self: &Arc<Self>, ask: Ask, tried: Vec<u64>) -> Result<Lease, Unplaced> {
         let arrived = ask.arrived;
         let mut receive = match self.place_or_queue(ask, tried)? {
-            Ok(lease) => return Ok(lease),
-            Err(receive) => receive,
+            Door::Open(lease) => return Ok(lease),
+            Door::Queue(receive) => receive,
         };
         loop {
             let (deadline, refusal) = self.patience(arrived);
@@ -272,20 +278,15 @@ impl Pool {
         }
     }
 
-    #[allow(clippy::type_complexity)]
-    fn place_or_queue(
-        self: &Arc<Self>,
-        ask: Ask,
-        tried: Vec<u64>,
-    ) -> Result<Result<Lease, oneshot::Receiver<Lease>>, Unplaced> {
+    fn place_or_queue(self: &Arc<Self>, ask: Ask, tried: Vec<u64>) -> Result<Door, Unplaced> {
         let now = Instant::now();
         let mut state = self.lock();
         state.forget_departed();
         let again = !tried.is_empty();
-        if state.waiting.is_empty() || again {
-            if let Some(lease) = self.place(&mut state, &ask, &tried, now) {
-                return Ok(Ok(lease));
-            }
+        if (state.waiting.is_empty() || again)
+            && let Some(lease) = self.place(&mut state, &ask, &tried, now)
+        {
+            return Ok(Door::Open(lease));
         }
         // Who was in already is not turned away at the door.
         if !again {
@@ -298,7 +299,7 @@ impl Pool {
         } else {
             state.waiting.push_back(waiter);
         }
-        Ok(Err(receive))
+        Ok(Door::Queue(receive))
     }
 
     fn place(self: &Arc<Self>, state: &mut State, ask: &Ask, tried: &[u64], now: Instant) -> Option<Lease> {
@@ -319,7 +320,10 @@ impl Pool {
         let state = self.lock();
         let waited = now.saturating_duration_since(arrived);
         if state.usable(now) {
-            (arrived + self.settings.queue_timeout, Unplaced::QueueTimeout { waited: waited.max(self.settings.queue_timeout) })
+            (
+                arrived + self.settings.queue_timeout,
+                Unplaced::QueueTimeout { waited: waited.max(self.settings.queue_timeout) },
+            )
         } else if state.deployment.switched_off && state.slots.is_empty() {
             (now, Unplaced::SwitchedOff)
         } else {
@@ -376,7 +380,11 @@ impl State {
             }
         }
         if self.usable(now) {
-            return if self.waiting.len() < max_queued { Ok(()) } else { Err(Unplaced::QueueFull { limit: max_queued }) };
+            return if self.waiting.len() < max_queued {
+                Ok(())
+            } else {
+                Err(Unplaced::QueueFull { limit: max_queued })
+            };
         }
         if self.deployment.switched_off && self.slots.is_empty() {
             return Err(Unplaced::SwitchedOff);

@@ -90,7 +90,14 @@ impl Body for OutBody {
 
 impl Relay {
     /// `stream` says whether the answer is a stream of events.
-    pub fn new(first: Bytes, rest: Incoming, stream: bool, lease: Lease, account: Account, patience: StreamPatience) -> Box<Self> {
+    pub fn new(
+        first: Bytes,
+        rest: Incoming,
+        stream: bool,
+        lease: Lease,
+        account: Account,
+        patience: StreamPatience,
+    ) -> Box<Self> {
         Box::new(Self {
             rest: Some(rest),
             lease,
@@ -197,13 +204,20 @@ impl Relay {
     /// mended, so its connection is cut, which every client notices.
     fn broken(&mut self, why: &str) -> Option<Result<Bytes, std::io::Error>> {
         drop(self.rest.take()?);
-        tracing::warn!(pod = self.lease.replica.pod, request = self.account.request_id(), why, "replica lost after the first byte");
+        tracing::warn!(
+            pod = self.lease.replica.pod,
+            request = self.account.request_id(),
+            why,
+            "replica lost after the first byte"
+        );
         self.lease.broken();
         self.partial.clear();
         let tokens = self.stream.as_ref().map(|usage| usage.tokens(self.account.estimated_prompt()));
         self.account.finish(Outcome::StreamBroken, tokens);
         Some(match self.stream {
-            Some(_) => Ok(Bytes::from(stowage_openai_api::data_line(&outcome::stream_broken(self.account.model()).body()))),
+            Some(_) => {
+                Ok(Bytes::from(stowage_openai_api::data_line(&outcome::stream_broken(self.account.model()).body())))
+            }
             None => Err(std::io::Error::new(std::io::ErrorKind::ConnectionAborted, "the engine was lost")),
         })
     }
@@ -245,7 +259,6 @@ pub fn whole(body: Bytes, stream: bool, mut account: Account) -> OutBody {
     account.finish(Outcome::Ok, tokens);
     OutBody::full(body)
 }
-
 
 #[cfg(test)]
 mod tests {

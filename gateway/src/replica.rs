@@ -146,11 +146,7 @@ impl Slot {
         let refused = self.unusable(now).or_else(|| {
             let full = self.in_flight >= gate.max_in_flight
                 || (backlog_tokens > 0.0 && backlog_tokens + prompt_tokens > gate.backlog_tokens);
-            if tried.contains(&self.replica.id) {
-                Some(Refusal::TriedBefore)
-            } else {
-                full.then_some(Refusal::AtLimit)
-            }
+            if tried.contains(&self.replica.id) { Some(Refusal::TriedBefore) } else { full.then_some(Refusal::AtLimit) }
         });
         ReplicaView {
             id: self.replica.id,

@@ -78,7 +78,12 @@ impl Drop for Place {
 }
 
 /// Reads a body to its end, or says why not.
-pub async fn read<B>(headers: &HeaderMap, mut body: B, limits: BodyLimits, budget: &Arc<BodyBudget>) -> Result<HeldBody, Refused>
+pub async fn read<B>(
+    headers: &HeaderMap,
+    mut body: B,
+    limits: BodyLimits,
+    budget: &Arc<BodyBudget>,
+) -> Result<HeldBody, Refused>
 where
     B: http_body::Body<Data = Bytes> + Unpin,
 {
@@ -95,7 +100,9 @@ where
             Err(_) => return Err(Refused::invalid(ApiError::body_timeout(started.elapsed().as_secs()))),
             Ok(None) => break,
             // The connection broke, or the chunks were malformed; whoever reads this is rarely there.
-            Ok(Some(Err(_))) => return Err(Refused::new(Outcome::ClientGone, ApiError::invalid_json("The request body ended early."))),
+            Ok(Some(Err(_))) => {
+                return Err(Refused::new(Outcome::ClientGone, ApiError::invalid_json("The request body ended early.")));
+            }
             Ok(Some(Ok(frame))) => frame,
         };
         let Ok(data) = frame.into_data() else { continue };
@@ -130,7 +137,8 @@ mod tests {
     use http_body_util::{Full, StreamBody};
     use hyper::body::Frame;
 
-    const LIMITS: BodyLimits = BodyLimits { max_bytes: 1000, max_total_bytes: 1500, patience: Duration::from_millis(200) };
+    const LIMITS: BodyLimits =
+        BodyLimits { max_bytes: 1000, max_total_bytes: 1500, patience: Duration::from_millis(200) };
 
     fn budget() -> Arc<BodyBudget> {
         BodyBudget::new(Metrics::register(&mut stowage_telemetry::metrics::registry()))

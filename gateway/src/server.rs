@@ -66,8 +66,24 @@ pub async fn serve(listener: TcpListener, gateway: Arc<Gateway>, limits: ServerL
     }
 }
 
+/// Raises the soft limit of open files to the hard one, and returns it. Container runtimes start
+/// processes with 1,024, which is fewer connections than we promise.
+pub fn raise_file_limit() -> u64 {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
+    // None is unlimited.
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
 /// Waits for a free slot first: connections beyond the limit wait in the kernel's queue.
-async fn accept(listener: &TcpListener, slots: &Arc<Semaphore>) -> Option<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+async fn accept(
+    listener: &TcpListener,
+    slots: &Arc<Semaphore>,
+) -> Option<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
     let slot = slots.clone().acquire_owned().await.ok()?;
     match listener.accept().await {
         Ok((stream, _)) => {

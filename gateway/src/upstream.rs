@@ -159,10 +159,10 @@ fn failed(lease: &Lease, error: &(dyn std::error::Error + 'static)) -> Attempt {
 
 async fn first_piece(body: &mut Incoming) -> Result<(Bytes, bool), hyper::Error> {
     while let Some(frame) = body.frame().await {
-        if let Ok(data) = frame?.into_data() {
-            if !data.is_empty() {
-                return Ok((data, false));
-            }
+        if let Ok(data) = frame?.into_data()
+            && !data.is_empty()
+        {
+            return Ok((data, false));
         }
     }
     Ok((Bytes::new(), true))
@@ -257,7 +257,10 @@ mod tests {
 
     #[test]
     fn errors_are_openai_errors_or_garbage() {
-        assert_eq!(error_code(br#"{"error":{"message":"m","type":"t","code":"draining"}}"#).as_deref(), Some("draining"));
+        assert_eq!(
+            error_code(br#"{"error":{"message":"m","type":"t","code":"draining"}}"#).as_deref(),
+            Some("draining")
+        );
         assert_eq!(error_code(br#"{"error":{"message":"m","type":"t"}}"#).as_deref(), Some(""));
         for bad in [&b""[..], b"<html>", b"{}", br#"{"error":"text"}"#] {
             assert_eq!(error_code(bad), None);

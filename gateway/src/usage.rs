@@ -51,7 +51,8 @@ impl StreamUsage {
     pub fn observe(&mut self, piece: &[u8]) {
         self.events += memchr::memmem::find_iter(piece, b"data: {").count() as u64;
         if memchr::memmem::find(piece, b"\"usage\":{").is_some() {
-            let said = piece.split(|byte| *byte == b'\n').filter_map(|line| read(line.strip_prefix(b"data: ")?)).last();
+            let said =
+                piece.split(|byte| *byte == b'\n').filter_map(|line| read(line.strip_prefix(b"data: ")?)).next_back();
             self.said = said.or(self.said);
         }
     }

@@ -75,10 +75,20 @@ pub async fn follow(client: Client, directory: Arc<Directory>, metrics: Arc<Metr
 fn spawn_watches(client: &Client, shared: &Arc<Shared>) {
     let everything = || watcher::Config::default().timeout(WATCH_SECONDS);
     let quotas = Kind { name: "TenantQuota", table: |o| &mut o.quotas, read: observe::quota };
-    tokio::spawn(watch(Api::<DeserializeGuard<TenantQuota>>::all(client.clone()), everything(), quotas, shared.clone()));
+    tokio::spawn(watch(
+        Api::<DeserializeGuard<TenantQuota>>::all(client.clone()),
+        everything(),
+        quotas,
+        shared.clone(),
+    ));
 
     let deployments = Kind { name: "InferenceDeployment", table: |o| &mut o.deployments, read: observe::deployment };
-    tokio::spawn(watch(Api::<DeserializeGuard<InferenceDeployment>>::all(client.clone()), everything(), deployments, shared.clone()));
+    tokio::spawn(watch(
+        Api::<DeserializeGuard<InferenceDeployment>>::all(client.clone()),
+        everything(),
+        deployments,
+        shared.clone(),
+    ));
 
     let nodes = Kind { name: "GpuNode", table: |o| &mut o.nodes, read: observe::unhealthy_gpus };
     tokio::spawn(watch(Api::<DeserializeGuard<GpuNode>>::all(client.clone()), everything(), nodes, shared.clone()));
@@ -175,7 +185,12 @@ impl Shared {
             Ok(object) => (kind.read)(&object),
             Err(invalid) => {
                 self.metrics.malformed_objects.inc();
-                tracing::warn!(kind = kind.name, object = key, error = invalid.error, "malformed, keeping what it said last");
+                tracing::warn!(
+                    kind = kind.name,
+                    object = key,
+                    error = invalid.error,
+                    "malformed, keeping what it said last"
+                );
                 table.known(&key)
             }
         }

@@ -174,10 +174,10 @@ impl World {
     pub fn callable(&self, tenant: &Arc<str>) -> BTreeMap<Arc<str>, Arc<Deployment>> {
         let mut models = BTreeMap::new();
         for deployment in &self.deployments {
-            if deployment.tenant == *tenant || deployment.lists(tenant) {
-                if let Some(found) = self.resolve(tenant, &deployment.model) {
-                    models.insert(deployment.model.clone(), found.clone());
-                }
+            if (deployment.tenant == *tenant || deployment.lists(tenant))
+                && let Some(found) = self.resolve(tenant, &deployment.model)
+            {
+                models.insert(deployment.model.clone(), found.clone());
             }
         }
         models
@@ -193,7 +193,8 @@ impl World {
             for namespace in &quota.namespaces {
                 let owner = owners.entry(namespace.clone()).or_insert_with(|| name.clone());
                 if *owner != name {
-                    self.complaints.push(format!("namespace {namespace} stays with tenant {owner}; {name} claims it too"));
+                    self.complaints
+                        .push(format!("namespace {namespace} stays with tenant {owner}; {name} claims it too"));
                 }
             }
             self.add_keys(facts, quota, &name);
@@ -211,7 +212,9 @@ impl World {
             };
             for (name, hash) in keys {
                 if !self.keys.insert(*hash, tenant.clone()) {
-                    self.complaints.push(format!("key {name} of Secret {secret} belongs to another tenant already, not to {tenant}"));
+                    self.complaints.push(format!(
+                        "key {name} of Secret {secret} belongs to another tenant already, not to {tenant}"
+                    ));
                 }
             }
         }
@@ -412,11 +415,7 @@ mod tests {
         ];
         let world = World::build(&facts);
         let replicas: Vec<_> = world.deployments[0].replicas.iter().map(|r| (r.pod.as_str(), r.refused)).collect();
-        let expected = [
-            ("fine", None),
-            ("leaving", Some(Refusal::Draining)),
-            ("sick", Some(Refusal::UnhealthyDevice)),
-        ];
+        let expected = [("fine", None), ("leaving", Some(Refusal::Draining)), ("sick", Some(Refusal::UnhealthyDevice))];
         assert_eq!(replicas, expected);
     }
 }

@@ -1,0 +1,122 @@
+//! Models that wake, gateways that drain, and the gateway's own probes.
+
+use std::time::{Duration, Instant};
+
+use crate::engine::{Behaviour, MockEngine};
+use crate::harness::{Harness, OK, pod, read, until};
+
+#[tokio::test]
+async fn a_request_for_a_model_without_a_replica_is_held_until_there_is_one() {
+    let engine = MockEngine::start(Behaviour::Whole).await;
+    let mut gateway = Harness::start(&[]).await;
+    gateway.facts.deployments[0].hold = Some(Duration::from_secs(10));
+    gateway.apply();
+    let asking: Vec<_> = (0..5).map(|_| gateway.chat_later(false)).collect();
+    until("all are held", || gateway.waiting() == 5).await;
+    gateway.facts.pods.push(pod("chat-0", engine.address));
+    gateway.apply();
+    for asked in asking {
+        assert_eq!(asked.await.unwrap(), OK);
+    }
+}
+
+#[tokio::test]
+async fn when_the_hold_is_over_the_answer_says_when_to_come_back() {
+    let gateway = Harness::start(&[]).await;
+    let started = Instant::now();
+    let answer = gateway.chat(false).await;
+    assert_eq!((answer.status, answer.code().as_str()), (503, "model_waking"));
+    assert!(answer.headers.contains_key("retry-after"));
+    assert!(started.elapsed() >= Duration::from_millis(500), "{:?}", started.elapsed());
+    assert_eq!(gateway.waiting(), 0);
+}
+
+#[tokio::test]
+async fn broken_replicas_are_told_from_missing_ones() {
+    let engine = MockEngine::start(Behaviour::Whole).await;
+    let gateway = Harness::start(&[&engine]).await;
+    engine.kill();
+    gateway.until_routable("chat-0", false).await;
+    let answer = gateway.chat(false).await;
+    assert_eq!((answer.status, answer.code().as_str()), (503, "no_replica"));
+}
+
+#[tokio::test]
+async fn a_model_that_is_switched_off_is_refused_at_once() {
+    let mut gateway = Harness::start(&[]).await;
+    gateway.facts.deployments[0].hold = Some(Duration::from_secs(60));
+    gateway.facts.deployments[0].switched_off = true;
+    gateway.apply();
+    let answer = gateway.chat(false).await;
+    assert_eq!((answer.status, answer.code().as_str()), (503, "no_replica"));
+    assert!(answer.text().contains("replicas to 0"), "{}", answer.text());
+}
+
+#[tokio::test]
+async fn no_more_are_held_than_may_be() {
+    let mut gateway = Harness::start(&[]).await;
+    gateway.facts.deployments[0].max_held = Some(2);
+    gateway.apply();
+    let _held = [gateway.chat_later(false), gateway.chat_later(false)];
+    until("two are held", || gateway.waiting() == 2).await;
+    let started = Instant::now();
+    assert_eq!(gateway.chat(false).await.code(), "model_waking");
+    assert!(started.elapsed() < Duration::from_millis(300));
+}
+
+#[tokio::test]
+async fn who_leaves_while_held_frees_the_place() {
+    let gateway = Harness::start(&[]).await;
+    let socket = gateway.raw_chat().await;
+    until("it is held", || gateway.waiting() == 1).await;
+    drop(socket);
+    until("its place is free", || gateway.waiting() == 0).await;
+}
+
+#[tokio::test]
+async fn a_deleted_deployment_turns_its_waiters_away() {
+    let mut gateway = Harness::start(&[]).await;
+    gateway.facts.deployments[0].hold = Some(Duration::from_secs(60));
+    gateway.apply();
+    let asking = gateway.chat_later(false);
+    until("it is held", || gateway.waiting() == 1).await;
+    gateway.facts.deployments.clear();
+    gateway.apply();
+    assert_eq!(asking.await.unwrap(), 404);
+}
+
+#[tokio::test]
+async fn draining_finishes_streams_and_takes_no_new_connections() {
+    let engine = MockEngine::start(Behaviour::Stream { events: 20, gap: Duration::from_millis(50) }).await;
+    let mut gateway = Harness::start(&[&engine]).await;
+    let stream = gateway.open_stream().await;
+    gateway.stop();
+    until("not ready", || !gateway.gateway.readiness.is_ready()).await;
+    // For a moment everything is still served, only the probe says no.
+    assert_eq!(gateway.get(None, "/readyz").await.status, 503);
+    assert_eq!(gateway.get(None, "/healthz").await.status, OK);
+    let late = gateway.chat(true);
+    let (stream, late) = tokio::join!(read(stream), late);
+    assert!(stream.text().ends_with("data: [DONE]\n\n"));
+    assert!(late.text().ends_with("data: [DONE]\n\n"));
+    gateway.ended().await;
+    assert!(tokio::net::TcpStream::connect(gateway.address).await.is_err());
+}
+
+#[tokio::test]
+async fn the_signals_name_models_replicas_and_tenants() {
+    let engine = MockEngine::start(Behaviour::Whole).await;
+    let gateway = Harness::start(&[&engine]).await;
+    gateway.chat(false).await;
+    let registry = stowage_telemetry::metrics::registry();
+    let router = stowage_gateway::admin::router(gateway.gateway.clone(), registry);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    let request = http::Request::get(format!("http://{address}/stowage/v1/signals")).body(Default::default()).unwrap();
+    let signals = read(gateway.client.request(request).await.unwrap()).await.json();
+    assert_eq!(signals["models"][0]["deployment"], "chat");
+    assert_eq!(signals["models"][0]["replicas"][0]["routable"], true);
+    let tenant = &signals["tenants"][0];
+    assert_eq!((&tenant["tenant"], &tenant["arrivals"], &tenant["outputTokens"]), (&"a".into(), &1.into(), &2.into()));
+}
