@@ -22,8 +22,13 @@ use crate::{gpu_class::SharingMode, schema};
     category = "stowage",
     status = "GpuNodeStatus",
     derive = "PartialEq",
-    printcolumn(name = "Products", type_ = "string", json_path = ".status.devices[*].product"),
-    printcolumn(name = "Health", type_ = "string", json_path = ".status.devices[*].verdict.health"),
+    printcolumn(name = "Product", type_ = "string", json_path = ".status.devices[*].product"),
+    // A column shows one value: the first GPU that is not well.
+    printcolumn(
+        name = "Unwell",
+        type_ = "string",
+        json_path = ".status.devices[?(@.verdict.health!='Healthy')].uuid"
+    ),
     printcolumn(name = "Simulated", type_ = "boolean", json_path = ".status.simulated"),
     printcolumn(name = "Observed", type_ = "date", json_path = ".status.observedTime"),
     doc = "A node's GPUs and their health, written by the node agent of that node."

@@ -20,9 +20,7 @@ use crate::{rules, schema};
     derive = "PartialEq",
     printcolumn(name = "Namespaces", type_ = "string", json_path = ".spec.namespaces"),
     printcolumn(name = "Cohort", type_ = "string", json_path = ".spec.cohort"),
-    printcolumn(name = "Classes", type_ = "string", json_path = ".status.usage[*].class"),
-    printcolumn(name = "Used", type_ = "string", json_path = ".status.usage[*].nominal"),
-    printcolumn(name = "Borrowed", type_ = "string", json_path = ".status.usage[*].borrowed"),
+    printcolumn(name = "Next", type_ = "string", json_path = ".status.waiting[0].name"),
     printcolumn(name = "Accepted", type_ = "string", json_path = ".status.conditions[?(@.type=='Accepted')].reason"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     doc = "One tenant's budget: the namespaces it owns, GPUs, tokens, and the credentials of its clients."
