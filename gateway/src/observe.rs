@@ -187,7 +187,6 @@ pub fn secret(object: &Secret) -> Option<SecretFact> {
 pub fn deployment(object: &InferenceDeployment) -> Option<DeploymentFact> {
     let spec = &object.spec;
     let cold = spec.scaling.cold_start.as_ref();
-    let deleting = object.metadata.deletion_timestamp.is_some();
     let placements = object.status.iter().flat_map(|status| &status.placements);
     Some(DeploymentFact {
         namespace: object.namespace()?,
@@ -198,7 +197,8 @@ pub fn deployment(object: &InferenceDeployment) -> Option<DeploymentFact> {
         access: spec.model.access.as_ref().map(|access| access.tenants.clone()).unwrap_or_default(),
         hold: cold.and_then(|cold| quantity::parse_duration(&cold.hold).ok()),
         max_held: cold.map(|cold| cold.max_held as usize),
-        switched_off: deleting || (spec.scaling.mode == ScalingMode::Manual && spec.replicas == 0),
+        switched_off: spec.scaling.mode == ScalingMode::Manual && spec.replicas == 0,
+        deleting: object.metadata.deletion_timestamp.is_some(),
         max_model_len: spec.runtime.options.as_ref().and_then(|options| options.max_model_len),
         gpus: placements.map(|p| (p.name.clone(), p.gpus.iter().map(|gpu| gpu.uuid.clone()).collect())).collect(),
     })

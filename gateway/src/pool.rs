@@ -169,6 +169,11 @@ impl Pool {
             state.deployment = deployment;
         }
         self.pump();
+        // Whoever could not be served by now never will be.
+        let mut state = self.lock();
+        if state.deployment.deleting && !state.usable(Instant::now()) {
+            state.waiting.clear();
+        }
         new
     }
 
@@ -324,6 +329,8 @@ impl Pool {
                 arrived + self.settings.queue_timeout,
                 Unplaced::QueueTimeout { waited: waited.max(self.settings.queue_timeout) },
             )
+        } else if state.deployment.deleting {
+            (now, Unplaced::Deleted)
         } else if state.deployment.switched_off && state.slots.is_empty() {
             (now, Unplaced::SwitchedOff)
         } else {
@@ -385,6 +392,9 @@ impl State {
             } else {
                 Err(Unplaced::QueueFull { limit: max_queued })
             };
+        }
+        if self.deployment.deleting {
+            return Err(Unplaced::Deleted);
         }
         if self.deployment.switched_off && self.slots.is_empty() {
             return Err(Unplaced::SwitchedOff);

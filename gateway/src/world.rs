@@ -65,8 +65,10 @@ pub struct DeploymentFact {
     pub access: Vec<String>,
     pub hold: Option<Duration>,
     pub max_held: Option<usize>,
-    /// Nobody will start a replica: Manual mode with `replicas: 0`, or being deleted.
+    /// Nobody will start a replica: Manual mode with `replicas: 0`.
     pub switched_off: bool,
+    /// Its deletion has begun: what runs there ends well, nothing new begins.
+    pub deleting: bool,
     pub max_model_len: Option<u32>,
     /// Pod name to the GPUs that it was placed on.
     pub gpus: BTreeMap<String, Vec<String>>,
@@ -121,6 +123,8 @@ pub struct Deployment {
     pub hold: Duration,
     pub max_held: usize,
     pub switched_off: bool,
+    /// Gone for new requests; those that wait are served while a replica takes them.
+    pub deleting: bool,
     pub max_model_len: Option<u32>,
     /// Ordered by pod name.
     pub replicas: Vec<ReplicaFact>,
@@ -167,7 +171,7 @@ impl World {
     /// in `access`. Anything else does not exist for that tenant.
     pub fn resolve(&self, tenant: &Arc<str>, model: &str) -> Option<&Arc<Deployment>> {
         let own = self.own.get(&(tenant.clone(), Arc::from(model)));
-        own.or_else(|| self.deployments.iter().find(|d| &*d.model == model && d.lists(tenant)))
+        own.or_else(|| self.deployments.iter().find(|d| &*d.model == model && d.lists(tenant) && !d.deleting))
     }
 
     /// What the tenant may call, by model name; one entry per name, the one that [`Self::resolve`] finds.
@@ -233,7 +237,9 @@ impl World {
             let pods = pods.remove(&(fact.namespace.as_str(), fact.name.as_str())).unwrap_or_default();
             let deployment = Arc::new(deployment(fact, tenant.clone(), &pods, &facts.unhealthy_gpus));
             let name = (tenant.clone(), deployment.model.clone());
-            if let Some(first) = self.own.get(&name) {
+            if deployment.deleting {
+                // Its name is free for the next one.
+            } else if let Some(first) = self.own.get(&name) {
                 self.complaints.push(format!(
                     "model {} of tenant {tenant} is served by {}; {} has the same name and gets no requests",
                     name.1, first.key, deployment.key
@@ -264,6 +270,7 @@ fn deployment(fact: &DeploymentFact, tenant: Arc<str>, pods: &[&PodFact], unheal
         hold: fact.hold.unwrap_or(DEFAULT_HOLD),
         max_held: fact.max_held.unwrap_or(DEFAULT_MAX_HELD),
         switched_off: fact.switched_off,
+        deleting: fact.deleting,
         max_model_len: fact.max_model_len,
         replicas,
     }
@@ -387,6 +394,18 @@ mod tests {
         let world = World::build(&facts);
         assert_eq!(found(&world, "a", "m").as_deref(), Some("a/chat2"));
         assert_eq!(world.complaints.len(), 1);
+    }
+
+    #[test]
+    fn a_deployment_being_deleted_is_gone_for_new_requests_and_frees_its_name() {
+        let mut facts = two_tenants();
+        facts.deployments[0].deleting = true;
+        facts.deployments[0].access = vec!["b".into()];
+        let world = World::build(&facts);
+        assert_eq!((found(&world, "a", "m"), found(&world, "b", "m")), (None, None));
+        assert_eq!((names(&world, "a"), world.deployments.len()), (vec![], 2));
+        facts.deployments.push(deployment("a", "chat2", "m", 9));
+        assert_eq!(found(&World::build(&facts), "a", "m").as_deref(), Some("a/chat2"));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::engine::{Behaviour, MockEngine};
-use crate::harness::{Harness, OK, pod, read, until};
+use crate::harness::{Harness, LIMITS, OK, pod, read, until};
 
 #[tokio::test]
 async fn a_request_for_a_model_without_a_replica_is_held_until_there_is_one() {
@@ -83,6 +83,27 @@ async fn a_deleted_deployment_turns_its_waiters_away() {
     gateway.facts.deployments.clear();
     gateway.apply();
     assert_eq!(asking.await.unwrap(), 404);
+}
+
+#[tokio::test]
+async fn deleting_a_deployment_ends_what_runs_well_and_refuses_what_comes_after() {
+    let engine = MockEngine::start(Behaviour::Stream { events: 10, gap: Duration::from_millis(50) }).await;
+    let mut limits = LIMITS;
+    limits.pool.gate.max_in_flight = 1;
+    let mut gateway = Harness::with(&[&engine], limits).await;
+    gateway.facts.deployments[0].hold = Some(Duration::from_secs(60));
+    let running = gateway.open_stream().await;
+    let queued = gateway.chat_later(true);
+    until("one waits", || gateway.waiting() == 1).await;
+    gateway.facts.deployments[0].deleting = true;
+    gateway.apply();
+    assert_eq!(gateway.chat(true).await.code(), "model_not_found");
+    assert_eq!(gateway.get(Some("sk-a"), "/v1/models").await.json()["data"], serde_json::json!([]));
+    // The operator's drain: nothing new on the pod, so who still waits is told.
+    gateway.facts.pods[0].draining = true;
+    gateway.apply();
+    assert_eq!(queued.await.unwrap(), 404);
+    assert!(read(running).await.text().ends_with("data: [DONE]\n\n"));
 }
 
 #[tokio::test]
