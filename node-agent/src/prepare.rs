@@ -14,7 +14,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fake_nvml::reports::{ClaimFile, lock_holder};
-use stowage_crds::names::ENGINE_UID;
 use tokio::sync::{Mutex, watch};
 
 use crate::cdi::{self, CdiContext};
@@ -205,7 +204,7 @@ impl Preparer {
         };
         let text = serde_json::to_vec(&claim).unwrap_or_default();
         let made = std::fs::create_dir_all(&dir)
-            .and_then(|()| give_to_engine(&dir))
+            .and_then(|()| open_to_engine(&dir))
             .and_then(|()| crate::checkpoint::write_atomically(&dir.join("claim.json"), &text));
         made.map_err(|source| PrepareError::File { what: dir.display().to_string(), source })
     }
@@ -264,13 +263,11 @@ fn prepared(uid: &str, entry: &Entry) -> Vec<Prepared> {
         .collect()
 }
 
-/// The engine writes here as 65532. Not root (tests): whoever runs this owns it, which is enough.
-fn give_to_engine(dir: &Path) -> std::io::Result<()> {
-    let uid = u32::try_from(ENGINE_UID).unwrap_or(65532);
-    match std::os::unix::fs::chown(dir, Some(uid), Some(uid)) {
-        Err(err) if err.kind() != std::io::ErrorKind::PermissionDenied => Err(err),
-        _ => Ok(()),
-    }
+/// Anybody may write here, since only the claim's pod has it mounted; nobody may remove or replace
+/// what is not theirs (sticky), so `claim.json` stays as we wrote it: it says whose memory it is.
+fn open_to_engine(dir: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o1777))
 }
 
 fn remove_dir(dir: &Path) -> std::io::Result<()> {

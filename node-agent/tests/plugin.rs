@@ -212,6 +212,9 @@ async fn a_claim_is_prepared_as_granted_and_taken_back() {
     let report: Value =
         serde_json::from_slice(&std::fs::read(machine.reports("uid-one").join("claim.json")).unwrap()).unwrap();
     assert_eq!((report["pod"].as_str(), report["uuids"][0].as_str()), (Some("one"), Some("GPU-1")));
+    // The pod may write there, and may not replace what the agent wrote.
+    let mode = std::os::unix::fs::PermissionsExt::mode(&machine.reports("uid-one").metadata().unwrap().permissions());
+    assert_eq!(mode & 0o7777, 0o1777);
     assert_eq!(machine.on_disk().pointer("/claims/uid-one/stage").unwrap(), "Completed");
 
     // Again: the same answer, also without an API server.
