@@ -31,6 +31,7 @@ pub enum Tone {
 }
 
 impl Paint {
+    #[cfg(test)]
     pub const OFF: Paint = Paint { on: false };
 
     /// On a terminal, unless `NO_COLOR` asks for none.

@@ -109,6 +109,9 @@ struct Created<'a> {
     deployment: &'a Deployment,
 }
 
+/// Memory and SMs that one created replica adds to a GPU.
+type Added<'a> = (&'a Created<'a>, u64, u32);
+
 impl<'a> Checker<'a> {
     fn creates(&self, plan: &'a Plan) -> Vec<Created<'a>> {
         let found = plan.actions.iter().filter_map(|a| match a {
@@ -202,7 +205,7 @@ impl<'a> Checker<'a> {
 
     /// Sums and neighbours of each GPU that the plan adds to.
     fn gpus(&mut self, plan: &'a Plan) {
-        let mut added: BTreeMap<(&str, &str), Vec<(&Created<'_>, u64, u32)>> = BTreeMap::new();
+        let mut added: BTreeMap<(&str, &str), Vec<Added<'_>>> = BTreeMap::new();
         let creates = self.creates(plan);
         for c in &creates {
             for share in &c.placement.gpus {

@@ -8,8 +8,8 @@
 use std::collections::BTreeMap;
 
 use crate::frag::{Demand, FreeGpu, typical};
-use crate::snapshot::{Accelerator, Deployment, Gpu, Node, Variant};
-use crate::world::{World, charge, free_milli, share_on};
+use crate::snapshot::{Accelerator, Deployment, Node, Variant};
+use crate::world::{World, free_milli};
 
 /// Weight of the whole-GPU expectation against all observed replicas.
 const WHOLE_GPU_PRIOR: f64 = 0.1;
@@ -115,19 +115,11 @@ impl Expected {
 /// Charge of one slice on the most expensive GPU of a class, in milli-GPU; a whole one where the
 /// class has no GPU yet.
 pub(crate) fn class_charge(world: &World, class: &str, memory_bytes: Option<u64>, sm_percent: Option<u32>) -> u64 {
-    world
-        .nodes
-        .iter()
-        .flat_map(|n| &n.gpus)
-        .filter(|g| g.class.as_deref() == Some(class))
-        .map(|g| charge_on(g, memory_bytes, sm_percent))
-        .max()
-        .unwrap_or(1000)
-}
-
-fn charge_on(gpu: &Gpu, memory_bytes: Option<u64>, sm_percent: Option<u32>) -> u64 {
-    let share = share_on(gpu, memory_bytes, sm_percent);
-    charge(gpu, share.memory_bytes, share.sm_percent)
+    let charge = |size: &crate::world::Size| {
+        let (memory, sm) = size.promise(memory_bytes, sm_percent);
+        size.charge(memory, sm)
+    };
+    world.sizes.get(class).into_iter().flatten().map(charge).max().unwrap_or(1000)
 }
 
 fn signed(x: u64) -> i64 {

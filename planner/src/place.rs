@@ -5,6 +5,7 @@
 //! takes the island that it leaves least of.
 
 use std::cmp::Ordering;
+use std::collections::BTreeSet;
 
 use crate::demand::Expected;
 use crate::filter::{Islands, Seeker, Usable};
@@ -70,7 +71,7 @@ fn best_on(seeker: &Seeker<'_>, node: &Node, islands: Islands, expected: &Expect
     let cpu_left = cpu - signed(seeker.ask.cpu_milli);
 
     let mut best: Option<(bool, f64, Vec<Usable>, Vec<FreeGpu>)> = None;
-    for group in groups(islands, seeker.ask.gpus as usize, &free) {
+    for group in groups(islands, seeker.ask.gpus as usize, &free, node) {
         let mut left = free.clone();
         for u in &group {
             left[u.at].milli = (left[u.at].milli - milli(node, u)).max(0);
@@ -112,12 +113,15 @@ fn best_on(seeker: &Seeker<'_>, node: &Node, islands: Islands, expected: &Expect
     Candidate { node: node.name.clone(), gpus, score }
 }
 
-/// The choices of `count` GPUs worth comparing: every single GPU, or for a group the emptiest-fitting
-/// GPUs of each island, smallest island first.
-fn groups(mut islands: Islands, count: usize, free: &[FreeGpu]) -> Vec<Vec<Usable>> {
+/// The choices of `count` GPUs worth comparing: every single GPU that differs from those before it,
+/// or for a group the fullest GPUs that fit of each island, smallest island first.
+fn groups(mut islands: Islands, count: usize, free: &[FreeGpu], node: &Node) -> Vec<Vec<Usable>> {
     if count <= 1 {
         let mut single: Vec<_> = islands.into_iter().flatten().collect();
         single.sort_by_key(|u| u.at);
+        // Equal GPUs score equally, and the first of equals wins: no need to look at the others.
+        let mut seen = BTreeSet::new();
+        single.retain(|u| seen.insert((u.degraded, free[u.at].milli, free[u.at].kind, milli(node, u))));
         return single.into_iter().map(|u| vec![u]).collect();
     }
     islands.sort_by_key(|i| (i.len(), i.first().map(|u| u.at)));

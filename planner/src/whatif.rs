@@ -1,18 +1,20 @@
 //! What would change the answer.
 //!
 //! From the reasons of a refusal follow changes that might help; each is applied to a copy of the
-//! snapshot and the whole decision is made again. Only what then places more replicas is reported,
-//! so a counterfactual is true by construction: it says what the planner would do, not what somebody
-//! believes it would. Single changes only; where two are needed, none is named.
+//! snapshot *as it will be once this plan is carried out*, and the decision is made again. Only what
+//! then places more replicas is reported, so a counterfactual is true by construction: it says what
+//! the planner would do, not what somebody believes it would. Single changes only; where two are
+//! needed, none is named.
 
 use crate::decide::{Case, Draft, decide, release};
+use crate::lifecycle::assess;
 use crate::plan::EndReason;
 use crate::report::{Change, Counterfactual, QuotaBinding, Refusal};
 use crate::snapshot::{
-    Accelerator, Deployment, DeploymentId, Freshness, Health, Policy, Quota, SliceOwner, Snapshot, Taint, Tenant,
-    TenantId, TimeMs, Toleration,
+    Accelerator, Deployment, DeploymentId, Freshness, Health, Phase, Policy, Quota, Replica, SliceOwner, Snapshot,
+    Taint, Tenant, TenantId, TimeMs, Toleration,
 };
-use crate::world::{free, owned_by, share_on};
+use crate::world::{World, free, owned_by, share_on};
 
 /// Changes named per deployment.
 const KEEP: usize = 3;
@@ -27,28 +29,34 @@ pub(crate) fn counterfactuals(
     policy: &Policy,
     now: TimeMs,
 ) -> Vec<Vec<Counterfactual>> {
+    let mut found: Vec<Vec<Counterfactual>> = draft.cases.iter().map(|_| Vec::new()).collect();
+    if !draft.cases.iter().any(waits) {
+        return found;
+    }
+    let settled = settled(snapshot, draft, now);
+    let base = decide(&settled, policy, now);
     let mut left = TRIES_PER_PLAN;
-    draft
-        .cases
-        .iter()
-        .map(|case| {
-            let mut found = Vec::new();
-            if case.unfilled == 0 && case.failed.is_empty() && case.limit.is_none() {
-                return found;
+    for (case, found) in draft.cases.iter().zip(&mut found) {
+        if !waits(case) {
+            continue;
+        }
+        for change in suggestions(snapshot, draft, case).into_iter().take(TRIES) {
+            if left == 0 || found.len() == KEEP {
+                break;
             }
-            for change in suggestions(snapshot, draft, case).into_iter().take(TRIES) {
-                if left == 0 || found.len() == KEEP {
-                    break;
-                }
-                left -= 1;
-                found.extend(verify(snapshot, case, &change, policy, now));
-            }
-            found
-        })
-        .collect()
+            left -= 1;
+            found.extend(verify(&settled, &base, &case.d.id, &change, policy, now));
+        }
+    }
+    found
 }
 
-/// Decides again with the change applied. `None` if it does not help.
+fn waits(case: &Case<'_>) -> bool {
+    case.unfilled > 0 || !case.failed.is_empty() || case.limit.is_some()
+}
+
+/// Decides again with the change applied, once the plan for `snapshot` is carried out. `None` if it
+/// does not help.
 pub fn verify_change(
     snapshot: &Snapshot,
     id: &DeploymentId,
@@ -56,32 +64,65 @@ pub fn verify_change(
     policy: &Policy,
     now: TimeMs,
 ) -> Option<Counterfactual> {
-    let draft = decide(snapshot, policy, now);
-    let case = draft.cases.iter().find(|c| &c.d.id == id)?;
-    verify(snapshot, case, change, policy, now)
+    let settled = settled(snapshot, &decide(snapshot, policy, now), now);
+    let base = decide(&settled, policy, now);
+    verify(&settled, &base, id, change, policy, now)
+}
+
+/// The snapshot once the draft's plan is carried out: what it creates is starting, what it ends is on
+/// its way out and holds its slice.
+fn settled(snapshot: &Snapshot, draft: &Draft<'_>, now: TimeMs) -> Snapshot {
+    let mut s = snapshot.clone();
+    s.nodes.clone_from(&draft.world.nodes);
+    s.exclusions.clone_from(&draft.world.exclusions);
+    for case in &draft.cases {
+        let Some(d) = deployment_mut(&mut s, &case.d.id) else { continue };
+        for end in &case.life.ends {
+            let same = |r: &&mut Replica| (r.index, r.incarnation) == (end.replica.index, end.replica.incarnation);
+            if let Some(r) = d.replicas.iter_mut().find(same) {
+                r.phase = match end.drain_until {
+                    Some(_) => Phase::Draining { since_ms: now, in_flight: None },
+                    None => Phase::Terminating,
+                };
+            }
+        }
+        d.replicas.extend(case.creates.iter().map(|c| Replica {
+            index: c.replica.index,
+            incarnation: c.replica.incarnation,
+            name: c.replica.to_string(),
+            spec_hash: case.d.spec_hash.clone(),
+            phase: Phase::Starting,
+            placement: c.verdict.winner.as_ref().map(|w| w.placement.clone()),
+            created_ms: now,
+            node_lost: false,
+            overshoot: None,
+        }));
+    }
+    s
 }
 
 fn verify(
-    snapshot: &Snapshot,
-    case: &Case<'_>,
+    settled: &Snapshot,
+    base: &Draft<'_>,
+    id: &DeploymentId,
     change: &Change,
     policy: &Policy,
     now: TimeMs,
 ) -> Option<Counterfactual> {
-    let mut changed = snapshot.clone();
-    let mut at = now;
-    if let Change::WaitUntil { at: later } = change {
-        at = *later;
-    }
-    apply(&mut changed, &case.d.id, change, policy, now)?;
+    let before = base.cases.iter().find(|c| &c.d.id == id)?.creates.len();
+    let mut changed = settled.clone();
+    let at = match change {
+        Change::WaitUntil { at } => *at,
+        _ => now,
+    };
+    apply(&mut changed, id, change, policy, now)?;
     let again = decide(&changed, policy, at);
-    let after = again.cases.iter().find(|c| c.d.id == case.d.id)?;
-    let gains = after.creates.len().checked_sub(case.creates.len()).filter(|n| *n > 0)?;
-    let first = &after.creates[case.creates.len()];
+    let after = again.cases.iter().find(|c| &c.d.id == id)?;
+    let gains = after.creates.len().checked_sub(before).filter(|n| *n > 0)?;
     Some(Counterfactual {
         change: change.clone(),
         gains: gains as u32,
-        placement: first.verdict.winner.as_ref()?.placement.clone(),
+        placement: after.creates[before].verdict.winner.as_ref()?.placement.clone(),
     })
 }
 
@@ -301,14 +342,12 @@ fn add_tenant(s: &mut Snapshot, namespace: &str, class: &str, nominal_milli: u64
 
 /// The replicas that a scale-in would choose, gone with all that they hold.
 fn scale_in(s: &mut Snapshot, id: &DeploymentId, to: u32, policy: &Policy, now: TimeMs) -> Option<()> {
-    deployment_mut(s, id)?.wanted = to;
-    let gone: Vec<_> = {
-        let draft = decide(s, policy, now);
-        let case = draft.cases.iter().find(|c| &c.d.id == id)?;
-        let ends = case.life.ends.iter().filter(|e| e.reason == EndReason::ScaleIn);
-        ends.map(|e| e.replica.clone()).collect()
-    };
-    let d: Deployment = s.deployments.iter().find(|d| &d.id == id)?.clone();
+    let d = deployment_mut(s, id)?;
+    d.wanted = to;
+    let d = d.clone();
+    let life = assess(&d, to, &World::new(s), policy, now);
+    let ends = life.ends.iter().filter(|e| e.reason == EndReason::ScaleIn);
+    let gone: Vec<_> = ends.map(|e| e.replica.clone()).collect();
     for replica in &gone {
         let placed = d
             .replicas

@@ -3,7 +3,7 @@
 //! Starts as the snapshot in a fixed order and only ever fills up: what a plan ends is not given away
 //! by the same plan, because the slice is taken until its claim is gone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::snapshot::{
     Class, Deployment, DeploymentId, Exclusion, Freshness, Gpu, GpuShare, Health, Node, Placement, ReplicaId, Slice,
@@ -16,6 +16,16 @@ pub(crate) struct World {
     pub nodes: Vec<Node>,
     pub classes: BTreeMap<String, Class>,
     pub exclusions: Vec<Exclusion>,
+    /// The distinct sizes of GPU in each class: few, however many GPUs there are.
+    pub sizes: BTreeMap<String, BTreeSet<Size>>,
+}
+
+/// What a GPU can promise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Size {
+    pub memory_bytes: u64,
+    pub step_bytes: u64,
+    pub sm_percent: u32,
 }
 
 impl World {
@@ -26,7 +36,16 @@ impl World {
             node.gpus.sort_by(|a, b| (a.index, &a.uuid).cmp(&(b.index, &b.uuid)));
         }
         let classes = snapshot.classes.iter().map(|c| (c.name.clone(), c.clone())).collect();
-        World { nodes, classes, exclusions: snapshot.exclusions.clone() }
+        let mut sizes: BTreeMap<String, BTreeSet<Size>> = BTreeMap::new();
+        for gpu in nodes.iter().flat_map(|n| &n.gpus) {
+            if let Some(class) = &gpu.class {
+                match sizes.get_mut(class) {
+                    Some(known) => drop(known.insert(size(gpu))),
+                    None => drop(sizes.insert(class.clone(), BTreeSet::from([size(gpu)]))),
+                }
+            }
+        }
+        World { nodes, classes, exclusions: snapshot.exclusions.clone(), sizes }
     }
 
     pub fn node(&self, name: &str) -> Option<&Node> {
@@ -67,13 +86,32 @@ impl World {
     }
 }
 
-/// What a slice of this size costs on this GPU: the larger of its two shares, in milli-GPU, rounded
-/// up. A GPU without memory or SMs costs a whole one.
+fn size(gpu: &Gpu) -> Size {
+    Size { memory_bytes: gpu.memory_bytes, step_bytes: gpu.memory_step_bytes, sm_percent: gpu.sm_percent }
+}
+
+impl Size {
+    /// What is promised for an ask: omitted is whole, memory is rounded up to the step.
+    pub fn promise(&self, memory_bytes: Option<u64>, sm_percent: Option<u32>) -> (u64, u32) {
+        let step = self.step_bytes.max(1);
+        let rounded = |m: u64| m.div_ceil(step).saturating_mul(step).max(step);
+        let memory = memory_bytes.map_or(self.memory_bytes, rounded);
+        (memory, sm_percent.map_or(self.sm_percent, |s| s.max(1)))
+    }
+
+    /// What a slice costs: the larger of its two shares, in milli-GPU, rounded up. A GPU without
+    /// memory or SMs costs a whole one.
+    pub fn charge(&self, memory_bytes: u64, sm_percent: u32) -> u64 {
+        let share = |part: u64, whole: u64| {
+            if whole == 0 { 1000 } else { (u128::from(part) * 1000).div_ceil(whole.into()) as u64 }
+        };
+        share(memory_bytes, self.memory_bytes).max(share(sm_percent.into(), self.sm_percent.into()))
+    }
+}
+
+/// [`Size::charge`] on one GPU.
 pub(crate) fn charge(gpu: &Gpu, memory_bytes: u64, sm_percent: u32) -> u64 {
-    let share = |part: u64, whole: u64| {
-        if whole == 0 { 1000 } else { (part as u128 * 1000).div_ceil(whole as u128) as u64 }
-    };
-    share(memory_bytes, gpu.memory_bytes).max(share(sm_percent.into(), gpu.sm_percent.into()))
+    size(gpu).charge(memory_bytes, sm_percent)
 }
 
 pub(crate) fn promised(gpu: &Gpu) -> (u64, u32) {
@@ -96,14 +134,10 @@ pub(crate) fn free_milli(gpu: &Gpu) -> i64 {
     1000 - (charge(gpu, memory, sm).min(1000) as i64)
 }
 
-/// What this GPU would promise for an ask: omitted is whole, memory is rounded up to the step.
+/// [`Size::promise`] on one GPU.
 pub(crate) fn share_on(gpu: &Gpu, memory_bytes: Option<u64>, sm_percent: Option<u32>) -> GpuShare {
-    let step = gpu.memory_step_bytes.max(1);
-    GpuShare {
-        uuid: gpu.uuid.clone(),
-        memory_bytes: memory_bytes.map_or(gpu.memory_bytes, |m| m.div_ceil(step).saturating_mul(step).max(step)),
-        sm_percent: sm_percent.map_or(gpu.sm_percent, |s| s.max(1)),
-    }
+    let (memory_bytes, sm_percent) = size(gpu).promise(memory_bytes, sm_percent);
+    GpuShare { uuid: gpu.uuid.clone(), memory_bytes, sm_percent }
 }
 
 pub(crate) fn age_ms(freshness: Freshness) -> Option<u64> {
