@@ -44,8 +44,6 @@ pub mod reasons {
     pub const ARG_NOT_ALLOWED: &str = "ArgNotAllowed";
     /// A variant or a quota names no GpuClass.
     pub const CLASS_NOT_FOUND: &str = "ClassNotFound";
-    /// No GPU of the variant's class is large enough, even when empty.
-    pub const LARGER_THAN_CLASS: &str = "LargerThanClass";
     /// No TenantQuota lists the namespace.
     pub const NO_TENANT: &str = "NoTenant";
     /// Another deployment of the tenant already serves a model of this name.
@@ -94,8 +92,6 @@ pub mod reasons {
     pub const SCALING: &str = "Scaling";
     /// Replicas are replaced because the spec changed.
     pub const ROLLING_OUT: &str = "RollingOut";
-    /// A replica is replaced because it failed or its GPU did.
-    pub const REPLACING: &str = "Replacing";
 
     // --- Stalled and Degraded ---
     /// The engine refused the model and said why; it is not started again until the spec changes.
@@ -122,8 +118,6 @@ pub mod reasons {
     // --- Draining ---
     /// Fewer replicas are wanted.
     pub const SCALING_IN: &str = "ScalingIn";
-    /// The node is being drained, or its GPU is unhealthy.
-    pub const NODE_DRAIN: &str = "NodeDrain";
     /// The replica used more than it was promised.
     pub const OVERSHOOT: &str = "Overshoot";
 

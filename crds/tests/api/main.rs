@@ -8,3 +8,4 @@ mod manifests;
 mod nasty;
 mod refusals;
 mod schema;
+mod words;

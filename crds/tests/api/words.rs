@@ -1,0 +1,51 @@
+//! Condition types and reasons are API: each is said by some part, and explained to users.
+
+use std::path::Path;
+
+use crate::fixtures::repository;
+
+/// Name and text of every constant in `conditions.rs`.
+fn constants() -> Vec<(String, String)> {
+    let source = std::fs::read_to_string(repository().join("crds/src/conditions.rs")).unwrap();
+    let lines = source.lines().filter_map(|line| line.trim().strip_prefix("pub const "));
+    lines
+        .map(|line| {
+            let (name, rest) = line.split_once(": &str = \"").unwrap();
+            (name.to_owned(), rest.trim_end_matches("\";").to_owned())
+        })
+        .collect()
+}
+
+/// Everything that our programs are made of, in one text.
+fn sources(folder: &Path, text: &mut String) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, text);
+        } else if path.extension().is_some_and(|extension| extension == "rs")
+            && !path.ends_with("crds/src/conditions.rs")
+        {
+            text.push_str(&std::fs::read_to_string(&path).unwrap());
+        }
+    }
+}
+
+#[test]
+fn every_condition_word_is_said_by_some_part() {
+    let mut text = String::new();
+    for part in ["crds/src", "runtimes/src", "operator/src", "node-agent/src"] {
+        sources(&repository().join(part), &mut text);
+    }
+    let words: std::collections::BTreeSet<&str> = text.split(|c: char| !(c.is_alphanumeric() || c == '_')).collect();
+    let unsaid: Vec<_> = constants().into_iter().filter(|(name, _)| !words.contains(name.as_str())).collect();
+    assert!(unsaid.is_empty(), "nobody says {unsaid:?}: remove the constants, or say them");
+}
+
+#[test]
+fn every_condition_word_is_explained() {
+    let folder = repository().join("docs/spec/v1alpha1");
+    let pages = std::fs::read_dir(folder).unwrap().map(|page| std::fs::read_to_string(page.unwrap().path()).unwrap());
+    let text: String = pages.collect();
+    let missing: Vec<_> = constants().into_iter().filter(|(_, word)| !text.contains(&format!("`{word}`"))).collect();
+    assert!(missing.is_empty(), "not in docs/spec/v1alpha1: {missing:?}");
+}
