@@ -164,14 +164,10 @@ impl Harness {
         self.gateway.directory.apply(&self.facts);
     }
 
-    /// SIGTERM.
-    pub fn stop(&mut self) {
+    /// SIGTERM. What comes back ends with the server.
+    pub fn stop(&mut self) -> JoinHandle<()> {
         drop(self.stop.take());
-    }
-
-    /// Resolves when the server has ended.
-    pub async fn ended(&mut self) {
-        self.serving.take().unwrap().await.unwrap();
+        self.serving.take().unwrap()
     }
 
     pub async fn chat(&self, stream: bool) -> Answer {

@@ -111,16 +111,24 @@ async fn draining_finishes_streams_and_takes_no_new_connections() {
     let engine = MockEngine::start(Behaviour::Stream { events: 20, gap: Duration::from_millis(50) }).await;
     let mut gateway = Harness::start(&[&engine]).await;
     let stream = gateway.open_stream().await;
-    gateway.stop();
+    let serving = gateway.stop();
     until("not ready", || !gateway.gateway.readiness.is_ready()).await;
     // For a moment everything is still served, only the probe says no.
     assert_eq!(gateway.get(None, "/readyz").await.status, 503);
     assert_eq!(gateway.get(None, "/healthz").await.status, OK);
-    let late = gateway.chat(true);
-    let (stream, late) = tokio::join!(read(stream), late);
-    assert!(stream.text().ends_with("data: [DONE]\n\n"));
-    assert!(late.text().ends_with("data: [DONE]\n\n"));
-    gateway.ended().await;
+    let late = gateway.open_stream().await;
+    let read_to_end = async {
+        for answer in [read(stream).await, read(late).await] {
+            assert!(answer.text().ends_with("data: [DONE]\n\n"));
+        }
+        Instant::now()
+    };
+    let ended = async {
+        serving.await.unwrap();
+        Instant::now()
+    };
+    let (read_at, ended_at) = tokio::join!(read_to_end, ended);
+    assert!(ended_at + Duration::from_millis(50) > read_at, "the process waits for its streams");
     assert!(tokio::net::TcpStream::connect(gateway.address).await.is_err());
 }
 
