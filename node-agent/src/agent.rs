@@ -191,6 +191,8 @@ impl Painter {
                 News::Unavailable(why) => {
                     tracing::error!(why, "NVML cannot be used");
                     picture.trouble(Trouble::NvmlUnavailable, Some(why), now);
+                    // On a simulated node the reason is most likely the scenario.
+                    self.troubles(&mut picture, now);
                 }
             }
             let heartbeat = told_kubelet.elapsed() >= HEALTH_HEARTBEAT;

@@ -265,3 +265,138 @@ impl XidClass {
     /// All label values of the Xid counter.
     pub const NAMES: [&'static str; 3] = ["application", "attention", "ends"];
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::{Entry, GrantedDevice, Stage};
+    use crate::model::ProcessUse;
+    use crate::summary::Summary;
+    use jiff::SignedDuration;
+    use std::sync::Arc;
+
+    const GIB: u64 = 1 << 30;
+
+    /// Pid n belongs to claim `c<n>`, pids from 100 on to nobody.
+    struct ByPid;
+
+    impl Attribution for ByPid {
+        fn claim_of(&self, pid: u32, _: &Checkpoint) -> Option<(String, Source)> {
+            (pid < 100).then(|| (format!("c{pid}"), Source::Nvml))
+        }
+    }
+
+    fn gpu() -> GpuFacts {
+        GpuFacts {
+            index: 0,
+            uuid: "g".to_owned(),
+            product: "NVIDIA L4".to_owned(),
+            memory_bytes: 8 * GIB,
+            reserved_bytes: 0,
+            sm_count: 58,
+            architecture: None,
+            numa_node: None,
+            pci_bus_id: None,
+            nvlink_bus_ids: Vec::new(),
+            minor: None,
+            mig_enabled: None,
+            mig_profiles: Vec::new(),
+        }
+    }
+
+    /// Claims c1, c2, … with these promises in GiB.
+    fn promised(gib: &[u64]) -> Arc<Checkpoint> {
+        let mut checkpoint = Checkpoint::default();
+        for (index, gib) in gib.iter().enumerate() {
+            let device = GrantedDevice {
+                request: "gpu".to_owned(),
+                pool: "n".to_owned(),
+                device: "gpu-0".to_owned(),
+                uuid: "g".to_owned(),
+                memory_bytes: gib * GIB,
+                sm_percent: 10,
+                share_id: None,
+            };
+            let entry = Entry {
+                namespace: "a".to_owned(),
+                name: format!("stowage-{index}"),
+                pod: format!("pod-{index}"),
+                pod_uid: String::new(),
+                tenant: String::new(),
+                stage: Stage::Completed,
+                devices: vec![device],
+            };
+            checkpoint.claims.insert(format!("c{}", index + 1), entry);
+        }
+        Arc::new(checkpoint)
+    }
+
+    /// Processes (pid, GiB) for five seconds; `None`: the list cannot be read.
+    fn after_five_seconds(checkpoint: &Arc<Checkpoint>, processes: Option<&[(u32, u64)]>) -> Summary {
+        let mut now = Timestamp::UNIX_EPOCH;
+        let mut picture = Picture::new(false, now);
+        picture.facts(vec![gpu()], None);
+        for _ in 0..5 {
+            now += SignedDuration::from_secs(1);
+            let mut reading = GpuReading::unreachable("g", Reach::Ok);
+            reading.processes = processes.map(|all| {
+                all.iter().map(|(pid, gib)| ProcessUse { pid: *pid, bytes: gib * GIB, sm_percent: 60 }).collect()
+            });
+            picture.readings(vec![reading], Arc::clone(checkpoint), &ByPid, now);
+        }
+        Summary::of("n", &picture.view, now)
+    }
+
+    #[test]
+    fn processes_of_one_claim_add_up_and_strangers_are_shown_apart() {
+        let summary = after_five_seconds(&promised(&[4, 1]), Some(&[(1, 1), (1, 2), (100, 3)]));
+        let used: Vec<_> =
+            summary.claims.iter().map(|c| (c.devices[0].used_bytes, c.devices[0].used_sm_percent)).collect();
+        assert_eq!(used, [(Some(3 * GIB), Some(100)), (Some(0), Some(0))]);
+        assert_eq!(summary.devices[0].unclaimed_bytes, 3 * GIB);
+        assert!(summary.overshoots.is_empty());
+    }
+
+    #[test]
+    fn a_list_that_cannot_be_read_is_unknown_use_and_no_overshoot() {
+        let summary = after_five_seconds(&promised(&[1]), None);
+        assert_eq!(summary.claims[0].devices[0].used_bytes, None);
+        assert!(summary.overshoots.is_empty());
+    }
+
+    #[test]
+    fn headroom_is_what_the_others_leave_of_their_promises() {
+        let check = |promises: &[u64], expect: bool| {
+            let summary = after_five_seconds(&promised(promises), Some(&[(1, 3)]));
+            assert_eq!((summary.overshoots.len(), summary.overshoots[0].headroom), (1, expect), "{promises:?}");
+        };
+        check(&[1, 5], true);
+        check(&[1, 6], false);
+    }
+
+    #[test]
+    fn gpus_shown_from_memory_take_no_new_work_until_the_scenario_can_be_read_again() {
+        let mut picture = Picture::new(true, Timestamp::UNIX_EPOCH);
+        let read = |picture: &mut Picture, at| {
+            picture.readings(vec![GpuReading::unreachable("g", Reach::Ok)], promised(&[]), &ByPid, at);
+            picture.view.verdicts["g"].health
+        };
+        assert_eq!(read(&mut picture, Timestamp::UNIX_EPOCH), Health::Healthy);
+        picture.trouble(Trouble::ScenarioInvalid, Some("cannot parse".to_owned()), Timestamp::UNIX_EPOCH);
+        assert_eq!(read(&mut picture, Timestamp::UNIX_EPOCH), Health::Degraded);
+        assert!(picture.view.verdicts["g"].message.contains("cannot parse"));
+        picture.trouble(Trouble::ScenarioInvalid, None, Timestamp::UNIX_EPOCH);
+        assert_eq!(read(&mut picture, Timestamp::UNIX_EPOCH), Health::Healthy);
+    }
+
+    #[test]
+    fn an_xid_counts_at_once_and_is_counted_by_class() {
+        let mut picture = Picture::new(false, Timestamp::UNIX_EPOCH);
+        for xid in [31, 31, 79] {
+            picture.told(&Told::Xid { uuid: "g".to_owned(), xid }, Timestamp::UNIX_EPOCH);
+        }
+        assert_eq!(picture.view.verdicts["g"].health, Health::Unhealthy);
+        let counts: Vec<_> = picture.view.xids.iter().map(|((_, class), count)| (*class, *count)).collect();
+        assert_eq!(counts, [("application", 2), ("ends", 1)]);
+    }
+}
