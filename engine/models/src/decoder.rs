@@ -13,7 +13,7 @@ use stowage_engine_kernels::quant::WeightType;
 
 use crate::config::ModelConfig;
 use crate::load::{LoadError, Opened};
-use crate::rope::RopeTable;
+use crate::rope::Rotations;
 use crate::weights::{Matrix, WeightError, Weights, interleaved_row};
 
 /// What was decided about an instance.
@@ -75,7 +75,7 @@ pub struct CpuModel {
     head: Option<PackedMatrix>,
     output_norm: Vec<f32>,
     layers: Vec<Layer>,
-    rope: RopeTable,
+    rotations: Rotations,
     cache: KvCache,
     scratch: Scratch,
     attention: Attention,
@@ -87,6 +87,21 @@ const NAMES: [&str; 7] = ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate
 /// f32, which holds any of them exactly.
 fn merged_type(types: &[WeightType]) -> WeightType {
     if types.iter().all(|t| *t == types[0]) { types[0] } else { WeightType::F32 }
+}
+
+/// Looks for every matrix the configuration promises. Done before anything is computed from the
+/// configuration, so that its numbers are known to be no larger than the file.
+pub(crate) fn check_shapes(c: &ModelConfig, w: &Weights) -> Result<(), WeightError> {
+    let (q, kv, hidden) = (c.q_width(), c.kv_width(), c.hidden);
+    w.matrix("token_embd.weight", (c.vocab, hidden))?;
+    let shapes =
+        [q, kv, kv, hidden, c.ffn, c.ffn, hidden].into_iter().zip([hidden, hidden, hidden, q, hidden, hidden, c.ffn]);
+    for i in 0..c.layers {
+        for (name, shape) in NAMES.iter().zip(shapes.clone()) {
+            w.matrix(&format!("blk.{i}.{name}.weight"), shape)?;
+        }
+    }
+    Ok(())
 }
 
 impl CpuModel {
@@ -113,7 +128,7 @@ impl CpuModel {
         let row = c.hidden + c.q_width() + 2 * c.kv_width() + c.q_width() + c.ffn;
         plan.max_step_tokens * row * 4
             + PackedX::bytes_for(plan.max_step_tokens, widest(c))
-            + RopeTable::bytes_for(c, plan.context_len)
+            + Rotations::bytes_for(c, plan.max_step_tokens)
     }
 
     pub(crate) fn build(opened: &Opened, plan: Plan) -> Result<CpuModel, LoadError> {
@@ -160,7 +175,7 @@ impl CpuModel {
             isa: plan.isa.name(),
         };
         Ok(CpuModel {
-            rope: RopeTable::new(c, plan.context_len),
+            rotations: Rotations::new(c),
             cache: KvCache::new(layout, plan.num_blocks).map_err(memory)?,
             attention: Attention::default(),
             config: c.clone(),
@@ -211,7 +226,7 @@ impl CpuModel {
         let bias = Epilogue::Store(layer.qkv_bias.as_deref());
         gemm((pool, k), &layer.qkv, packed, qkv, qkv_width, bias);
 
-        let keep = Keep { config: c, kernels: k, layer, index: i, rope: &self.rope };
+        let keep = Keep { config: c, kernels: k, layer, index: i, rotations: &self.rotations };
         keep.run(pool, &mut self.cache, qkv, segments);
         let cache = (&self.cache, i, heads);
         self.attention.run((pool, k), cache, seqs, (qkv, qkv_width), attn);
@@ -279,6 +294,7 @@ impl Executor for CpuModel {
             first_row += rows;
         }
         self.embed(&tokens);
+        self.rotations.set(batch.seqs.iter().flat_map(|s| s.position..s.position + s.tokens.len()));
         self.attention.plan(self.heads(), &seqs, self.pool.threads());
         for i in 0..self.layers.len() {
             self.layer(i, tokens.len(), &seqs, &segments);
@@ -334,7 +350,7 @@ struct Keep<'a> {
     kernels: &'a Kernels,
     layer: &'a Layer,
     index: usize,
-    rope: &'a RopeTable,
+    rotations: &'a Rotations,
 }
 
 impl Keep<'_> {
@@ -345,13 +361,14 @@ impl Keep<'_> {
         pool.run(segments.len(), 1, &|from, to| {
             for segment in &segments[from..to] {
                 for i in 0..segment.rows {
+                    let row = segment.first_row + i;
                     // SAFETY: rows are disjoint, and each belongs to one segment.
-                    let row = unsafe { qkv.slice((segment.first_row + i) * width, width) };
+                    let values = unsafe { qkv.slice(row * width, width) };
                     let position = segment.position + i;
-                    let (q, kv) = row.split_at_mut(c.q_width());
+                    let (q, kv) = values.split_at_mut(c.q_width());
                     let (keys, values) = kv.split_at_mut(c.kv_width());
-                    self.rotate(q, position, self.layer.q_norm.as_deref());
-                    self.rotate(keys, position, self.layer.k_norm.as_deref());
+                    self.rotate(q, row, self.layer.q_norm.as_deref());
+                    self.rotate(keys, row, self.layer.k_norm.as_deref());
                     let heads = keys.chunks_exact(c.head_dim).zip(values.chunks_exact(c.head_dim));
                     for (head, (k, v)) in heads.enumerate() {
                         let slot = position % BLOCK_TOKENS;
@@ -363,9 +380,9 @@ impl Keep<'_> {
         });
     }
 
-    fn rotate(&self, heads: &mut [f32], position: usize, norm: Option<&[f32]>) {
+    fn rotate(&self, heads: &mut [f32], row: usize, norm: Option<&[f32]>) {
         let dim = self.config.head_dim;
-        let (cos, sin) = self.rope.at(position);
+        let (cos, sin) = self.rotations.at(row);
         for head in heads.chunks_exact_mut(dim) {
             if let Some(norm) = norm {
                 let mut normed = [0.0; stowage_engine_kernels::cpu::MAX_HEAD_DIM];

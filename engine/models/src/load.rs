@@ -9,7 +9,7 @@ use stowage_engine_kernels::isa::{ISA_ENV, Isa};
 use thiserror::Error;
 
 use crate::config::{ConfigError, ModelConfig};
-use crate::decoder::{CpuModel, Plan};
+use crate::decoder::{CpuModel, Plan, check_shapes};
 use crate::file::{Mapped, thousands};
 use crate::gguf::{Gguf, GgufError};
 use crate::hf;
@@ -121,6 +121,7 @@ pub(crate) struct Opened {
 /// Loads a GGUF file or a safetensors directory.
 pub fn load(path: &Path, options: &LoadOptions) -> Result<(CpuModel, ModelMeta), LoadError> {
     let opened = open(path)?;
+    check_shapes(&opened.config, &opened.weights).map_err(|source| LoadError::Weights { path: path.into(), source })?;
     let isa = choose_isa(options.isa, std::env::var(ISA_ENV).ok().as_deref())?;
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
     let threads = options.threads.unwrap_or_else(cores).max(1);

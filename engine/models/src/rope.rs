@@ -1,4 +1,4 @@
-//! Rotary frequencies and their table of cosines and sines.
+//! Rotary positions: how fast each pair of dimensions turns, and how far it has at each row.
 
 use crate::config::ModelConfig;
 
@@ -13,37 +13,42 @@ pub fn frequencies(config: &ModelConfig) -> Vec<f32> {
         .collect()
 }
 
-/// Cosines and sines of every position, `head_dim / 2` values each.
+/// Cosines and sines of the rows of one step, `head_dim / 2` values each. Computed per step and
+/// shared by all layers and heads: a table over all positions would cost half a gigabyte for a
+/// context of a million tokens.
 #[derive(Debug)]
-pub struct RopeTable {
-    half: usize,
+pub struct Rotations {
+    frequencies: Vec<f32>,
     cos: Vec<f32>,
     sin: Vec<f32>,
 }
 
-impl RopeTable {
-    pub fn new(config: &ModelConfig, positions: usize) -> RopeTable {
-        let frequencies = frequencies(config);
-        let half = frequencies.len();
-        let (mut cos, mut sin) = (Vec::new(), Vec::new());
-        cos.reserve_exact(positions * half);
-        sin.reserve_exact(positions * half);
-        for position in 0..positions {
-            for f in &frequencies {
-                let (s, c) = (position as f64 * f64::from(*f)).sin_cos();
-                cos.push(c as f32);
-                sin.push(s as f32);
-            }
-        }
-        RopeTable { half, cos, sin }
+impl Rotations {
+    pub fn new(config: &ModelConfig) -> Rotations {
+        Rotations { frequencies: frequencies(config), cos: Vec::new(), sin: Vec::new() }
     }
 
-    pub fn at(&self, position: usize) -> (&[f32], &[f32]) {
-        let range = position * self.half..(position + 1) * self.half;
+    /// Sets the position of each row.
+    pub fn set(&mut self, positions: impl Iterator<Item = usize>) {
+        self.cos.clear();
+        self.sin.clear();
+        for position in positions {
+            for f in &self.frequencies {
+                // In f64, so that far positions keep their precision.
+                let (sin, cos) = (position as f64 * f64::from(*f)).sin_cos();
+                self.cos.push(cos as f32);
+                self.sin.push(sin as f32);
+            }
+        }
+    }
+
+    pub fn at(&self, row: usize) -> (&[f32], &[f32]) {
+        let half = self.frequencies.len();
+        let range = row * half..(row + 1) * half;
         (&self.cos[range.clone()], &self.sin[range])
     }
 
-    pub fn bytes_for(config: &ModelConfig, positions: usize) -> usize {
-        positions * config.head_dim * size_of::<f32>()
+    pub fn bytes_for(config: &ModelConfig, rows: usize) -> usize {
+        rows * config.head_dim * size_of::<f32>()
     }
 }

@@ -69,17 +69,17 @@ proptest! {
 
 proptest! {
     // Fewer cases: each loads a model.
-    #![proptest_config(ProptestConfig::with_cases(60))]
+    #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
-    fn a_damaged_model_loads_or_is_refused(d in damage()) {
+    fn a_damaged_model_loads_or_is_refused(d in damage(), budget in any::<bool>()) {
         let name = format!("stowage-damaged-{}-{}.gguf", std::process::id(), d.len());
         let path = std::env::temp_dir().join(name);
         std::fs::write(&path, damaged(&GGUF, None, &d)).unwrap();
         let options = LoadOptions {
             isa: Some(Isa::Portable),
             threads: Some(1),
-            max_memory_bytes: Some(64 << 20),
+            max_memory_bytes: budget.then_some(64 << 20),
             ..LoadOptions::default()
         };
         let result = load(&path, &options);
