@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 use stowage_planner::DecisionReport;
 use stowage_planner::plan::{Action, Plan};
-use stowage_planner::report::{DecisionRecord, DeploymentReport};
+use stowage_planner::report::{DecisionRecord, DeploymentReport, RecordAction, Trigger};
 use stowage_planner::snapshot::DeploymentId;
 use tokio::sync::Semaphore;
 use tokio::task::{Id, JoinSet};
@@ -40,11 +40,13 @@ const LANES_PER_NAMESPACE: usize = 4;
 const LANES: usize = 32;
 /// A slice that waited longer than this for its lane is refused: the world has moved on.
 const STALE: Duration = Duration::from_secs(10);
-/// After a failure in a row: 0.5 s, doubled up to this.
+/// After a failure without any progress: 0.5 s, doubled up to this.
 const MAX_WAIT: Duration = Duration::from_secs(60);
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 /// A status that was written is not written again while the watch has yet to show it.
 const STATUS_ECHO: Duration = Duration::from_secs(5);
+/// A deployment that waits for the same reason says so again after this.
+const WAIT_EVENTS: Duration = Duration::from_secs(300);
 /// Sentences whose numbers moved are written anew at most this often.
 const STATUS_REFRESH: Duration = Duration::from_secs(30);
 
@@ -66,6 +68,8 @@ pub struct Desk {
     failures: BTreeMap<DeploymentId, Vec<String>>,
     /// Events that a busy or waiting deployment still has to emit.
     events: HashMap<DeploymentId, Vec<Event>>,
+    /// When a deployment was last said to wait, by why.
+    waited: HashMap<(DeploymentId, Trigger), Instant>,
     told: HashMap<String, (Value, Instant)>,
     lanes: HashMap<String, Arc<Semaphore>>,
     all: Option<Arc<Semaphore>>,
@@ -82,6 +86,8 @@ struct Done {
     id: DeploymentId,
     failures: Vec<String>,
     retryable: bool,
+    /// Some writes went through: the trouble is not with all of them.
+    progress: bool,
     not_leader: bool,
     assumed: Vec<(String, String)>,
     status: Option<(String, Value)>,
@@ -122,8 +128,7 @@ impl Desk {
         now: Timestamp,
     ) {
         let id = slice.case.id.clone();
-        let news = slice.fresh.iter().map(|record| Event::of(&slice.case, record));
-        self.events.entry(id.clone()).or_default().extend(news);
+        self.news(&slice);
         if self.running.values().any(|busy| *busy == id)
             || self.waits.get(&id).is_some_and(|wait| wait.until > Instant::now())
         {
@@ -155,6 +160,22 @@ impl Desk {
         };
         let handle = self.tasks.spawn(task.run(lanes));
         self.running.insert(handle.id(), id);
+    }
+
+    /// Keeps the events that the slice's new decisions make. That something still waits, with other
+    /// numbers, is no news: the condition and the decision log tell it.
+    fn news(&mut self, slice: &Slice) {
+        let id = &slice.case.id;
+        for record in &slice.fresh {
+            if record.action == RecordAction::Wait {
+                let why = (id.clone(), record.trigger);
+                if self.waited.get(&why).is_some_and(|at| at.elapsed() < WAIT_EVENTS) {
+                    continue;
+                }
+                self.waited.insert(why, Instant::now());
+            }
+            self.events.entry(id.clone()).or_default().push(Event::of(&slice.case, record));
+        }
     }
 
     /// Statuses of cluster-scoped kinds, one task for all of them.
@@ -237,7 +258,7 @@ impl Desk {
             return;
         }
         let wait = self.waits.entry(done.id.clone()).or_insert(Wait { failures: 0, until: Instant::now() });
-        wait.failures = wait.failures.saturating_add(1);
+        wait.failures = if done.progress { 1 } else { wait.failures.saturating_add(1) };
         wait.until = Instant::now() + (FIRST_WAIT * 2u32.saturating_pow(wait.failures - 1)).min(MAX_WAIT);
         if !done.failures.is_empty() {
             self.failures.insert(done.id, done.failures);
@@ -320,6 +341,7 @@ impl Task {
             return done;
         }
         done.retryable = !applied.failures.is_empty();
+        done.progress = applied.writes > 0;
         done.failures = told_failures(&applied);
         let status = if done.failures == previous {
             status

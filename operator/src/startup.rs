@@ -31,11 +31,16 @@ pub fn startup(pod: &Pod) -> Startup {
         | "ErrImageNeverPull"
         | "RegistryUnavailable"
         | "ImageInspectError"
-        | "ImageVolumeMountFailed" => trouble(reasons::IMAGE_PULL_FAILED, format!("{reason}: {words}"), status),
-        "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" => {
-            trouble(reasons::CRASH_LOOP, format!("the container cannot be made: {reason}: {words}"), status)
+        | "ImageVolumeMountFailed" => {
+            // The kubelet says the same in two forms that take turns; the cause stands at the end of both.
+            let cause = words.rsplit_once("ErrImagePull: ").map_or(words, |(_, cause)| cause);
+            let message = format!("cannot start: an image cannot be pulled: {cause}");
+            trouble(reasons::IMAGE_PULL_FAILED, message, status)
         }
-        _ => ended(status),
+        "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" => {
+            trouble(reasons::CRASH_LOOP, format!("cannot start: {reason}: {words}"), status)
+        }
+        _ => ended(status, reason == "CrashLoopBackOff"),
     }
 }
 
@@ -45,7 +50,7 @@ fn engine(pod: &Pod) -> Option<&ContainerStatus> {
 }
 
 /// An engine that runs is judged by its probes; one that ended, by its last words.
-fn ended(status: &ContainerStatus) -> Startup {
+fn ended(status: &ContainerStatus, backing_off: bool) -> Startup {
     let state = status.state.as_ref();
     if state.is_some_and(|state| state.running.is_some()) && status.ready {
         return Startup::Fine;
@@ -54,14 +59,22 @@ fn ended(status: &ContainerStatus) -> Startup {
     let last = status.last_state.as_ref().and_then(|state| state.terminated.as_ref());
     let Some(end) = now.or(last).filter(|end| end.exit_code != 0) else { return Startup::Fine };
     let words = last_line(end.message.as_deref().unwrap_or_default());
-    let cause = end.reason.as_deref().filter(|reason| *reason != "Error").unwrap_or("exit code");
-    let message = match (words.is_empty(), cause) {
-        (false, "exit code") => words,
-        (false, cause) => format!("{cause}: {words}"),
-        (true, cause) => format!("the engine ended: {cause} {}", end.exit_code),
+    let cause = end.reason.as_deref().filter(|reason| *reason != "Error");
+    let why = match (words.is_empty(), cause) {
+        (false, None) => words,
+        (false, Some(cause)) => format!("{cause}: {words}"),
+        (true, cause) => format!("{} {}", cause.unwrap_or("exit code"), end.exit_code),
     };
-    let reason = if end.exit_code == EXIT_MODEL_REFUSED { reasons::MODEL_REFUSED } else { reasons::CRASH_LOOP };
-    trouble(reason, message, status)
+    let again = backing_off || status.restart_count > 1;
+    let reason = match end.exit_code {
+        EXIT_MODEL_REFUSED => reasons::MODEL_REFUSED,
+        _ if again => reasons::CRASH_LOOP,
+        // Once is an accident: it is being started again already.
+        _ => reasons::STARTING,
+    };
+    // A count that grows would make every restart a new status; its magnitude says enough.
+    let times = if again { "ended again and again" } else { "ended" };
+    trouble(reason, format!("{times}: {why}"), status)
 }
 
 fn trouble(reason: &'static str, message: String, status: &ContainerStatus) -> Startup {
@@ -105,7 +118,10 @@ mod tests {
             &format!(
                 "{{{BASE}, ready: false, state: {{waiting: {{reason: CrashLoopBackOff, message: back-off}}}}, lastState: {{terminated: {{exitCode: 78, reason: Error, message: \"loading\\nmodel.gguf: tensor blk.7 ends at byte 98: it is truncated\\n\"}}}}}}"
             ),
-            Some((reasons::MODEL_REFUSED, "model.gguf: tensor blk.7 ends at byte 98: it is truncated")),
+            Some((
+                reasons::MODEL_REFUSED,
+                "ended again and again: model.gguf: tensor blk.7 ends at byte 98: it is truncated",
+            )),
         );
     }
 
@@ -115,7 +131,7 @@ mod tests {
             &format!(
                 "{{{BASE}, ready: false, state: {{waiting: {{reason: CrashLoopBackOff}}}}, lastState: {{terminated: {{exitCode: 137, reason: OOMKilled}}}}}}"
             ),
-            Some((reasons::CRASH_LOOP, "the engine ended: OOMKilled 137")),
+            Some((reasons::CRASH_LOOP, "ended again and again: OOMKilled 137")),
         );
     }
 
@@ -123,9 +139,9 @@ mod tests {
     fn an_image_that_cannot_be_pulled_is_named() {
         check(
             &format!(
-                "{{{BASE}, ready: false, state: {{waiting: {{reason: ImagePullBackOff, message: Back-off pulling image \"models/x\"}}}}}}"
+                "{{{BASE}, ready: false, state: {{waiting: {{reason: ImagePullBackOff, message: 'Back-off pulling image \"models/x\": ErrImagePull: not found'}}}}}}"
             ),
-            Some((reasons::IMAGE_PULL_FAILED, "ImagePullBackOff: Back-off pulling image \"models/x\"")),
+            Some((reasons::IMAGE_PULL_FAILED, "cannot start: an image cannot be pulled: not found")),
         );
     }
 

@@ -292,17 +292,9 @@ fn troubles(facts: &Facts<'_>) -> Vec<Told> {
     let mut told = Vec::new();
     for pod in &facts.case.pods {
         let name = pod.metadata.name.as_deref().unwrap_or_default();
-        if let Startup::Trouble { reason, message, restarts, model_refused } = startup(pod) {
-            let next = next_step(reason);
-            // A count that grows would make every restart a new status; its magnitude says enough.
-            let times = if restarts > 1 { " again and again" } else { "" };
-            told.push(Told {
-                reason,
-                message: format!("{name} ended{times}: {message}. {next}"),
-                stops: true,
-                stalls: model_refused,
-                degrades: false,
-            });
+        if let Startup::Trouble { reason, message, model_refused, .. } = startup(pod) {
+            let message = format!("{name} {message}. {}", next_step(reason));
+            told.push(Told { reason, message, stops: true, stalls: model_refused, degrades: false });
         }
     }
     for trouble in facts.report.iter().flat_map(|report| &report.troubles) {
