@@ -133,5 +133,5 @@ async fn run(cli: &Cli) -> Result<Answer, Failure> {
 fn duration_ms(text: &str) -> Result<u64, Failure> {
     stowage_crds::quantity::parse_duration(text)
         .map(|d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
-        .map_err(|e| Failure::Usage(format!("--since {text}: {e}; write for example 90s, 15m or 2h")))
+        .map_err(|e| Failure::Usage(format!("--since: {e}")))
 }
