@@ -188,10 +188,11 @@ impl State {
                 *lock(&self.panic) = Some(panic);
             }
             let done = self.done.fetch_add(share as u32, Ordering::SeqCst) as usize + share;
-            if done == items && self.caller_waits.load(Ordering::SeqCst) {
-                if let Some(caller) = lock(&self.caller).as_ref() {
-                    caller.unpark();
-                }
+            if done == items
+                && self.caller_waits.load(Ordering::SeqCst)
+                && let Some(caller) = lock(&self.caller).as_ref()
+            {
+                caller.unpark();
             }
             return true;
         }

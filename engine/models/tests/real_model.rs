@@ -12,6 +12,8 @@ use std::path::PathBuf;
 use common::{Difference, Teacher, argmax, difference, greedy, run, table, testdata};
 use serde::Deserialize;
 use stowage_engine_core::executor::Executor;
+use stowage_engine_kernels::half::{f32_to_bf16, f32_to_f16};
+use stowage_engine_models::gguf::Gguf;
 use stowage_engine_models::{CpuModel, Isa, KvChoice, LoadOptions, Oracle, TokenizerSource, load};
 
 #[derive(Deserialize)]
@@ -96,8 +98,8 @@ fn the_oracle_agrees_with_transformers() {
     let Some(path) = model_path() else { return };
     let golden = golden();
     let mut oracle = Oracle::load(&path).unwrap();
-    // Half of the passage: the oracle is slow, and attention grows with its square.
-    let n = 256;
+    // A quarter of the passage: the oracle is slow on purpose. The f32 paths take all of it.
+    let n = 128;
     let short = Teacher {
         ids: golden.passage.ids[..n + 1].to_vec(),
         target: golden.passage.target[..n].to_vec(),
@@ -172,4 +174,88 @@ fn a_full_budget_keeps_its_first_token() {
     let cut = run(&mut model, &p.ids, &table(p.ids.len(), 9), &[1, 7, 3, 16]);
     assert_eq!(whole, cut);
     assert_eq!(argmax(whole.last().unwrap()), p.greedy[0]);
+}
+
+/// The model's weights in a float type, as a safetensors directory that goes away.
+struct Converted(PathBuf);
+
+impl Drop for Converted {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Row `r` of a Q or K in transformers' order, in GGUF's: pairs that rotate are neighbours there.
+fn gguf_row(r: usize) -> usize {
+    let (head, d) = (r / 64 * 64, r % 64);
+    head + 2 * (d % 32) + d / 32
+}
+
+fn hf_name(name: &str) -> String {
+    let name = match name {
+        "token_embd.weight" => "model.embed_tokens.weight".to_owned(),
+        "output_norm.weight" => "model.norm.weight".to_owned(),
+        other => other.replace("blk.", "model.layers."),
+    };
+    [
+        ("attn_norm", "input_layernorm"),
+        ("ffn_norm", "post_attention_layernorm"),
+        ("attn_q", "self_attn.q_proj"),
+        ("attn_k", "self_attn.k_proj"),
+        ("attn_v", "self_attn.v_proj"),
+        ("attn_output", "self_attn.o_proj"),
+        ("ffn_gate", "mlp.gate_proj"),
+        ("ffn_up", "mlp.up_proj"),
+        ("ffn_down", "mlp.down_proj"),
+    ]
+    .iter()
+    .fold(name, |name, (from, to)| name.replace(from, to))
+}
+
+fn convert(path: &std::path::Path, dtype: &str, round: fn(f32) -> u16) -> Converted {
+    let bytes = std::fs::read(path).unwrap();
+    let (mut header, mut data) = (serde_json::Map::new(), Vec::<u8>::new());
+    for t in Gguf::parse(&bytes).unwrap().tensors {
+        let cols = t.dims[0] as usize;
+        let rows = t.dims.get(1).map_or(1, |r| *r as usize);
+        let (row_bytes, start) = (t.ty.row_bytes(cols).unwrap(), data.len());
+        let permuted = t.name.contains("attn_q.") || t.name.contains("attn_k.");
+        let mut values = vec![0.0; cols];
+        for r in 0..rows {
+            let from = if permuted { gguf_row(r) } else { r };
+            t.ty.dequantize_row(&bytes[t.range.clone()][from * row_bytes..][..row_bytes], &mut values);
+            data.extend(values.iter().flat_map(|x| round(*x).to_le_bytes()));
+        }
+        let shape = if rows == 1 { vec![cols] } else { vec![rows, cols] };
+        let entry = serde_json::json!({
+            "dtype": dtype, "shape": shape, "data_offsets": [start, data.len()],
+        });
+        header.insert(hf_name(&t.name), entry);
+    }
+    let dir = std::env::temp_dir().join(format!("stowage-{dtype}-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    let header = serde_json::to_vec(&header).unwrap();
+    let head = [&(header.len() as u64).to_le_bytes()[..], &header].concat();
+    std::fs::write(dir.join("model.safetensors"), [head, data].concat()).unwrap();
+    let config = serde_json::json!({
+        "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536,
+        "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
+        "vocab_size": 49152, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5,
+        "rope_theta": 100000.0, "tie_word_embeddings": true, "eos_token_id": 2,
+    });
+    std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    Converted(dir)
+}
+
+#[test]
+fn the_same_weights_in_bf16_and_f16_know_the_capital_of_france_too() {
+    let Some(path) = model_path() else { return };
+    let golden = golden();
+    let p = golden.prompts.iter().find(|p| p.prompt.contains("France")).unwrap();
+    let end = p.greedy.iter().position(|t| *t == 2).unwrap();
+    for (dtype, round) in [("BF16", f32_to_bf16 as fn(f32) -> u16), ("F16", f32_to_f16)] {
+        let dir = convert(&path, dtype, round);
+        let (mut model, _) = load(&dir.0, &LoadOptions::default()).unwrap();
+        assert_eq!(greedy(&mut model, &p.ids, end + 1), p.greedy[..=end], "{dtype}");
+    }
 }
