@@ -96,7 +96,7 @@ impl SimExecutor {
             row[letter as usize] = (mix(state ^ i as u64) % 1000) as f32 / 500.0;
         }
         row[(u64::from(self.config.alphabet.start) + state % count) as usize] += 3.0;
-        if self.config.stop_every > 0 && mix(state) % self.config.stop_every == 0 {
+        if self.config.stop_every > 0 && mix(state).is_multiple_of(self.config.stop_every) {
             row[self.config.stop_token as usize] = 20.0;
         }
     }

@@ -202,10 +202,11 @@ impl<E: Executor> Worker<E> {
             self.pulse.busy.store(self.engine.has_work(), Ordering::Release);
             if self.engine.has_work() {
                 self.step(&mut events);
-                self.deliver(&mut events);
             }
             self.beat();
+            // First the report: a client that has its last token sees itself gone from it.
             self.publish();
+            self.deliver(&mut events);
         }
         tracing::debug!("the engine thread ends");
     }

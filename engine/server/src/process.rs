@@ -140,7 +140,10 @@ fn all_routes(
 ) -> Router {
     let engine = app.engine.clone();
     let healthz: health::Check = std::sync::Arc::new(move || engine.health(stuck_after));
-    api::router(app).merge(health::router(healthz, readiness.check())).merge(telemetry_metrics::router(registry))
+    let router = api::router(app.clone())
+        .merge(health::router(healthz, readiness.check()))
+        .merge(telemetry_metrics::router(registry));
+    api::with_load_header(router, app)
 }
 
 /// Loads what `--model` names, within the byte budget.

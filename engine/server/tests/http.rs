@@ -25,7 +25,7 @@ fn every_wrong_request_is_told_what_to_change() {
     let cases: Vec<(&str, String, u16, &str, &str, &str)> = vec![
         (CHAT, "{".into(), 400, "invalid_json", "", "not valid JSON"),
         (CHAT, "[]".into(), 400, "invalid_json", "", "JSON object"),
-        (CHAT, r#"{"model":"\ud800"}"#.into(), 400, "invalid_json", "", "surrogate"),
+        (CHAT, r#"{"model":"\ud800"}"#.into(), 400, "invalid_json", "", "not valid JSON"),
         (CHAT, "{}".into(), 400, "missing_required_parameter", "model", "missing"),
         (
             CHAT,
@@ -234,7 +234,7 @@ fn a_client_that_leaves_is_cancelled_at_once() {
         drop(connection);
         let taken = server.wait(Duration::from_secs(2), "it is cancelled", |server| server.running() == 0);
         // 100 ms is the promise; the rest is for a machine that does other things as well.
-        assert!(taken < Duration::from_millis(500), "stream={stream}: {taken:?}");
+        assert!(taken < Duration::from_secs(1), "stream={stream}: {taken:?}");
     }
     let metrics = server.get("/metrics").body;
     assert!(metrics.contains(r#"stowage_requests_total{outcome="cancelled"} 2"#), "{metrics}");
@@ -262,7 +262,8 @@ fn draining_refuses_new_requests_and_finishes_old_ones() {
     let mut server = start(&[]);
     let old = server.send("POST", TEXT, "", &completion_body(r#","max_tokens":700,"stream":true"#));
     server.wait(Duration::from_secs(5), "it runs", |server| server.running() == 1);
-    assert_eq!(server.get("/readyz").status, 200);
+    let ready = server.get("/readyz");
+    assert_eq!((ready.status, ready.header("x-stowage-load").is_some()), (200, true));
     let handle = server.server.take().unwrap();
     let drained = server.runtime.spawn(handle.drain(Duration::from_secs(20)));
     server.wait(Duration::from_secs(2), "not ready", |server| server.get("/readyz").status == 503);
@@ -340,7 +341,7 @@ fn the_load_report_can_be_watched() {
     }
     drop(open);
     let reports: Vec<Value> =
-        seen.lines().filter(|line| line.starts_with('{')).map(|line| serde_json::from_str(line).unwrap()).collect();
+        seen.lines().filter_map(|line| serde_json::from_str(line).ok()).filter(Value::is_object).collect();
     assert!((4..=32).contains(&reports.len()), "{} reports in 3 s", reports.len());
     assert!(reports.iter().any(|report| report["running"] == 1), "{seen}");
     assert!(reports.iter().any(|report| report["coefficients"]["a"].as_f64().unwrap() > 0.0), "{seen}");

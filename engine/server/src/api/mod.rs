@@ -148,8 +148,12 @@ pub fn router(app: App) -> Router {
         .route("/stowage/v1/load", get(info::load))
         .fallback(no_route)
         .method_not_allowed_fallback(wrong_method)
-        .with_state(app.clone())
-        .layer(middleware::from_fn_with_state(app, with_load))
+        .with_state(app)
+}
+
+/// Puts the load into every response of the router.
+pub fn with_load_header(router: Router, app: App) -> Router {
+    router.layer(middleware::from_fn_with_state(app, with_load))
 }
 
 async fn with_load(State(app): State<App>, request: Request, next: Next) -> Response {

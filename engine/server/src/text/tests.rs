@@ -13,13 +13,12 @@ fn message(role: Role, content: &str) -> Message {
 /// Tokens back to text, markers spelt out.
 fn show(ids: &[u32]) -> String {
     let text = text();
-    ids.iter()
-        .map(|id| match id {
-            256 => "[START]".to_owned(),
-            257 => "[END]".to_owned(),
-            id => text.pieces().text(*id),
-        })
-        .collect()
+    let bytes = ids.iter().flat_map(|id| match id {
+        256 => b"[START]".to_vec(),
+        257 => b"[END]".to_vec(),
+        id => text.pieces().bytes(*id).to_vec(),
+    });
+    String::from_utf8(bytes.collect()).unwrap()
 }
 
 #[test]
