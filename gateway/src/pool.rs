@@ -254,7 +254,8 @@ impl Pool {
             deployment: state.deployment.clone(),
             waiting: state.waiting.len(),
             held: !state.usable(now),
-            waiting_tokens: state.waiting.iter().map(|w| w.ask.request.prompt_tokens).sum(),
+            // Not `sum`: of nothing that is -0.
+            waiting_tokens: state.waiting.iter().fold(0.0, |sum, w| sum + w.ask.request.prompt_tokens),
             mean_output: state.mean_output,
             replicas: state.slots.iter().map(|slot| slot_status(slot, now)).collect(),
         }

@@ -12,13 +12,15 @@ use crate::harness::{Harness, OK, until};
 
 const CHAT: &str = "/v1/chat/completions";
 
+/// Method, key, path, body, and then status, code and parameter of the answer.
+type Case<'a> = (&'a str, Option<&'a str>, &'a str, &'a str, u16, &'a str, Option<&'a str>);
+
 #[tokio::test]
 async fn every_mistake_has_its_status_code_and_parameter() {
     let engine = MockEngine::start(Behaviour::Whole).await;
     let gateway = Harness::start(&[&engine]).await;
     let big = format!(r#"{{"model":"m","messages":[{{"role":"user","content":"{}"}}]}}"#, "x".repeat(70 << 10));
-    let cases: [(&str, Option<&str>, &str, &str, u16, &str, Option<&str>); 24] = [
-        // method, key, path, body → status, code, param
+    let cases: [Case<'_>; 24] = [
         ("POST", None, CHAT, "{}", 401, "invalid_api_key", None),
         ("POST", Some("sk-wrong"), CHAT, "{}", 401, "invalid_api_key", None),
         ("POST", Some(""), CHAT, "{}", 401, "invalid_api_key", None),
