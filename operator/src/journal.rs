@@ -97,8 +97,9 @@ impl<K: Resource> Journal<K> {
         self.entries.clear();
     }
 
-    pub fn len(&self) -> usize {
-        self.entries.len()
+    /// Nothing is unobserved.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
     }
 
     /// Lays the journal over what the watch shows, and drops what the watch has caught up with.
@@ -215,7 +216,7 @@ mod tests {
         assert_eq!(shown(&mut journal, None).as_deref(), Some("10"));
         assert_eq!(shown(&mut journal, Some(object("u", "9"))).as_deref(), Some("10"));
         assert_eq!(shown(&mut journal, Some(object("u", "10"))).as_deref(), Some("10"));
-        assert_eq!(journal.len(), 0);
+        assert!(journal.is_empty());
         assert_eq!(shown(&mut journal, None), None, "deleted by somebody else after it was seen");
     }
 
@@ -232,7 +233,7 @@ mod tests {
         journal.gone(name(), "u".into(), Instant::now());
         assert_eq!(shown(&mut journal, Some(object("u", "9"))), None);
         assert_eq!(shown(&mut journal, Some(object("v", "12"))).as_deref(), Some("12"));
-        assert_eq!(journal.len(), 0);
+        assert!(journal.is_empty());
     }
 
     #[test]

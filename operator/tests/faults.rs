@@ -92,14 +92,12 @@ async fn a_malformed_object_is_told_so_and_disturbs_nobody() {
     until(&server, "the sound one", serves(1)).await;
     says(&server, "broken", "Accepted", "False Malformed").await;
     says(&server, "chat", "Ready", "True OnTarget").await;
-    let store = server.store();
     let reason = |plural: &str, name: &str| {
-        store.get(&(plural.to_owned(), String::new(), name.to_owned())).unwrap()["status"]["conditions"][0]["reason"]
-            .clone()
+        let key = (plural.to_owned(), String::new(), name.to_owned());
+        server.store().get(&key).unwrap()["status"]["conditions"][0]["reason"].clone()
     };
     assert_eq!(reason("tenantquotas", "odd"), "Invalid");
     assert_eq!(reason("gpuclasses", "none"), "SelectsNothing");
-    drop(store);
     operator.stop().await;
     life.abort();
 }

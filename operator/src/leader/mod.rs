@@ -125,7 +125,7 @@ impl Elector {
         let term = record.transitions;
         self.fence.renewed(term, sent, self.timing.lease);
         self.machine.observe(Some(record), Instant::now());
-        if self.leading.send_if_modified(|now| std::mem::replace(now, Some(term)) != Some(term)) {
+        if self.leading.send_if_modified(|now| now.replace(term) != Some(term)) {
             tracing::info!(term, identity = self.machine.me(), "leading");
         }
     }
