@@ -49,9 +49,16 @@ impl Count {
 /// Everything `make test` promises.
 pub fn test(args: &TestArgs) -> Result<()> {
     let mut total = Count::default();
-    total.add(suite("unit", &["test", "--workspace", "--no-fail-fast"], &[])?);
+    product::own(&["model"]).context("fetch the model that the engine's tests read")?;
+    let mut env = Vec::new();
+    if !args.unit {
+        // The chart's golden is compared with what real Helm renders.
+        env.push(("STOWAGE_HELM", cluster::build::ensure(cluster::build::DEFAULT_VERSION)?.join("helm")));
+    }
+    let env: Vec<_> = env.iter().map(|(name, path)| (*name, path.as_os_str())).collect();
+    total.add(suite("unit", &["test", "--workspace", "--no-fail-fast"], &env)?);
     for isa in ["portable", "avx2"] {
-        let env = [("STOWAGE_ENGINE_ISA", isa)];
+        let env = [("STOWAGE_ENGINE_ISA", isa.as_ref())];
         total.add(suite(
             &format!("kernels, {isa}"),
             &["test", "-p", "stowage-engine-kernels", "-p", "stowage-engine-models"],
@@ -73,7 +80,6 @@ fn on_cluster(args: &TestArgs) -> Result<Count> {
     let was_up = product::is_current() || product::own(&["cluster", "status"]).is_ok();
     if !product::is_current() {
         println!("==> cluster");
-        cluster::build::ensure(cluster::build::DEFAULT_VERSION)?;
         print!("{}", product::own(&["cluster", "up", "--nodes", "2"])?);
     }
     let count = end_to_end(&[], args.long);
@@ -130,7 +136,7 @@ fn python() -> Result<PathBuf> {
 }
 
 /// One `cargo …` suite.
-fn suite(name: &str, args: &[&str], env: &[(&str, &str)]) -> Result<Count> {
+fn suite(name: &str, args: &[&str], env: &[(&str, &std::ffi::OsStr)]) -> Result<Count> {
     println!("==> {name}");
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.args(args).envs(env.iter().copied()).current_dir(paths::repo());

@@ -112,10 +112,10 @@ pub async fn two_quotas_that_claim_one_namespace_leave_it_to_the_older(w: World)
 }
 
 pub async fn a_tenant_over_its_limit_waits_and_others_do_not_notice(w: World) -> anyhow::Result<()> {
-    let small = w.tenant_with("small", json!({"gpus": [{"class": "h100-80g", "nominalQuota": "100m"}]})).await?;
+    let small = w.tenant_with("small", json!({"gpus": [{"class": "h100-80g", "nominalQuota": "110m"}]})).await?;
     let other = w.tenant("other").await?;
     w.deploy(&small, "greedy", &Wish::default().replicas(3).slice("4Gi", 5)).await?;
-    // 4 of 80 GiB are 50 milli-GPU: two fit into a tenth of a GPU, the third waits.
+    // 4 of 79.5 GiB are 51 milli-GPU: two fit into 110, the third waits.
     w.until(&small, "greedy", "two ready, the third over quota", Duration::from_secs(60), |o| {
         o.pointer("/status/readyReplicas").and_then(Value::as_u64) == Some(2)
             && condition(o, "QuotaReserved").is_some_and(|(s, _, m)| s == "False" && !m.is_empty())
@@ -129,7 +129,7 @@ pub async fn a_tenant_over_its_limit_waits_and_others_do_not_notice(w: World) ->
             "TenantQuota",
             "",
             &small.name,
-            &json!({"spec": {"gpus": [{"class": "h100-80g", "nominalQuota": "150m"}]}}),
+            &json!({"spec": {"gpus": [{"class": "h100-80g", "nominalQuota": "160m"}]}}),
         )
         .await?;
     w.ready(&small, "greedy", 3).await
