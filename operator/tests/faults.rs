@@ -219,3 +219,52 @@ async fn many_deployments_share_the_gpus_and_none_is_promised_twice() {
     operator.stop().await;
     life.abort();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn watches_that_lag_behind_our_own_writes_double_nothing() {
+    let server = cluster();
+    let life = server.live();
+    let operator = operator(&server, &Link::default()).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    server.lag(1500);
+    for number in 0..6 {
+        deployment(&server, &format!("m{number}"), 2);
+    }
+    until(&server, "twelve replicas", |now| now.ready && now.claims == 12 && pods(&server).len() == 12).await;
+    // Several plans are made while the watches still show nothing of it.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert_eq!(pods(&server).len(), 12);
+    let created =
+        server.store().log.iter().filter(|(_, plural, event, _)| plural == "pods" && *event == "ADDED").count();
+    assert_eq!(created, 12, "each pod was made once");
+    history_is_clean(&server);
+    operator.stop().await;
+    life.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_node_is_left_and_its_return_doubles_nothing() {
+    let server = cluster();
+    let life = server.live();
+    deployment(&server, "chat", 2);
+    let operator = operator(&server, &Link::default()).await;
+    until(&server, "two replicas", serves(2)).await;
+    let ready = |node: &str, status: &str| {
+        let key = ("nodes".to_owned(), String::new(), node.to_owned());
+        server.act(|store| {
+            let mut object = store.get(&key).unwrap().clone();
+            object["status"]["conditions"] = json!([{"type": "Ready", "status": status}]);
+            store.change(&key, object)
+        });
+    };
+    let on = |node: &str| pods(&server).iter().filter(|pod| pod["spec"]["nodeName"] == node).count();
+    let lost = if on("node1") > 0 { "node1" } else { "node2" };
+    ready(lost, "Unknown");
+    until(&server, "all replicas elsewhere", |now| serves(2)(now) && on(lost) == 0).await;
+    ready(lost, "True");
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(serves(2)(&support::summary(&server)));
+    history_is_clean(&server);
+    operator.stop().await;
+    life.abort();
+}

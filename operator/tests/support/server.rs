@@ -2,7 +2,9 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
@@ -21,6 +23,8 @@ use super::store::{Denied, Key, Store};
 pub struct Server {
     store: Arc<Mutex<Store>>,
     version: watch::Sender<u64>,
+    /// Milliseconds by which watches are behind.
+    lag: Arc<AtomicU64>,
 }
 
 /// One client of the server: what it wrote, and what is done to it.
@@ -43,7 +47,12 @@ type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
 
 impl Server {
     pub fn new() -> Self {
-        Self { store: Arc::default(), version: watch::channel(0).0 }
+        Self { store: Arc::default(), version: watch::channel(0).0, lag: Arc::default() }
+    }
+
+    /// From now on watches tell everything this much later; lists do not.
+    pub fn lag(&self, millis: u64) {
+        self.lag.store(millis, Ordering::Relaxed);
     }
 
     pub fn store(&self) -> MutexGuard<'_, Store> {
@@ -123,15 +132,16 @@ impl Server {
 
     fn watch(&self, plural: &str, query: &str) -> Answer {
         let from: u64 = parameter(query, "resourceVersion").and_then(|text| text.parse().ok()).unwrap_or(0);
-        let (store, plural, selector) = (self.store.clone(), plural.to_owned(), selector(query));
+        let (store, plural, selector, lag) = (self.store.clone(), plural.to_owned(), selector(query), self.lag.clone());
         let start = (from, self.version.subscribe());
         let stream = futures::stream::unfold(start, move |(seen, mut version)| {
-            let (store, plural, selector) = (store.clone(), plural.clone(), selector.clone());
+            let (store, plural, selector, lag) = (store.clone(), plural.clone(), selector.clone(), lag.clone());
             async move {
                 loop {
                     version.borrow_and_update();
                     let (lines, newest) = events(&store.lock().unwrap(), &plural, &selector, seen);
                     if !lines.is_empty() {
+                        tokio::time::sleep(Duration::from_millis(lag.load(Ordering::Relaxed))).await;
                         return Some((Ok(hyper::body::Frame::data(Bytes::from(lines))), (newest, version)));
                     }
                     version.changed().await.ok()?;
