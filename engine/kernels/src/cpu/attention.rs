@@ -25,8 +25,14 @@ pub struct AttnSeq<'a> {
     pub blocks: &'a [u32],
 }
 
+impl AttnSeq<'_> {
+    fn shape(&self) -> (usize, usize, usize) {
+        (self.first_row, self.rows, self.position)
+    }
+}
+
 /// Shapes of the heads.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Heads {
     pub heads: usize,
     pub kv_heads: usize,
@@ -79,6 +85,8 @@ impl Partial {
 /// Work lists and partial results, kept between steps.
 #[derive(Default)]
 pub struct Attention {
+    /// What the units were made for: heads, and (first row, rows, position) of each sequence.
+    planned: (Option<Heads>, Vec<(usize, usize, usize)>),
     units: Vec<Unit>,
     /// (unit, partition) when partitions are spread.
     spread: Vec<(u32, u32)>,
@@ -97,9 +105,11 @@ struct Call<'a> {
 }
 
 impl Attention {
-    /// Cuts the batch into tiles. Once per step: layers do not differ.
+    /// Cuts the batch into tiles. Once per step: layers do not differ. [`Attention::run`] takes
+    /// the same heads and sequences and no others.
     pub fn plan(&mut self, heads: Heads, seqs: &[AttnSeq<'_>], threads: usize) {
         let group = heads.heads / heads.kv_heads;
+        self.planned = (Some(heads), seqs.iter().map(AttnSeq::shape).collect());
         self.units.clear();
         self.spread.clear();
         for (s, seq) in seqs.iter().enumerate() {
@@ -140,6 +150,9 @@ impl Attention {
     ) {
         let call = Call { kernels, cache, layer, heads, seqs, q, q_ld };
         call.check(out);
+        let shapes = seqs.iter().map(AttnSeq::shape);
+        let as_planned = self.planned.0 == Some(heads) && shapes.eq(self.planned.1.iter().copied());
+        assert!(as_planned, "attention was planned for another batch");
         let (units, dim) = (&self.units, heads.head_dim);
         let out = Shared::new(out);
         if self.spread.is_empty() {
@@ -199,6 +212,7 @@ impl Call<'_> {
         let width = h.heads * h.head_dim;
         for s in self.seqs {
             let end = s.position + s.rows;
+            assert!(s.rows > 0);
             let blocks = &s.blocks[..end.div_ceil(LANES)];
             assert!(blocks.iter().all(|b| (*b as usize) < self.cache.blocks()));
             assert!((s.first_row + s.rows) * width <= out.len());
