@@ -41,7 +41,7 @@ pub fn all(facts: &Facts<'_>) -> Vec<Condition> {
     said.extend(reconciling(facts));
     said.extend(stalled(facts, &troubles));
     said.extend(limited(facts));
-    said.extend(degraded(facts, &troubles));
+    said.extend(degraded(facts, &troubles).or_else(|| evicted_lately(facts.previous, facts.now)));
     said.extend(draining(facts));
     let finish = |said: Said| {
         condition(
@@ -255,6 +255,17 @@ fn degraded(facts: &Facts<'_>, troubles: &[Told]) -> Option<Said> {
     short.then(|| say(types::DEGRADED, true, reasons::PARTLY_READY, message))
 }
 
+/// An eviction is over in seconds, and people look later: it stays told for a while.
+fn evicted_lately(previous: &[Condition], now: Timestamp) -> Option<Said> {
+    const TOLD_SECONDS: i64 = 600;
+    let told = previous.iter().find(|condition| {
+        condition.type_ == types::DEGRADED
+            && condition.reason == reasons::OVERSHOOT_EVICTED
+            && now.as_second() - condition.last_transition_time.0.as_second() < TOLD_SECONDS
+    })?;
+    Some(say(types::DEGRADED, true, reasons::OVERSHOOT_EVICTED, told.message.clone()))
+}
+
 fn draining(facts: &Facts<'_>) -> Option<Said> {
     if facts.live.draining == 0 {
         return None;
@@ -319,5 +330,45 @@ fn next_step(reason: &str) -> &'static str {
             "Check the image reference and spec.podTemplate.imagePullSecrets; the kubelet tries again with growing pauses"
         }
         _ => "The kubelet starts it again with growing pauses (up to 5 min); see `kubectl logs --previous`",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    fn degraded_at(second: i64) -> Vec<Condition> {
+        vec![condition(
+            types::DEGRADED,
+            true,
+            reasons::OVERSHOOT_EVICTED,
+            "it held 3 GiB of 2".into(),
+            1,
+            &[],
+            at(second),
+        )]
+    }
+
+    #[test]
+    fn an_eviction_stays_told_for_ten_minutes_and_no_longer() {
+        let told = evicted_lately(&degraded_at(1000), at(1599)).unwrap();
+        assert_eq!((told.reason, told.message.as_str()), (reasons::OVERSHOOT_EVICTED, "it held 3 GiB of 2"));
+        assert!(evicted_lately(&degraded_at(1000), at(1600)).is_none());
+        assert!(evicted_lately(&[], at(1000)).is_none());
+    }
+
+    #[test]
+    fn the_transition_time_moves_with_the_status_and_not_with_the_words() {
+        let before = vec![condition(types::READY, true, reasons::ON_TARGET, "1 of 1".into(), 1, &[], at(10))];
+        let moved = |holds| {
+            condition(types::READY, holds, reasons::STARTING, "other words".into(), 2, &before, at(20))
+                .last_transition_time
+                .0
+        };
+        assert_eq!((moved(true), moved(false)), (at(10), at(20)));
     }
 }
