@@ -32,6 +32,9 @@ pub struct Config {
     /// How often the leader renews, in milliseconds.
     #[arg(long, env = "STOWAGE_RENEW_MS", default_value_t = 2000)]
     pub renew_ms: u64,
+    /// Do not print decisions as JSON lines on stdout.
+    #[arg(long, env = "STOWAGE_QUIET_DECISIONS")]
+    pub quiet_decisions: bool,
 }
 
 impl Config {

@@ -63,6 +63,8 @@ pub struct Control {
     pub leading: watch::Receiver<Option<Term>>,
     pub changed: Arc<Notify>,
     pub published: watch::Sender<Arc<Published>>,
+    /// Whether the leader prints decisions on stdout.
+    pub print_decisions: bool,
     pub period: Duration,
     pub policy: Policy,
     pub memory: Memory,
@@ -133,7 +135,9 @@ impl Control {
         }
         let fresh = self.log.take(&report.records);
         if term.is_some() {
-            write_lines(std::io::stdout().lock(), &fresh);
+            if self.print_decisions {
+                write_lines(std::io::stdout().lock(), &fresh);
+            }
             fresh.iter().for_each(|record| self.metrics.decided(record));
         }
         let pause = report

@@ -104,6 +104,7 @@ impl Parts {
             leading,
             changed,
             published: publish,
+            print_decisions: !config.quiet_decisions,
             period: config.period(),
             policy: Policy::default(),
             memory: Memory::default(),

@@ -25,8 +25,16 @@ pub async fn operator(server: &Server, link: &Link) -> Parts {
     if std::env::var_os("STOWAGE_LOG").is_some() {
         stowage_telemetry::init_tracing("test");
     }
-    let config =
-        Config::parse_from(["operator", "--admin-address", "127.0.0.1:0", "--lease-ms", "3000", "--renew-ms", "500"]);
+    let config = Config::parse_from([
+        "operator",
+        "--admin-address",
+        "127.0.0.1:0",
+        "--lease-ms",
+        "3000",
+        "--renew-ms",
+        "500",
+        "--quiet-decisions",
+    ]);
     let clients = Clients { read: server.client(link), write: server.client(link) };
     Parts::start(&config, clients, &CancellationToken::new()).await.unwrap()
 }
