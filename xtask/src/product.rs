@@ -63,8 +63,7 @@ pub fn is_current() -> bool {
 /// Builds every program; the compiler's own messages are shown. The whole workspace at once, so that
 /// `cargo test --workspace` finds its dependencies compiled with the same features.
 pub fn build() -> Result<()> {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["build", "--workspace"]).current_dir(paths::repo());
+    let mut cargo = sh::cargo(&["build", "--workspace"]);
     ensure!(cargo.status().context("start cargo")?.success(), "the build failed (see above)");
     Ok(())
 }

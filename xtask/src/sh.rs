@@ -12,6 +12,20 @@ pub fn cmd(program: impl AsRef<std::ffi::OsStr>, args: &[&str]) -> Command {
     command
 }
 
+/// Cargo, as a person would start it. The variables that `cargo run` gave us are taken away: build
+/// scripts (ring's, for one) watch them, and would run again, with everything after them, at every turn.
+pub fn cargo(args: &[&str]) -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(args).stdin(Stdio::null()).current_dir(crate::paths::repo());
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_"].iter().any(|p| text.starts_with(p)) {
+            cargo.env_remove(&name);
+        }
+    }
+    cargo
+}
+
 /// Runs to the end; standard output, or an error that quotes standard error.
 pub fn output(command: &mut Command) -> Result<String> {
     let out = command.output().with_context(|| format!("cannot start {}", name(command)))?;

@@ -138,8 +138,8 @@ fn python() -> Result<PathBuf> {
 /// One `cargo …` suite.
 fn suite(name: &str, args: &[&str], env: &[(&str, &std::ffi::OsStr)]) -> Result<Count> {
     println!("==> {name}");
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(args).envs(env.iter().copied()).current_dir(paths::repo());
+    let mut cargo = sh::cargo(args);
+    cargo.envs(env.iter().copied());
     counted(&mut cargo)
 }
 

@@ -175,7 +175,7 @@ impl World {
         if let Ok(mut made) = self.made.lock() {
             made.push(name.clone());
         }
-        let key = format!("sk-{name}-{:016x}", u64::from(std::process::id()) * 0x9E37_79B9_7F4A_7C15);
+        let key = format!("sk-{name}-{:016x}", u64::from(std::process::id()).wrapping_mul(0x9E37_79B9_7F4A_7C15));
         self.namespace(&name).await?;
         self.keys(&name, &[("test", &key)]).await?;
         let mut spec = json!({"namespaces": [name], "credentials": {"apiKeys": [{"secretName": name}]}});

@@ -101,7 +101,7 @@ pub fn pause(program: &Path, archive: &Path) -> Result<()> {
 fn build(images: &[&Image]) -> Result<()> {
     let packages = images.iter().flat_map(|i| [Some(i.package), i.extra.map(|e| e.0)]).flatten();
     let args: Vec<&str> = packages.flat_map(|p| ["-p", p]).collect();
-    let status = Command::new("cargo").arg("build").args(args).current_dir(paths::repo()).status()?;
+    let status = sh::cargo(&["build"]).args(args).status()?;
     ensure!(status.success(), "cargo build failed");
     Ok(())
 }
