@@ -119,9 +119,11 @@ pub fn url(target: &Target) -> Result<String> {
     Ok(own(&["cluster", "forward", "--name", "gateway", "--to", &format!("{}:80", ip.trim())])?.trim().to_owned())
 }
 
-/// `cargo xtask …` once more, as its own process, so that each subcommand keeps its own output.
+/// `cargo xtask …` once more, as its own process, so that each subcommand keeps its own output. Found by
+/// the name it was started by: the build of the workspace may have replaced the file since.
 pub fn own(args: &[&str]) -> Result<String> {
-    sh::output(Command::new(std::env::current_exe()?).args(args).stdin(std::process::Stdio::null()))
+    let program = std::env::args_os().next().context("this program was started without a name")?;
+    sh::output(Command::new(program).args(args).stdin(std::process::Stdio::null()))
 }
 
 /// Where Cargo puts programs.

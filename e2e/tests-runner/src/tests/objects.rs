@@ -46,7 +46,7 @@ fn not_accepted() -> Vec<(&'static str, Value, &'static str)> {
         (
             "more memory than any GPU of the class",
             json!({"variants": [{"name": "v", "class": "h100-80g", "count": 1, "memory": "90Gi"}]}),
-            "90Gi",
+            "90 GiB",
         ),
         (
             "an argument that the runtime does not allow",
