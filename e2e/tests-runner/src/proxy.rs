@@ -1,6 +1,5 @@
 //! A proxy in front of the API server that counts writes and can misbehave. An operator under test
-//! is given its plain loopback address; the proxy authenticates onward as the cluster's admin, so
-//! what is tested is the operator's logic, not its rights (those have tests of their own).
+//! is given its plain loopback address; the proxy authenticates onward as whoever its client is.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

@@ -13,6 +13,8 @@ use crate::cluster::{Cluster, condition, text, wait_for};
 use crate::http::Caller;
 
 pub const SYSTEM: &str = "stowage-system";
+/// Who the operator is to the API server.
+pub const OPERATOR: &str = "system:serviceaccount:stowage-system:stowage-operator";
 pub const NODES: &str = "stowage-node";
 /// The image volume that `cargo xtask model` writes, and its file.
 pub const MODEL_IMAGE: &str = "localhost/models/smollm2:q4";

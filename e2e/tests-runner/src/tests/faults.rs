@@ -12,7 +12,7 @@ use crate::load::Load;
 use crate::process;
 use crate::proxy::{Mischief, Proxy};
 use crate::scenario::OUT_OF_ROUTING;
-use crate::world::{NODES, SYSTEM, Tenant, Wish, World};
+use crate::world::{NODES, OPERATOR, SYSTEM, Tenant, Wish, World};
 
 const H100: i64 = 80 << 30;
 
@@ -37,12 +37,12 @@ async fn operators(w: &World, replicas: u32) -> anyhow::Result<()> {
 struct Operator(tokio::process::Child);
 
 impl Operator {
-    fn start(w: &World, proxy: &Proxy, lease: &str) -> anyhow::Result<Self> {
+    fn start(w: &World, proxy: &Proxy) -> anyhow::Result<Self> {
         let program = std::env::current_exe()?.with_file_name("stowage-operator");
         let config = proxy.kubeconfig(&std::env::temp_dir())?;
         let child = tokio::process::Command::new(&program)
             .env("KUBECONFIG", config)
-            .args(["--admin-address", "127.0.0.1:0", "--lease", lease, "--identity", &w.unique("operator")])
+            .args(["--admin-address", "127.0.0.1:0", "--identity", &w.unique("operator")])
             .args(["--lease-ms", "3000", "--renew-ms", "500"])
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -55,6 +55,13 @@ impl Operator {
     async fn kill(mut self) -> anyhow::Result<()> {
         self.0.kill().await.context("kill the operator")
     }
+}
+
+/// A proxy that speaks to the API server as the operator's own account, so that policies and rights are the real ones.
+async fn between(w: &World, mischief: Mischief) -> anyhow::Result<Proxy> {
+    let groups = ["system:serviceaccounts", "system:serviceaccounts:stowage-system", "system:authenticated"];
+    let operator = w.cluster().impersonate(OPERATOR, &groups).await?;
+    Proxy::start(operator.client().clone(), mischief).await
 }
 
 /// What a scenario of writes does to the deployment `chat`.
@@ -112,10 +119,8 @@ async fn settled(w: &World, tenant: &Tenant, stage: Stage) -> anyhow::Result<()>
 
 /// Cuts an operator off after its n-th write of a stage, kills it, and lets a second one finish.
 async fn crash_after(w: &World, tenant: &Tenant, stage: Stage, n: usize) -> anyhow::Result<bool> {
-    let lease = w.unique("lease");
-    w.also_remove("Lease", SYSTEM, &lease);
-    let proxy = Proxy::start(w.cluster().client().clone(), Mischief::CutAfterWrite(n)).await?;
-    let first = Operator::start(w, &proxy, &lease)?;
+    let proxy = between(w, Mischief::CutAfterWrite(n)).await?;
+    let first = Operator::start(w, &proxy)?;
     act(w, tenant, stage).await?;
     let cut = wait_for("the cut", Duration::from_secs(30), || async {
         if proxy.is_cut() {
@@ -127,8 +132,8 @@ async fn crash_after(w: &World, tenant: &Tenant, stage: Stage, n: usize) -> anyh
     .await
     .with_context(|| format!("{stage:?}, write {n}"))?;
     first.kill().await?;
-    let whole = Proxy::start(w.cluster().client().clone(), Mischief::None).await?;
-    let second = Operator::start(w, &whole, &lease)?;
+    let whole = between(w, Mischief::None).await?;
+    let second = Operator::start(w, &whole)?;
     let outcome = settled(w, tenant, stage).await.with_context(|| format!("{stage:?}, killed after write {n}"));
     second.kill().await?;
     outcome?;
@@ -165,10 +170,8 @@ async fn crashes(w: &World, points: impl Fn(Stage) -> Vec<usize>) -> anyhow::Res
 
 /// Brings `chat` to so many replicas (`None`: gone) with an operator that is left alone.
 async fn reset(w: &World, tenant: &Tenant, replicas: Option<u32>) -> anyhow::Result<()> {
-    let lease = w.unique("reset");
-    w.also_remove("Lease", SYSTEM, &lease);
-    let proxy = Proxy::start(w.cluster().client().clone(), Mischief::None).await?;
-    let operator = Operator::start(w, &proxy, &lease)?;
+    let proxy = between(w, Mischief::None).await?;
+    let operator = Operator::start(w, &proxy)?;
     let done = match replicas {
         Some(n) => w.deploy_ready(tenant, "chat", &Wish::default().replicas(n)).await,
         None => {
@@ -209,10 +212,8 @@ pub async fn a_slow_and_failing_api_server_is_survived_with_bounded_requests(w: 
 
 async fn failing_api_server(w: &World) -> anyhow::Result<()> {
     let tenant = w.tenant("a").await?;
-    let lease = w.unique("lease");
-    w.also_remove("Lease", SYSTEM, &lease);
-    let proxy = Proxy::start(w.cluster().client().clone(), Mischief::None).await?;
-    let operator = Operator::start(w, &proxy, &lease)?;
+    let proxy = between(w, Mischief::None).await?;
+    let operator = Operator::start(w, &proxy)?;
     w.deploy_ready(&tenant, "chat", &Wish::default()).await?;
     let before = text(w.pods(&tenant, "chat").await?.first().context("no pod")?, "/metadata/uid");
     proxy.set(Mischief::Errors(vec![409, 410, 429, 500]));

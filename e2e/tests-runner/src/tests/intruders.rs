@@ -7,9 +7,8 @@ use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, text, wait_for};
 use crate::http::Caller;
-use crate::world::{NODES, SYSTEM, Tenant, Wish, World};
+use crate::world::{NODES, OPERATOR, SYSTEM, Tenant, Wish, World};
 
-const OPERATOR: &str = "system:serviceaccount:stowage-system:stowage-operator";
 const PROBE_IMAGE: &str = "localhost/stowage/probe:dev";
 
 fn claim(namespace: &str, name: &str, request: &Value) -> Value {
