@@ -57,14 +57,6 @@ pub fn test(args: &TestArgs) -> Result<()> {
     }
     let env: Vec<_> = env.iter().map(|(name, path)| (*name, path.as_os_str())).collect();
     total.add(suite("unit", &["test", "--workspace", "--no-fail-fast"], &env)?);
-    for isa in ["portable", "avx2"] {
-        let env = [("STOWAGE_ENGINE_ISA", isa.as_ref())];
-        total.add(suite(
-            &format!("kernels, {isa}"),
-            &["test", "-p", "stowage-engine-kernels", "-p", "stowage-engine-models"],
-            &env,
-        )?);
-    }
     if !args.unit {
         total.add(on_cluster(args)?);
     }
