@@ -117,7 +117,7 @@ pub async fn until(server: &Server, what: &str, holds: impl Fn(&Summary) -> bool
         if holds(&now) {
             return now;
         }
-        if started.elapsed() > Duration::from_secs(40) {
+        if started.elapsed() > Duration::from_secs(120) {
             let statuses: Vec<_> = server
                 .store()
                 .of("inferencedeployments")
