@@ -3,6 +3,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod bench;
 mod cluster;
 #[cfg(feature = "codegen")]
 mod codegen;
@@ -42,6 +43,8 @@ enum Command {
     Test(suite::TestArgs),
     /// The end-to-end tests on the running cluster (`make e2e`)
     E2e(suite::E2eArgs),
+    /// Measure; JSON lines (`make bench`)
+    Bench(bench::Args),
     /// Write the generated files (CRDs and their reference), or check that they are up to date
     Codegen {
         /// Change nothing; fail when a file would change
@@ -62,6 +65,7 @@ fn main() -> std::process::ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Test(args) => suite::test(&args),
         Command::E2e(args) => suite::e2e(&args),
+        Command::Bench(args) => bench::run(args),
         Command::Codegen { check } => codegen(check),
     };
     match done {

@@ -23,8 +23,8 @@ pub enum Mischief {
     CutAfterWrite(usize),
     /// Every request waits that long.
     Slow(Duration),
-    /// Every second request is answered with the next of these codes instead.
-    Errors(Vec<u16>),
+    /// So many times, every second request is answered with the next of these codes instead.
+    Errors(Vec<u16>, usize),
 }
 
 struct Inner {
@@ -92,6 +92,11 @@ impl Proxy {
         self.inner.writes.load(Ordering::SeqCst)
     }
 
+    /// How many requests were looked at since the errors began.
+    pub fn troubled(&self) -> usize {
+        self.inner.errors.load(Ordering::SeqCst)
+    }
+
     pub fn is_cut(&self) -> bool {
         self.inner.cut.load(Ordering::SeqCst)
     }
@@ -112,9 +117,9 @@ async fn pass(State(inner): State<Arc<Inner>>, request: Request) -> Response {
     let mischief = inner.mischief.lock().map(|m| m.clone()).unwrap_or_default();
     match &mischief {
         Mischief::Slow(by) => tokio::time::sleep(*by).await,
-        Mischief::Errors(codes) => {
+        Mischief::Errors(codes, times) => {
             let n = inner.errors.fetch_add(1, Ordering::SeqCst);
-            if n % 2 == 0 && !codes.is_empty() {
+            if n % 2 == 0 && n / 2 < *times && !codes.is_empty() {
                 return failure(codes[n / 2 % codes.len()]);
             }
         }
