@@ -125,7 +125,7 @@ fn quickstart(target: &product::Target) -> Result<(String, String)> {
     let (placement, gpu) = (&status["placements"][0], &status["placements"][0]["gpus"][0]);
     let text = |v: &Value| v.as_str().map_or_else(|| v.to_string(), str::to_owned);
     let said = format!(
-        "{NAMESPACE}/{DEPLOYMENT}: placed on {} {} ({} of 80Gi, {} % SM, simulated) · Ready",
+        "{NAMESPACE}/{DEPLOYMENT}: placed on {} {} ({}, {} % SM, simulated) · Ready",
         text(&placement["node"]),
         text(&gpu["uuid"]),
         text(&gpu["memory"]),
@@ -211,8 +211,16 @@ fn stream(url: &str, key: &str, body: &Value, start: Instant) -> Result<String> 
     ))
 }
 
-/// The reason that the operator recorded.
+/// Why the replica is where it is, as the operator said it when it placed it. The status holds the newest
+/// decision of any kind; events keep the one that matters here.
 fn why(target: &product::Target) -> Result<String> {
-    let status = status(target)?;
-    Ok(status["decision"]["message"].as_str().unwrap_or("no decision is recorded").to_owned())
+    let events =
+        target.kubectl(&["-n", NAMESPACE, "get", "events", "--sort-by=.metadata.creationTimestamp", "-o", "json"])?;
+    let events: Value = serde_json::from_str(&events).context("read the events")?;
+    let placed = |e: &&Value| e["involvedObject"]["name"] == DEPLOYMENT && e["reason"] == "ScaleOut";
+    let said = events["items"].as_array().and_then(|all| all.iter().rev().find(placed)?["message"].as_str());
+    Ok(match said {
+        Some(said) => said.to_owned(),
+        None => status(target)?["decision"]["message"].as_str().unwrap_or("no decision is recorded").to_owned(),
+    })
 }
