@@ -217,7 +217,9 @@ fn why(target: &product::Target) -> Result<String> {
     let events =
         target.kubectl(&["-n", NAMESPACE, "get", "events", "--sort-by=.metadata.creationTimestamp", "-o", "json"])?;
     let events: Value = serde_json::from_str(&events).context("read the events")?;
-    let placed = |e: &&Value| e["involvedObject"]["name"] == DEPLOYMENT && e["reason"] == "ScaleOut";
+    let placed = |e: &&Value| {
+        e["involvedObject"]["name"] == DEPLOYMENT && e["message"].as_str().is_some_and(|m| m.starts_with("Replica "))
+    };
     let said = events["items"].as_array().and_then(|all| all.iter().rev().find(placed)?["message"].as_str());
     Ok(match said {
         Some(said) => said.to_owned(),
