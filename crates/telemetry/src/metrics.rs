@@ -21,14 +21,11 @@ pub fn registry() -> Registry {
 }
 
 /// Seconds from 1 ms to about 2 min: request durations, time to first token.
-pub const LATENCY_SECONDS: [f64; 14] = [
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0, 120.0,
-];
+pub const LATENCY_SECONDS: [f64; 14] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0, 120.0];
 
 /// Seconds from 0.25 ms to 1 s: one step, one token, one decision.
-pub const STEP_SECONDS: [f64; 12] = [
-    0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
-];
+pub const STEP_SECONDS: [f64; 12] = [0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0];
 
 /// A histogram with the given upper bounds, for `Family::new_with_constructor` as well.
 pub fn histogram(bounds: &[f64]) -> prometheus_client::metrics::histogram::Histogram {
@@ -38,35 +35,22 @@ pub fn histogram(bounds: &[f64]) -> prometheus_client::metrics::histogram::Histo
 /// `GET /metrics`, for any router state. Registration ends here: the registry is shared from now on.
 pub fn router<S: Clone + Send + Sync + 'static>(registry: Registry) -> Router<S> {
     let registry = Arc::new(registry);
-    Router::new().route(
-        "/metrics",
-        get(async move |headers: HeaderMap| page(&registry, &headers)),
-    )
+    Router::new().route("/metrics", get(async move |headers: HeaderMap| page(&registry, &headers)))
 }
 
 fn page(registry: &Registry, headers: &HeaderMap) -> Response {
     let mut text = String::new();
     if encode(&mut text, registry).is_err() {
-        return (
-            StatusCode::INTERNAL_SERVER_ERROR,
-            "cannot encode the metrics\n",
-        )
-            .into_response();
+        return (StatusCode::INTERNAL_SERVER_ERROR, "cannot encode the metrics\n").into_response();
     }
     let accepts_open = headers
         .get(header::ACCEPT)
         .and_then(|value| value.to_str().ok())
         .is_some_and(|accept| accept.contains("application/openmetrics-text"));
     let (kind, text) = if accepts_open {
-        (
-            "application/openmetrics-text; version=1.0.0; charset=utf-8",
-            text,
-        )
+        ("application/openmetrics-text; version=1.0.0; charset=utf-8", text)
     } else {
-        (
-            "text/plain; version=0.0.4; charset=utf-8",
-            to_prometheus_text(&text),
-        )
+        ("text/plain; version=0.0.4; charset=utf-8", to_prometheus_text(&text))
     };
     ([(header::CONTENT_TYPE, kind)], text).into_response()
 }
@@ -131,39 +115,19 @@ mod tests {
         let mut open = String::new();
         encode(&mut open, &sample()).unwrap();
         let text = to_prometheus_text(&open);
-        assert!(
-            text.contains("# HELP stowage_preemptions_total Requests preempted."),
-            "{text}"
-        );
-        assert!(
-            text.contains(
-                "# TYPE stowage_preemptions_total counter\nstowage_preemptions_total 3\n"
-            ),
-            "{text}"
-        );
+        assert!(text.contains("# HELP stowage_preemptions_total Requests preempted."), "{text}");
+        assert!(text.contains("# TYPE stowage_preemptions_total counter\nstowage_preemptions_total 3\n"), "{text}");
         assert!(text.contains("# TYPE stowage_running gauge"), "{text}");
-        assert!(
-            text.contains("# TYPE stowage_step_duration_seconds histogram"),
-            "{text}"
-        );
-        assert!(
-            !text.contains("# EOF") && !text.contains("# UNIT"),
-            "{text}"
-        );
+        assert!(text.contains("# TYPE stowage_step_duration_seconds histogram"), "{text}");
+        assert!(!text.contains("# EOF") && !text.contains("# UNIT"), "{text}");
     }
 
     #[test]
     fn the_content_type_follows_what_was_asked_for() {
-        let kind = |response: &Response| {
-            response.headers()[header::CONTENT_TYPE]
-                .to_str()
-                .unwrap()
-                .to_owned()
-        };
+        let kind = |response: &Response| response.headers()[header::CONTENT_TYPE].to_str().unwrap().to_owned();
         assert!(kind(&scrape(None)).starts_with("text/plain"));
         assert!(
-            kind(&scrape(Some("application/openmetrics-text;version=1.0.0")))
-                .starts_with("application/openmetrics")
+            kind(&scrape(Some("application/openmetrics-text;version=1.0.0"))).starts_with("application/openmetrics")
         );
     }
 }

@@ -43,11 +43,7 @@ pub fn shutdown_signal() -> impl Future<Output = ShutdownReason> + Send + 'stati
 
 /// A process that cannot catch a signal still serves; the default action then ends it abruptly.
 fn listen(kind: SignalKind, name: &str) -> Option<Signal> {
-    signal(kind)
-        .inspect_err(
-            |err| tracing::warn!(%err, "cannot catch {name}, it will end this process at once"),
-        )
-        .ok()
+    signal(kind).inspect_err(|err| tracing::warn!(%err, "cannot catch {name}, it will end this process at once")).ok()
 }
 
 async fn next(signal: Option<Signal>) {
