@@ -221,7 +221,7 @@ impl World {
     }
 
     pub async fn ready(&self, tenant: &Tenant, name: &str, replicas: u32) -> anyhow::Result<()> {
-        self.until(tenant, name, &format!("{replicas} ready"), Duration::from_secs(90), |o| {
+        self.until(tenant, name, &format!("{replicas} ready"), Duration::from_secs(180), |o| {
             let ready = o.pointer("/status/readyReplicas").and_then(Value::as_u64).unwrap_or(0);
             let current = text(o, "/status/observedGeneration") == text(o, "/metadata/generation");
             current && ready == u64::from(replicas) && condition(o, "Ready").is_some_and(|c| c.0 == "True")
@@ -341,7 +341,7 @@ impl World {
             }
         }
         for tenant in &tenants {
-            wait_for(&format!("the deployments of {tenant} to be gone"), Duration::from_secs(60), || async {
+            wait_for(&format!("the deployments of {tenant} to be gone"), Duration::from_secs(150), || async {
                 let left = self.cluster().list("InferenceDeployment", tenant, "").await?;
                 Ok(if left.is_empty() { Ok(()) } else { Err(format!("{} left: {}", left.len(), left[0]["status"])) })
             })

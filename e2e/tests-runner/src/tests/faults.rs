@@ -102,7 +102,7 @@ impl Stage {
 async fn settled(w: &World, tenant: &Tenant, stage: Stage) -> anyhow::Result<()> {
     let wanted = stage.replicas() as usize;
     if stage == Stage::Delete {
-        w.gone(tenant, "chat", Duration::from_secs(60)).await?;
+        w.gone(tenant, "chat", Duration::from_secs(150)).await?;
         for kind in ["Pod", "ResourceClaim", "NetworkPolicy", "Service"] {
             let left = w.cluster().list(kind, &tenant.name, "app.kubernetes.io/managed-by=stowage").await?;
             ensure!(left.is_empty(), "{} {kind}s are orphaned", left.len());
@@ -180,7 +180,7 @@ async fn reset(w: &World, tenant: &Tenant, replicas: Option<u32>) -> anyhow::Res
         Some(n) => w.deploy_ready(tenant, "chat", &Wish::default().replicas(n)).await,
         None => {
             w.cluster().delete("InferenceDeployment", &tenant.name, "chat").await?;
-            w.gone(tenant, "chat", Duration::from_secs(60)).await
+            w.gone(tenant, "chat", Duration::from_secs(150)).await
         }
     };
     operator.kill().await?;
@@ -378,5 +378,5 @@ pub async fn a_killed_agent_resumes_and_running_pods_stay(w: World) -> anyhow::R
     let after = w.pods(&tenant, "chat").await?;
     ensure!(after.len() == 1 && text(&after[0], "/metadata/uid") == before, "the running pod was disturbed");
     w.cluster().delete("InferenceDeployment", &tenant.name, "chat").await?;
-    w.gone(&tenant, "chat", Duration::from_secs(60)).await
+    w.gone(&tenant, "chat", Duration::from_secs(150)).await
 }

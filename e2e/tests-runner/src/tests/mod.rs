@@ -30,7 +30,7 @@ macro_rules! test {
         Test { name: stringify!($function), long: true, limit_seconds: 7200, body: |w| Box::pin($module::$function(w)) }
     };
     ($module:ident :: $function:ident) => {
-        Test { name: stringify!($function), long: false, limit_seconds: 300, body: |w| Box::pin($module::$function(w)) }
+        Test { name: stringify!($function), long: false, limit_seconds: 420, body: |w| Box::pin($module::$function(w)) }
     };
 }
 
