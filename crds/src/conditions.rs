@@ -106,6 +106,9 @@ pub mod reasons {
     pub const GPU_UNHEALTHY: &str = "GPUUnhealthy";
     /// A node of a replica is gone.
     pub const NODE_LOST: &str = "NodeLost";
+    /// The node's agent cannot hand out a replica's slice, for example because its disk is full; after 20 s
+    /// another node is tried.
+    pub const NODE_CANNOT_PREPARE: &str = "NodeCannotPrepare";
     /// A replica used more memory than it was promised and was ended.
     pub const OVERSHOOT_EVICTED: &str = "OvershootEvicted";
 

@@ -113,19 +113,17 @@ impl<'a> Case<'a> {
         self.creates.iter().filter(|c| !self.renews(&c.replica)).count() as u32
     }
 
-    /// Open slots that no node would take, now that all were tried. A slot whose pod is still on its
-    /// way out is not homeless: its place comes free.
+    /// Open slots that no node would take, now that all were tried. While a pod of this deployment is on its
+    /// way out, of whichever slot, one of them is not homeless: a place comes free. (On a lost node none does.)
     fn homeless(&self) -> u32 {
-        let leaving = |index: u32| {
-            let on_its_way = |r: &Replica| matches!(r.phase, Phase::Draining { .. } | Phase::Terminating);
-            self.d.replicas.iter().any(|r| r.index == index && on_its_way(r))
-                || self.life.ends.iter().any(|e| e.replica.index == index)
+        let filled = |index: u32| self.creates.iter().any(|c| c.replica.index == index);
+        let unfilled = self.life.open.iter().filter(|open| !filled(open.index)).count();
+        let leaving = |r: &&Replica| {
+            let told = matches!(r.phase, Phase::Draining { .. } | Phase::Terminating);
+            let ends = |e: &End| (e.replica.index, e.replica.incarnation) == (r.index, r.incarnation);
+            !r.node_lost && (told || self.life.ends.iter().any(ends))
         };
-        let unfilled = self.life.open.iter().filter(|open| {
-            let filled = self.creates.iter().any(|c| c.replica.index == open.index);
-            !filled && !leaving(open.index)
-        });
-        unfilled.count() as u32
+        unfilled.saturating_sub(self.d.replicas.iter().filter(leaving).count()) as u32
     }
 
     fn renews(&self, replica: &ReplicaId) -> bool {

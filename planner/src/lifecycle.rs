@@ -114,10 +114,23 @@ impl<'a> View<'a> {
             }
             _ if self.d.deleting => return self.end(r, EndReason::Deleted),
             Phase::Unscheduled { since_ms, message } => {
-                let since = *since_ms;
-                if !self.still_schedulable(r, since, message) {
-                    return false;
+                let for_ms = self.now.saturating_sub(*since_ms);
+                if for_ms < self.policy.schedule_patience_ms {
+                    self.out.wakes.push(since_ms.saturating_add(self.policy.schedule_patience_ms));
+                } else {
+                    self.trouble(r, TroubleKind::Unscheduled { message: message.clone(), for_ms });
+                    let why = if message.is_empty() { "not scheduled" } else { message };
+                    return self.go_elsewhere(r, EndReason::Unschedulable, why);
                 }
+            }
+            Phase::Unprepared { since_ms, message } => {
+                let for_ms = self.now.saturating_sub(*since_ms);
+                // Told at once: the first refusal is worth a look even if the next attempt succeeds.
+                self.trouble(r, TroubleKind::Unprepared { message: message.clone(), for_ms });
+                if for_ms >= self.policy.prepare_patience_ms {
+                    return self.go_elsewhere(r, EndReason::Unprepared, message);
+                }
+                self.out.wakes.push(since_ms.saturating_add(self.policy.prepare_patience_ms));
             }
             Phase::Unready => self.trouble(r, TroubleKind::Unready),
             Phase::Starting | Phase::Ready | Phase::Terminating => {}
@@ -146,27 +159,15 @@ impl<'a> View<'a> {
         false
     }
 
-    fn still_schedulable(&mut self, r: &Replica, since: TimeMs, message: &str) -> bool {
-        let for_ms = self.now.saturating_sub(since);
-        let message = message.to_owned();
-        if for_ms < self.policy.schedule_patience_ms {
-            self.out.wakes.push(since.saturating_add(self.policy.schedule_patience_ms));
-            return true;
-        }
-        self.trouble(r, TroubleKind::Unscheduled { message: message.clone(), for_ms });
+    /// Ends a pod that its node refuses, and keeps its successor away from there for a while.
+    fn go_elsewhere(&mut self, r: &Replica, reason: EndReason, why: &str) -> bool {
         let failures = self.d.slots.iter().find(|s| s.index == r.index).map_or(0, |s| s.failures);
         let exclude = r.placement.as_ref().map(|p| Exclude {
             node: p.node.clone(),
             until_ms: self.now.saturating_add(back_off_ms(self.policy, failures)),
-            reason: if message.is_empty() { "not scheduled".to_owned() } else { message },
+            reason: why.to_owned(),
         });
-        self.out.ends.push(End {
-            replica: self.id(r),
-            pod: r.name.clone(),
-            drain_until: None,
-            reason: EndReason::Unschedulable,
-            exclude,
-        });
+        self.out.ends.push(End { replica: self.id(r), pod: r.name.clone(), drain_until: None, reason, exclude });
         false
     }
 

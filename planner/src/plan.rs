@@ -84,6 +84,8 @@ pub enum EndReason {
     Overshoot,
     /// The scheduler did not bind it.
     Unschedulable,
+    /// Its node could not hand out its slice.
+    Unprepared,
     /// Two live pods in one slot: the older incarnation goes.
     Duplicate,
     /// A drain reached zero requests in flight.

@@ -62,7 +62,7 @@ fn ended(case: &Case<'_>, report: &DeploymentReport, end: &End) -> DecisionRecor
         EndReason::Rollout => RecordKind::Rollout,
         EndReason::Failed | EndReason::UnhealthyGpu | EndReason::NodeLost => RecordKind::Health,
         EndReason::Overshoot => RecordKind::Evict,
-        EndReason::Unschedulable => RecordKind::Place,
+        EndReason::Unschedulable | EndReason::Unprepared => RecordKind::Place,
     };
     let evidence = case.life.troubles.iter().find_map(|t| match &t.what {
         TroubleKind::Overshoot { evidence } if t.replica == end.replica => Some(evidence.clone()),

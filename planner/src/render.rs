@@ -351,6 +351,7 @@ fn end_reason(reason: EndReason) -> &'static str {
         EndReason::NodeLost => "its node is lost",
         EndReason::Overshoot => "it uses more than it was promised",
         EndReason::Unschedulable => "the scheduler did not bind it",
+        EndReason::Unprepared => "its node could not prepare its slice",
         EndReason::Duplicate => "a newer pod took its slot",
         EndReason::Drained => "its requests are finished",
         EndReason::DrainTimeout => "its drain reached the deadline",
@@ -366,6 +367,9 @@ pub fn trouble(t: &Trouble) -> String {
         }
         TroubleKind::Unscheduled { message, for_ms } => {
             format!("{pod} was not scheduled for {}: {}", age(*for_ms), trim(message))
+        }
+        TroubleKind::Unprepared { message, for_ms } => {
+            format!("{pod} could not be given its slice for {}: {}", age(*for_ms), trim(message))
         }
         TroubleKind::Failed { message } => format!("{pod} failed: {}", trim(message)),
         TroubleKind::Unready => format!("{pod} is not Ready any more"),

@@ -417,6 +417,7 @@ pub struct Trouble {
 #[serde(tag = "kind", rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum TroubleKind {
     Unscheduled { message: String, for_ms: u64 },
+    Unprepared { message: String, for_ms: u64 },
     Failed { message: String },
     Unready,
     UnhealthyGpu { gpu: String, message: String },

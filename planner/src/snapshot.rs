@@ -370,6 +370,12 @@ pub enum Phase {
         #[serde(default)]
         message: String,
     },
+    /// Bound, and its node cannot hand out its slice.
+    Unprepared {
+        since_ms: TimeMs,
+        /// The node agent's words.
+        message: String,
+    },
     Starting,
     Ready,
     /// Was ready, is not now.
@@ -453,6 +459,8 @@ pub struct Exclusion {
 pub struct Policy {
     /// How long a pinned pod may stay unscheduled before it is removed and its node excluded.
     pub schedule_patience_ms: u64,
+    /// How long a node may refuse to prepare a bound pod's slice before the same.
+    pub prepare_patience_ms: u64,
     /// First and longest exclusion of (replica, node), and of back-off after a failed pod; doubles
     /// with each failure in a row.
     pub backoff_base_ms: u64,
@@ -470,6 +478,7 @@ impl Default for Policy {
     fn default() -> Self {
         Policy {
             schedule_patience_ms: 10_000,
+            prepare_patience_ms: 20_000,
             backoff_base_ms: 5_000,
             backoff_max_ms: 300_000,
             drain_settle_ms: 2_000,

@@ -551,8 +551,18 @@ fn never_too_few_ready(s: &Snapshot, actions: &[Action]) -> Result<(), TestCaseE
             .collect::<std::collections::BTreeSet<_>>()
             .len();
         let after = slots(&|r| !drained(r, |_| true));
+        // The older of two Ready pods in one slot may go whatever the other slots do.
+        if after == slots(&|_| true) {
+            continue;
+        }
         let target = (d.wanted as usize).min(live);
-        prop_assert!(after + 1 >= target, "{}: {after} Ready of {target}", d.id);
+        let pods: Vec<_> = d.replicas.iter().map(|r| (r.index, r.incarnation, &r.spec_hash, &r.phase)).collect();
+        prop_assert!(
+            after + 1 >= target,
+            "{}: {after} Ready of {target}, {pods:?} of {}: {actions:?}",
+            d.id,
+            d.spec_hash
+        );
     }
     Ok(())
 }

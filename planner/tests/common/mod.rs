@@ -277,6 +277,9 @@ fn replica(s: &mut Snapshot, w: &[&str]) {
             since_ms: since,
             message: "0/3 nodes are available: 3 cannot allocate all claims.".into(),
         },
+        "unprepared" => {
+            Phase::Unprepared { since_ms: since, message: format!("{}: cannot write the checkpoint: disk full", w[3]) }
+        }
         other => panic!("unknown phase {other}"),
     };
     let r = Replica {
