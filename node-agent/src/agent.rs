@@ -16,7 +16,7 @@ use crate::dra::{self, DeviceVerdicts, Sockets};
 use crate::http;
 use crate::metrics::Metrics;
 use crate::model::GpuFacts;
-use crate::prepare::{Paths, Preparer};
+use crate::prepare::{Paths, Preparer, Refusals};
 use crate::sampler::{self, News};
 use crate::slices::{Publisher, by_device_name};
 use crate::view::{Picture, Trouble, View};
@@ -57,6 +57,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
             (sockets.clone(), Arc::clone(&preparer), registered.clone(), stop.subscribe());
         async move { dra::serve(&sockets, preparer, verdicts_seen, registered, stopped).await }
     });
+    let refusals = preparer.refusals();
     tokio::spawn(forget_abandoned(preparer));
     tokio::spawn(crate::gpunode::run(client.clone(), args.node_name.clone(), views_seen.clone()));
     let publisher = Publisher {
@@ -77,6 +78,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         scenario: simulated.then(|| fake_nvml::Store::new(args.scenario())),
         reports: paths.reports(),
         checkpoint,
+        refusals,
         gpus,
         views,
         verdicts,
@@ -145,6 +147,7 @@ struct Painter {
     scenario: Option<fake_nvml::Store>,
     reports: PathBuf,
     checkpoint: watch::Receiver<Arc<crate::checkpoint::Checkpoint>>,
+    refusals: watch::Receiver<Refusals>,
     gpus: watch::Sender<Arc<Vec<GpuFacts>>>,
     views: watch::Sender<Arc<View>>,
     verdicts: watch::Sender<DeviceVerdicts>,
@@ -182,6 +185,7 @@ impl Painter {
                 News::Readings(readings) => {
                     let checkpoint = Arc::clone(&self.checkpoint.borrow());
                     picture.readings(readings, checkpoint, &attribution, now);
+                    picture.refusals(&self.refusals.borrow(), now);
                     self.troubles(&mut picture, now);
                 }
                 News::Told(told) => {

@@ -165,8 +165,11 @@ pub fn remove(dir: &Path, uid: &str) -> std::io::Result<()> {
 
 /// The claims whose CDI files are in `dir`, as they were when they were prepared. A file that cannot
 /// be understood is passed over: the runtime cannot use it either.
-pub fn rescue(dir: &Path) -> BTreeMap<String, Entry> {
-    let Ok(files) = std::fs::read_dir(dir) else { return BTreeMap::new() };
+pub fn rescue(dir: &Path) -> std::io::Result<BTreeMap<String, Entry>> {
+    let files = match std::fs::read_dir(dir) {
+        Err(err) if err.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+        files => files?,
+    };
     let prefix = file_prefix();
     let entries = files.flatten().filter_map(|found| {
         let name = found.file_name();
@@ -176,7 +179,7 @@ pub fn rescue(dir: &Path) -> BTreeMap<String, Entry> {
         entry.stage = Stage::Completed;
         Some((uid, entry))
     });
-    entries.collect()
+    Ok(entries.collect())
 }
 
 #[cfg(test)]
@@ -256,10 +259,10 @@ mod tests {
         write(dir.path(), "u", &spec("u", &entry(), &context(true))).unwrap();
         std::fs::write(file(dir.path(), "broken"), "{").unwrap();
         std::fs::write(dir.path().join("other.json"), "{}").unwrap();
-        assert_eq!(rescue(dir.path()), BTreeMap::from([("u".to_owned(), entry())]));
+        assert_eq!(rescue(dir.path()).unwrap(), BTreeMap::from([("u".to_owned(), entry())]));
         remove(dir.path(), "u").unwrap();
         remove(dir.path(), "u").unwrap();
         assert!(!exists(dir.path(), "u"));
-        assert!(rescue(&dir.path().join("nowhere")).is_empty());
+        assert!(rescue(&dir.path().join("nowhere")).unwrap().is_empty());
     }
 }

@@ -173,24 +173,28 @@ pub struct CheckpointStore {
 
 impl CheckpointStore {
     /// Reads the file. A missing one is an empty checkpoint. One that cannot be understood is set
-    /// aside, and `rescue` says what is prepared on this node by other evidence; the text says so.
-    pub fn open(path: &Path, rescue: impl FnOnce() -> BTreeMap<String, Entry>) -> (Self, Option<String>) {
+    /// aside, and `rescue` says what is prepared on this node by other evidence; the text says so. A disk
+    /// that cannot be read says nothing about what is promised: that is an error.
+    pub fn open(
+        path: &Path,
+        rescue: impl FnOnce() -> std::io::Result<BTreeMap<String, Entry>>,
+    ) -> std::io::Result<(Self, Option<String>)> {
         let empty = || Checkpoint { version: VERSION, claims: BTreeMap::new() };
         let store = |state| Self { path: path.to_owned(), state };
         let why = match std::fs::read(path) {
-            Err(err) if err.kind() == std::io::ErrorKind::NotFound => return (store(empty()), None),
-            Err(err) => err.to_string(),
+            Err(err) if err.kind() == std::io::ErrorKind::NotFound => return Ok((store(empty()), None)),
+            Err(err) => return Err(err),
             Ok(text) => match Checkpoint::parse(&text) {
-                Ok(state) => return (store(state), None),
+                Ok(state) => return Ok((store(state), None)),
                 Err(why) => why,
             },
         };
+        let claims = rescue()?;
         let aside = path.with_extension("json.corrupt");
         let kept = match std::fs::rename(path, &aside) {
             Ok(()) => format!("kept as {}", aside.display()),
             Err(err) => format!("could not be set aside: {err}"),
         };
-        let claims = rescue();
         let found = claims.len();
         let mut store = store(Checkpoint { version: VERSION, claims });
         let state = store.state.clone();
@@ -200,7 +204,7 @@ impl CheckpointStore {
             "checkpoint {} could not be read ({why}), {kept}; rebuilt from the CDI files with {found} claims{written}",
             path.display()
         );
-        (store, Some(message))
+        Ok((store, Some(message)))
     }
 
     pub fn state(&self) -> &Checkpoint {
@@ -253,6 +257,10 @@ mod tests {
     use proptest::prelude::*;
 
     const STEP: u64 = 256 << 20;
+
+    fn open(path: &Path) -> (CheckpointStore, Option<String>) {
+        CheckpointStore::open(path, || Ok(BTreeMap::new())).unwrap()
+    }
 
     fn gpus() -> Vec<Promisable> {
         let gpu = |index: u32| Promisable {
@@ -326,20 +334,20 @@ mod tests {
     fn what_was_written_is_read_again_and_a_broken_file_is_rebuilt() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("checkpoint.json");
-        let (mut store, problem) = CheckpointStore::open(&path, BTreeMap::new);
+        let (mut store, problem) = open(&path);
         assert_eq!(problem, None);
         store.change(|state| drop(state.claims.insert("one".to_owned(), entry(vec![device(0, 1, 1)])))).unwrap();
-        let (again, problem) = CheckpointStore::open(&path, BTreeMap::new);
+        let (again, problem) = open(&path);
         assert_eq!((again.state(), problem), (store.state(), None));
 
         let text = std::fs::read(&path).unwrap();
         for cut in [0, 1, text.len() / 2, text.len() - 1] {
             std::fs::write(&path, &text[..cut]).unwrap();
             let rescued = store.state().claims.clone();
-            let (rebuilt, problem) = CheckpointStore::open(&path, || rescued);
+            let (rebuilt, problem) = CheckpointStore::open(&path, || Ok(rescued)).unwrap();
             assert!(problem.unwrap().contains("rebuilt from the CDI files with 1 claims"));
             assert_eq!(rebuilt.state(), store.state());
-            assert_eq!(CheckpointStore::open(&path, BTreeMap::new).1, None);
+            assert_eq!(open(&path).1, None);
         }
     }
 
@@ -347,7 +355,7 @@ mod tests {
     fn a_failed_write_changes_nothing_and_says_what_to_do() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("gone").join("checkpoint.json");
-        let (mut store, _) = CheckpointStore::open(&path, BTreeMap::new);
+        let (mut store, _) = open(&path);
         let err = store.change(|state| drop(state.claims.insert("one".to_owned(), entry(vec![])))).unwrap_err();
         assert!(err.to_string().contains("free space"));
         assert!(store.state().claims.is_empty());
@@ -375,7 +383,7 @@ mod tests {
         fn whatever_is_asked_in_whatever_order_no_gpu_is_promised_twice(acts in acts()) {
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("checkpoint.json");
-            let mut store = CheckpointStore::open(&path, BTreeMap::new).0;
+            let mut store = open(&path).0;
             for act in acts {
                 match act {
                     Act::Prepare(claim, gpu, steps, sm) => {
@@ -388,7 +396,7 @@ mod tests {
                         store.change(|state| drop(state.claims.remove(&claim.to_string()))).unwrap();
                     }
                     Act::Restart => {
-                        let (again, problem) = CheckpointStore::open(&path, BTreeMap::new);
+                        let (again, problem) = open(&path);
                         prop_assert!(problem.is_none());
                         prop_assert_eq!(again.state().claims.clone(), store.state().claims.clone());
                         store = again;
@@ -405,5 +413,19 @@ mod tests {
         fn no_bytes_make_the_parser_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             let _ = Checkpoint::parse(&bytes);
         }
+    }
+
+    #[test]
+    fn a_checkpoint_that_cannot_be_read_is_an_error_and_stays_where_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        // A directory in its place: reading it fails, and not because of what it says.
+        let path = dir.path().join("checkpoint.json");
+        std::fs::create_dir(&path).unwrap();
+        assert!(CheckpointStore::open(&path, || Ok(BTreeMap::new())).is_err());
+        std::fs::remove_dir(&path).unwrap();
+        // Damaged, and the other evidence cannot be read either: nothing is rebuilt from nothing.
+        std::fs::write(&path, "{").unwrap();
+        assert!(CheckpointStore::open(&path, || Err(std::io::ErrorKind::Other.into())).is_err());
+        assert_eq!(std::fs::read(&path).unwrap(), b"{");
     }
 }

@@ -3,10 +3,11 @@
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use kube::{Api, Client};
+use std::time::Duration;
 
 /// The API server could not be asked. The kubelet asks again.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot read {what} from the API server: {why}")]
+#[error("cannot read {what} from the API server: {why}; the kubelet asks again")]
 pub struct LookupError {
     pub what: String,
     pub why: String,
@@ -26,15 +27,27 @@ pub struct KubeClaims(pub Client);
 impl ClaimSource for KubeClaims {
     async fn claim(&self, namespace: &str, name: &str) -> Result<Option<ResourceClaim>, LookupError> {
         let api: Api<ResourceClaim> = Api::namespaced(self.0.clone(), namespace);
-        api.get_opt(name).await.map_err(|err| failed("claim", namespace, name, &err))
+        answered("claim", namespace, name, api.get_opt(name)).await
     }
 
     async fn pod(&self, namespace: &str, name: &str) -> Result<Option<Pod>, LookupError> {
         let api: Api<Pod> = Api::namespaced(self.0.clone(), namespace);
-        api.get_opt(name).await.map_err(|err| failed("pod", namespace, name, &err))
+        answered("pod", namespace, name, api.get_opt(name)).await
     }
 }
 
-fn failed(kind: &str, namespace: &str, name: &str, err: &kube::Error) -> LookupError {
-    LookupError { what: format!("{kind} {namespace}/{name}"), why: err.to_string() }
+/// A look-up holds the node's lock: an API server that does not answer must not hold it for ever.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+async fn answered<T>(
+    kind: &str,
+    namespace: &str,
+    name: &str,
+    found: impl Future<Output = Result<T, kube::Error>>,
+) -> Result<T, LookupError> {
+    let failed = |why: String| LookupError { what: format!("{kind} {namespace}/{name}"), why };
+    match tokio::time::timeout(PATIENCE, found).await {
+        Ok(found) => found.map_err(|err| failed(err.to_string())),
+        Err(_) => Err(failed(format!("no answer within {} s", PATIENCE.as_secs()))),
+    }
 }

@@ -20,6 +20,8 @@ use crate::view::View;
 /// As the type's documentation promises: at most so long without a write.
 const QUIET: Duration = Duration::from_secs(60);
 const RETRY: Duration = Duration::from_secs(2);
+/// For one write, which is one or three requests. A verdict must not hang behind a dead connection.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Writes until the process ends.
 pub async fn run(client: Client, node: String, mut views: watch::Receiver<Arc<View>>) {
@@ -32,7 +34,8 @@ pub async fn run(client: Client, node: String, mut views: watch::Receiver<Arc<Vi
                 inventory::node_status(&view.facts, &view.verdicts, view.driver_version.clone(), view.simulated);
             let due = written.as_ref().is_none_or(|(last, at)| *last != status || at.elapsed() >= QUIET);
             if due {
-                match write(&client, &node, &status, written.is_none()).await {
+                let writing = tokio::time::timeout(PATIENCE, write(&client, &node, &status, written.is_none()));
+                match writing.await.unwrap_or_else(|_| Err(kube::Error::Service("no answer".into()))) {
                     Ok(()) => written = Some((status, Instant::now())),
                     Err(err) => {
                         tracing::warn!(%err, "cannot write the GpuNode");

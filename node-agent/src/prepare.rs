@@ -4,7 +4,8 @@
 //! file lock and starts from the checkpoint on disk. The order makes every crash harmless:
 //! `PrepareStarted` on disk → directory and CDI file → `Completed` on disk; unprepare goes the other
 //! way and forgets last. Both can be repeated. Whether to grant is decided in [`crate::grant`] and
-//! [`Checkpoint::admit`].
+//! [`Checkpoint::admit`]. What could not be prepared is kept with its reason ([`Unprepared`]), so that
+//! the operator can take the replica elsewhere.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -14,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fake_nvml::reports::{ClaimFile, lock_holder};
+use jiff::Timestamp;
 use tokio::sync::{Mutex, watch};
 
 use crate::cdi::{self, CdiContext};
@@ -57,9 +59,9 @@ pub enum PrepareError {
     Lookup(#[from] LookupError),
     #[error("{err}: {why}", why = std::error::Error::source(.err).map(ToString::to_string).unwrap_or_default())]
     Save { err: SaveError },
-    #[error("cannot write {what}: {source}")]
+    #[error("cannot use {what}: {source}; free space on the node's disk or repair it")]
     File { what: String, source: std::io::Error },
-    #[error("another agent on this node holds {0} for too long")]
+    #[error("another agent on this node holds {0} for too long; if it hangs, delete its pod")]
     Busy(String),
 }
 
@@ -79,6 +81,23 @@ pub struct Prepared {
     pub share_id: Option<String>,
 }
 
+/// A claim that the kubelet asked for and did not get, the last time it asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unprepared {
+    pub namespace: String,
+    pub name: String,
+    /// Of the first refusal in a row, and of the last.
+    pub since: Timestamp,
+    pub asked: Timestamp,
+    pub message: String,
+}
+
+/// How long a claim waits for the first reading of the GPUs; it is refused after that.
+const FIRST_READING: Duration = Duration::from_secs(10);
+
+/// By claim uid.
+pub type Refusals = BTreeMap<String, Unprepared>;
+
 /// Prepares claims on one node.
 pub struct Preparer {
     pub node: String,
@@ -90,6 +109,7 @@ pub struct Preparer {
     gpus: watch::Receiver<Arc<Vec<GpuFacts>>>,
     /// The checkpoint as last seen; also what serialises this process.
     current: Mutex<watch::Sender<Arc<Checkpoint>>>,
+    refusals: watch::Sender<Refusals>,
 }
 
 impl Preparer {
@@ -102,17 +122,54 @@ impl Preparer {
         gpus: watch::Receiver<Arc<Vec<GpuFacts>>>,
     ) -> std::io::Result<(Self, watch::Receiver<Arc<Checkpoint>>, Option<String>)> {
         std::fs::create_dir_all(paths.reports())?;
-        let (store, problem) = CheckpointStore::open(&paths.checkpoint(), || cdi::rescue(&paths.cdi));
+        let (store, problem) = CheckpointStore::open(&paths.checkpoint(), || cdi::rescue(&paths.cdi))?;
         let (sender, receiver) = watch::channel(Arc::new(store.state().clone()));
-        let current = Mutex::new(sender);
-        let preparer =
-            Self { node: node.to_owned(), simulated, paths, operator_pods_only: true, claims, gpus, current };
+        let preparer = Self {
+            node: node.to_owned(),
+            simulated,
+            paths,
+            operator_pods_only: true,
+            claims,
+            gpus,
+            current: Mutex::new(sender),
+            refusals: watch::Sender::default(),
+        };
         Ok((preparer, receiver, problem))
+    }
+
+    /// What the kubelet wants and does not get.
+    pub fn refusals(&self) -> watch::Receiver<Refusals> {
+        self.refusals.subscribe()
     }
 
     /// Prepares the claim, or finds it prepared.
     pub async fn prepare(&self, asked: &ClaimRef) -> Result<Vec<Prepared>, PrepareError> {
         asked.check()?;
+        let result = self.try_prepare(asked).await;
+        self.keep_refusal(asked, result.as_ref().err(), Timestamp::now());
+        result
+    }
+
+    fn keep_refusal(&self, asked: &ClaimRef, refused: Option<&PrepareError>, now: Timestamp) {
+        self.refusals.send_if_modified(|refusals| {
+            let known = refusals.remove(&asked.uid);
+            let Some(error) = refused else { return known.is_some() };
+            let kept = Unprepared {
+                namespace: asked.namespace.clone(),
+                name: asked.name.clone(),
+                since: known.map_or(now, |known| known.since),
+                asked: now,
+                message: error.to_string(),
+            };
+            refusals.insert(asked.uid.clone(), kept);
+            true
+        });
+    }
+
+    async fn try_prepare(&self, asked: &ClaimRef) -> Result<Vec<Prepared>, PrepareError> {
+        // At the agent's start the kubelet may ask before the GPUs have been read.
+        let mut gpus = self.gpus.clone();
+        tokio::time::timeout(FIRST_READING, gpus.wait_for(|gpus| !gpus.is_empty())).await.ok();
         let mut session = self.session().await?;
         let known = session.store.state().claims.get(&asked.uid).cloned();
         if let Some(entry) =
@@ -133,6 +190,7 @@ impl Preparer {
     /// Takes back what was prepared. A claim that is not known has nothing to take back.
     pub async fn unprepare(&self, asked: &ClaimRef) -> Result<(), PrepareError> {
         asked.check()?;
+        self.keep_refusal(asked, None, Timestamp::now());
         let mut session = self.session().await?;
         let file = |what: &str, source| PrepareError::File { what: what.to_owned(), source };
         cdi::remove(&self.paths.cdi, &asked.uid).map_err(|err| file("the CDI directory", err))?;
@@ -221,7 +279,9 @@ impl Preparer {
     async fn session(&self) -> Result<Session<'_>, PrepareError> {
         let publish = self.current.lock().await;
         let lock = FileLock::take(&self.paths.state.join("lock")).await?;
-        let (store, problem) = CheckpointStore::open(&self.paths.checkpoint(), || cdi::rescue(&self.paths.cdi));
+        let opened = CheckpointStore::open(&self.paths.checkpoint(), || cdi::rescue(&self.paths.cdi));
+        let (store, problem) = opened
+            .map_err(|source| PrepareError::File { what: self.paths.checkpoint().display().to_string(), source })?;
         if let Some(problem) = problem {
             tracing::error!("{problem}");
         }

@@ -21,6 +21,7 @@ pub struct Summary {
     pub devices: Vec<Device>,
     pub claims: Vec<Claim>,
     pub overshoots: Vec<Overshooting>,
+    pub refusals: Vec<Refused>,
     pub troubles: Vec<Troubled>,
 }
 
@@ -110,6 +111,17 @@ pub struct Sample {
     pub used_bytes: u64,
 }
 
+/// A claim that the kubelet wants prepared and this agent cannot prepare.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Refused {
+    pub namespace: String,
+    pub claim: String,
+    pub claim_uid: String,
+    pub since: Timestamp,
+    pub message: String,
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Troubled {
@@ -128,6 +140,7 @@ impl Summary {
             devices: devices(view, now),
             claims: claims(view),
             overshoots: overshoots(view),
+            refusals: refusals(view),
             troubles: view
                 .troubles
                 .iter()
@@ -150,6 +163,17 @@ impl Summary {
         }
         copy
     }
+}
+
+fn refusals(view: &View) -> Vec<Refused> {
+    let refused = |(uid, refused): (&String, &crate::prepare::Unprepared)| Refused {
+        namespace: refused.namespace.clone(),
+        claim: refused.name.clone(),
+        claim_uid: uid.clone(),
+        since: refused.since,
+        message: refused.message.clone(),
+    };
+    view.refusals.iter().map(refused).collect()
 }
 
 fn devices(view: &View, now: Timestamp) -> Vec<Device> {

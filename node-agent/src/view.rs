@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use stowage_crds::conditions::reasons;
 
 use crate::checkpoint::Checkpoint;
@@ -14,6 +14,7 @@ use crate::health::{HealthBook, XidClass, classify};
 use crate::model::{GpuFacts, GpuReading, Health, Reach, Verdict};
 use crate::nvml::Told;
 use crate::overshoot::{Detector, Overshoot, Use};
+use crate::prepare::{Refusals, Unprepared};
 
 /// A state of the agent itself that somebody should know of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -45,6 +46,9 @@ impl Trouble {
         }
     }
 }
+
+/// While it wants a claim, the kubelet asks again within 90 s; after so long it does not want it any more.
+const STILL_WANTED: SignedDuration = SignedDuration::from_secs(180);
 
 /// Which claim a process belongs to, and who said so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,6 +101,8 @@ pub struct View {
     pub checkpoint: std::sync::Arc<Checkpoint>,
     pub uses: Vec<ClaimUse>,
     pub overshoots: Vec<(Overshoot, Source)>,
+    /// Claims that the kubelet wants and does not get, by uid.
+    pub refusals: BTreeMap<String, Unprepared>,
     pub troubles: BTreeMap<Trouble, (Timestamp, String)>,
     /// Xid errors heard, by (uuid, class).
     pub xids: BTreeMap<(String, &'static str), u64>,
@@ -116,6 +122,7 @@ impl View {
             checkpoint: std::sync::Arc::default(),
             uses: Vec::new(),
             overshoots: Vec::new(),
+            refusals: BTreeMap::new(),
             troubles: BTreeMap::new(),
             xids: BTreeMap::new(),
             strangers: BTreeMap::new(),
@@ -161,6 +168,11 @@ impl Picture {
             }
         }
         self.judge();
+    }
+
+    pub fn refusals(&mut self, refusals: &Refusals, now: Timestamp) {
+        let wanted = refusals.iter().filter(|(_, refused)| now.duration_since(refused.asked) < STILL_WANTED);
+        self.view.refusals = wanted.map(|(uid, refused)| (uid.clone(), refused.clone())).collect();
     }
 
     /// One second's readings against what is promised.
@@ -272,7 +284,6 @@ mod tests {
     use crate::checkpoint::{Entry, GrantedDevice, Stage};
     use crate::model::ProcessUse;
     use crate::summary::Summary;
-    use jiff::SignedDuration;
     use std::sync::Arc;
 
     const GIB: u64 = 1 << 30;

@@ -285,7 +285,7 @@ async fn a_preparation_cut_short_keeps_its_room_and_is_completed_by_the_next_age
     machine.put("two", "gpu-0", "1Gi", "1");
     std::fs::write(machine.paths().cdi, "a file in the way").unwrap();
     let agent = machine.agent("x");
-    assert!(agent.prepare("one").await.unwrap_err().contains("cannot write"));
+    assert!(agent.prepare("one").await.unwrap_err().contains("free space on the node's disk"));
     assert_eq!(machine.on_disk().pointer("/claims/uid-one/stage").unwrap(), "PrepareStarted");
     agent.task.abort();
 
