@@ -72,6 +72,11 @@ pub const ANNOTATION_REPLICA_INDEX: &str = "stowage.dev/replica-index";
 /// Pod annotation: hash of what the pod was built from; another hash means a rollout.
 pub const ANNOTATION_SPEC_HASH: &str = "stowage.dev/spec-hash";
 
+/// Annotation on pods and claims: the placement that was decided, as JSON.
+pub const ANNOTATION_PLACEMENT: &str = "stowage.dev/placement";
+/// Pod annotation: RFC 3339 time at which the operator last made the kubelet look at a pod whose start is overdue.
+pub const ANNOTATION_WOKEN: &str = "stowage.dev/woken";
+
 /// Claims of ours begin with it; only the operator may create pods that name such a claim.
 pub const CLAIM_PREFIX: &str = "stowage-";
 /// CDI kind (vendor/class) of the agent's devices.

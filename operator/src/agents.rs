@@ -2,13 +2,14 @@
 //!
 //! One task per agent pod follows `GET /stowage/v1/summary?watch=1` (a JSON line when something
 //! changed, a heartbeat every 10 s) and keeps the last summary. Nothing is decided here; a summary
-//! that stops coming is old, not empty, and its overshoot evidence expires with it.
+//! that stops coming is old, not empty, and its evidence expires with it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
+use jiff::Timestamp;
 use serde_json::Value;
 use stowage_crds::names::{NODE_AGENT_ADMIN_PORT, PATH_SUMMARY};
 use stowage_planner::snapshot::Overshoot;
@@ -32,7 +33,10 @@ pub struct Agents {
 #[derive(Debug, Clone, Default)]
 pub struct AgentNews {
     pub age_ms: u64,
+    /// Its stream has ended and was not opened again: the agent is away.
+    pub broken: bool,
     pub overshoots: Vec<FoundOvershoot>,
+    pub refusals: Vec<FoundRefusal>,
 }
 
 /// Evidence against one pod.
@@ -45,6 +49,15 @@ pub struct FoundOvershoot {
     pub evidence: Overshoot,
 }
 
+/// A claim that the kubelet wants and the agent cannot prepare.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FoundRefusal {
+    pub namespace: String,
+    pub claim: String,
+    pub since: Timestamp,
+    pub message: String,
+}
+
 /// Evidence in a summary older than this is no evidence.
 const EVIDENCE_LIMIT: Duration = Duration::from_secs(15);
 
@@ -52,6 +65,7 @@ const EVIDENCE_LIMIT: Duration = Duration::from_secs(15);
 #[derive(Debug, Clone)]
 pub struct Heard {
     pub at: Instant,
+    pub broken: bool,
     pub summary: Arc<Value>,
 }
 
@@ -65,8 +79,10 @@ impl Agents {
     pub fn news(&self) -> BTreeMap<String, AgentNews> {
         let news = |(node, heard): (String, Heard)| {
             let age = heard.at.elapsed();
-            let overshoots = if age < EVIDENCE_LIMIT { overshoots(&heard.summary) } else { Vec::new() };
-            (node, AgentNews { age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX), overshoots })
+            let evidence = if age < EVIDENCE_LIMIT { &heard.summary } else { &Value::Null };
+            let age_ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+            let (overshoots, refusals) = (overshoots(evidence), refusals(evidence));
+            (node, AgentNews { age_ms, broken: heard.broken, overshoots, refusals })
         };
         self.heard().into_iter().map(news).collect()
     }
@@ -91,8 +107,14 @@ impl Agents {
     }
 
     fn hear(&self, node: &str, summary: Value) {
-        let heard = Heard { at: Instant::now(), summary: Arc::new(summary) };
+        let heard = Heard { at: Instant::now(), broken: false, summary: Arc::new(summary) };
         self.state.lock().unwrap_or_else(PoisonError::into_inner).insert(node.to_owned(), heard);
+    }
+
+    fn broke(&self, node: &str) {
+        if let Some(heard) = self.state.lock().unwrap_or_else(PoisonError::into_inner).get_mut(node) {
+            heard.broken = true;
+        }
     }
 }
 
@@ -101,6 +123,8 @@ async fn listen(agents: Arc<Agents>, node: String, address: String, http: reqwes
         if let Err(err) = stream(&agents, &node, &address, &http, &changed).await {
             tracing::debug!(node, %err, "no summary from the node agent");
         }
+        agents.broke(&node);
+        changed.notify_one();
         tokio::time::sleep(RETRY).await;
     }
 }
@@ -158,6 +182,20 @@ fn overshoots(summary: &Value) -> Vec<FoundOvershoot> {
     list.into_iter().flatten().filter_map(overshoot).collect()
 }
 
+fn refusals(summary: &Value) -> Vec<FoundRefusal> {
+    let list = summary.get("refusals").and_then(Value::as_array);
+    let refusal = |found: &Value| {
+        let text = |key: &str| found.get(key).and_then(Value::as_str).map(str::to_owned);
+        Some(FoundRefusal {
+            namespace: text("namespace")?,
+            claim: text("claim")?,
+            since: text("since")?.parse().ok()?,
+            message: text("message")?,
+        })
+    };
+    list.into_iter().flatten().filter_map(refusal).collect()
+}
+
 fn overshoot(found: &Value) -> Option<FoundOvershoot> {
     let text = |key: &str| found.get(key).and_then(Value::as_str).map(str::to_owned);
     let number = |key: &str| found.get(key).and_then(Value::as_u64);
@@ -197,5 +235,17 @@ mod tests {
         );
         assert!(found[0].evidence.headroom);
         assert!(overshoots(&json!({"overshoots": "all"})).is_empty());
+    }
+
+    #[test]
+    fn what_an_agent_cannot_prepare_is_read_from_a_summary() {
+        let summary = json!({"node": "node1", "refusals": [
+            {"namespace": "team-a", "claim": "stowage-chat-x1y2z3", "since": "2026-01-01T00:00:00Z", "message": "disk full"},
+            {"namespace": "team-a", "claim": "stowage-chat-no-time"},
+        ]});
+        let found = refusals(&summary);
+        assert_eq!(found.len(), 1);
+        assert_eq!((found[0].claim.as_str(), found[0].message.as_str()), ("stowage-chat-x1y2z3", "disk full"));
+        assert!(refusals(&Value::Null).is_empty());
     }
 }

@@ -35,8 +35,8 @@ use crate::snapshot::Built;
 use crate::view::{StoredDeployment, View};
 use crate::write::{WriteError, Writer};
 
-/// Writes in flight, of one namespace and of all.
-const LANES_PER_NAMESPACE: usize = 4;
+/// Writes in flight, of one tenant and of all.
+const LANES_PER_TENANT: usize = 4;
 const LANES: usize = 32;
 /// A slice that waited longer than this for its lane is refused: the world has moved on.
 const STALE: Duration = Duration::from_secs(10);
@@ -144,7 +144,7 @@ impl Desk {
             memory.decided(slice.case.stored.uid(), action, now_ms(now));
         }
         let assumed = assume(&prepared, journals);
-        let lanes = (self.lane(&id.namespace), self.global());
+        let lanes = (self.lane(slice.case.tenant.as_ref().unwrap_or(&id.namespace)), self.global());
         let task = Task {
             slice,
             prepared,
@@ -282,8 +282,9 @@ impl Desk {
         self.told.get(key).is_none_or(|(told, at)| told != status || at.elapsed() > STATUS_ECHO)
     }
 
-    fn lane(&mut self, namespace: &str) -> Arc<Semaphore> {
-        self.lanes.entry(namespace.to_owned()).or_insert_with(|| Arc::new(Semaphore::new(LANES_PER_NAMESPACE))).clone()
+    /// Of a tenant, however many namespaces it has; without a tenant, of the namespace.
+    fn lane(&mut self, payer: &str) -> Arc<Semaphore> {
+        self.lanes.entry(payer.to_owned()).or_insert_with(|| Arc::new(Semaphore::new(LANES_PER_TENANT))).clone()
     }
 
     fn global(&mut self) -> Arc<Semaphore> {

@@ -11,14 +11,10 @@ use std::collections::BTreeMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use sha2::{Digest, Sha256};
 use stowage_crds::names::{
-    ANNOTATION_INCARNATION, ANNOTATION_REPLICA_INDEX, ANNOTATION_SPEC_HASH, LABEL_DEPLOYMENT, LABEL_MANAGED_BY,
-    MANAGED_BY, claim_name, pod_name,
+    ANNOTATION_INCARNATION, ANNOTATION_PLACEMENT, ANNOTATION_REPLICA_INDEX, ANNOTATION_SPEC_HASH, LABEL_DEPLOYMENT,
+    LABEL_MANAGED_BY, MANAGED_BY, claim_name, pod_name,
 };
 use stowage_planner::snapshot::{DeploymentId, Placement, ReplicaId};
-
-/// Annotation on pods and claims: the placement that was decided, as JSON. The operator reads it
-/// back after a restart; nobody else needs it.
-pub const ANNOTATION_PLACEMENT: &str = "stowage.dev/placement";
 
 const ALPHABET: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
 

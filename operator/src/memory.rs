@@ -51,7 +51,7 @@ impl Memory {
         let slot = self.slots.entry((uid.to_owned(), replica.index)).or_insert_with(|| empty(replica.index));
         slot.incarnation = slot.incarnation.max(replica.incarnation);
         if let Action::Remove { reason, exclude, .. } = action {
-            if matches!(reason, EndReason::Failed | EndReason::Unschedulable) {
+            if matches!(reason, EndReason::Failed | EndReason::Unschedulable | EndReason::Unprepared) {
                 slot.failures = slot.failures.saturating_add(1);
                 slot.last_failure_ms = now;
             }

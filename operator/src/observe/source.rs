@@ -4,7 +4,7 @@
 //! watch is failing (then decisions freeze), how old the last sign of life is (a metric), and a
 //! sorted order (the same objects give the same snapshot). A relist is swapped in whole, so there is
 //! no moment with half a list; before the first list is complete, nothing is known and nothing is
-//! decided.
+//! decided. Deletions arrive as events: a new list that is empty where there were objects is doubted.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -25,6 +25,11 @@ const MIN_RETRY: Duration = Duration::from_millis(250);
 /// A silently dropped connection is noticed after this (plus five seconds).
 const WATCH_SECONDS: u32 = 55;
 
+/// An empty list in place of objects is believed when it has been said again and again for so long. A server
+/// that lost its storage, or a proxy's mistake, would look the same, and everything would be given up for it.
+const DOUBT: Duration = Duration::from_secs(30);
+const ASK_AGAIN: Duration = Duration::from_secs(2);
+
 /// The objects of one kind, as last seen.
 #[derive(Debug)]
 pub struct Source<T> {
@@ -39,6 +44,8 @@ struct State<T> {
     synced: bool,
     /// First error since the last success, and what it said.
     failing: Option<(Instant, String)>,
+    /// Since when the lists are empty and not believed.
+    doubted: Option<Instant>,
     last_sign: Option<Instant>,
     /// UIDs whose deletion was reported, the latest [`REMEMBER`] of them.
     ended: VecDeque<String>,
@@ -62,8 +69,14 @@ pub enum Trust {
 
 impl<T> Source<T> {
     pub fn new(name: &'static str) -> Arc<Self> {
-        let state =
-            State { objects: BTreeMap::new(), synced: false, failing: None, last_sign: None, ended: VecDeque::new() };
+        let state = State {
+            objects: BTreeMap::new(),
+            synced: false,
+            failing: None,
+            doubted: None,
+            last_sign: None,
+            ended: VecDeque::new(),
+        };
         Arc::new(Self { name, state: RwLock::new(state) })
     }
 
@@ -128,6 +141,23 @@ pub async fn follow<K, T>(
 ) where
     K: Resource + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static,
 {
+    while follow_until_doubt(api.clone(), config.clone(), &source, &trim, &changed).await.is_err() {
+        tracing::warn!(source = source.name, "the list is empty and was not: not believed yet, asking again");
+        tokio::time::sleep(ASK_AGAIN).await;
+    }
+}
+
+/// As `follow`, until a list is to be asked for anew.
+async fn follow_until_doubt<K, T>(
+    api: Api<K>,
+    config: watcher::Config,
+    source: &Source<T>,
+    trim: &impl Fn(K) -> T,
+    changed: &Notify,
+) -> Result<(), Doubtful>
+where
+    K: Resource + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static,
+{
     let stream = watcher::watcher(api, config.timeout(WATCH_SECONDS));
     pin_mut!(stream);
     let mut incoming: BTreeMap<Key, Arc<T>> = BTreeMap::new();
@@ -136,7 +166,7 @@ pub async fn follow<K, T>(
         match event {
             Ok(event) => {
                 retry = MIN_RETRY;
-                take(&source, &mut incoming, event, &trim);
+                take(source, &mut incoming, event, trim, Instant::now())?;
                 changed.notify_one();
             }
             Err(err) => {
@@ -147,14 +177,20 @@ pub async fn follow<K, T>(
             }
         }
     }
+    Ok(())
 }
+
+/// The list cannot be believed yet.
+#[derive(Debug, PartialEq, Eq)]
+struct Doubtful;
 
 fn take<K: Resource, T>(
     source: &Source<T>,
     incoming: &mut BTreeMap<Key, Arc<T>>,
     event: Event<K>,
     trim: &impl Fn(K) -> T,
-) {
+    now: Instant,
+) -> Result<(), Doubtful> {
     match event {
         // The start of a list is no success yet.
         Event::Init => incoming.clear(),
@@ -163,6 +199,14 @@ fn take<K: Resource, T>(
         }
         Event::InitDone => {
             let mut state = source.write();
+            if incoming.is_empty() && !state.objects.is_empty() {
+                let since = *state.doubted.get_or_insert(now);
+                if now.saturating_duration_since(since) < DOUBT {
+                    state.failing = Some((since, "an empty list in place of what was there".to_owned()));
+                    return Err(Doubtful);
+                }
+            }
+            state.doubted = None;
             state.objects = std::mem::take(incoming);
             state.synced = true;
             Source::alive(&mut state);
@@ -182,6 +226,7 @@ fn take<K: Resource, T>(
             Source::alive(&mut state);
         }
     }
+    Ok(())
 }
 
 fn key<K: Resource>(object: &K) -> Key {
@@ -204,7 +249,7 @@ mod tests {
         let source = Source::<ConfigMap>::new("configmaps");
         let mut incoming = BTreeMap::new();
         for event in events {
-            take(&source, &mut incoming, event, &|map| map);
+            take(&source, &mut incoming, event, &|map| map, Instant::now()).unwrap();
         }
         (source.all().into_keys().map(|(_, name)| name).collect(), source.trust(Instant::now()))
     }
@@ -234,13 +279,30 @@ mod tests {
     fn a_failing_watch_keeps_its_objects_and_loses_trust_until_it_speaks_again() {
         let source = Source::<ConfigMap>::new("configmaps");
         let mut incoming = BTreeMap::new();
-        take(&source, &mut incoming, Event::Init, &|map: ConfigMap| map);
-        take(&source, &mut incoming, Event::InitApply(named("x")), &|map| map);
-        take(&source, &mut incoming, Event::InitDone, &|map| map);
+        let mut tell = |event| take(&source, &mut incoming, event, &|map: ConfigMap| map, Instant::now()).unwrap();
+        [Event::Init, Event::InitApply(named("x")), Event::InitDone].into_iter().for_each(&mut tell);
         source.failed("refused".into());
         assert!(matches!(source.trust(Instant::now()), Trust::Failing { .. }));
         assert_eq!(source.all().len(), 1);
-        take(&source, &mut incoming, Event::Delete(named("x")), &|map| map);
+        tell(Event::Delete(named("x")));
         assert_eq!(source.trust(Instant::now()), Trust::Fresh);
+    }
+
+    #[test]
+    fn an_empty_list_in_place_of_objects_is_believed_only_when_it_is_said_for_long() {
+        let source = Source::<ConfigMap>::new("configmaps");
+        let (start, mut incoming) = (Instant::now(), BTreeMap::new());
+        let mut list = |objects: &[&str], after: Duration| {
+            let middle = objects.iter().map(|name| Event::InitApply(named(name)));
+            let events = std::iter::once(Event::Init).chain(middle).chain([Event::InitDone]);
+            let told = events.map(|event| take(&source, &mut incoming, event, &|map: ConfigMap| map, start + after));
+            (told.last().unwrap().is_ok(), source.all().len(), source.trust(start + after) == Trust::Fresh)
+        };
+        assert_eq!(list(&[], Duration::ZERO), (true, 0, true), "nothing was there");
+        assert_eq!(list(&["x"], Duration::ZERO), (true, 1, true));
+        assert_eq!(list(&[], Duration::from_secs(1)), (false, 1, false), "kept, and nothing is decided on it");
+        assert_eq!(list(&["x"], Duration::from_secs(20)), (true, 1, true), "the doubt is over");
+        assert_eq!(list(&[], Duration::from_secs(40)), (false, 1, false), "and begins anew");
+        assert_eq!(list(&[], Duration::from_secs(70)), (true, 0, true));
     }
 }

@@ -19,7 +19,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use stowage_crds::InferenceDeployment;
-use stowage_crds::names::{ANNOTATION_DRAINING, DRAIN_FINALIZER};
+use stowage_crds::names::{ANNOTATION_DRAINING, ANNOTATION_WOKEN, DRAIN_FINALIZER};
 use stowage_planner::snapshot::DeploymentId;
 
 use super::build::{Finalizer, Prepared, PreparedReplica, Target};
@@ -62,7 +62,7 @@ impl<'a> Applier<'a> {
     /// In this order: the finalizer guards what follows, the policy stands before there is anything to
     /// protect, room is given back before more is taken.
     pub async fn run(mut self, prepared: Prepared) -> Applied {
-        let Prepared { finalizer, policy, service, drain, remove, create, release } = prepared;
+        let Prepared { finalizer, policy, service, drain, wake, remove, create, release } = prepared;
         if finalizer == Finalizer::Add && !self.add_finalizer().await {
             return self.applied;
         }
@@ -76,7 +76,10 @@ impl<'a> Applier<'a> {
             self.service(service).await;
         }
         for target in drain {
-            self.drain(&target).await;
+            self.stamp(&target, ANNOTATION_DRAINING, "mark as draining").await;
+        }
+        for target in wake {
+            self.stamp(&target, ANNOTATION_WOKEN, "wake the kubelet for").await;
         }
         for (target, grace) in remove {
             self.delete_pod(&target, grace).await;
@@ -181,14 +184,15 @@ impl<'a> Applier<'a> {
         }
     }
 
-    async fn drain(&mut self, target: &Target) {
+    /// Writes the present time into an annotation of a pod.
+    async fn stamp(&mut self, target: &Target, annotation: &str, what: &str) {
         let api: Api<Pod> = self.api();
         let patch = json!({"metadata": {
             "uid": target.uid,
-            "annotations": {ANNOTATION_DRAINING: Timestamp::now().to_string()},
+            "annotations": {annotation: Timestamp::now().to_string()},
         }});
         let done = self.writer.merge(&api, &target.name, patch).await;
-        if let Some(pod) = self.note(format!("mark pod {} as draining", target.name), done) {
+        if let Some(pod) = self.note(format!("{what} pod {}", target.name), done) {
             self.journals.pods().written(pod, Instant::now());
         }
     }

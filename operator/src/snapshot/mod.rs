@@ -59,7 +59,8 @@ pub fn build(view: &View, memory: &Memory, sequence: u64) -> Built {
         let stored = view.deployments.get(&(namespace.to_owned(), name.to_owned()));
         stored.and_then(|stored| stored.spec.as_ref().ok()).map_or(Isolation::Shared, isolation)
     };
-    let slices = promises::by_gpu(&view.claims, &devices, &tenants, &isolation_of);
+    let lost = |node: &str| nodes::lost(view.nodes.get(&(String::new(), node.to_owned())).map(AsRef::as_ref));
+    let slices = promises::by_gpu(&view.claims, &devices, &tenants, &isolation_of, &lost);
     let taken = usage::by_node(&view.pods);
     let nodes = nodes::build(view, nodes::Parts { devices: &devices, classes: &classes, slices, taken });
     let snapshot = Snapshot {

@@ -64,6 +64,8 @@ fn freshness(view: &View, name: &str, status: Option<&GpuNodeStatus>, devices: &
     let Some(status) = status else { return Freshness::Missing };
     let observed_ms = status.observed_time.as_ref().map_or(0, |at| millis_between(at.0, view.now));
     let (age_ms, limit_ms) = match view.agents.get(name) {
+        // Away since it was last heard, unless its GpuNode says otherwise: nothing new is placed where nobody could prepare it.
+        Some(news) if news.broken && news.age_ms <= observed_ms => return Freshness::Stale { age_ms: news.age_ms },
         Some(news) if news.age_ms < observed_ms || news.age_ms < STREAM_LIMIT_MS => (news.age_ms, STREAM_LIMIT_MS),
         _ => (observed_ms, OBSERVED_LIMIT_MS),
     };

@@ -19,6 +19,7 @@ pub fn by_gpu(
     devices: &Devices,
     tenants: &Tenants,
     isolation: &dyn Fn(&str, &str) -> Isolation,
+    lost: &dyn Fn(&str) -> bool,
 ) -> BTreeMap<String, Vec<Slice>> {
     let mut slices: BTreeMap<String, Vec<Slice>> = BTreeMap::new();
     for ((namespace, name), claim) in claims {
@@ -30,10 +31,14 @@ pub fn by_gpu(
             Some(id) => (SliceOwner::Replica(id.replica.clone()), isolation(namespace, &id.replica.deployment.name)),
             None => (SliceOwner::Foreign { claim: format!("{namespace}/{name}") }, Isolation::Shared),
         };
+        // What stood on a lost node serves nobody, so it is charged to nobody: its successor needs the budget.
+        let gone =
+            identity.as_ref().and_then(|id| id.placement.as_ref()).is_some_and(|placement| lost(&placement.node));
+        let payer = tenants.of(namespace).filter(|_| !gone).map(|name| TenantId(name.to_owned()));
         for share in shares {
             slices.entry(share.uuid).or_default().push(Slice {
                 owner: owner.clone(),
-                tenant: tenants.of(namespace).map(|name| TenantId(name.to_owned())),
+                tenant: payer.clone(),
                 memory_bytes: share.memory_bytes,
                 sm_percent: share.sm_percent,
                 isolation,

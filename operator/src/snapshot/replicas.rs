@@ -8,7 +8,7 @@
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodCondition};
-use stowage_crds::names::{ANNOTATION_DRAINING, LABEL_DEPLOYMENT};
+use stowage_crds::names::{ANNOTATION_DRAINING, CLAIM_PREFIX, LABEL_DEPLOYMENT};
 use stowage_planner::snapshot::{Overshoot, Phase, Replica};
 
 use super::nodes::{lost, millis_between};
@@ -48,7 +48,8 @@ fn replica(view: &View, pod: &Pod, was_ready: &dyn Fn(&str) -> bool) -> Option<R
         incarnation: id.replica.incarnation,
         name: meta.name.clone().unwrap_or_default(),
         spec_hash: id.spec_hash,
-        phase: phase(view.now, pod, was_ready(meta.uid.as_deref().unwrap_or_default())),
+        phase: unprepared(view, pod, node.as_deref())
+            .unwrap_or_else(|| phase(view.now, pod, was_ready(meta.uid.as_deref().unwrap_or_default()))),
         node_lost: node.is_some() && lost(kube_node.map(AsRef::as_ref)),
         overshoot: overshoot(view, pod, node.as_deref()),
         placement: id.placement,
@@ -93,6 +94,26 @@ fn unscheduled(now: Timestamp, pod: &Pod) -> Phase {
         since_ms: millis(created),
         message: refusal.and_then(|scheduled| scheduled.message.clone()).unwrap_or_default(),
     }
+}
+
+/// Bound, and the node's agent says that it cannot hand out the slice (a full disk, say): no container of
+/// the pod can have started. Whatever else is true of the pod (it ends, it failed) comes first.
+fn unprepared(view: &View, pod: &Pod, node: Option<&str>) -> Option<Phase> {
+    let node = node?;
+    let claim = format!("{CLAIM_PREFIX}{}", pod.metadata.name.as_deref()?);
+    let wanted = (pod.metadata.namespace.as_deref()?, claim.as_str());
+    let found = view
+        .agents
+        .get(node)?
+        .refusals
+        .iter()
+        .find(|found| (found.namespace.as_str(), found.claim.as_str()) == wanted)?;
+    // Never against a namesake that was born after the refusals began.
+    let born =
+        pod.metadata.creation_timestamp.as_ref().is_some_and(|time| millis(time.0) <= millis(found.since) + 1_000);
+    let starting = phase(view.now, pod, false) == Phase::Starting;
+    (born && starting)
+        .then(|| Phase::Unprepared { since_ms: millis(found.since), message: format!("{node}: {}", found.message) })
 }
 
 /// A pod's condition of this type.

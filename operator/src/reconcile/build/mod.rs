@@ -18,7 +18,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference}
 use serde::Serialize;
 use serde_json::Value;
 use stowage_crds::names::{
-    ANNOTATION_DRAINING, API_VERSION, CLAIM_PREFIX, LABEL_DEPLOYMENT, LABEL_MANAGED_BY, LABEL_TENANT, MANAGED_BY,
+    ANNOTATION_DRAINING, ANNOTATION_WOKEN, API_VERSION, CLAIM_PREFIX, LABEL_DEPLOYMENT, LABEL_MANAGED_BY, LABEL_TENANT,
+    MANAGED_BY,
 };
 use stowage_planner::plan::{Action, EndReason};
 use stowage_planner::snapshot::{Placement, ReplicaId};
@@ -26,6 +27,7 @@ use stowage_planner::snapshot::{Placement, ReplicaId};
 use super::case::Case;
 use super::validate::Wanted;
 use crate::identity::{ReplicaNames, annotations, identity, names};
+use crate::snapshot::replicas::condition;
 
 /// Writes that one deployment still needs, in the order in which they are made.
 #[derive(Debug, Default)]
@@ -35,6 +37,8 @@ pub struct Prepared {
     pub service: Option<Service>,
     /// Pods to take out of routing.
     pub drain: Vec<Target>,
+    /// Pods at which the kubelet must look again.
+    pub wake: Vec<Target>,
     /// Pods to delete, and how long each may take.
     pub remove: Vec<(Target, Option<u32>)>,
     pub create: Vec<PreparedReplica>,
@@ -90,11 +94,12 @@ pub struct Replica<'a> {
 
 impl Prepared {
     pub fn is_empty(&self) -> bool {
-        let Self { finalizer, policy, service, drain, remove, create, release } = self;
+        let Self { finalizer, policy, service, drain, wake, remove, create, release } = self;
         *finalizer == Finalizer::Keep
             && policy.is_none()
             && service.is_none()
             && drain.is_empty()
+            && wake.is_empty()
             && remove.is_empty()
             && create.is_empty()
             && release.is_empty()
@@ -123,6 +128,8 @@ pub fn prepare(case: &Case, wanted: Option<&Wanted>, now: Timestamp) -> Prepared
         }
     }
     prepared.remove.extend(unreadable(case).map(|target| (target, None)));
+    prepared.wake =
+        case.pods.iter().filter(|pod| overdue(pod, now)).filter_map(|pod| Target::of(&pod.metadata)).collect();
     prepared.release = orphaned_claims(case);
     prepared
 }
@@ -161,7 +168,11 @@ fn grace(reason: EndReason, drain_left_seconds: Option<u32>) -> Option<u32> {
         EndReason::Drained => drain_left_seconds.map(|seconds| seconds.max(1)),
         EndReason::DrainTimeout | EndReason::Overshoot => Some(1),
         // It never served, or serves nobody any more.
-        EndReason::UnhealthyGpu | EndReason::Duplicate | EndReason::Unschedulable | EndReason::Failed => Some(5),
+        EndReason::UnhealthyGpu
+        | EndReason::Duplicate
+        | EndReason::Unschedulable
+        | EndReason::Unprepared
+        | EndReason::Failed => Some(5),
         // With the force annotation; otherwise it was drained.
         EndReason::Deleted => drain_left_seconds.map_or(Some(1), |seconds| Some(seconds.max(1))),
         EndReason::ScaleIn | EndReason::Rollout => drain_left_seconds.map_or(Some(5), |seconds| Some(seconds.max(1))),
@@ -183,6 +194,21 @@ fn unreadable<'a>(case: &'a Case) -> impl Iterator<Item = Target> + 'a {
         .iter()
         .filter(|pod| identity(&pod.metadata).is_none() && pod.metadata.deletion_timestamp.is_none())
         .filter_map(|pod| Target::of(&pod.metadata))
+}
+
+/// A bound pod without a sandbox. When a claim could not be prepared (its node's agent was just being restarted,
+/// say), the kubelet, as of 1.36, looks at the pod again only after 60 to 90 s; any change of the pod wakes it at
+/// once. First after ten seconds, then after a third of the pod's age, a minute at most.
+fn overdue(pod: &Pod, now: Timestamp) -> bool {
+    let said = |kind| condition(pod, kind).filter(|said| said.status == "True");
+    let pending = pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Pending");
+    let Some(bound) = said("PodScheduled").and_then(|said| said.last_transition_time.as_ref()) else { return false };
+    if !pending || pod.metadata.deletion_timestamp.is_some() || said("PodReadyToStartContainers").is_some() {
+        return false;
+    }
+    let woken = pod.metadata.annotations.as_ref().and_then(|all| all.get(ANNOTATION_WOKEN)?.parse::<Timestamp>().ok());
+    let since = |at: Timestamp| now.as_second() - at.as_second();
+    since(woken.unwrap_or(bound.0)) >= (since(bound.0) / 3).clamp(10, 60)
 }
 
 /// Claims without a pod. A pod that is decided but not yet made stands in the journal and counts.

@@ -314,6 +314,7 @@ fn troubles(facts: &Facts<'_>) -> Vec<Told> {
             TroubleKind::NodeLost { .. } => reasons::NODE_LOST,
             TroubleKind::Overshoot { .. } => reasons::OVERSHOOT_EVICTED,
             TroubleKind::Failed { .. } => reasons::CRASH_LOOP,
+            TroubleKind::Unprepared { .. } => reasons::NODE_CANNOT_PREPARE,
             TroubleKind::Unscheduled { .. } | TroubleKind::Unready => continue,
         };
         told.push(Told { reason, message: render::trouble(trouble), stops: true, stalls: false, degrades: true });
