@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt;
@@ -13,6 +14,7 @@ use serde::Deserialize;
 use stowage_crds::gpu_node::Health;
 use stowage_crds::inference_deployment::ScalingMode;
 use stowage_crds::{GpuNode, InferenceDeployment, TenantQuota, names, quantity};
+use stowage_planner::snapshot::Placement;
 
 use crate::auth::{KeyHash, parse_hash};
 use crate::world::{DeploymentFact, Facts, PodFact, QuotaFact, TokenLimits};
@@ -38,12 +40,22 @@ struct LeanCondition {
     status: String,
 }
 
+/// An empty list in place of objects is believed when it has been said again and again for so long: no key is
+/// revoked and no model forgotten because a server has just lost its storage.
+const DOUBT: Duration = Duration::from_secs(30);
+
+/// A list cannot be believed yet: ask again.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Doubtful;
+
 /// Objects of one kind, by `namespace/name`. A new list replaces the old one when it is complete.
 #[derive(Debug)]
 pub struct Table<F> {
     live: BTreeMap<String, F>,
     staged: Option<BTreeMap<String, F>>,
     synced: bool,
+    /// Since when the lists are empty and not believed.
+    doubted: Option<Instant>,
 }
 
 /// Everything that the watches keep.
@@ -63,7 +75,7 @@ pub type SecretFact = (String, Vec<(String, KeyHash)>);
 
 impl<F> Default for Table<F> {
     fn default() -> Self {
-        Self { live: BTreeMap::new(), staged: None, synced: false }
+        Self { live: BTreeMap::new(), staged: None, synced: false, doubted: None }
     }
 }
 
@@ -74,12 +86,19 @@ impl<F: Clone + PartialEq> Table<F> {
     }
 
     /// The list is complete. Returns whether anything changed.
-    pub fn complete(&mut self) -> bool {
+    pub fn complete(&mut self, now: Instant) -> Result<bool, Doubtful> {
         let first = !std::mem::replace(&mut self.synced, true);
-        let Some(staged) = self.staged.take() else { return first };
+        let Some(staged) = self.staged.take() else { return Ok(first) };
+        if staged.is_empty() && !self.live.is_empty() {
+            let since = *self.doubted.get_or_insert(now);
+            if now.saturating_duration_since(since) < DOUBT {
+                return Err(Doubtful);
+            }
+        }
+        self.doubted = None;
         let changed = self.live != staged;
         self.live = staged;
-        changed || first
+        Ok(changed || first)
     }
 
     /// An object of the list that has begun.
@@ -187,7 +206,6 @@ pub fn secret(object: &Secret) -> Option<SecretFact> {
 pub fn deployment(object: &InferenceDeployment) -> Option<DeploymentFact> {
     let spec = &object.spec;
     let cold = spec.scaling.cold_start.as_ref();
-    let placements = object.status.iter().flat_map(|status| &status.placements);
     Some(DeploymentFact {
         namespace: object.namespace()?,
         name: object.name_any(),
@@ -200,7 +218,6 @@ pub fn deployment(object: &InferenceDeployment) -> Option<DeploymentFact> {
         switched_off: spec.scaling.mode == ScalingMode::Manual && spec.replicas == 0,
         deleting: object.metadata.deletion_timestamp.is_some(),
         max_model_len: spec.runtime.options.as_ref().and_then(|options| options.max_model_len),
-        gpus: placements.map(|p| (p.name.clone(), p.gpus.iter().map(|gpu| gpu.uuid.clone()).collect())).collect(),
     })
 }
 
@@ -221,7 +238,15 @@ pub fn pod(object: &LeanPod) -> Option<PodFact> {
         ready: status.conditions.iter().any(|c| c.r#type == "Ready" && c.status == "True"),
         draining: object.metadata.deletion_timestamp.is_some()
             || object.annotations().contains_key(names::ANNOTATION_DRAINING),
+        gpus: object.annotations().get(names::ANNOTATION_PLACEMENT).map(|text| placed_on(text)).unwrap_or_default(),
     })
+}
+
+/// Uuids in a placement that the operator wrote. From the pod and not from the deployment's status, which lists
+/// some replicas only and comes later.
+fn placed_on(annotation: &str) -> Vec<String> {
+    let placement: Option<Placement> = serde_json::from_str(annotation).ok();
+    placement.into_iter().flat_map(|placement| placement.gpus).map(|share| share.uuid).collect()
 }
 
 /// The GPUs of a node on which no work may run.
@@ -261,19 +286,42 @@ mod tests {
     }
 
     #[test]
-    fn hold_access_and_placements_are_read() {
+    fn hold_and_access_are_read() {
         let fact = deployment(&object(
             "{apiVersion: stowage.dev/v1alpha1, kind: InferenceDeployment,
               metadata: {name: chat, namespace: a},
               spec: {model: {name: m, source: {image: {reference: x, path: /m}}, access: {tenants: [b]}},
                      variants: [{name: v, class: h}],
-                     scaling: {mode: Manual, coldStart: {hold: 90s, maxHeld: 7}}, replicas: 1},
-              status: {placements: [{name: chat-1, node: n, variant: v, gpus: [{uuid: GPU-1, memory: 1Gi, compute: 10}]}]}}",
+                     scaling: {mode: Manual, coldStart: {hold: 90s, maxHeld: 7}}, replicas: 1}}",
         ))
         .unwrap();
         assert_eq!((fact.model.as_str(), fact.access, fact.max_held), ("m", vec!["b".to_owned()], Some(7)));
         assert_eq!((fact.hold, fact.switched_off), (Some(Duration::from_secs(90)), false));
-        assert_eq!(fact.gpus["chat-1"], ["GPU-1"]);
+    }
+
+    #[test]
+    fn a_pods_gpus_are_those_of_the_placement_that_was_decided_for_it() {
+        let placement = r#"{"node":"n","variant":"v","gpus":[{"uuid":"GPU-1","memoryBytes":1,"smPercent":2}]}"#;
+        let fact = pod_yaml(&format!(", annotations: {{stowage.dev/placement: '{placement}'}}"), "{}");
+        assert_eq!(fact.gpus, ["GPU-1"]);
+        assert!(pod_yaml(", annotations: {stowage.dev/placement: nonsense}", "{}").gpus.is_empty());
+    }
+
+    #[test]
+    fn an_empty_list_in_place_of_objects_is_believed_only_when_it_is_said_for_long() {
+        let (mut table, start) = (Table::default(), Instant::now());
+        let mut list = |facts: &[u8], after: u64| {
+            table.begin();
+            facts.iter().for_each(|fact| table.stage(fact.to_string(), Some(*fact)));
+            let done = table.complete(start + Duration::from_secs(after));
+            (done, table.values().count())
+        };
+        assert_eq!(list(&[], 0), (Ok(true), 0), "nothing was there");
+        assert_eq!(list(&[1], 0), (Ok(true), 1));
+        assert_eq!(list(&[], 1), (Err(Doubtful), 1));
+        assert_eq!(list(&[1], 20), (Ok(false), 1));
+        assert_eq!(list(&[], 40), (Err(Doubtful), 1));
+        assert_eq!(list(&[], 70), (Ok(true), 0));
     }
 
     fn pod_yaml(extra_meta: &str, status: &str) -> PodFact {
@@ -347,12 +395,12 @@ mod tests {
         let mut table = Table::<u32>::default();
         table.begin();
         table.stage("a".into(), Some(1));
-        assert!(table.complete());
+        assert_eq!(table.complete(Instant::now()), Ok(true));
         table.begin();
         assert_eq!(table.known("a"), Some(1), "a list that never ends loses nothing");
         table.begin();
         table.stage("b".into(), Some(2));
-        assert!(table.complete());
+        assert_eq!(table.complete(Instant::now()), Ok(true));
         assert_eq!((table.known("a"), table.known("b")), (None, Some(2)));
         assert!(!table.set("b".into(), Some(2)), "no news");
         assert!(table.set("b".into(), None));

@@ -116,6 +116,7 @@ fn facts(file: File) -> Result<Facts, usize> {
             address: Some(*address),
             ready: true,
             draining: false,
+            gpus: Vec::new(),
         });
         facts.pods.extend(pods);
         facts.deployments.push(DeploymentFact {

@@ -7,7 +7,7 @@
 use std::fmt::Debug;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Pod, Secret};
@@ -22,10 +22,12 @@ use tokio::sync::Notify;
 
 use crate::directory::Directory;
 use crate::metrics::Metrics;
-use crate::observe::{self, LeanPod, Observed, Table};
+use crate::observe::{self, Doubtful, LeanPod, Observed, Table};
 
 /// Changes that come together make one world.
 const SETTLE: Duration = Duration::from_millis(10);
+/// Between two lists of which the first was not believed.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
 /// A watch is asked for this long, so that a connection that died in silence is noticed.
 const WATCH_SECONDS: u32 = 30;
 
@@ -109,11 +111,28 @@ where
     K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
     F: Clone + PartialEq,
 {
+    while follow_kind(api.clone(), config.clone(), &kind, &shared).await.is_err() {
+        tracing::warn!(kind = kind.name, "the list is empty and was not: not believed yet, asking again");
+        tokio::time::sleep(ASK_AGAIN).await;
+    }
+}
+
+/// As `watch`, until a list is to be asked for anew.
+async fn follow_kind<K, F>(
+    api: Api<DeserializeGuard<K>>,
+    config: watcher::Config,
+    kind: &Kind<K, F>,
+    shared: &Shared,
+) -> Result<(), Doubtful>
+where
+    K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
+    F: Clone + PartialEq,
+{
     let mut events = pin!(watcher::watcher(api, config).backoff(Retries::default()));
     while let Some(event) = events.next().await {
         match event {
             Ok(event) => {
-                if shared.take(&kind, event) {
+                if shared.take(kind, event, Instant::now())? {
                     shared.changed.notify_one();
                 }
             }
@@ -123,6 +142,7 @@ where
             }
         }
     }
+    Ok(())
 }
 
 impl Iterator for Retries {
@@ -149,7 +169,7 @@ impl Shared {
     }
 
     /// Returns whether the event changes anything.
-    fn take<K, F>(&self, kind: &Kind<K, F>, event: Event<DeserializeGuard<K>>) -> bool
+    fn take<K, F>(&self, kind: &Kind<K, F>, event: Event<DeserializeGuard<K>>, now: Instant) -> Result<bool, Doubtful>
     where
         K: Resource,
         F: Clone + PartialEq,
@@ -158,7 +178,7 @@ impl Shared {
         let table = (kind.table)(&mut observed);
         match event {
             Event::Init => table.begin(),
-            Event::InitDone => return table.complete(),
+            Event::InitDone => return table.complete(now),
             Event::InitApply(object) => {
                 let key = key(&object);
                 let fact = self.read(kind, object, table);
@@ -167,11 +187,11 @@ impl Shared {
             Event::Apply(object) => {
                 let key = key(&object);
                 let fact = self.read(kind, object, table);
-                return table.set(key, fact);
+                return Ok(table.set(key, fact));
             }
-            Event::Delete(object) => return table.set(key(&object), None),
+            Event::Delete(object) => return Ok(table.set(key(&object), None)),
         }
-        false
+        Ok(false)
     }
 
     /// What the object says; what it said last when it cannot be read now.
@@ -221,6 +241,10 @@ mod tests {
     const QUOTAS: Kind<TenantQuota, crate::world::QuotaFact> =
         Kind { name: "TenantQuota", table: |o| &mut o.quotas, read: observe::quota };
 
+    fn take(shared: &Shared, event: Event<DeserializeGuard<TenantQuota>>) -> bool {
+        shared.take(&QUOTAS, event, Instant::now()).unwrap()
+    }
+
     fn namespaces(shared: &Shared) -> Vec<String> {
         shared.lock().quotas.known("a").map(|quota| quota.namespaces).unwrap_or_default()
     }
@@ -228,15 +252,15 @@ mod tests {
     #[test]
     fn a_malformed_object_keeps_its_last_readable_form() {
         let shared = shared();
-        assert!(shared.take(&QUOTAS, Event::Apply(quota("[one]"))));
-        assert!(!shared.take(&QUOTAS, Event::Apply(quota("7"))));
+        assert!(take(&shared, Event::Apply(quota("[one]"))));
+        assert!(!take(&shared, Event::Apply(quota("7"))));
         assert_eq!(namespaces(&shared), ["one"]);
         // In a new list too, and one that was never readable is left out.
-        assert!(!shared.take(&QUOTAS, Event::Init));
-        assert!(!shared.take(&QUOTAS, Event::InitApply(quota("{}"))));
-        shared.take(&QUOTAS, Event::InitDone);
+        assert!(!take(&shared, Event::Init));
+        assert!(!take(&shared, Event::InitApply(quota("{}"))));
+        take(&shared, Event::InitDone);
         assert_eq!(namespaces(&shared), ["one"]);
-        assert!(shared.take(&QUOTAS, Event::Delete(quota("7"))));
+        assert!(take(&shared, Event::Delete(quota("7"))));
         assert_eq!(namespaces(&shared), [""; 0]);
         assert_eq!(shared.metrics.malformed_objects.get(), 2);
     }
@@ -244,8 +268,8 @@ mod tests {
     #[test]
     fn the_same_object_again_is_no_news() {
         let shared = shared();
-        assert!(shared.take(&QUOTAS, Event::Apply(quota("[one]"))));
-        assert!(!shared.take(&QUOTAS, Event::Apply(quota("[one]"))));
-        assert!(shared.take(&QUOTAS, Event::Apply(quota("[two]"))));
+        assert!(take(&shared, Event::Apply(quota("[one]"))));
+        assert!(!take(&shared, Event::Apply(quota("[one]"))));
+        assert!(take(&shared, Event::Apply(quota("[two]"))));
     }
 }

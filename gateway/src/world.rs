@@ -70,8 +70,6 @@ pub struct DeploymentFact {
     /// Its deletion has begun: what runs there ends well, nothing new begins.
     pub deleting: bool,
     pub max_model_len: Option<u32>,
-    /// Pod name to the GPUs that it was placed on.
-    pub gpus: BTreeMap<String, Vec<String>>,
 }
 
 /// A pod of ours.
@@ -88,6 +86,8 @@ pub struct PodFact {
     pub ready: bool,
     /// Being deleted, or annotated as draining.
     pub draining: bool,
+    /// Uuids of the GPUs that it was placed on.
+    pub gpus: Vec<String>,
 }
 
 /// Namespace and name of an InferenceDeployment.
@@ -283,7 +283,7 @@ fn replica(fact: &DeploymentFact, pod: &PodFact, unhealthy: &HashSet<String>) ->
         return None;
     }
     let address = pod.address?;
-    let sick = fact.gpus.get(&pod.name).is_some_and(|gpus| gpus.iter().any(|gpu| unhealthy.contains(gpu)));
+    let sick = pod.gpus.iter().any(|gpu| unhealthy.contains(gpu));
     let refused = if pod.draining {
         Some(Refusal::Draining)
     } else if sick {
@@ -332,6 +332,7 @@ mod tests {
             address: Some(([10, 0, 0, 1], 8000).into()),
             ready: true,
             draining: false,
+            gpus: Vec::new(),
         }
     }
 
@@ -420,12 +421,11 @@ mod tests {
     #[test]
     fn replicas_are_the_ready_pods_of_this_very_object() {
         let mut facts = two_tenants();
-        facts.deployments[0].gpus = [("sick".to_string(), vec!["GPU-1".to_string()])].into();
         facts.unhealthy_gpus = ["GPU-1".to_string()].into();
         let of = &facts.deployments[0];
         facts.pods = vec![
             pod(of, "fine"),
-            pod(of, "sick"),
+            PodFact { gpus: vec!["GPU-1".into()], ..pod(of, "sick") },
             PodFact { draining: true, ready: false, ..pod(of, "leaving") },
             PodFact { ready: false, ..pod(of, "starting") },
             PodFact { address: None, ..pod(of, "unborn") },

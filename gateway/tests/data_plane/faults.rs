@@ -159,7 +159,7 @@ async fn an_engine_that_answers_garbage_is_left_alone_for_a_while() {
 async fn an_unhealthy_gpu_takes_its_replicas_out_and_back() {
     let (sick, fine) = (MockEngine::start(Behaviour::Whole).await, MockEngine::start(Behaviour::Whole).await);
     let mut gateway = Harness::start(&[&sick, &fine]).await;
-    gateway.facts.deployments[0].gpus = [("chat-0".to_owned(), vec!["GPU-1".to_owned()])].into();
+    gateway.facts.pods[0].gpus = vec!["GPU-1".to_owned()];
     gateway.facts.unhealthy_gpus.insert("GPU-1".into());
     gateway.apply();
     let view = gateway.gateway.directory.view();

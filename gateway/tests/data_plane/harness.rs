@@ -129,6 +129,7 @@ pub fn pod(name: &str, address: SocketAddr) -> PodFact {
         address: Some(address),
         ready: true,
         draining: false,
+        gpus: Vec::new(),
     }
 }
 
