@@ -82,15 +82,15 @@ const MIN_BLOCKS: usize = 16;
 pub enum LoadError {
     #[error("{}: cannot be opened", path.display())]
     Open { path: PathBuf, source: std::io::Error },
-    #[error("{}: {source}", path.display())]
+    #[error("{}", path.display())]
     Gguf { path: PathBuf, source: GgufError },
-    #[error("{}: {source}", path.display())]
+    #[error("{}", path.display())]
     Safetensors { path: PathBuf, source: SafetensorsError },
-    #[error("{}: it is not the JSON expected there: {source}", path.display())]
+    #[error("{}: it is not the JSON expected there", path.display())]
     Json { path: PathBuf, source: serde_json::Error },
-    #[error("{}: {source}", path.display())]
+    #[error("{}", path.display())]
     Config { path: PathBuf, source: ConfigError },
-    #[error("{}: {source}", path.display())]
+    #[error("{}", path.display())]
     Weights { path: PathBuf, source: WeightError },
     #[error("{}: the vocabulary has {tokens} tokens, the embedding {rows} rows: it is damaged", path.display())]
     Vocabulary { path: PathBuf, tokens: usize, rows: usize },

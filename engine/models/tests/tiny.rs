@@ -202,7 +202,11 @@ fn a_directory_brings_its_template_and_ends() {
 fn models_that_cannot_run_are_refused_in_one_line() {
     let dir = Dir::new("refuse");
     let path = tiny::write(&dir.0, "llama", WeightType::F32, false);
-    let refuse = |o: &LoadOptions| load(&path, o).err().unwrap().to_string();
+    let refuse = |o: &LoadOptions| {
+        let err = load(&path, o).err().unwrap();
+        let why = std::error::Error::source(&err).map_or_else(String::new, |why| format!(": {why}"));
+        format!("{err}{why}")
+    };
     let long = LoadOptions { max_model_len: Some(513), ..options(Isa::Portable, "auto") };
     assert_eq!(refuse(&long), "a context of 513 tokens was asked for, the model was made for 512");
     let small = LoadOptions { max_memory_bytes: Some(1 << 20), ..options(Isa::Portable, "auto") };

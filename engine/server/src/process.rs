@@ -152,7 +152,7 @@ pub fn load_model(args: &Serve) -> Result<Model, StartError> {
         return simulated(args);
     }
     let budget = read_budget(args.memory_bytes)?;
-    let what = || format!("cannot load model {}", args.model.display());
+    let what = || "cannot load the model".to_owned();
     let options = LoadOptions {
         max_memory_bytes: budget.map(|budget| budget.bytes),
         kv_type: args.kv_type,

@@ -43,7 +43,8 @@ fn a_bad_model_is_named_with_the_reason_and_the_next_step() {
     for name in ["missing.gguf", "garbage.gguf", "empty.gguf", "cut.gguf", "absurd.gguf", "dir"] {
         let (code, line) = fails(dir.path(), &["--model", &path(name)], &[]);
         assert_eq!(code, 78, "{line}");
-        assert!(line.starts_with(&format!("cannot load model {}", path(name))), "{line}");
+        assert!(line.starts_with(&format!("cannot load the model: {}", path(name))), "{line}");
+        assert_eq!(line.matches(&path(name)).count(), 1, "said once: {line}");
         assert!(line.contains(". Check the model file"), "{line}");
     }
 }
