@@ -55,7 +55,7 @@ fn up(nodes: usize) -> Result<()> {
     if !product::is_current() {
         step(4, "cluster", || {
             let said = product::own(&["cluster", "up", "--nodes", &nodes.to_string()])?;
-            product::load()?;
+            product::load(&[])?;
             let line = said.lines().find_map(|l| l.strip_prefix("cluster")).unwrap_or("running").trim().to_owned();
             Ok(format!("{line} · images and model on every node"))
         })?;
@@ -63,7 +63,7 @@ fn up(nodes: usize) -> Result<()> {
     let target = product::Target::find()?;
     step(5, "helm install", || product::install(&target).map(|()| "stowage-crds, stowage".into()))?;
     let key = step_value(6, "quickstart", || quickstart(&target))?;
-    let url = product::url(&target)?;
+    let url = product::door(&target)?.leave_open();
     let env = environment(&target, &url, &key)?;
     step(7, "ask", || ask(&url, &key))?;
     println!("\nwhy there   {}", why(&target)?);

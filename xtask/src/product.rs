@@ -3,8 +3,9 @@
 
 use crate::{image, paths, sh};
 use anyhow::{Context, Result, ensure};
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 
 /// The namespace of operator and gateway.
 pub const SYSTEM: &str = "stowage-system";
@@ -37,7 +38,7 @@ impl Target {
     pub fn program(&self, name: &str) -> Command {
         let path = self.bin.as_ref().map_or_else(|| PathBuf::from(name), |b| b.join(name));
         let mut command = Command::new(path);
-        command.env("KUBECONFIG", &self.kubeconfig).stdin(std::process::Stdio::null());
+        command.env("KUBECONFIG", &self.kubeconfig).stdin(Stdio::null());
         command
     }
 
@@ -68,8 +69,9 @@ pub fn build() -> Result<()> {
     Ok(())
 }
 
-/// Writes the images and the model and gives them to every node of the local cluster.
-pub fn load() -> Result<()> {
+/// Writes the images and the model and gives them to every node of a local cluster: the checkout's own, or the
+/// one that `options` of `cargo xtask cluster` name.
+pub fn load(options: &[&str]) -> Result<()> {
     own(&["image", "--all"])?;
     let model = own(&["model"])?;
     let model = model
@@ -78,6 +80,7 @@ pub fn load() -> Result<()> {
         .find(|p| p.extension().is_some_and(|e| e == "tar"))
         .context("`cargo xtask model` named no archive")?;
     let mut args = vec!["cluster".to_owned(), "load".to_owned(), model.display().to_string()];
+    args.extend(options.iter().map(|&o| o.to_owned()));
     args.extend(IMAGES.iter().map(|i| image::archive(i).display().to_string()));
     own(&args.iter().map(String::as_str).collect::<Vec<_>>())?;
     Ok(())
@@ -109,11 +112,52 @@ fn revision() -> Result<String> {
     Ok(sha2::Sha256::digest(all.as_bytes()).iter().take(6).map(|b| format!("{b:02x}")).collect())
 }
 
-/// The gateway's address on loopback: a forwarder of the local cluster's, or what STOWAGE_URL says.
-pub fn url(target: &Target) -> Result<String> {
-    if is_current() {
-        return std::env::var("STOWAGE_URL").context("with CLUSTER=current set STOWAGE_URL (for instance after `kubectl -n stowage-system port-forward svc/stowage-gateway 8080:80`)");
+/// The gateway as seen from here: what STOWAGE_URL says, or a loopback port that leads to it.
+pub struct Door {
+    pub url: String,
+    /// `kubectl port-forward`, where the cluster is not ours; it ends with this value.
+    forward: Option<Child>,
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        if let Some(forward) = &mut self.forward {
+            forward.kill().ok(); // it may have ended by itself
+            forward.wait().ok();
+        }
     }
+}
+
+impl Door {
+    /// The forwarder goes on when this program has ended.
+    pub fn leave_open(mut self) -> String {
+        self.forward.take();
+        self.url.clone()
+    }
+}
+
+pub fn door(target: &Target) -> Result<Door> {
+    match std::env::var("STOWAGE_URL").ok().filter(|url| !url.is_empty()) {
+        Some(url) if is_current() => Ok(Door { url, forward: None }),
+        None if is_current() => port_forward(target),
+        _ => Ok(Door { url: local_forward(target)?, forward: None }),
+    }
+}
+
+/// It leads to one gateway, and ends with that one: enough to look and to ask.
+fn port_forward(target: &Target) -> Result<Door> {
+    let mut kubectl = target.program("kubectl");
+    kubectl.args(["-n", SYSTEM, "port-forward", "service/stowage-gateway", ":80"]).stdout(Stdio::piped());
+    let mut forward = kubectl.spawn().context("start kubectl port-forward")?;
+    let mut line = String::new();
+    BufReader::new(forward.stdout.take().context("no output")?).read_line(&mut line)?;
+    let port = line.strip_prefix("Forwarding from 127.0.0.1:").and_then(|rest| rest.split(' ').next());
+    let url = port.map(|port| format!("http://127.0.0.1:{port}"));
+    let url = url.with_context(|| format!("kubectl port-forward said {line:?} (or set STOWAGE_URL)"))?;
+    Ok(Door { url, forward: Some(forward) })
+}
+
+fn local_forward(target: &Target) -> Result<String> {
     let ip =
         target.kubectl(&["-n", SYSTEM, "get", "service", "stowage-gateway", "-o", "jsonpath={.spec.clusterIP}"])?;
     Ok(own(&["cluster", "forward", "--name", "gateway", "--to", &format!("{}:80", ip.trim())])?.trim().to_owned())
@@ -122,8 +166,13 @@ pub fn url(target: &Target) -> Result<String> {
 /// `cargo xtask …` once more, as its own process, so that each subcommand keeps its own output. Found by
 /// the name it was started by: the build of the workspace may have replaced the file since.
 pub fn own(args: &[&str]) -> Result<String> {
-    let program = std::env::args_os().next().context("this program was started without a name")?;
-    sh::output(Command::new(program).args(args).stdin(std::process::Stdio::null()))
+    sh::output(Command::new(program()?).args(args).stdin(Stdio::null()))
+}
+
+/// How this program was started, from anywhere.
+pub fn program() -> Result<PathBuf> {
+    let name = std::env::args_os().next().context("this program was started without a name")?;
+    std::path::absolute(name).context("find this program")
 }
 
 /// Where Cargo puts programs.

@@ -30,6 +30,9 @@ pub struct E2eArgs {
     long: bool,
 }
 
+/// Beside the default version: the newest that e2e/cluster/kube has a module file for.
+const ANOTHER_VERSION: &str = "1.37.2";
+
 /// Tests that ran, by outcome.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Count {
@@ -60,6 +63,9 @@ pub fn test(args: &TestArgs) -> Result<()> {
     if !args.unit {
         total.add(on_cluster(args)?);
     }
+    if args.long {
+        total.add(on_another_cluster()?);
+    }
     println!("{} passed, {} failed", total.passed, total.failed);
     if total.failed > 0 {
         bail!("{} tests failed", total.failed)
@@ -81,6 +87,34 @@ fn on_cluster(args: &TestArgs) -> Result<Count> {
     count
 }
 
+/// The same charts through an ordinary kubeconfig (`CLUSTER=current`), on a cluster with other names and ports and
+/// a newer Kubernetes, beside the first. Tests that end parts of the local cluster are not for it.
+fn on_another_cluster() -> Result<Count> {
+    const TESTS: [&str; 6] = [
+        "quickstart_answers",
+        "two_tenants_share",
+        "restricted_pod_security",
+        "a_bad_deployment",
+        "nobody_but_the_operator",
+        "keys_decide",
+    ];
+    println!("==> another cluster, Kubernetes {ANOTHER_VERSION}");
+    let place = ["--state-dir", "/var/tmp/stowage-beside"];
+    let cluster = |words: &[&str]| product::own(&[&["cluster"], words, &place].concat());
+    print!("{}", cluster(&["up", "--nodes", "2", "--kubernetes", ANOTHER_VERSION])?);
+    let count = (|| {
+        product::load(&place).context("give its nodes our images")?;
+        let bin = cluster::build::ensure(ANOTHER_VERSION)?;
+        let path = std::env::var("PATH").unwrap_or_default();
+        let mut tests = Command::new(product::program()?);
+        tests.arg("e2e").args(TESTS).env("CLUSTER", "current").env_remove("STOWAGE_URL");
+        tests.env("KUBECONFIG", cluster(&["kubeconfig"])?.trim()).env("PATH", format!("{}:{path}", bin.display()));
+        counted(&mut tests)
+    })();
+    cluster(&["down"]).context("end the other cluster")?;
+    count
+}
+
 /// `make e2e`: alone, on the running cluster.
 pub fn e2e(args: &E2eArgs) -> Result<()> {
     let count = end_to_end(&args.filter, args.long)?;
@@ -95,14 +129,19 @@ fn end_to_end(filter: &[String], long: bool) -> Result<Count> {
     product::build()?;
     let target = product::Target::find()?;
     if !product::is_current() {
-        product::load().context("give the nodes our images")?;
+        product::load(&[]).context("give the nodes our images")?;
     }
     product::install(&target)?;
-    let url = product::url(&target)?;
+    let door = product::door(&target)?;
     println!("==> end to end (installed in {:.0} s)", start.elapsed().as_secs_f64());
     let mut tests = Command::new(product::built("stowage-e2e"));
-    tests.args(filter).env("KUBECONFIG", &target.kubeconfig).env("STOWAGE_URL", url).env("STOWAGE_ROOT", paths::repo());
+    tests
+        .args(filter)
+        .env("KUBECONFIG", &target.kubeconfig)
+        .env("STOWAGE_URL", &door.url)
+        .env("STOWAGE_ROOT", paths::repo());
     tests.env("STOWAGE_PYTHON", python()?);
+    tests.env("STOWAGE_XTASK", product::program()?);
     if let Some(bin) = &target.bin {
         tests.env("STOWAGE_BIN", bin);
         tests.env("STOWAGE_STATE", target.kubeconfig.parent().unwrap_or(&target.kubeconfig));

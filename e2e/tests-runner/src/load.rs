@@ -2,17 +2,21 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
 use crate::http::Caller;
 
+/// After a failure.
+const PAUSE: Duration = Duration::from_millis(100);
+
 /// Load that runs beside a test. A request counts as failed unless it ends with 200 and, streamed, `[DONE]`.
 pub struct Load {
     stop: Arc<AtomicBool>,
     done: Arc<AtomicUsize>,
-    failures: Arc<Mutex<Vec<String>>>,
+    failures: Arc<Mutex<Vec<Failure>>>,
     tasks: JoinSet<()>,
 }
 
@@ -20,7 +24,15 @@ pub struct Load {
 #[derive(Debug)]
 pub struct Outcome {
     pub succeeded: usize,
-    pub failures: Vec<String>,
+    pub failures: Vec<Failure>,
+}
+
+/// A request that did not end well.
+#[derive(Debug, Clone)]
+pub struct Failure {
+    pub client: usize,
+    pub began: Instant,
+    pub why: String,
 }
 
 // === impl Load ===
@@ -37,11 +49,17 @@ impl Load {
                 let mut turn = 0;
                 while !stop.load(Ordering::Relaxed) {
                     turn += 1;
+                    let began = Instant::now();
                     match ask(&caller, &model, client, turn, max_tokens).await {
                         Ok(()) => {
                             done.fetch_add(1, Ordering::Relaxed);
                         }
-                        Err(e) => failures.lock().await.push(format!("client {client} turn {turn}: {e:#}")),
+                        Err(e) => {
+                            let why = format!("client {client} turn {turn}: {e:#}");
+                            failures.lock().await.push(Failure { client, began, why });
+                            // As a client would: a refused connection is not tried again in the same millisecond.
+                            tokio::time::sleep(PAUSE).await;
+                        }
                     }
                 }
             });

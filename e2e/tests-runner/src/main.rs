@@ -2,10 +2,12 @@
 //!
 //! `stowage-e2e [PART-OF-A-NAME…]` runs the matching tests one after the other and prints
 //! `ok NAME SECONDS` or `FAIL NAME: why` for each, then `N passed, N failed`. A test owns the
-//! namespaces and tenants that it makes (`World`), and they are gone when it ends, passed or not.
+//! namespaces and tenants that it makes (`World`); they are removed when it ends, passed or not, while
+//! the next one begins already, unless that one must be alone (`Test::alone`).
 //! Nothing here waits on a clock: every wait is for a condition with a deadline.
 
 mod cluster;
+mod disk;
 mod history;
 mod http;
 mod load;
@@ -19,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::Parser;
+use tokio::task::JoinSet;
 
 /// What a run needs from outside; `cargo xtask e2e` sets it.
 #[derive(Debug, Parser)]
@@ -44,13 +47,23 @@ pub struct Options {
     /// A Python with the `openai` package.
     #[arg(long, env = "STOWAGE_PYTHON")]
     python: Option<std::path::PathBuf>,
+    /// The program behind `cargo xtask`; tests that end nodes need it.
+    #[arg(long, env = "STOWAGE_XTASK")]
+    xtask: Option<std::path::PathBuf>,
     /// The checkout: charts and examples are read from here.
     #[arg(long, env = "STOWAGE_ROOT", default_value = ".")]
     root: std::path::PathBuf,
 }
 
-#[tokio::main]
-async fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<()> {
+    // Before the runtime: a process with several threads cannot enter another's mounts.
+    if let Some(request) = disk::Request::of(std::env::args()) {
+        return request.carry_out();
+    }
+    tokio::runtime::Runtime::new().context("start the runtime")?.block_on(tests())
+}
+
+async fn tests() -> anyhow::Result<()> {
     if rustls::crypto::ring::default_provider().install_default().is_err() {
         anyhow::bail!("another TLS provider was installed before ours");
     }
@@ -68,10 +81,13 @@ async fn main() -> anyhow::Result<()> {
     }
     let env =
         world::Env::connect(&options).await.context("connect to the cluster (is it up? `cargo xtask cluster up`)")?;
-    let (mut passed, mut failed) = (0, 0);
+    let (mut passed, mut failed, mut leaving) = (0, 0, JoinSet::new());
     for test in chosen {
-        let started = Instant::now();
-        match run(&env, &test).await {
+        if test.alone {
+            failed += left(&mut leaving).await;
+        }
+        let (started, world) = (Instant::now(), world::World::new(env.clone(), test.name));
+        match run(&world, &test).await {
             Ok(()) => {
                 passed += 1;
                 println!("ok {} {:.1}", test.name, started.elapsed().as_secs_f64());
@@ -81,7 +97,10 @@ async fn main() -> anyhow::Result<()> {
                 println!("FAIL {}: {why:#}", test.name);
             }
         }
+        // Replicas drain for some seconds: the next test need not wait for that unless it wants to be alone.
+        leaving.spawn(async move { world.remove().await.with_context(|| format!("clean up after {}", test.name)) });
     }
+    failed += left(&mut leaving).await;
     println!("{passed} passed, {failed} failed");
     if failed > 0 {
         std::process::exit(1);
@@ -89,9 +108,20 @@ async fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// One test with its world; the world is removed whatever happened.
-async fn run(env: &world::Env, test: &tests::Test) -> anyhow::Result<()> {
-    let world = world::World::new(env.clone(), test.name);
+/// Waits until nothing of earlier tests is left; how many could not be removed.
+async fn left(leaving: &mut JoinSet<anyhow::Result<()>>) -> usize {
+    let mut failed = 0;
+    while let Some(removed) = leaving.join_next().await {
+        if let Err(why) = removed.map_err(anyhow::Error::from).flatten() {
+            failed += 1;
+            println!("FAIL {why:#}");
+        }
+    }
+    failed
+}
+
+/// One test in its world.
+async fn run(world: &world::World, test: &tests::Test) -> anyhow::Result<()> {
     let result = match tokio::time::timeout(Duration::from_secs(test.limit_seconds), (test.body)(world.clone())).await {
         Ok(result) => result,
         Err(_) => Err(anyhow::anyhow!("did not end within {} s", test.limit_seconds)),
@@ -99,6 +129,8 @@ async fn run(env: &world::Env, test: &tests::Test) -> anyhow::Result<()> {
     if result.is_err() {
         world.print_evidence().await;
     }
-    let cleaned = world.remove().await.context("clean up after the test");
-    result.and(cleaned)
+    if world.left_without_operators() {
+        tests::operators::operators(world, 2).await.context("bring the cluster's operators back")?;
+    }
+    result
 }

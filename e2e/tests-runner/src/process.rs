@@ -41,6 +41,21 @@ pub fn signal(pid: i32, signal: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What a server answers on the loopback address of the network that process `pid` is in, whatever the
+/// network policies say. The status stands on the first line.
+pub async fn ask_inside(pid: i32, request: &[&str]) -> anyhow::Result<(u16, String)> {
+    let net = format!("--net=/proc/{pid}/ns/net");
+    let output = tokio::process::Command::new("nsenter")
+        .args([&net, "curl", "--silent", "--max-time", "30", "--write-out", "\n%{http_code}"])
+        .args(request)
+        .output()
+        .await
+        .context("run nsenter")?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let (body, status) = text.rsplit_once('\n').unwrap_or(("", "0"));
+    Ok((status.trim().parse().unwrap_or(0), body.to_owned()))
+}
+
 /// Resident memory in MiB.
 pub fn resident_mib(pid: i32) -> anyhow::Result<f64> {
     let statm =

@@ -11,7 +11,8 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{Method, StatusCode};
 use axum::response::{IntoResponse, Response};
-use serde_json::json;
+use futures::StreamExt;
+use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
 /// What the proxy does to requests beside passing them on.
@@ -25,6 +26,8 @@ pub enum Mischief {
     Slow(Duration),
     /// So many times, every second request is answered with the next of these codes instead.
     Errors(Vec<u16>, usize),
+    /// Watches end and cannot be continued (410), and every list is complete and empty.
+    EmptyLists,
 }
 
 struct Inner {
@@ -34,6 +37,9 @@ struct Inner {
     writes: AtomicUsize,
     errors: AtomicUsize,
     cut: AtomicBool,
+    emptied: AtomicUsize,
+    /// Told when open watches are to end.
+    breaks: tokio::sync::Notify,
 }
 
 /// A running proxy; it ends with this value.
@@ -54,6 +60,8 @@ impl Proxy {
             writes: AtomicUsize::new(0),
             errors: AtomicUsize::new(0),
             cut: AtomicBool::new(false),
+            emptied: AtomicUsize::new(0),
+            breaks: tokio::sync::Notify::new(),
         });
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.context("bind the proxy")?;
         let address = listener.local_addr()?;
@@ -81,6 +89,12 @@ impl Proxy {
         if let Ok(mut now) = self.inner.mischief.lock() {
             *now = mischief;
         }
+        self.inner.breaks.notify_waiters();
+    }
+
+    /// Lists that were answered with nothing.
+    pub fn emptied(&self) -> usize {
+        self.inner.emptied.load(Ordering::SeqCst)
     }
 
     pub fn requests(&self) -> usize {
@@ -123,7 +137,9 @@ async fn pass(State(inner): State<Arc<Inner>>, request: Request) -> Response {
                 return failure(codes[n / 2 % codes.len()]);
             }
         }
-        Mischief::None | Mischief::CutAfterWrite(_) => {}
+        Mischief::EmptyLists if is_read(&request, "/leases/") => {}
+        Mischief::EmptyLists if *request.method() == Method::GET => return inner.empty(&request),
+        Mischief::EmptyLists | Mischief::None | Mischief::CutAfterWrite(_) => {}
     }
     let number = if counts { inner.writes.fetch_add(1, Ordering::SeqCst) + 1 } else { 0 };
     // Later writes must not slip through beside the one that is the last.
@@ -147,7 +163,7 @@ async fn silence() -> Response {
     StatusCode::BAD_GATEWAY.into_response()
 }
 
-async fn forward(inner: &Inner, request: Request) -> Response {
+async fn forward(inner: &Arc<Inner>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let bytes = match axum::body::to_bytes(body, 16 << 20).await {
         Ok(bytes) => bytes,
@@ -166,10 +182,32 @@ async fn forward(inner: &Inner, request: Request) -> Response {
     match sent {
         Ok(response) => {
             let (parts, body) = response.into_parts();
-            Response::from_parts(parts, Body::new(body))
+            let until = Arc::clone(inner);
+            let over = async move { until.breaks.notified().await };
+            Response::from_parts(
+                parts,
+                Body::from_stream(Body::new(body).into_data_stream().take_until(Box::pin(over))),
+            )
         }
         Err(e) => (StatusCode::BAD_GATEWAY, e.to_string()).into_response(),
     }
+}
+
+impl Inner {
+    /// A complete list of nothing, or the end of a watch.
+    fn empty(&self, request: &Request) -> Response {
+        if request.uri().query().is_some_and(|query| query.contains("watch=true")) {
+            // Said in the stream, as the API server says it of a version that is too old.
+            return axum::Json(json!({"type": "ERROR", "object": status(410)})).into_response();
+        }
+        self.emptied.fetch_add(1, Ordering::SeqCst);
+        let list = json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": []});
+        axum::Json(list).into_response()
+    }
+}
+
+fn is_read(request: &Request, path: &str) -> bool {
+    *request.method() == Method::GET && request.uri().path().contains(path)
 }
 
 fn is_write(request: &Request) -> bool {
@@ -180,13 +218,16 @@ fn is_write(request: &Request) -> bool {
 
 /// An error as the API server would word it.
 fn failure(code: u16) -> Response {
+    let http = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    (http, axum::Json(status(code))).into_response()
+}
+
+fn status(code: u16) -> Value {
     let reason = match code {
         409 => "Conflict",
         410 => "Expired",
         429 => "TooManyRequests",
         _ => "InternalError",
     };
-    let status = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let body = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": "made by the test's proxy", "reason": reason, "code": code});
-    (status, axum::Json(body)).into_response()
+    json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": "made by the test's proxy", "reason": reason, "code": code})
 }

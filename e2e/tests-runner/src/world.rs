@@ -1,6 +1,6 @@
 //! What a test owns: tenants with their namespaces, quotas and keys, and the deployments in them.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -27,6 +27,7 @@ pub struct Env {
     pub bin: Option<std::path::PathBuf>,
     pub state: Option<std::path::PathBuf>,
     pub python: Option<std::path::PathBuf>,
+    pub xtask: Option<std::path::PathBuf>,
     pub root: std::path::PathBuf,
 }
 
@@ -57,8 +58,28 @@ impl Env {
             bin: options.bin.clone(),
             state: options.state.clone(),
             python: options.python.clone(),
+            xtask: options.xtask.clone(),
             root: options.root.clone(),
         })
+    }
+
+    /// `cargo xtask cluster …`: ends and starts parts of the local cluster.
+    pub async fn cluster_command(&self, args: &[&str]) -> anyhow::Result<String> {
+        let xtask = self.xtask.as_ref().context("parts of the local cluster only can be ended (STOWAGE_XTASK)")?;
+        let output = tokio::process::Command::new(xtask)
+            .arg("cluster")
+            .args(args)
+            .output()
+            .await
+            .with_context(|| format!("run {}", xtask.display()))?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        anyhow::ensure!(output.status.success(), "cluster {} failed: {said}", args.join(" "));
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    }
+
+    /// One of our own programs, built beside this one.
+    pub fn built(name: &str) -> anyhow::Result<std::path::PathBuf> {
+        Ok(std::env::current_exe().context("find this program")?.with_file_name(name))
     }
 
     /// A program of the cluster's, run to its end: (exit code, stdout, stderr).
@@ -138,6 +159,8 @@ pub struct World {
     id: String,
     made: Arc<Mutex<Vec<String>>>,
     objects: Arc<Mutex<Vec<(String, String, String)>>>,
+    /// The cluster's operators were asked to rest.
+    resting: Arc<AtomicBool>,
 }
 
 static SERIAL: AtomicU32 = AtomicU32::new(0);
@@ -148,11 +171,20 @@ impl World {
     /// Names carry the process id and a serial number, so that runs and tests do not meet.
     pub fn new(env: Env, _test: &str) -> Self {
         let id = format!("e2e-{}-{}", std::process::id(), SERIAL.fetch_add(1, Ordering::Relaxed));
-        Self { env, id, made: Arc::default(), objects: Arc::default() }
+        Self { env, id, made: Arc::default(), objects: Arc::default(), resting: Arc::default() }
     }
 
     pub fn cluster(&self) -> &Cluster {
         &self.env.cluster
+    }
+
+    pub fn note_operators(&self, replicas: u32) {
+        self.resting.store(replicas == 0, Ordering::Relaxed);
+    }
+
+    /// Whether the test left the cluster without an operator.
+    pub fn left_without_operators(&self) -> bool {
+        self.resting.load(Ordering::Relaxed)
     }
 
     /// A name that no other test uses.

@@ -174,6 +174,9 @@ fn probe() -> Result<String> {
         Entry::File("bin/probe".into(), 0o755, fs::read(bin.join("probe"))?),
         Entry::File("bin/busybox".into(), 0o755, fs::read(busybox).context("reading busybox")?),
         Entry::Dir("tmp".into(), 0o1777),
+        // What an engine must refuse to load, for the tests: 16 MiB of the model hold its header and some tensors.
+        Entry::File("models/garbage.gguf".into(), 0o644, b"this is no model".repeat(64)),
+        Entry::File("models/truncated.gguf".into(), 0o644, crate::model::beginning(16 << 20)?),
     ];
     entries.extend(BUSYBOX.iter().map(|name| Entry::Link(format!("bin/{name}"), "busybox".into())));
     let config = Config { entrypoint: vec!["/bin/probe".into()], user: NONROOT.into(), env: vec!["PATH=/bin".into()] };

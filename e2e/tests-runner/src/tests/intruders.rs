@@ -1,12 +1,14 @@
 //! What other pods, other users and other tenants must not be able to do; beside each, what is allowed.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, text, wait_for};
 use crate::http::Caller;
+use crate::process;
+use crate::tests::nodes::gateways;
 use crate::world::{NODES, OPERATOR, SYSTEM, Tenant, Wish, World};
 
 const PROBE_IMAGE: &str = "localhost/stowage/probe:dev";
@@ -37,11 +39,13 @@ async fn editor(w: &World, tenant: &Tenant) -> anyhow::Result<Cluster> {
     w.cluster().impersonate("eve", &["system:authenticated"]).await
 }
 
-fn must_refuse(what: &str, result: Result<Value, kube::Error>, word: &str) -> anyhow::Result<()> {
+/// Refused, and with one of these words.
+fn must_refuse(what: &str, result: Result<Value, kube::Error>, words: &[&str]) -> anyhow::Result<()> {
     match result {
         Ok(_) => bail!("{what}: admitted"),
         Err(e) => {
-            ensure!(e.to_string().contains(word), "{what}: refused, but not with {word:?}: {e}");
+            let said = e.to_string();
+            ensure!(words.iter().any(|word| said.contains(word)), "{what}: refused, but not with {words:?}: {said}");
             Ok(())
         }
     }
@@ -58,7 +62,9 @@ pub async fn nobody_but_the_operator_gets_a_gpu_of_our_class(w: World) -> anyhow
     let eve = editor(&w, &tenant).await?;
     for (who, as_user) in [("cluster admin", admin), ("editor of the namespace", &eve)] {
         let refused = |what: &str, result| {
-            must_refuse(&format!("{who}: {what}"), result, if who == "cluster admin" { "operator" } else { "" })
+            // An editor may not make claims at all, which RBAC says before the policies do.
+            let words: &[&str] = if who == "cluster admin" { &["operator"] } else { &["operator", "forbidden"] };
+            must_refuse(&format!("{who}: {what}"), result, words)
         };
         refused("claim of our class", as_user.create(ns, &claim(ns, "mine", &exactly)).await)?;
         refused("claim with firstAvailable", as_user.create(ns, &claim(ns, "mine", &first)).await)?;
@@ -95,7 +101,22 @@ pub async fn an_agent_writes_only_its_own_node(w: World) -> anyhow::Result<()> {
         match (allowed, result) {
             (true, Err(e)) => bail!("an agent may not write its own GpuNode: {e:#}"),
             (false, Ok(())) => bail!("an agent wrote the GpuNode of another node"),
-            (false, Err(e)) => ensure!(format!("{e:#}").contains("node"), "refused without naming the reason: {e:#}"),
+            (false, Err(e)) => {
+                ensure!(format!("{e:#}").contains("may not write GpuNode"), "refused without naming the reason: {e:#}")
+            }
+            _ => {}
+        }
+    }
+    for (node, allowed) in [(&nodes[0], true), (&nodes[1], false)] {
+        let slice = json!({"apiVersion": "resource.k8s.io/v1", "kind": "ResourceSlice", "metadata": {"name": w.unique(node)},
+            "spec": {"driver": "gpu.stowage.dev", "nodeName": node, "devices": [],
+                "pool": {"name": w.unique("pool"), "generation": 1, "resourceSliceCount": 1}}});
+        w.also_remove("ResourceSlice", "", &w.unique(node));
+        match (allowed, agent.create("", &slice).await) {
+            (true, Err(e)) => bail!("an agent may not publish a ResourceSlice of its own node: {e:#}"),
+            (false, result) => {
+                must_refuse("a ResourceSlice of another node", result, &["may not write a ResourceSlice of node"])?
+            }
             _ => {}
         }
     }
@@ -153,9 +174,14 @@ pub async fn a_stranger_pod_reaches_no_engine_agent_or_operator(w: World) -> any
     for operator in w.cluster().list("Pod", SYSTEM, "app.kubernetes.io/name=stowage-operator").await? {
         closed.push(format!("http://{}:8081/stowage/v1/decisions", text(&operator, "/status/podIP")));
     }
+    for gateway in w.cluster().list("Pod", SYSTEM, "app.kubernetes.io/name=stowage-gateway").await? {
+        closed.push(format!("http://{}:8081/stowage/v1/signals", text(&gateway, "/status/podIP")));
+    }
     for url in &closed {
-        if let Ok(body) = fetch_from(&w, &b, "stranger", url).await? {
-            bail!("the stranger reached {url}: {}", body.chars().take(80).collect::<String>());
+        match fetch_from(&w, &b, "stranger", url).await? {
+            Ok(body) => bail!("the stranger reached {url}: {}", body.chars().take(80).collect::<String>()),
+            // Not another reason, such as a program that did not start.
+            Err(why) => ensure!(why.contains("deadline exceeded") || why.contains("refused"), "{url}: {why}"),
         }
     }
     // Beside it: the gateway's front door is open to the same pod.
@@ -196,11 +222,18 @@ pub async fn keys_decide_who_asks_and_what_they_see(w: World) -> anyhow::Result<
     ensure!(query.status == 401 || query.status == 400, "a key in the query string was taken: {}", query.status);
     // Revoked: the Secret's key changes, and within two seconds the old one is worth nothing.
     w.keys(&a.name, &[("test", "sk-another")]).await?;
-    wait_for("the revoked key to be refused", Duration::from_secs(2), || async {
-        let answer = a.caller.get("/v1/models").await?;
-        Ok(if answer.status == 401 { Ok(()) } else { Err(answer.status.to_string()) })
-    })
-    .await
+    let revoked = Instant::now();
+    let header = format!("authorization: Bearer {}", a.caller.key);
+    for gateway in gateways(&w).await? {
+        let left = Duration::from_secs(2).saturating_sub(revoked.elapsed());
+        wait_for("the revoked key to be refused by every gateway", left, || async {
+            let ask = ["-H", &header, "http://127.0.0.1:8080/v1/models"];
+            let (status, _) = process::ask_inside(gateway, &ask).await?;
+            Ok(if status == 401 { Ok(()) } else { Err(status.to_string()) })
+        })
+        .await?;
+    }
+    Ok(())
 }
 
 pub async fn private_routes_of_the_engine_cannot_be_reached_through_the_gateway(w: World) -> anyhow::Result<()> {

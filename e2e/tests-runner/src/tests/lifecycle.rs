@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use serde_json::json;
 
 use crate::cluster::{text, wait_for};
 use crate::load::Load;
@@ -18,8 +19,9 @@ async fn under_way(load: &Load, count: usize) -> anyhow::Result<()> {
 }
 
 pub async fn deleting_under_load_drains_without_a_failed_request(w: World) -> anyhow::Result<()> {
-    let tenant = w.tenant("a").await?;
+    let tenant = w.tenant_with("a", json!({"gpus": [{"class": "h100-80g", "nominalQuota": "9"}]})).await?;
     w.deploy_ready(&tenant, "going", &Wish::default()).await?;
+    let node = text(w.pods(&tenant, "going").await?.first().context("no pod")?, "/spec/nodeName");
     w.answers(&tenant, "going").await?;
     let load = Load::start(&tenant.caller, "going", 4, 48);
     under_way(&load, 4).await?;
@@ -27,12 +29,13 @@ pub async fn deleting_under_load_drains_without_a_failed_request(w: World) -> an
     // New questions are refused once the model is gone (404); those that were accepted must end well.
     let outcome = load.finish().await;
     let lost: Vec<_> =
-        outcome.failures.iter().filter(|f| !f.contains("404") && !f.contains("model_not_found")).collect();
+        outcome.failures.iter().filter(|f| !f.why.contains("404") && !f.why.contains("model_not_found")).collect();
     ensure!(lost.is_empty(), "{} requests lost: {:?}", lost.len(), &lost[..lost.len().min(3)]);
     w.gone(&tenant, "going", Duration::from_secs(60)).await?;
-    // The slice is free again: a replica that needs all that node1's GPU offers can be placed.
-    w.deploy_ready(&tenant, "next", &Wish::default()).await?;
-    Ok(())
+    // The slice is free again: a replica that needs every GPU of the node whole can be placed there.
+    let all = json!({"podTemplate": {"nodeSelector": {"kubernetes.io/hostname": node}},
+        "variants": [{"name": "whole", "class": "h100-80g", "count": 8}]});
+    w.deploy_ready(&tenant, "next", &Wish::default().overlay(all)).await
 }
 
 /// The engine's process of a deployment's (first) pod, and the pod's name.
@@ -55,6 +58,13 @@ pub async fn a_killed_engine_is_replaced_and_the_other_replica_serves(w: World) 
     // Every request that begins after the death succeeds.
     let load = Load::start(&tenant.caller, "pair", 3, 16);
     under_way(&load, 12).await?;
+    wait_for("the killed engine to run again", Duration::from_secs(60), || async {
+        let pods = w.pods(&tenant, "pair").await?;
+        let count = |p: &serde_json::Value| p.pointer("/status/containerStatuses/0/restartCount")?.as_u64();
+        let restarts = pods.iter().filter_map(count).sum::<u64>();
+        Ok(if restarts == 1 { Ok(()) } else { Err(format!("{restarts} restarts")) })
+    })
+    .await?;
     w.ready(&tenant, "pair", 2).await?;
     let outcome = load.finish().await;
     ensure!(

@@ -9,9 +9,12 @@ mod faults;
 mod gpus;
 mod intruders;
 mod lifecycle;
+mod nodes;
 mod objects;
+pub mod operators;
 mod placement;
 mod quickstart;
+mod scale;
 
 type Body = fn(World) -> Pin<Box<dyn Future<Output = anyhow::Result<()>>>>;
 
@@ -20,57 +23,79 @@ pub struct Test {
     pub name: &'static str,
     /// Runs only with `--long`.
     pub long: bool,
+    /// Begins when nothing of earlier tests is left: it needs whole GPUs, or replaces what all run on.
+    pub alone: bool,
     pub limit_seconds: u64,
     pub body: Body,
 }
 
-/// `test!(module::function)`: a test named after its function.
+/// `test!(module::function)`: a test named after its function; before it `alone` or `long` (alone, too).
 macro_rules! test {
     (long $module:ident :: $function:ident) => {
-        Test { name: stringify!($function), long: true, limit_seconds: 7200, body: |w| Box::pin($module::$function(w)) }
+        test!($module::$function, long: true, alone: true, limit: 7200)
+    };
+    (alone $module:ident :: $function:ident) => {
+        test!($module::$function, long: false, alone: true, limit: 420)
     };
     ($module:ident :: $function:ident) => {
-        Test { name: stringify!($function), long: false, limit_seconds: 420, body: |w| Box::pin($module::$function(w)) }
+        test!($module::$function, long: false, alone: false, limit: 420)
+    };
+    ($module:ident :: $function:ident, long: $long:expr, alone: $alone:expr, limit: $limit:expr) => {
+        Test {
+            name: stringify!($function),
+            long: $long,
+            alone: $alone,
+            limit_seconds: $limit,
+            body: |w| Box::pin($module::$function(w)),
+        }
     };
 }
 
 pub fn all() -> Vec<Test> {
     vec![
         test!(quickstart::quickstart_answers_through_the_gateway_with_the_openai_client),
-        test!(quickstart::a_model_is_ready_within_15_seconds_of_apply_when_warm),
+        test!(alone quickstart::a_model_is_ready_within_15_seconds_of_apply_when_warm),
         test!(quickstart::our_processes_stay_small),
-        test!(placement::two_tenants_share_one_gpu_and_a_third_waits_with_a_true_counterfactual),
+        test!(alone placement::two_tenants_share_one_gpu_and_a_third_waits_with_a_true_counterfactual),
         test!(placement::restricted_pod_security_admits_all_but_the_agent),
         test!(placement::the_drivers_sockets_are_registered_with_every_kubelet),
         test!(objects::a_bad_deployment_of_each_rule_is_refused_with_its_message),
         test!(objects::what_cannot_be_honoured_is_not_accepted_and_disturbs_nobody),
         test!(objects::two_quotas_that_claim_one_namespace_leave_it_to_the_older),
         test!(objects::a_tenant_over_its_limit_waits_and_others_do_not_notice),
-        test!(objects::a_model_file_that_is_not_there_is_said_in_the_condition),
+        test!(objects::a_model_that_cannot_be_loaded_is_said_in_the_condition_and_not_tried_for_ever),
         test!(intruders::nobody_but_the_operator_gets_a_gpu_of_our_class),
         test!(intruders::an_agent_writes_only_its_own_node),
         test!(intruders::a_stranger_pod_reaches_no_engine_agent_or_operator),
         test!(intruders::keys_decide_who_asks_and_what_they_see),
         test!(intruders::private_routes_of_the_engine_cannot_be_reached_through_the_gateway),
         test!(intruders::no_token_is_cached_across_tenants),
-        test!(gpus::who_takes_more_than_its_slice_is_evicted_and_its_neighbour_notices_nothing),
-        test!(gpus::a_peak_shorter_than_five_samples_evicts_nobody),
+        test!(alone gpus::who_takes_more_than_its_slice_is_evicted_and_its_neighbour_notices_nothing),
+        test!(gpus::a_short_peak_and_a_small_excess_evict_nobody),
         test!(gpus::an_xid_takes_a_replica_out_of_routing_and_moves_it),
+        test!(alone gpus::an_xid_stops_routing_within_two_seconds_without_an_operator),
         test!(gpus::a_truncated_scenario_is_survived),
-        test!(faults::an_operator_killed_after_a_write_is_taken_over_without_a_trace),
-        test!(long faults::an_operator_killed_after_every_write_is_taken_over_without_a_trace),
-        test!(faults::a_slow_and_failing_api_server_is_survived_with_bounded_requests),
-        test!(faults::a_paused_leader_is_replaced_and_writes_nothing_when_it_wakes),
-        test!(faults::without_an_operator_requests_go_on),
-        test!(faults::a_hung_engine_leaves_routing_and_its_neighbour_serves),
-        test!(faults::a_killed_gateway_ends_only_its_own_streams),
-        test!(faults::deleted_resource_slices_come_back_and_pods_stay),
-        test!(faults::a_killed_agent_resumes_and_running_pods_stay),
-        test!(lifecycle::deleting_under_load_drains_without_a_failed_request),
+        test!(alone operators::an_operator_killed_after_a_write_is_taken_over_without_a_trace),
+        test!(long operators::an_operator_killed_after_every_write_is_taken_over_without_a_trace),
+        test!(alone operators::a_slow_and_failing_api_server_is_survived_with_bounded_requests),
+        test!(alone operators::an_empty_list_deletes_nothing),
+        test!(alone operators::an_api_server_that_restarts_loses_nothing),
+        test!(alone operators::a_paused_leader_is_replaced_and_writes_nothing_when_it_wakes),
+        test!(alone operators::without_an_operator_requests_go_on),
+        test!(long operators::without_an_operator_for_five_minutes_no_stream_is_lost),
+        test!(alone faults::a_hung_engine_leaves_routing_and_its_neighbour_serves),
+        test!(alone faults::a_killed_gateway_ends_only_its_own_streams),
+        test!(alone faults::deleted_resource_slices_come_back_and_pods_stay),
+        test!(alone faults::a_killed_agent_resumes_and_running_pods_stay),
+        test!(alone lifecycle::deleting_under_load_drains_without_a_failed_request),
         test!(lifecycle::a_killed_engine_is_replaced_and_the_other_replica_serves),
         test!(lifecycle::with_one_replica_killed_requests_are_held_until_it_is_back),
+        test!(alone scale::two_hundred_deployments_of_one_tenant_do_not_delay_another),
+        test!(alone nodes::an_agent_killed_between_the_steps_of_prepare_and_unprepare_resumes),
+        test!(alone nodes::a_full_disk_is_told_and_the_replica_goes_to_another_node),
+        test!(alone nodes::a_lost_node_leaves_routing_and_its_return_doubles_nothing),
         // The last two replace what the others run on.
-        test!(chart::helm_test_passes_and_an_upgrade_interrupts_nobody),
-        test!(chart::helm_uninstall_leaves_nothing_and_install_works_again),
+        test!(alone chart::helm_test_passes_and_an_upgrade_interrupts_nobody),
+        test!(alone chart::helm_uninstall_leaves_nothing_and_install_works_again),
     ]
 }

@@ -80,7 +80,8 @@ pub async fn what_cannot_be_honoured_is_not_accepted_and_disturbs_nobody(w: Worl
         w.deploy(&tenant, &name, &Wish::default().overlay(overlay)).await?;
         refused(&w, &tenant, &name, what, word).await?;
     }
-    w.deploy_ready(&tenant, "good", &Wish::default()).await
+    // As long as a name may be.
+    w.deploy_ready(&tenant, &"g".repeat(40), &Wish::default()).await
 }
 
 /// Waits for a refusal, in whichever condition it stands, that mentions `word`.
@@ -135,14 +136,44 @@ pub async fn a_tenant_over_its_limit_waits_and_others_do_not_notice(w: World) ->
     w.ready(&small, "greedy", 3).await
 }
 
-/// A model that cannot be loaded: the reason stands in the condition, and the pod does not loop hot.
-pub async fn a_model_file_that_is_not_there_is_said_in_the_condition(w: World) -> anyhow::Result<()> {
+/// Name, image, file, and what its refusal must say.
+const BAD_MODELS: [(&str, &str, &str, &str); 3] = [
+    ("missing", crate::world::MODEL_IMAGE, "/not-there.gguf", "not-there.gguf"),
+    ("garbage", "localhost/stowage/probe:dev", "/models/garbage.gguf", "no GGUF file"),
+    ("truncated", "localhost/stowage/probe:dev", "/models/truncated.gguf", "truncated"),
+];
+
+/// Models that cannot be loaded: the reason stands in the condition, `status` names the next step, and the pod
+/// does not loop hot.
+pub async fn a_model_that_cannot_be_loaded_is_said_in_the_condition_and_not_tried_for_ever(
+    w: World,
+) -> anyhow::Result<()> {
     let tenant = w.tenant("a").await?;
-    let missing = json!({"model": {"source": {"image": {"path": "/not-there.gguf"}}}});
-    w.deploy(&tenant, "broken", &Wish::default().overlay(missing)).await?;
-    w.until(&tenant, "broken", "Ready=False naming the file", Duration::from_secs(60), |o| {
-        condition(o, "Ready").is_some_and(|(s, _, m)| s == "False" && m.contains("not-there.gguf"))
+    for (name, image, path, _) in BAD_MODELS {
+        let source = json!({"model": {"source": {"image": {"reference": image, "path": path}}}});
+        w.deploy(&tenant, name, &Wish::default().overlay(source)).await?;
+    }
+    for (name, _, path, word) in BAD_MODELS {
+        let told = format!("Ready=False with {path} and {word}");
+        w.until(&tenant, name, &told, Duration::from_secs(60), |o| {
+            condition(o, "Ready").is_some_and(|(s, _, m)| s == "False" && m.contains(path) && m.contains(word))
+        })
+        .await?;
+        let shown = tokio::process::Command::new(crate::world::Env::built("kubectl-stowage")?)
+            .args(["status", name, "-n", &tenant.name])
+            .output()
+            .await?;
+        let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+        ensure!(shown.contains("Check") || shown.contains("Correct"), "`status` names no next step:\n{shown}");
+    }
+    // The kubelet's back-off: ten seconds after the first end, twenty after the second.
+    let hot = wait_for("a fourth restart", Duration::from_secs(15), || async {
+        let pods = w.pods(&tenant, "garbage").await?;
+        let restarts =
+            pods.iter().filter_map(|p| p.pointer("/status/containerStatuses/0/restartCount")?.as_u64()).max();
+        Ok(if restarts > Some(3) || pods.len() > 1 { Ok(()) } else { Err(format!("{restarts:?} restarts")) })
     })
-    .await?;
+    .await;
+    ensure!(hot.is_err(), "more than three restarts, or a second pod, within half a minute: a hot loop");
     Ok(())
 }

@@ -1,0 +1,392 @@
+//! The operator and the API server in trouble: crashes after any write, a paused leader, no operator at all, an
+//! API server that is slow, failing, restarted or wrong.
+
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use serde_json::{Value, json};
+
+use crate::cluster::{text, wait_for};
+use crate::history::History;
+use crate::load::Load;
+use crate::process;
+use crate::proxy::{Mischief, Proxy};
+use crate::world::{OPERATOR, SYSTEM, Tenant, Wish, World};
+
+const H100: i64 = 80 << 30;
+/// Milliseconds after which the next operator of a crash test takes over.
+const SHORT_LEASE: u32 = 3000;
+/// The operator's default.
+const LEASE: u32 = 8000;
+/// Longer than any lease.
+const PAUSE: Duration = Duration::from_secs(30);
+/// Kinds that an operator watches.
+const WATCHED: usize = 11;
+/// In the arguments of an engine with [`other_model`].
+const OTHER_LENGTH: &str = "4096";
+/// Requests that an API server in trouble refuses.
+const TROUBLES: usize = 30;
+
+/// The operators of the cluster are asked to rest while a test brings its own; `Drop` cannot wait, so
+/// every test that calls this calls `operators(…, 2)` on all its paths (and `World` for one that ran out of time).
+pub async fn operators(w: &World, replicas: u32) -> anyhow::Result<()> {
+    w.note_operators(replicas);
+    w.cluster().merge("Deployment", SYSTEM, "stowage-operator", &json!({"spec": {"replicas": replicas}})).await?;
+    wait_for(&format!("{replicas} operators"), Duration::from_secs(60), || async {
+        let pods = w.cluster().list("Pod", SYSTEM, "app.kubernetes.io/name=stowage-operator").await?;
+        let ready =
+            pods.iter().filter(|p| crate::cluster::condition(p, "Ready").is_some_and(|c| c.0 == "True")).count();
+        Ok(if pods.len() == replicas as usize && ready == pods.len() {
+            Ok(())
+        } else {
+            Err(format!("{ready} of {} ready", pods.len()))
+        })
+    })
+    .await
+}
+
+/// An operator of this test's own: the same program, as a process here, through the proxy.
+struct Operator(tokio::process::Child);
+
+impl Operator {
+    fn start(w: &World, proxy: &Proxy, lease_ms: u32) -> anyhow::Result<Self> {
+        let program = std::env::current_exe()?.with_file_name("stowage-operator");
+        let config = proxy.kubeconfig(&std::env::temp_dir())?;
+        let child = tokio::process::Command::new(&program)
+            .env("KUBECONFIG", config)
+            .args(["--admin-address", "127.0.0.1:0", "--identity", &w.unique("operator")])
+            .args(["--lease-ms", &lease_ms.to_string(), "--renew-ms", &(lease_ms / 4).to_string()])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .with_context(|| format!("start {}", program.display()))?;
+        Ok(Self(child))
+    }
+
+    fn signal(&self, signal: &str) -> anyhow::Result<()> {
+        let pid = self.0.id().context("the operator has ended")?;
+        process::signal(i32::try_from(pid)?, signal)
+    }
+
+    async fn kill(mut self) -> anyhow::Result<()> {
+        self.0.kill().await.context("kill the operator")
+    }
+}
+
+/// A proxy that speaks to the API server as the operator's own account, so that policies and rights are the real ones.
+async fn between(w: &World, mischief: Mischief) -> anyhow::Result<Proxy> {
+    let groups = ["system:serviceaccounts", "system:serviceaccounts:stowage-system", "system:authenticated"];
+    let operator = w.cluster().impersonate(OPERATOR, &groups).await?;
+    Proxy::start(operator.client().clone(), mischief).await
+}
+
+/// What a scenario of writes does to the deployment `chat`.
+async fn act(w: &World, tenant: &Tenant, stage: Stage) -> anyhow::Result<()> {
+    match stage {
+        Stage::Create => w.deploy(tenant, "chat", &Wish::default()).await,
+        Stage::Grow => w.deploy(tenant, "chat", &Wish::default().replicas(3)).await,
+        Stage::Rollout => w.deploy(tenant, "chat", &Wish::default().replicas(3).overlay(other_model())).await,
+        Stage::Shrink => w.deploy(tenant, "chat", &Wish::default()).await,
+        Stage::Delete => w.cluster().delete("InferenceDeployment", &tenant.name, "chat").await,
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Stage {
+    Create,
+    Grow,
+    /// Another model: every replica is made anew.
+    Rollout,
+    Shrink,
+    Delete,
+}
+
+impl Stage {
+    const ALL: [Self; 5] = [Self::Create, Self::Grow, Self::Rollout, Self::Shrink, Self::Delete];
+
+    fn replicas(self) -> u32 {
+        match self {
+            Self::Create | Self::Shrink => 1,
+            Self::Grow | Self::Rollout => 3,
+            Self::Delete => 0,
+        }
+    }
+}
+
+/// The same file under another length limit: what a change of model means for the pods.
+fn other_model() -> Value {
+    json!({"runtime": {"options": {"maxModelLen": 4096}}})
+}
+
+/// Waits for the end state of a stage and checks that nothing is doubled or orphaned.
+async fn settled(w: &World, tenant: &Tenant, stage: Stage) -> anyhow::Result<()> {
+    let wanted = stage.replicas() as usize;
+    if stage == Stage::Delete {
+        w.gone(tenant, "chat", Duration::from_secs(150)).await?;
+        for kind in ["Pod", "ResourceClaim", "NetworkPolicy", "Service"] {
+            let left = w.cluster().list(kind, &tenant.name, "app.kubernetes.io/managed-by=stowage").await?;
+            ensure!(left.is_empty(), "{} {kind}s are orphaned", left.len());
+        }
+        return Ok(());
+    }
+    w.ready(tenant, "chat", stage.replicas()).await?;
+    wait_for("exactly the wanted objects", Duration::from_secs(60), || async {
+        let (pods, claims) = (w.pods(tenant, "chat").await?, w.claims(tenant, "chat").await?.len());
+        let renewed = pods.iter().filter(|p| p["spec"].to_string().contains(OTHER_LENGTH)).count();
+        let right = if stage == Stage::Rollout { renewed == wanted } else { true };
+        Ok(if pods.len() == wanted && claims == wanted && right {
+            Ok(())
+        } else {
+            Err(format!("{} pods ({renewed} renewed), {claims} claims, want {wanted}", pods.len()))
+        })
+    })
+    .await
+}
+
+/// Cuts an operator off after its n-th write of a stage, kills it, and lets a second one finish.
+async fn crash_after(w: &World, tenant: &Tenant, stage: Stage, n: usize) -> anyhow::Result<bool> {
+    let proxy = between(w, Mischief::CutAfterWrite(n)).await?;
+    let first = Operator::start(w, &proxy, SHORT_LEASE)?;
+    act(w, tenant, stage).await?;
+    let cut = wait_for("the cut", Duration::from_secs(60), || async {
+        if proxy.is_cut() {
+            return Ok(Ok(true));
+        }
+        // A stage of fewer than n writes ends without a cut.
+        Ok(if settled_now(w, tenant, stage).await? { Ok(false) } else { Err(format!("{} writes", proxy.writes())) })
+    })
+    .await
+    .with_context(|| format!("{stage:?}, write {n}"))?;
+    first.kill().await?;
+    let whole = between(w, Mischief::None).await?;
+    let second = Operator::start(w, &whole, SHORT_LEASE)?;
+    let outcome = settled(w, tenant, stage).await.with_context(|| format!("{stage:?}, killed after write {n}"));
+    second.kill().await?;
+    outcome?;
+    Ok(cut)
+}
+
+async fn settled_now(w: &World, tenant: &Tenant, stage: Stage) -> anyhow::Result<bool> {
+    let Some(object) = w.cluster().get("InferenceDeployment", &tenant.name, "chat").await? else {
+        return Ok(stage == Stage::Delete);
+    };
+    let ready = object.pointer("/status/readyReplicas").and_then(Value::as_u64) == Some(u64::from(stage.replicas()));
+    let current = text(&object, "/status/observedGeneration") == text(&object, "/metadata/generation");
+    let pods = w.pods(tenant, "chat").await?;
+    let renewed = |p: &Value| stage != Stage::Rollout || p["spec"].to_string().contains(OTHER_LENGTH);
+    let whole = pods.len() == stage.replicas() as usize && pods.iter().all(renewed);
+    Ok(stage != Stage::Delete && ready && current && whole)
+}
+
+async fn crashes(w: &World, points: impl Fn(Stage) -> Vec<usize>) -> anyhow::Result<()> {
+    let tenant = w.tenant("a").await?;
+    let history = History::watch(w.cluster().client(), &tenant.name);
+    for stage in Stage::ALL {
+        for n in points(stage) {
+            // Each point starts from the state before its stage.
+            if stage == Stage::Create {
+                reset(w, &tenant, None).await?
+            } else {
+                reset(w, &tenant, Some(if stage == Stage::Grow { 1 } else { 3 })).await?
+            }
+            if !crash_after(w, &tenant, stage, n).await? {
+                break; // the stage has fewer writes than n
+            }
+        }
+    }
+    history.check(H100)
+}
+
+/// Brings `chat` to so many replicas (`None`: gone) with an operator that is left alone.
+async fn reset(w: &World, tenant: &Tenant, replicas: Option<u32>) -> anyhow::Result<()> {
+    let proxy = between(w, Mischief::None).await?;
+    let operator = Operator::start(w, &proxy, SHORT_LEASE)?;
+    let done = match replicas {
+        Some(n) => w.deploy_ready(tenant, "chat", &Wish::default().replicas(n)).await,
+        None => {
+            w.cluster().delete("InferenceDeployment", &tenant.name, "chat").await?;
+            w.gone(tenant, "chat", Duration::from_secs(150)).await
+        }
+    };
+    operator.kill().await?;
+    done
+}
+
+pub async fn an_operator_killed_after_a_write_is_taken_over_without_a_trace(w: World) -> anyhow::Result<()> {
+    operators(&w, 0).await?;
+    let result = crashes(&w, |stage| match stage {
+        Stage::Create => vec![3],
+        Stage::Grow => vec![2],
+        Stage::Rollout => vec![5],
+        Stage::Shrink => vec![2],
+        Stage::Delete => vec![2],
+    })
+    .await;
+    operators(&w, 2).await?;
+    result
+}
+
+pub async fn an_operator_killed_after_every_write_is_taken_over_without_a_trace(w: World) -> anyhow::Result<()> {
+    operators(&w, 0).await?;
+    let result = crashes(&w, |_| (1..=30).collect()).await;
+    operators(&w, 2).await?;
+    result
+}
+
+pub async fn a_slow_and_failing_api_server_is_survived_with_bounded_requests(w: World) -> anyhow::Result<()> {
+    operators(&w, 0).await?;
+    let result = failing_api_server(&w).await;
+    operators(&w, 2).await?;
+    result
+}
+
+async fn failing_api_server(w: &World) -> anyhow::Result<()> {
+    let tenant = w.tenant("a").await?;
+    let proxy = between(w, Mischief::None).await?;
+    let operator = Operator::start(w, &proxy, LEASE)?;
+    w.deploy_ready(&tenant, "chat", &Wish::default()).await?;
+    proxy.set(Mischief::Errors(vec![409, 410, 429, 500], TROUBLES));
+    let (requests, started) = (proxy.requests(), Instant::now());
+    w.deploy(&tenant, "chat", &Wish::default().replicas(2)).await?;
+    w.ready(&tenant, "chat", 2).await?;
+    let per_minute = (proxy.requests() - requests) as f64 / started.elapsed().as_secs_f64() * 60.0;
+    ensure!(proxy.troubled() >= 20, "only {} requests met trouble: the test proves nothing", proxy.troubled());
+    ensure!(per_minute < 1500.0, "{per_minute:.0} requests a minute while every second one failed");
+    proxy.set(Mischief::Slow(Duration::from_secs(2)));
+    w.deploy(&tenant, "chat", &Wish::default().replicas(1)).await?;
+    settled(w, &tenant, Stage::Shrink).await?;
+    operator.kill().await
+}
+
+/// Two operators of the test's own, so that every write of the paused one would be seen.
+pub async fn a_paused_leader_is_replaced_and_writes_nothing_when_it_wakes(w: World) -> anyhow::Result<()> {
+    operators(&w, 0).await?;
+    let result = paused_leader(&w).await;
+    operators(&w, 2).await?;
+    result
+}
+
+async fn paused_leader(w: &World) -> anyhow::Result<()> {
+    let tenant = w.tenant("a").await?;
+    let (before, after) = (between(w, Mischief::None).await?, between(w, Mischief::None).await?);
+    let first = Operator::start(w, &before, LEASE)?;
+    w.deploy_ready(&tenant, "chat", &Wish::default()).await?;
+    let second = Operator::start(w, &after, LEASE)?;
+    let old = holder(w).await?;
+    let stopped = Instant::now();
+    first.signal("STOP")?;
+    wait_for("another leader", Duration::from_secs(10), || async {
+        let now = holder(w).await?;
+        Ok(if now != old && !now.is_empty() { Ok(()) } else { Err(now) })
+    })
+    .await?;
+    println!("  taken over {:.1} s after the pause began", stopped.elapsed().as_secs_f64());
+    // The world moves on while the first one sleeps: what it knew would make it write.
+    w.cluster().delete("InferenceDeployment", &tenant.name, "chat").await?;
+    w.gone(&tenant, "chat", Duration::from_secs(60)).await?;
+    w.deploy_ready(&tenant, "next", &Wish::default().replicas(2)).await?;
+    tokio::time::sleep(PAUSE.saturating_sub(stopped.elapsed())).await; // a lease that is long over is what is tested
+    let (writes, new) = (before.writes(), holder(w).await?);
+    first.signal("CONT")?;
+    let back = wait_for("a write of the old leader, or its lease", Duration::from_secs(12), || async {
+        let (wrote, now) = (before.writes() - writes, holder(w).await?);
+        Ok(if wrote > 0 || now != new { Ok(format!("{wrote} writes, the lease is {now}'s")) } else { Err(now) })
+    })
+    .await;
+    first.kill().await?;
+    second.kill().await?;
+    ensure!(back.is_err(), "the old leader woke and {}", back.unwrap_or_default());
+    ensure!(before.requests() > 0, "the old leader never spoke through its proxy: the test proves nothing");
+    Ok(())
+}
+
+/// Lists that are complete and empty, and watches that are over (410): nothing is given up for that.
+pub async fn an_empty_list_deletes_nothing(w: World) -> anyhow::Result<()> {
+    operators(&w, 0).await?;
+    let result = empty_lists(&w).await;
+    operators(&w, 2).await?;
+    result
+}
+
+async fn empty_lists(w: &World) -> anyhow::Result<()> {
+    let tenant = w.tenant("a").await?;
+    let proxy = between(w, Mischief::None).await?;
+    let operator = Operator::start(w, &proxy, LEASE)?;
+    w.deploy_ready(&tenant, "chat", &Wish::default()).await?;
+    let ids = async || -> anyhow::Result<Vec<String>> {
+        let (pods, claims) = (w.pods(&tenant, "chat").await?, w.claims(&tenant, "chat").await?);
+        Ok(pods.iter().chain(&claims).map(|o| text(o, "/metadata/uid")).collect())
+    };
+    let (before, writes) = (ids().await?, proxy.writes());
+    proxy.set(Mischief::EmptyLists);
+    wait_for("every kind to be listed twice, empty", Duration::from_secs(30), || async {
+        let told = proxy.emptied();
+        Ok(if told >= 2 * WATCHED { Ok(()) } else { Err(format!("{told} empty lists")) })
+    })
+    .await?;
+    let (now, wrote) = (ids().await?, proxy.writes() - writes);
+    ensure!(now == before, "pods and claims were {before:?}, after empty lists they are {now:?}");
+    ensure!(wrote == 0, "{wrote} writes on the strength of empty lists");
+    proxy.set(Mischief::None);
+    w.deploy(&tenant, "chat", &Wish::default().replicas(2)).await?;
+    w.ready(&tenant, "chat", 2).await?;
+    ensure!(before.iter().all(|uid| !uid.is_empty()) && ids().await?.len() == 4, "the first replica did not stay");
+    operator.kill().await
+}
+
+pub async fn an_api_server_that_restarts_loses_nothing(w: World) -> anyhow::Result<()> {
+    let tenant = w.tenant("a").await?;
+    w.deploy_ready(&tenant, "chat", &Wish::default()).await?;
+    w.answers(&tenant, "chat").await?;
+    let before = text(w.pods(&tenant, "chat").await?.first().context("no pod")?, "/metadata/uid");
+    let load = Load::start(&tenant.caller, "chat", 4, 32);
+    w.env.cluster_command(&["kill", "kube-apiserver"]).await?;
+    let at = load.succeeded();
+    let enough = wait_for("12 answers without an API server", Duration::from_secs(60), || async {
+        Ok(if load.succeeded() >= at + 12 { Ok(()) } else { Err(load.succeeded().to_string()) })
+    })
+    .await;
+    w.env.cluster_command(&["up", "--nodes", "2"]).await.context("start the API server again")?;
+    enough?;
+    w.deploy(&tenant, "chat", &Wish::default().replicas(2)).await?;
+    w.ready(&tenant, "chat", 2).await?;
+    let outcome = load.finish().await;
+    ensure!(outcome.failures.is_empty(), "{} failed: {:?}", outcome.failures.len(), outcome.failures.first());
+    let after = w.pods(&tenant, "chat").await?;
+    ensure!(after.iter().any(|p| text(p, "/metadata/uid") == before), "the pod from before is gone");
+    Ok(())
+}
+
+async fn holder(w: &World) -> anyhow::Result<String> {
+    let lease = w.cluster().get("Lease", SYSTEM, "stowage-operator").await?.context("no Lease")?;
+    Ok(text(&lease, "/spec/holderIdentity"))
+}
+
+pub async fn without_an_operator_requests_go_on(w: World) -> anyhow::Result<()> {
+    absent(&w, Duration::ZERO).await
+}
+
+pub async fn without_an_operator_for_five_minutes_no_stream_is_lost(w: World) -> anyhow::Result<()> {
+    absent(&w, Duration::from_secs(300)).await
+}
+
+/// Four clients, two of them streaming, while there is no operator: for 40 answers, and for so long.
+async fn absent(w: &World, at_least: Duration) -> anyhow::Result<()> {
+    let tenant = w.tenant("a").await?;
+    w.deploy_ready(&tenant, "chat", &Wish::default()).await?;
+    w.answers(&tenant, "chat").await?;
+    operators(w, 0).await?;
+    let (load, since) = (Load::start(&tenant.caller, "chat", 4, 32), Instant::now());
+    let enough = wait_for("40 answers", at_least + Duration::from_secs(120), || async {
+        let (done, gone) = (load.succeeded(), since.elapsed());
+        Ok(if done >= 40 && gone >= at_least { Ok(()) } else { Err(format!("{done} in {gone:.0?}")) })
+    })
+    .await;
+    let outcome = load.finish().await;
+    operators(w, 2).await?;
+    enough?;
+    ensure!(outcome.failures.is_empty(), "{} failed: {:?}", outcome.failures.len(), outcome.failures.first());
+    Ok(())
+}
