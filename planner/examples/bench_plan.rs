@@ -31,11 +31,25 @@ fn scene(nodes: u32, deployments: u32) -> Snapshot {
     common::parse(&text)
 }
 
+/// `deployments` of one tenant whose quota covers two of them: the others wait, each with its reason.
+fn crowd(nodes: u32, deployments: u32) -> Snapshot {
+    let mut text = String::from("class h100-80g soft\ntenant team-a ns=team-a h100-80g=0.11\n");
+    for n in 0..nodes {
+        let _ = writeln!(text, "node node{n:04} gpu=h100-80g*8 cpu=128 mem=512Gi");
+    }
+    for d in 0..deployments {
+        let _ = writeln!(text, "deployment team-a/d{d:04} want=1 ask=h100-80g*1,4Gi,5");
+    }
+    let _ = writeln!(text, "replica team-a/d0000 0 node0000 0 ready\nreplica team-a/d0001 0 node0000 0 ready");
+    common::parse(&text)
+}
+
 fn main() {
     let policy = Policy::default();
     let mut demo_ms = 0.0;
-    for (name, nodes, deployments, rounds) in [("demo", 3, 2, 200), ("team", 30, 100, 5), ("fleet", 1000, 1000, 1)] {
-        let snapshot = scene(nodes, deployments);
+    let scenes = [("demo", 3, 2, 200), ("crowd", 2, 200, 20), ("team", 30, 100, 5), ("fleet", 1000, 1000, 1)];
+    for (name, nodes, deployments, rounds) in scenes {
+        let snapshot = if name == "crowd" { crowd(nodes, deployments) } else { scene(nodes, deployments) };
         let mut best = f64::INFINITY;
         let mut actions = 0;
         for _ in 0..rounds {
@@ -52,7 +66,7 @@ fn main() {
         println!(
             "{{\"bench\":\"plan\",\"scene\":\"{name}\",\"nodes\":{nodes},\"gpus\":{},\"deployments\":{},\"actions\":{actions},\"best_ms\":{best:.3}}}",
             nodes * 8,
-            deployments + 1
+            snapshot.deployments.len()
         );
     }
     println!(

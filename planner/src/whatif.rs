@@ -6,13 +6,15 @@
 //! the planner would do, not what somebody believes it would. Single changes only; where two are
 //! needed, none is named.
 
+use std::collections::BTreeMap;
+
 use crate::decide::{Case, Draft, decide, release};
 use crate::lifecycle::assess;
 use crate::plan::EndReason;
 use crate::report::{Change, Counterfactual, QuotaBinding, Refusal};
 use crate::snapshot::{
-    Accelerator, Deployment, DeploymentId, Freshness, Health, Phase, Policy, Quota, Replica, SliceOwner, Snapshot,
-    Taint, Tenant, TenantId, TimeMs, Toleration,
+    Accelerator, Deployment, DeploymentId, Freshness, Health, Phase, Placement, Policy, Quota, Replica, SliceOwner,
+    Snapshot, Taint, Tenant, TenantId, TimeMs, Toleration,
 };
 use crate::world::{World, free, owned_by, share_on};
 
@@ -34,18 +36,16 @@ pub(crate) fn counterfactuals(
         return found;
     }
     let settled = settled(snapshot, draft, now);
-    let base = decide(&settled, policy, now);
-    let mut left = TRIES_PER_PLAN;
+    let mut trials = Trials::new(&settled, policy, now, TRIES_PER_PLAN);
     for (case, found) in draft.cases.iter().zip(&mut found) {
         if !waits(case) {
             continue;
         }
         for change in suggestions(snapshot, draft, case).into_iter().take(TRIES) {
-            if left == 0 || found.len() == KEEP {
+            if found.len() == KEEP {
                 break;
             }
-            left -= 1;
-            found.extend(verify(&settled, &base, &case.d.id, &change, policy, now));
+            found.extend(trials.verify(&case.d.id, &change));
         }
     }
     found
@@ -65,8 +65,66 @@ pub fn verify_change(
     now: TimeMs,
 ) -> Option<Counterfactual> {
     let settled = settled(snapshot, &decide(snapshot, policy, now), now);
-    let base = decide(&settled, policy, now);
-    verify(&settled, &base, id, change, policy, now)
+    Trials::new(&settled, policy, now, 1).verify(id, change)
+}
+
+/// Placements of what a decision would create, by deployment.
+type Created = BTreeMap<DeploymentId, Vec<Option<Placement>>>;
+
+/// Decisions made again on changed copies of one snapshot. Where hundreds wait for the same thing the same change
+/// is suggested for each, and tried once.
+struct Trials<'a> {
+    settled: &'a Snapshot,
+    policy: &'a Policy,
+    now: TimeMs,
+    base: Created,
+    /// `None`: the change makes no sense. With the deployment where the change is to its own spec.
+    tried: BTreeMap<(Option<DeploymentId>, Change), Option<Created>>,
+    left: usize,
+}
+
+impl<'a> Trials<'a> {
+    fn new(settled: &'a Snapshot, policy: &'a Policy, now: TimeMs, left: usize) -> Self {
+        let base = created(&decide(settled, policy, now));
+        Trials { settled, policy, now, base, tried: BTreeMap::new(), left }
+    }
+
+    fn verify(&mut self, id: &DeploymentId, change: &Change) -> Option<Counterfactual> {
+        let before = self.base.get(id).map_or(0, Vec::len);
+        let after = self.outcome(id, change)?.get(id)?;
+        let gains = after.len().checked_sub(before).filter(|n| *n > 0)?;
+        Some(Counterfactual { change: change.clone(), gains: gains as u32, placement: after[before].clone()? })
+    }
+
+    fn outcome(&mut self, id: &DeploymentId, change: &Change) -> Option<&Created> {
+        let own = matches!(change, Change::Tolerate { .. } | Change::LowerMemory { .. } | Change::LowerCompute { .. });
+        let key = (own.then(|| id.clone()), change.clone());
+        if !self.tried.contains_key(&key) {
+            self.left = self.left.checked_sub(1)?;
+            let outcome = self.try_out(id, change);
+            self.tried.insert(key.clone(), outcome);
+        }
+        self.tried.get(&key)?.as_ref()
+    }
+
+    fn try_out(&self, id: &DeploymentId, change: &Change) -> Option<Created> {
+        let mut changed = self.settled.clone();
+        let at = match change {
+            Change::WaitUntil { at } => *at,
+            _ => self.now,
+        };
+        apply(&mut changed, id, change, self.policy, self.now)?;
+        Some(created(&decide(&changed, self.policy, at)))
+    }
+}
+
+fn created(draft: &Draft<'_>) -> Created {
+    let some = draft.cases.iter().filter(|case| !case.creates.is_empty());
+    some.map(|case| {
+        let winners = case.creates.iter().map(|create| create.verdict.winner.as_ref());
+        (case.d.id.clone(), winners.map(|winner| winner.map(|w| w.placement.clone())).collect())
+    })
+    .collect()
 }
 
 /// The snapshot once the draft's plan is carried out: what it creates is starting, what it ends is on
@@ -99,31 +157,6 @@ fn settled(snapshot: &Snapshot, draft: &Draft<'_>, now: TimeMs) -> Snapshot {
         }));
     }
     s
-}
-
-fn verify(
-    settled: &Snapshot,
-    base: &Draft<'_>,
-    id: &DeploymentId,
-    change: &Change,
-    policy: &Policy,
-    now: TimeMs,
-) -> Option<Counterfactual> {
-    let before = base.cases.iter().find(|c| &c.d.id == id)?.creates.len();
-    let mut changed = settled.clone();
-    let at = match change {
-        Change::WaitUntil { at } => *at,
-        _ => now,
-    };
-    apply(&mut changed, id, change, policy, now)?;
-    let again = decide(&changed, policy, at);
-    let after = again.cases.iter().find(|c| &c.d.id == id)?;
-    let gains = after.creates.len().checked_sub(before).filter(|n| *n > 0)?;
-    Some(Counterfactual {
-        change: change.clone(),
-        gains: gains as u32,
-        placement: after.creates[before].verdict.winner.as_ref()?.placement.clone(),
-    })
 }
 
 /// In the order of preference: nothing but time, one's own doing, the platform's, other people's.

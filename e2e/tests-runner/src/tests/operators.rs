@@ -51,14 +51,16 @@ struct Operator(tokio::process::Child);
 
 impl Operator {
     fn start(w: &World, proxy: &Proxy, lease_ms: u32) -> anyhow::Result<Self> {
-        let program = std::env::current_exe()?.with_file_name("stowage-operator");
+        let program = crate::world::Env::built("stowage-operator")?;
+        // Beside the program, so that a red test can be understood.
+        let log = std::fs::File::create(program.with_file_name(format!("{}.log", w.unique("operator"))))?;
         let config = proxy.kubeconfig(&std::env::temp_dir())?;
         let child = tokio::process::Command::new(&program)
             .env("KUBECONFIG", config)
             .args(["--admin-address", "127.0.0.1:0", "--identity", &w.unique("operator")])
             .args(["--lease-ms", &lease_ms.to_string(), "--renew-ms", &(lease_ms / 4).to_string()])
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
+            .stderr(log)
             .kill_on_drop(true)
             .spawn()
             .with_context(|| format!("start {}", program.display()))?;
