@@ -7,7 +7,7 @@ use stowage_engine::text::{SIMULATED_VOCAB, TemplateError, TextModel, longest_pr
 use stowage_engine_models::ModelMeta;
 use stowage_openai_api::{Message, Role};
 
-use crate::one_line;
+use crate::{memory, one_line};
 
 /// Tokio's, on which requests are rendered.
 const STACK: usize = 2 << 20;
@@ -15,6 +15,7 @@ const STACK: usize = 2 << 20;
 /// The template ends, whatever it does, with a prompt of bounded length or with words why not; and
 /// in the template that everybody uses no message writes a control token.
 pub fn chat_template(data: &[u8]) {
+    memory::begin();
     let text = String::from_utf8_lossy(data);
     let (template, conversation) = text.split_once("\n====\n").unwrap_or((&text, "@user hi"));
     let messages: Vec<Message> = conversation.split("\n@").map(message).collect();

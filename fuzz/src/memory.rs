@@ -3,10 +3,8 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-/// Far beyond what any target allows. Ends the process before the machine suffers, with the exit
-/// status by which libFuzzer knows such an end.
+/// Far beyond what any target allows. Ends the process before the machine suffers.
 const MOST: isize = 256 << 20;
-const OUT_OF_MEMORY: i32 = 71;
 
 thread_local! {
     static LIVE: Cell<isize> = const { Cell::new(0) };
@@ -15,10 +13,15 @@ thread_local! {
 
 /// Bytes that `work` held at most at a time, beyond what was held before; this thread's only.
 pub fn peak<T>(work: impl FnOnce() -> T) -> (T, usize) {
-    let before = LIVE.get();
-    PEAK.set(before);
+    begin();
     let out = work();
-    (out, usize::try_from(PEAK.get() - before).unwrap_or(0))
+    (out, usize::try_from(PEAK.get()).unwrap_or(0))
+}
+
+/// Counts from zero. What one thread allocates and another frees would add up otherwise.
+pub fn begin() {
+    LIVE.set(0);
+    PEAK.set(0);
 }
 
 struct Counting;
@@ -30,10 +33,10 @@ fn count(change: isize) {
     let live = LIVE.get() + change;
     if live > MOST {
         let text = b"more than 256 MiB were allocated\n";
-        // SAFETY: both may be called at any time, and nothing runs afterwards.
+        // SAFETY: both may be called at any time.
         unsafe {
             libc::write(2, text.as_ptr().cast(), text.len());
-            libc::_exit(OUT_OF_MEMORY);
+            libc::abort();
         }
     }
     LIVE.set(live);

@@ -43,7 +43,7 @@ pub fn scenario(data: &[u8]) {
 }
 
 fn sound() -> Vec<u8> {
-    Profile::Mixed.scenario("before").to_json().into_bytes()
+    Profile::L4x1.scenario("before").to_json().into_bytes()
 }
 
 /// The library reads its environment once, keeps one scenario per process, and is never unloaded: the

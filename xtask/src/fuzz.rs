@@ -2,7 +2,7 @@
 //! after the other. The stable compiler can instrument for coverage (LLVM's sancov pass), so no
 //! nightly and no `cargo-fuzz` is needed; what is missing without them is the address sanitizer.
 
-use crate::progress::{Progress, seconds};
+use crate::progress::Progress;
 use crate::suite::Count;
 use crate::{paths, sh};
 use anyhow::{Context, Result, bail, ensure};
@@ -123,7 +123,6 @@ fn target(name: &str, programs: &Path, seconds: u64) -> Result<bool> {
         println!("fuzz {name} FAILED: keep the input as fuzz/corpus/{name}/<what it is>, then mend what it breaks");
     }
     progress.finish(&shown(reached));
-    println!("fuzz {name}: {} in {}", shown(reached), self::seconds(start.elapsed()));
     Ok(fine)
 }
 
