@@ -21,6 +21,8 @@ test-unit: tools
 e2e: tools
 	$(XTASK) e2e $(TEST)
 
+# Fuzzers need a C++ compiler.
+test-long: NEEDS = g++
 test-long: tools
 	$(XTASK) test --long
 
@@ -42,4 +44,4 @@ codegen:
 	$(XTASK) codegen
 
 tools:
-	@sh e2e/prerequisites.sh
+	@sh e2e/prerequisites.sh $(NEEDS)

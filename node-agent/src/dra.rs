@@ -167,8 +167,9 @@ impl Registration for RegistrationService {
     }
 }
 
-struct DraService {
-    preparer: Arc<Preparer>,
+/// The kubelet's two questions about claims.
+pub struct DraService {
+    pub preparer: Arc<Preparer>,
 }
 
 fn claim_ref(claim: &api::v1::Claim) -> ClaimRef {

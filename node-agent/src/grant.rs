@@ -26,6 +26,8 @@ pub struct ClaimRef {
 pub enum Refusal {
     #[error("the kubelet's request names no usable claim uid ({0:?})")]
     BadUid(String),
+    #[error("the kubelet's request names no usable claim ({namespace:?}/{name:?})")]
+    BadName { namespace: String, name: String },
     #[error("claim {0} does not exist")]
     NoClaim(String),
     #[error("claim {name} was replaced: the pod means {wanted}, the API server has {found}; delete the pod")]
@@ -172,13 +174,28 @@ fn device(result: &DeviceRequestAllocationResult, claim: &str, gpus: &[Promisabl
 }
 
 impl ClaimRef {
-    /// The uid becomes part of file names and CDI names: only what a uid is made of.
+    /// The uid becomes part of file names and CDI names, namespace and name of the path of a request
+    /// to the API server: only what they are made of.
     pub fn check(&self) -> Result<(), Refusal> {
+        if !is_dns_name(&self.namespace) || !is_dns_name(&self.name) {
+            let shown = |text: &str| text.chars().take(80).collect();
+            return Err(Refusal::BadName { namespace: shown(&self.namespace), name: shown(&self.name) });
+        }
         let fine = !self.uid.is_empty()
             && self.uid.len() <= 64
-            && self.uid.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+            && self.uid.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+            && !self.uid.starts_with('-')
+            && !self.uid.ends_with('-');
         if fine { Ok(()) } else { Err(Refusal::BadUid(self.uid.chars().take(80).collect())) }
     }
+}
+
+/// As Kubernetes names its objects: lower-case labels, joined by dots.
+fn is_dns_name(name: &str) -> bool {
+    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    let label =
+        |label: &str| !label.is_empty() && label.bytes().all(inner) && !label.starts_with('-') && !label.ends_with('-');
+    name.len() <= 253 && name.split('.').all(label)
 }
 
 #[cfg(test)]
@@ -297,9 +314,18 @@ mod tests {
 
     #[test]
     fn uids_that_could_leave_their_directory_are_refused() {
-        for uid in ["", "../../etc", "a/b", "a b", "a\0", &"a".repeat(65)] {
+        for uid in ["", "../../etc", "a/b", "a b", "a\0", "-", "-a", "a-", &"a".repeat(65)] {
             assert!(ClaimRef { uid: uid.to_owned(), ..asked() }.check().is_err(), "{uid}");
         }
         assert!(asked().check().is_ok());
+    }
+
+    #[test]
+    fn names_that_could_ask_for_another_object_are_refused() {
+        for name in ["", "..", "a/../b", "a?watch=1", "a%2fb", "A", ".a", "a.", "-a", "a\n", &"a".repeat(254)] {
+            assert!(ClaimRef { name: name.to_owned(), ..asked() }.check().is_err(), "{name:?}");
+            assert!(ClaimRef { namespace: name.to_owned(), ..asked() }.check().is_err(), "{name:?}");
+        }
+        assert!(ClaimRef { name: "stowage-chat.v2-0".to_owned(), ..asked() }.check().is_ok());
     }
 }

@@ -203,7 +203,8 @@ impl Picture {
         for reading in readings {
             for process in reading.processes.iter().flatten() {
                 let Some((uid, source)) = attribution.claim_of(process.pid, checkpoint) else {
-                    *self.view.strangers.entry(reading.uuid.clone()).or_default() += process.bytes;
+                    let sum = self.view.strangers.entry(reading.uuid.clone()).or_default();
+                    *sum = sum.saturating_add(process.bytes);
                     continue;
                 };
                 let sum = found.entry((uid, &reading.uuid)).or_insert(Used { bytes: 0, sm_percent: 0, source });

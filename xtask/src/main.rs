@@ -8,6 +8,7 @@ mod cluster;
 #[cfg(feature = "codegen")]
 mod codegen;
 mod demo;
+mod fuzz;
 mod image;
 mod model;
 mod paths;
@@ -43,6 +44,8 @@ enum Command {
     Test(suite::TestArgs),
     /// The end-to-end tests on the running cluster (`make e2e`)
     E2e(suite::E2eArgs),
+    /// Look for inputs that break the parsers of foreign bytes (fuzz/)
+    Fuzz(fuzz::Args),
     /// Measure; JSON lines (`make bench`)
     Bench(bench::Args),
     /// Write the generated files (CRDs and their reference), or check that they are up to date
@@ -65,6 +68,7 @@ fn main() -> std::process::ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Test(args) => suite::test(&args),
         Command::E2e(args) => suite::e2e(&args),
+        Command::Fuzz(args) => fuzz::run(&args),
         Command::Bench(args) => bench::run(args),
         Command::Codegen { check } => codegen(check),
     };

@@ -1,7 +1,7 @@
 //! `cargo xtask test` and `cargo xtask e2e`: the suites, one after the other, and one last line that
 //! counts what passed and failed in all of them.
 
-use crate::{cluster, paths, product, sh};
+use crate::{cluster, fuzz, paths, product, sh};
 use anyhow::{Context, Result, bail};
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ pub struct TestArgs {
     /// Only what needs no cluster
     #[arg(long)]
     unit: bool,
-    /// Soak, scale and fuzz tests too
+    /// Slow tests, and ten minutes of fuzzing per target, too
     #[arg(long)]
     long: bool,
     /// Leave the cluster running
@@ -35,9 +35,9 @@ const ANOTHER_VERSION: &str = "1.37.2";
 
 /// Tests that ran, by outcome.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-struct Count {
-    passed: u32,
-    failed: u32,
+pub struct Count {
+    pub passed: u32,
+    pub failed: u32,
 }
 
 // === impl Count ===
@@ -60,6 +60,9 @@ pub fn test(args: &TestArgs) -> Result<()> {
     }
     let env: Vec<_> = env.iter().map(|(name, path)| (*name, path.as_os_str())).collect();
     total.add(suite("unit", &["test", "--workspace", "--no-fail-fast"], &env)?);
+    if args.long {
+        total.add(fuzz::targets(&[], fuzz::TEN_MINUTES)?);
+    }
     if !args.unit {
         total.add(on_cluster(args)?);
     }

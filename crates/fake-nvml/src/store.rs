@@ -73,10 +73,15 @@ impl Store {
     fn load(&self) -> Result<Scenario, String> {
         let text = std::fs::read(&self.path).map_err(|err| format!("cannot read: {err}"))?;
         Scenario::parse(&text).map_err(|err| match std::error::Error::source(&err) {
-            Some(source) => format!("{err}: {source}"),
-            None => err.to_string(),
+            Some(source) => one_line(&format!("{err}: {source}")),
+            None => one_line(&err.to_string()),
         })
     }
+}
+
+/// Reasons quote the file, which may hold anything.
+fn one_line(why: &str) -> String {
+    why.chars().take(1000).map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 #[cfg(test)]

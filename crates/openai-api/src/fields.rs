@@ -18,6 +18,10 @@ pub(crate) struct Fields {
 impl Fields {
     /// Parses a request body.
     pub(crate) fn from_body(body: &[u8]) -> Result<Self, ApiError> {
+        if nested(body) > MAX_NESTED {
+            let message = format!("The request body holds more than {MAX_NESTED} objects and arrays. Send fewer.");
+            return Err(ApiError::invalid_json(message));
+        }
         let value: Value = serde_json::from_slice(body).map_err(|err| {
             ApiError::invalid_json(format!("The request body is not valid JSON: {err}. Send a JSON object."))
         })?;
@@ -98,12 +102,30 @@ impl Fields {
     /// Refuses what nobody asked for.
     pub(crate) fn finish(self) -> Result<(), ApiError> {
         let Some((name, _)) = self.map.iter().next() else { return Ok(()) };
-        let shown: String = name.chars().take(64).collect();
+        let shown: String = name.chars().take(64).flat_map(char::escape_debug).collect();
         let hint = nearest(name, &self.asked)
             .map_or_else(|| "remove it".to_owned(), |near| format!("remove it, or did you mean `{near}`?"));
         let param = format!("{}{shown}", self.path);
         Err(ApiError::invalid(param.clone(), "unknown_parameter", format!("Unknown parameter `{param}`: {hint}")))
     }
+}
+
+/// An object or array in a tree of values may take a hundred times the memory of its text.
+const MAX_NESTED: usize = 1 << 16;
+
+/// Objects and arrays in a text, if it is JSON.
+fn nested(body: &[u8]) -> usize {
+    let (mut count, mut in_string, mut escaped) = (0, false, false);
+    for byte in body {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = in_string,
+            b'"' => in_string = !in_string,
+            b'{' | b'[' if !in_string => count += 1,
+            _ => {}
+        }
+    }
+    count
 }
 
 pub(crate) fn number_in(param: &str, value: &Value, min: f64, max: f64) -> Result<f32, ApiError> {
@@ -174,6 +196,11 @@ mod tests {
         assert_eq!(nearest("temprature", &["top_p", "temperature"]), Some("temperature"));
         assert_eq!(nearest("max_token", &["max_tokens", "n"]), Some("max_tokens"));
         assert_eq!(nearest("xy", &["n", "stop"]), None);
+    }
+
+    #[test]
+    fn what_is_nested_is_counted_outside_of_strings() {
+        assert_eq!(nested(br#"{"a":[{},"[{\"[\\"],"b":"]"}"#), 3);
     }
 
     #[test]

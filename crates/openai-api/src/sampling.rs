@@ -109,7 +109,8 @@ fn read_logit_bias(fields: &mut Fields, limits: &Limits) -> Result<Vec<(u32, f32
     }
     map.iter()
         .map(|(key, value)| {
-            let token = key.parse::<u32>().map_err(|_| {
+            // `01` and `1` would be one token with two biases.
+            let token = key.parse::<u32>().ok().filter(|id| id.to_string() == *key).ok_or_else(|| {
                 let key: String = key.chars().take(24).collect();
                 let message = format!("`{param}` must map token ids to biases; {key:?} is not a token id.");
                 ApiError::invalid(param.clone(), "invalid_value", message)

@@ -1,7 +1,7 @@
 //! Every rule of the request parsers, as data: a body and what must be said about it.
 #![allow(clippy::unwrap_used)]
 
-use stowage_openai_api::{ApiError, ChatRequest, CompletionRequest, Limits, Prompt, Role};
+use stowage_openai_api::{ApiError, ChatRequest, CompletionRequest, Envelope, Limits, Prompt, Role};
 
 fn chat(extra: &str) -> Result<ChatRequest, ApiError> {
     let body = format!(r#"{{"model":"m","messages":[{{"role":"user","content":"hi"}}]{extra}}}"#);
@@ -40,8 +40,18 @@ fn bodies_that_are_not_an_object_are_refused() {
     ] {
         refused(chat_body(body), "invalid_json", "", says);
     }
-    let deep = format!("{{\"model\":{}{}}}", "[".repeat(100_000), "]".repeat(100_000));
+    let deep = format!("{{\"model\":{}{}}}", "[".repeat(1000), "]".repeat(1000));
     refused(chat_body(&deep), "invalid_json", "", "recursion limit");
+}
+
+#[test]
+fn a_body_that_would_take_a_hundred_times_its_size_in_memory_is_refused() {
+    let many = vec![r#"{"":0}"#; 70_000].join(",");
+    refused(chat(&format!(r#","metadata":[{many}]"#)), "invalid_json", "", "more than 65536");
+    // The gateway builds no tree of it, unless something else is wrong as well.
+    let envelope = |extra: &str| Envelope::parse(format!(r#"{{"model":"m"{extra},"metadata":[{many}]}}"#).as_bytes());
+    assert!(envelope("").is_ok());
+    refused(envelope(r#","n":"1""#), "invalid_json", "", "more than 65536");
 }
 
 #[test]
@@ -265,7 +275,7 @@ mod fuzzed {
             for err in [
                 ChatRequest::parse(&body, &Limits::default()).err(),
                 CompletionRequest::parse(&body, &Limits::default()).err(),
-                stowage_openai_api::Envelope::parse(&body).err(),
+                Envelope::parse(&body).err(),
             ].into_iter().flatten() {
                 prop_assert_eq!(err.status, 400);
                 prop_assert!(!err.message.is_empty());

@@ -82,7 +82,7 @@ impl Load {
 
 async fn ask(caller: &Caller, model: &str, client: usize, turn: usize, max_tokens: u32) -> anyhow::Result<()> {
     let question = format!("Client {client}, question {turn}: name a river and a city on it.");
-    if client % 2 == 0 {
+    if client.is_multiple_of(2) {
         let (_, done) = caller.chat_stream(model, &question, max_tokens).await?;
         anyhow::ensure!(done, "the stream ended without [DONE]");
     } else {

@@ -2,6 +2,7 @@
 
 use thiserror::Error;
 
+use crate::file::shown;
 use crate::gguf::Gguf;
 
 /// A Llama-family decoder. What differs between families is data here, not another code path.
@@ -26,7 +27,7 @@ pub struct ModelConfig {
 
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum ConfigError {
-    #[error("architecture {0:?} is not supported: llama, qwen2 and qwen3 are")]
+    #[error("architecture \"{}\" is not supported: llama, qwen2 and qwen3 are", shown(.0))]
     Architecture(String),
     #[error("{0} is missing")]
     Missing(String),
@@ -62,7 +63,7 @@ impl ModelConfig {
             return Err(unusable(&key("rope.dimension_count"), "only whole heads can rotate"));
         }
         if let Some(kind) = gguf.text(&key("rope.scaling.type")).filter(|k| *k != "none") {
-            return Err(unusable(&key("rope.scaling.type"), &format!("{kind} is not supported")));
+            return Err(unusable(&key("rope.scaling.type"), &format!("{} is not supported", shown(kind))));
         }
         let config = ModelConfig {
             architecture: arch.to_owned(),

@@ -26,6 +26,20 @@ impl Deref for Mapped {
     }
 }
 
+/// Text of a file's, as an error shows it: on one line, and not all of it when it is long.
+pub fn shown(text: &str) -> String {
+    const MOST: usize = 200;
+    let mut chars = text.chars();
+    let mut out = String::new();
+    for c in chars.by_ref().take(MOST) {
+        if c.is_control() { out.extend(c.escape_debug()) } else { out.push(c) }
+    }
+    if chars.next().is_some() {
+        out.push('…');
+    }
+    out
+}
+
 /// `98362432` → `98,362,432`.
 pub fn thousands(n: u64) -> String {
     let digits = n.to_string();
@@ -41,7 +55,14 @@ pub fn thousands(n: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::thousands;
+    use super::{shown, thousands};
+
+    #[test]
+    fn text_is_shown_on_one_line_of_bounded_length() {
+        assert_eq!(shown("it's \"fine\""), "it's \"fine\"");
+        assert_eq!(shown("a\nb\u{1b}[2J"), "a\\nb\\u{1b}[2J");
+        assert_eq!(shown(&"é".repeat(201)), "é".repeat(200) + "…");
+    }
 
     #[test]
     fn numbers_are_grouped_by_thousands() {

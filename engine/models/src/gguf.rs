@@ -10,7 +10,7 @@ use std::ops::Range;
 use stowage_engine_kernels::WeightType;
 use thiserror::Error;
 
-use crate::file::thousands;
+use crate::file::{shown, thousands};
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
@@ -64,13 +64,13 @@ pub enum GgufError {
     Twice { what: String },
     #[error("its alignment is {0}, not a power of two: it is damaged")]
     Alignment(u64),
-    #[error("tensor {name} has type {ty}; f32, f16, bf16, q8_0, q4_0 and q4_1 are supported (convert the model)")]
+    #[error("tensor {} has type {ty}; f32, f16, bf16, q8_0, q4_0 and q4_1 are supported (convert the model)", shown(.name))]
     TensorType { name: String, ty: String },
-    #[error("tensor {name} has the shape {dims:?}, which is impossible")]
+    #[error("tensor {} has the shape {dims:?}, which is impossible", shown(.name))]
     Shape { name: String, dims: Vec<u64> },
     #[error(
-        "tensor {name} ends at byte {}, the file has {}: it is truncated (fetch it again)",
-        thousands(*.end), thousands(*.len)
+        "tensor {} ends at byte {}, the file has {}: it is truncated (fetch it again)",
+        shown(.name), thousands(*.end), thousands(*.len)
     )]
     TensorEnds { name: String, end: u64, len: u64 },
 }
@@ -97,7 +97,7 @@ impl Gguf {
             let key = r.string(&|| format!("metadata entry {i}"))?;
             let value = r.value(&key)?;
             if metadata.insert(key.clone(), value).is_some() {
-                return Err(GgufError::Twice { what: format!("metadata {key}") });
+                return Err(GgufError::Twice { what: format!("metadata {}", shown(&key)) });
             }
         }
         let table = (0..tensors).map(|i| r.tensor(i)).collect::<Result<Vec<_>, _>>()?;
@@ -111,7 +111,7 @@ impl Gguf {
         let mut names = std::collections::BTreeSet::new();
         for raw in table {
             if !names.insert(raw.name.clone()) {
-                return Err(GgufError::Twice { what: format!("tensor {}", raw.name) });
+                return Err(GgufError::Twice { what: format!("tensor {}", shown(&raw.name)) });
             }
             tensors.push(raw.locate(data, bytes.len() as u64)?);
         }
@@ -266,7 +266,7 @@ impl<'a> Reader<'a> {
     }
 
     fn value(&mut self, key: &str) -> Result<Value, GgufError> {
-        let what = || format!("metadata {key}");
+        let what = || format!("metadata {}", shown(key));
         let ty = self.u32(&what)?;
         if ty == 9 {
             return self.array_value(key);
@@ -281,7 +281,7 @@ impl<'a> Reader<'a> {
     }
 
     fn array_value(&mut self, key: &str) -> Result<Value, GgufError> {
-        let what = || format!("metadata {key}");
+        let what = || format!("metadata {}", shown(key));
         let ty = self.u32(&what)?;
         let smallest = match ty {
             0 | 1 | 7 => 1,
@@ -326,7 +326,7 @@ impl<'a> Reader<'a> {
 
     fn tensor(&mut self, i: usize) -> Result<RawTensor, GgufError> {
         let name = self.string(&|| format!("entry {i} of the tensor table"))?;
-        let what = || format!("the entry of tensor {name}");
+        let what = || format!("the entry of tensor {}", shown(&name));
         let n = self.u32(&what)?;
         if !(1..=MAX_DIMS).contains(&n) {
             return Err(GgufError::Shape { dims: vec![u64::from(n)], name });

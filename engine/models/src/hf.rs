@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use crate::config::{ConfigError, ModelConfig, bounded, unusable};
-use crate::file::Mapped;
+use crate::file::{Mapped, shown};
 use crate::load::LoadError;
 use crate::meta::TokenizerSource;
 use crate::safetensors;
@@ -142,7 +142,7 @@ fn rope_factors(s: &RopeScaling, config: &ModelConfig) -> Result<Vec<f32>, Confi
     match s.rope_type.as_deref() {
         None | Some("default") => return Ok(Vec::new()),
         Some("llama3") => {}
-        Some(other) => return Err(unusable("rope_scaling", &format!("{other} is not supported"))),
+        Some(other) => return Err(unusable("rope_scaling", &format!("{} is not supported", shown(other)))),
     }
     let (Some(factor), Some(low), Some(high), Some(original)) =
         (s.factor, s.low_freq_factor, s.high_freq_factor, s.original_max_position_embeddings)

@@ -23,6 +23,7 @@ mod weights;
 
 pub use config::ModelConfig;
 pub use decoder::CpuModel;
+pub use file::shown;
 pub use load::{KvChoice, LoadError, LoadOptions, load};
 pub use meta::{GgufTokenizer, ModelMeta, TokenizerSource};
 pub use oracle::Oracle;

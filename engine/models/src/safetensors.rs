@@ -4,13 +4,13 @@
 //! GGUF nothing is trusted and nothing of the data is read.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::ops::Range;
 
-use serde::Deserialize;
+use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, MapAccess, Visitor};
 use stowage_engine_kernels::WeightType;
-use thiserror::Error;
 
-use crate::file::thousands;
+use crate::file::{shown, thousands};
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tensor {
@@ -21,7 +21,7 @@ pub struct Tensor {
     pub range: Range<usize>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SafetensorsError {
     #[error("it has {} bytes, too few for a safetensors file", thousands(*.0))]
     TooShort(u64),
@@ -29,15 +29,15 @@ pub enum SafetensorsError {
     HeaderEnds { end: u64, len: u64 },
     #[error("its header has {} bytes, more than the {} that are allowed: it is damaged", thousands(*.0), thousands(MAX_HEADER))]
     HeaderTooLong(u64),
-    #[error("its header is no table of tensors: {0}")]
+    #[error("its header is no table of tensors: {}", shown(.0))]
     Header(String),
-    #[error("tensor {name} has type {ty}; F32, F16 and BF16 are supported")]
+    #[error("tensor {} has type {}; F32, F16 and BF16 are supported", shown(.name), shown(.ty))]
     TensorType { name: String, ty: String },
-    #[error("tensor {name} of shape {shape:?} does not fill its bytes {start}..{end}: it is damaged")]
+    #[error("tensor {} of shape {shape:?} does not fill its bytes {start}..{end}: it is damaged", shown(.name))]
     Shape { name: String, shape: Vec<u64>, start: u64, end: u64 },
     #[error(
-        "tensor {name} ends at byte {}, the file has {}: it is truncated (fetch it again)",
-        thousands(*.end), thousands(*.len)
+        "tensor {} ends at byte {}, the file has {}: it is truncated (fetch it again)",
+        shown(.name), thousands(*.end), thousands(*.len)
     )]
     TensorEnds { name: String, end: u64, len: u64 },
 }
@@ -45,7 +45,7 @@ pub enum SafetensorsError {
 /// As in the format's own reader.
 const MAX_HEADER: u64 = 100_000_000;
 
-#[derive(Deserialize)]
+#[derive(serde::Deserialize)]
 struct Entry {
     dtype: String,
     shape: Vec<u64>,
@@ -65,20 +65,49 @@ pub fn parse(bytes: &[u8]) -> Result<BTreeMap<String, Tensor>, SafetensorsError>
     let Some(header) = rest.get(..header_len as usize) else {
         return Err(SafetensorsError::HeaderEnds { end: 8 + header_len, len });
     };
-    // `__metadata__` has another form than tensors, hence the two steps.
-    let table: BTreeMap<String, serde_json::Value> =
-        serde_json::from_slice(header).map_err(|e| SafetensorsError::Header(e.to_string()))?;
+    let Table(table) = serde_json::from_slice(header).map_err(|e| SafetensorsError::Header(e.to_string()))?;
     let mut tensors = BTreeMap::new();
-    for (name, value) in table {
-        if name == "__metadata__" {
-            continue;
-        }
-        let entry: Entry =
-            serde_json::from_value(value).map_err(|e| SafetensorsError::Header(format!("tensor {name}: {e}")))?;
+    for (name, entry) in table {
         let tensor = locate(&name, entry, 8 + header_len, len)?;
         tensors.insert(name, tensor);
     }
     Ok(tensors)
+}
+
+/// The header, without `__metadata__`. Read in one pass, because a tree of JSON values may take a
+/// hundred times the memory of its text.
+struct Table(BTreeMap<String, Entry>);
+
+impl<'de> Deserialize<'de> for Table {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Table, D::Error> {
+        deserializer.deserialize_map(TableVisitor)
+    }
+}
+
+struct TableVisitor;
+
+impl<'de> Visitor<'de> for TableVisitor {
+    type Value = Table;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a table of tensors")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Table, A::Error> {
+        let mut table = BTreeMap::new();
+        while let Some(name) = map.next_key::<String>()? {
+            if name == "__metadata__" {
+                map.next_value::<IgnoredAny>()?;
+                continue;
+            }
+            let entry = map.next_value().map_err(|e| A::Error::custom(format!("tensor {}: {e}", shown(&name))))?;
+            if table.contains_key(&name) {
+                return Err(A::Error::custom(format!("tensor {} appears twice", shown(&name))));
+            }
+            table.insert(name, entry);
+        }
+        Ok(Table(table))
+    }
 }
 
 fn locate(name: &str, entry: Entry, data: u64, len: u64) -> Result<Tensor, SafetensorsError> {

@@ -9,12 +9,12 @@ mod pieces;
 mod template;
 mod tokenizer;
 
-use stowage_engine_models::{GgufTokenizer, ModelMeta, TokenizerSource};
+use stowage_engine_models::{GgufTokenizer, ModelMeta, TokenizerSource, shown};
 use stowage_openai_api::Message;
 
 pub use detok::{Piece, TextStream};
 pub use pieces::Pieces;
-pub use template::TemplateError;
+pub use template::{TemplateError, longest_prompt};
 
 use template::ChatTemplate;
 use tokenizer::{Encoder, Specials};
@@ -23,16 +23,17 @@ use tokenizer::{Encoder, Specials};
 #[derive(Debug, thiserror::Error)]
 pub enum TextError {
     #[error(
-        "its tokenizer is of kind `{0}`, which is not supported; known are gpt2 (byte-level BPE), or a tokenizer.json"
+        "its tokenizer is of kind `{}`, which is not supported; known are gpt2 (byte-level BPE), or a tokenizer.json",
+        shown(.0)
     )]
     UnknownTokenizer(String),
-    #[error("its splitting rule `{0}` is not supported; known are smollm, gpt-2, qwen2 and llama-bpe")]
+    #[error("its splitting rule `{}` is not supported; known are smollm, gpt-2, qwen2 and llama-bpe", shown(.0))]
     UnknownSplitter(String),
     #[error("merge {index} of its tokenizer, {merge:?}, is not two parts")]
     BadMerge { index: usize, merge: String },
-    #[error("its tokenizer cannot be built: {0}")]
+    #[error("its tokenizer cannot be built: {}", shown(.0))]
     Tokenizer(String),
-    #[error("its chat template cannot be read: {0}")]
+    #[error("its chat template cannot be read: {}", shown(.0))]
     Template(String),
 }
 

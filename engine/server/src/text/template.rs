@@ -5,9 +5,16 @@
 //! Unicode noncharacter that no message contains; after rendering, what still matches a control
 //! token was written by the template; then the guards are taken out again. The template may trim,
 //! split or repeat the content as it likes.
+//!
+//! A template is a program that came with the model, so it is also held to bounds: it runs on a thread
+//! of its own, with so many steps, as much stack as they can nest, and so much room to write. When it
+//! exceeds them, or panics, that is its own failure and not the engine's.
+
+use std::io;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, ErrorKind, Value, context};
+use stowage_engine_models::shown;
 use stowage_openai_api::{Message, Role};
 
 use super::TextError;
@@ -19,11 +26,11 @@ pub enum TemplateError {
     #[error("this model has no chat template; use /v1/completions")]
     Missing,
     /// The template's own words: roles must alternate, and the like.
-    #[error("the model's chat template refuses these messages: {0}")]
+    #[error("the model's chat template refuses these messages: {}", shown(.0))]
     Refused(String),
-    #[error("the model's chat template failed: {0}")]
+    #[error("the model's chat template failed: {}", shown(.0))]
     Failed(String),
-    #[error("the rendered messages cannot be tokenized: {0}")]
+    #[error("the rendered messages cannot be tokenized: {}", shown(.0))]
     Encode(String),
     #[error("the messages use every character that could guard control tokens")]
     NoGuard,
@@ -68,17 +75,71 @@ impl ChatTemplate {
 
     pub(super) fn render(&self, messages: &[Message], specials: &Specials) -> Result<Rendered, TemplateError> {
         let guard = choose_guard(messages)?;
-        let turns: Vec<Value> = messages.iter().map(|message| turn(message, specials, guard)).collect();
-        let template = self.environment.get_template(NAME).map_err(|err| TemplateError::Failed(err.to_string()))?;
-        let text = template
-            .render(context! {
-                messages => turns,
-                add_generation_prompt => true,
-                bos_token => self.bos.as_str(),
-                eos_token => self.eos.as_str(),
-            })
-            .map_err(explain)?;
+        let stack = STACK + steps(messages) as usize * STACK_PER_STEP;
+        let text = std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().name("chat-template".to_owned()).stack_size(stack);
+            let rendering = thread.spawn_scoped(scope, || self.run(messages, specials, guard));
+            let rendering = rendering.map_err(|err| TemplateError::Failed(format!("no thread for it: {err}")))?;
+            rendering.join().unwrap_or_else(|_| Err(TemplateError::Failed("it panicked".to_owned())))
+        })?;
         Ok(Rendered { text, guard })
+    }
+
+    fn run(&self, messages: &[Message], specials: &Specials, guard: char) -> Result<String, TemplateError> {
+        let turns: Vec<Value> = messages.iter().map(|message| turn(message, specials, guard)).collect();
+        let context = context! {
+            messages => turns,
+            add_generation_prompt => true,
+            bos_token => self.bos.as_str(),
+            eos_token => self.eos.as_str(),
+        };
+        let mut environment = self.environment.clone();
+        environment.set_fuel(Some(steps(messages)));
+        let template = environment.get_template(NAME).map_err(explain)?;
+        let mut prompt = Bounded { text: Vec::new(), room: longest_prompt(messages) };
+        template.render_captured_to(context, &mut prompt).map_err(explain)?;
+        String::from_utf8(prompt.text).map_err(|err| TemplateError::Failed(err.to_string()))
+    }
+}
+
+/// What a template may spend: one for an instruction, and one for each 64 bytes that it makes. Templates
+/// take some tens per message and copy its text a few times; there is room for those that look at all
+/// messages for each.
+fn steps(messages: &[Message]) -> u64 {
+    (100_000 + 1_000 * messages.len() as u64).min(1_000_000) + text_bytes(messages) as u64 / 4
+}
+
+/// As much as Tokio's threads have, and what a list takes that is nested at every step: less than half
+/// of this, when it is written and when it is dropped.
+const STACK: usize = 2 << 20;
+const STACK_PER_STEP: usize = 512;
+
+/// The most bytes that a template may make of these messages.
+pub fn longest_prompt(messages: &[Message]) -> usize {
+    (1 << 20) + 4 * text_bytes(messages)
+}
+
+fn text_bytes(messages: &[Message]) -> usize {
+    messages.iter().map(|message| message.content.len() + message.name.as_ref().map_or(0, String::len)).sum()
+}
+
+/// Text that may not grow beyond its room.
+struct Bounded {
+    text: Vec<u8>,
+    room: usize,
+}
+
+impl io::Write for Bounded {
+    fn write(&mut self, more: &[u8]) -> io::Result<usize> {
+        if self.text.len() + more.len() > self.room {
+            return Err(io::Error::other("no room"));
+        }
+        self.text.extend_from_slice(more);
+        Ok(more.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -88,6 +149,8 @@ const REFUSAL: &str = "\u{1}refused: ";
 fn explain(err: minijinja::Error) -> TemplateError {
     match err.detail().and_then(|detail| detail.strip_prefix(REFUSAL)) {
         Some(message) => TemplateError::Refused(message.to_owned()),
+        None if err.kind() == ErrorKind::OutOfFuel => TemplateError::Failed("it does not come to an end".to_owned()),
+        None if err.kind() == ErrorKind::WriteFailure => TemplateError::Failed("it writes without end".to_owned()),
         None => TemplateError::Failed(err.to_string()),
     }
 }

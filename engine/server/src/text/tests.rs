@@ -73,6 +73,23 @@ fn a_templates_own_refusal_reaches_the_client() {
 }
 
 #[test]
+fn a_template_that_runs_away_is_stopped_and_ends_only_itself() {
+    let failed = |source: &str| with_template(source).unwrap().encode_chat(&[message(Role::User, "hi")]).unwrap_err();
+    let check = |source: &str, says: &str| assert!(failed(source).to_string().contains(says), "{source}");
+    check("{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}", "does not come to an end");
+    check("{% for a in range(9999) %}{{ 'x' * 9999 }}{% endfor %}", "writes without end");
+    check("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion limit");
+    check("{{ 'x' | indent(999999999999) }}", "does not come to an end");
+    check(
+        "{% set ns = namespace(x='x') %}{% for a in range(99) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+        "come to an end",
+    );
+    let nested =
+        "{% set ns = namespace(x=[]) %}{% for i in range(99999) %}{% set ns.x = [[[[[[[[ns.x]]]]]]]] %}{% endfor %}";
+    check(nested, "does not come to an end");
+}
+
+#[test]
 fn broken_text_parts_are_refused_with_the_reason() {
     assert!(matches!(with_template("{% if %}"), Err(TextError::Template(_))));
     let broken = |change: fn(&mut GgufTokenizer)| {

@@ -101,7 +101,7 @@ fn splitter(name: &str) -> Result<PreTokenizerWrapper, TextError> {
         "llama-bpe" | "llama3" => {
             PreTokenizerWrapper::Sequence(Sequence::new(vec![by_regex(LLAMA3)?.into(), bytes(false)]))
         }
-        other => return Err(TextError::UnknownSplitter(other.chars().take(40).collect())),
+        other => return Err(TextError::UnknownSplitter(other.to_owned())),
     })
 }
 
