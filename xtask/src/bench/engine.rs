@@ -177,12 +177,13 @@ fn ratios(a: &[Sample], b: &[Sample]) -> Value {
 // === impl Spread ===
 
 impl Spread {
-    /// Of at least one value; to three digits after the point, more would be noise.
+    /// Of at least one value; to two digits after the point, more would be noise.
     fn of(values: impl Iterator<Item = f64>) -> Self {
-        let mut all: Vec<f64> = values.map(|v| (v * 1000.0).round() / 1000.0).collect();
+        let mut all: Vec<f64> = values.collect();
         all.sort_by(f64::total_cmp);
-        let (low, high) = (all[(all.len() - 1) / 2], all[all.len() / 2]);
-        Self { median: (low + high) / 2.0, min: all[0], max: all[all.len() - 1] }
+        let round = |v: f64| (v * 100.0).round() / 100.0;
+        let median = (all[(all.len() - 1) / 2] + all[all.len() / 2]) / 2.0;
+        Self { median: round(median), min: round(all[0]), max: round(all[all.len() - 1]) }
     }
 }
 
