@@ -21,7 +21,7 @@ use crate::mem::{Arena, Buffer, Shared};
 use crate::pool::Pool;
 use crate::quant::{GROUP, WeightType, u16_at};
 
-/// Reads past the end of a panel by prefetches and wide loads stay inside the buffer.
+/// Wide loads past the end of a panel stay inside the buffer.
 const SLACK: usize = 4096;
 
 #[derive(Debug)]
