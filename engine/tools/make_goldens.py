@@ -3,13 +3,12 @@
 
     make_goldens.py real MODEL.gguf     -> engine/testdata/smollm2-135m-instruct.json
     make_goldens.py tiny                -> engine/testdata/tiny.json
-    make_goldens.py llama.cpp MODEL.gguf   prints how far llama.cpp is from the first (opt-in)
 
 The model in f32 gets the exactly dequantised weights of the file, so what is recorded is the file's meaning, with no
 quantised activations in between. The tiny models have no file: weights follow from a counter-based generator that
 `models/tests/tiny/mod.rs` implements too, so only their logprobs are committed.
 
-Needs numpy, torch, transformers, gguf (and llama-cpp-python for the last).
+Needs numpy, torch, transformers and gguf. How far llama.cpp is from the first: `cargo xtask bench engine --fidelity`.
 """
 import hashlib
 import json
@@ -164,21 +163,6 @@ def real(path):
     (DATA / "smollm2-135m-instruct.json").write_text(json.dumps(golden, separators=(",", ":")) + "\n")
 
 
-def llama_cpp(path):
-    from llama_cpp import Llama
-
-    golden = json.loads((DATA / "smollm2-135m-instruct.json").read_text())
-    passage = golden["passage"]
-    llm = Llama(model_path=path, n_ctx=1024, n_threads=2, logits_all=True, verbose=False)
-    llm.eval(passage["ids"][:-1])
-    lp = torch.tensor(np.array(llm.scores[: len(passage["ids"]) - 1])).double().log_softmax(-1)
-    got = lp.gather(-1, torch.tensor(passage["ids"][1:])[:, None])[:, 0]
-    delta = (got - torch.tensor(passage["target"], dtype=torch.float64)).abs()
-    same = (lp.argmax(-1) == torch.tensor(passage["top_ids"])[:, 0]).double().mean().item()
-    print(json.dumps({"peer": "llama.cpp", "mean_abs_dlogprob": delta.mean().item(),
-                      "p99_abs_dlogprob": delta.quantile(0.99).item(), "argmax_agreement": same}))
-
-
 # ---- tiny models ----------------------------------------------------------------------------------------------------
 
 MASK = np.uint64(0xFFFFFFFFFFFFFFFF)
@@ -275,7 +259,5 @@ if __name__ == "__main__":
             real(path)
         case ["tiny"]:
             tiny()
-        case ["llama.cpp", path]:
-            llama_cpp(path)
         case _:
             sys.exit(__doc__)

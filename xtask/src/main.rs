@@ -14,6 +14,7 @@ mod model;
 mod paths;
 mod product;
 mod progress;
+mod python;
 mod sh;
 mod suite;
 mod tidy;

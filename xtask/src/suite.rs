@@ -1,7 +1,7 @@
 //! `cargo xtask test` and `cargo xtask e2e`: the suites, one after the other, and one last line that
 //! counts what passed and failed in all of them.
 
-use crate::{cluster, fuzz, paths, product, sh};
+use crate::{cluster, fuzz, paths, product, python, sh};
 use anyhow::{Context, Result, bail};
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
@@ -143,7 +143,7 @@ fn end_to_end(filter: &[String], long: bool) -> Result<Count> {
         .env("KUBECONFIG", &target.kubeconfig)
         .env("STOWAGE_URL", &door.url)
         .env("STOWAGE_ROOT", paths::repo());
-    tests.env("STOWAGE_PYTHON", python()?);
+    tests.env("STOWAGE_PYTHON", openai_client()?);
     tests.env("STOWAGE_XTASK", product::program()?);
     if let Some(bin) = &target.bin {
         tests.env("STOWAGE_BIN", bin);
@@ -155,18 +155,9 @@ fn end_to_end(filter: &[String], long: bool) -> Result<Count> {
     counted(&mut tests)
 }
 
-/// A Python with the `openai` client, in a virtual environment of our own that outlives the clone.
-fn python() -> Result<PathBuf> {
-    let venv = paths::cache().join("e2e-venv");
-    let python = venv.join("bin/python");
-    let works = || sh::output(Command::new(&python).args(["-c", "import openai"])).is_ok();
-    if !works() {
-        sh::output(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv))
-            .context("make a Python environment")?;
-        sh::output(Command::new(&python).args(["-m", "pip", "install", "--quiet", "openai"]))
-            .context("install the openai client")?;
-    }
-    Ok(python)
+/// A Python with the `openai` client.
+fn openai_client() -> Result<PathBuf> {
+    python::ensure("e2e-venv", "import openai", &["openai"], &[]).context("install the openai client")
 }
 
 /// One `cargo …` suite.

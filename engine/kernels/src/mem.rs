@@ -2,15 +2,34 @@
 //!
 //! A mapping costs address space only until it is written, so the KV cache can be as large as the
 //! budget allows without being resident; and a page is aligned enough for every vector load.
+//!
+//! What is streamed on every token asks for huge pages, all of it in one mapping: with pages of 4 KiB the
+//! processor walks page tables as often as it reads weights, and its prefetching stops at every page.
 
 use std::io;
 use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
 
 /// A fixed, zero-initialised region of `T`. Only for types where all-zero bytes are a value.
 #[derive(Debug)]
 pub struct Buffer<T: Zeroable> {
     ptr: *mut T,
     len: usize,
+    /// Holds the memory; no other buffer has this part of it.
+    _mapping: Arc<Mapping>,
+}
+
+#[derive(Debug)]
+struct Mapping {
+    ptr: *mut u8,
+    bytes: usize,
+}
+
+/// One mapping for several buffers that will be written whole.
+#[derive(Debug)]
+pub struct Arena {
+    mapping: Arc<Mapping>,
+    used: usize,
 }
 
 /// Types for which all-zero bytes are a valid value.
@@ -27,20 +46,20 @@ unsafe impl Zeroable for u32 {}
 // SAFETY: as above.
 unsafe impl Zeroable for f32 {}
 
-// SAFETY: the buffer owns its mapping; sharing it is sharing a slice of plain numbers.
+// SAFETY: the buffer owns its part of a mapping; sharing it is sharing a slice of plain numbers.
 unsafe impl<T: Zeroable + Send> Send for Buffer<T> {}
 // SAFETY: as above.
 unsafe impl<T: Zeroable + Sync> Sync for Buffer<T> {}
+// SAFETY: a mapping is an address and a size; its memory is only reached through buffers.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
 
-/// Mappings from here on ask for huge pages: below it they would waste more than they save.
-const HUGE: usize = 8 << 20;
+// === impl Mapping ===
 
-impl<T: Zeroable> Buffer<T> {
-    /// Maps room for `len` values. Resident only where written.
-    pub fn zeroed(len: usize) -> io::Result<Buffer<T>> {
-        let too_large = || io::Error::from(io::ErrorKind::OutOfMemory);
-        let bytes = len.checked_mul(size_of::<T>()).filter(|b| *b <= isize::MAX as usize);
-        let bytes = bytes.ok_or_else(too_large)?.max(1);
+impl Mapping {
+    fn new(bytes: usize) -> io::Result<Mapping> {
+        let bytes = bytes.max(1);
         // SAFETY: a fresh anonymous mapping aliases nothing; the result is checked below.
         let ptr = unsafe {
             libc::mmap(
@@ -55,18 +74,37 @@ impl<T: Zeroable> Buffer<T> {
         if ptr == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        Ok(Buffer { ptr: ptr.cast(), len })
+        Ok(Mapping { ptr: ptr.cast(), bytes })
     }
 
-    /// As [`Buffer::zeroed`], for memory that will be written whole: asks for huge pages, which
-    /// saves page faults while filling and TLB misses while streaming.
-    pub fn dense(len: usize) -> io::Result<Buffer<T>> {
+    fn ask_for_huge_pages(&self) {
+        // SAFETY: the range is exactly our mapping; the call is advice and may fail freely.
+        unsafe { libc::madvise(self.ptr.cast(), self.bytes, libc::MADV_HUGEPAGE) };
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `new` with this size, unmapped only here, and no buffer is left.
+        unsafe { libc::munmap(self.ptr.cast(), self.bytes) };
+    }
+}
+
+// === impl Buffer ===
+
+impl<T: Zeroable> Buffer<T> {
+    /// Maps room for `len` values. Resident only where written.
+    pub fn zeroed(len: usize) -> io::Result<Buffer<T>> {
+        let too_large = || io::Error::from(io::ErrorKind::OutOfMemory);
+        let bytes = len.checked_mul(size_of::<T>()).filter(|b| *b <= isize::MAX as usize);
+        let mapping = Mapping::new(bytes.ok_or_else(too_large)?)?;
+        Ok(Buffer { ptr: mapping.ptr.cast(), len, _mapping: Arc::new(mapping) })
+    }
+
+    /// As [`Buffer::zeroed`], in huge pages where the system has them: resident in steps of their size.
+    pub fn huge(len: usize) -> io::Result<Buffer<T>> {
         let buffer = Self::zeroed(len)?;
-        let bytes = len * size_of::<T>();
-        if bytes >= HUGE {
-            // SAFETY: the range is exactly our mapping; the call is advice and may fail freely.
-            unsafe { libc::madvise(buffer.ptr.cast(), bytes, libc::MADV_HUGEPAGE) };
-        }
+        buffer._mapping.ask_for_huge_pages();
         Ok(buffer)
     }
 
@@ -75,18 +113,10 @@ impl<T: Zeroable> Buffer<T> {
     }
 }
 
-impl<T: Zeroable> Drop for Buffer<T> {
-    fn drop(&mut self) {
-        let bytes = (self.len * size_of::<T>()).max(1);
-        // SAFETY: `ptr` is a mapping of `bytes` bytes made by `zeroed`, unmapped only here.
-        unsafe { libc::munmap(self.ptr.cast(), bytes) };
-    }
-}
-
 impl<T: Zeroable> Deref for Buffer<T> {
     type Target = [T];
     fn deref(&self) -> &[T] {
-        // SAFETY: the mapping holds `len` values, initialised to zero, alive as long as `self`.
+        // SAFETY: our part of the mapping holds `len` values, initialised to zero, alive as long as `self`.
         unsafe { std::slice::from_raw_parts(self.ptr, self.len) }
     }
 }
@@ -95,6 +125,25 @@ impl<T: Zeroable> DerefMut for Buffer<T> {
     fn deref_mut(&mut self) -> &mut [T] {
         // SAFETY: as in `deref`, and `&mut self` makes the access exclusive.
         unsafe { std::slice::from_raw_parts_mut(self.ptr, self.len) }
+    }
+}
+
+// === impl Arena ===
+
+impl Arena {
+    pub fn new(bytes: usize) -> io::Result<Arena> {
+        let mapping = Mapping::new(bytes)?;
+        mapping.ask_for_huge_pages();
+        Ok(Arena { mapping: Arc::new(mapping), used: 0 })
+    }
+
+    /// The next `len` bytes. Who made the arena knew what would be taken.
+    pub fn take(&mut self, len: usize) -> Buffer<u8> {
+        assert!(len <= self.mapping.bytes - self.used, "the arena was made too small");
+        // SAFETY: the offset is within the mapping, by the assertion.
+        let ptr = unsafe { self.mapping.ptr.add(self.used) };
+        self.used += len;
+        Buffer { ptr, len, _mapping: Arc::clone(&self.mapping) }
     }
 }
 
@@ -143,11 +192,22 @@ mod tests {
 
     #[test]
     fn a_buffer_is_zero_and_writable() {
-        let mut b = Buffer::<f32>::dense(3 << 20).unwrap();
+        let mut b = Buffer::<f32>::huge(3 << 20).unwrap();
         assert!(b.iter().step_by(4099).all(|x| *x == 0.0));
         b[12345] = 1.5;
         assert_eq!(b[12345], 1.5);
         assert_eq!(b.bytes(), 12 << 20);
+    }
+
+    #[test]
+    fn what_is_taken_from_an_arena_is_apart_and_outlives_it() {
+        let mut arena = Arena::new(96).unwrap();
+        let (mut a, mut b) = (arena.take(64), arena.take(32));
+        drop(arena);
+        a.fill(1);
+        b.fill(2);
+        assert!(a.iter().all(|x| *x == 1) && b.iter().all(|x| *x == 2));
+        assert_eq!((a.len(), b.len()), (64, 32));
     }
 
     #[test]

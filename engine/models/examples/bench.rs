@@ -1,130 +1,151 @@
-//! Measures one model on this machine: load, prefill, decode alone, decode in a crowd.
+//! The stopwatch of `cargo xtask bench engine`: loads one model, says so, and then answers every line
+//! of standard input with a line of JSON.
 //!
-//! `cargo run --release -p stowage-engine-models --example bench -- --model FILE [--json] [--threads N]
-//! [--kv f32|bf16] [--streams N] [--seconds S]`. Each measurement is one line (JSON with `--json`), the last has
-//! `"summary": true`. Rates are the best and the median of the repetitions that fit into the time.
+//!     decode STREAMS DEPTH SECONDS   steps of one token for each of so many sequences of that length
+//!     prefill TOKENS SECONDS         prompts of that length, one after the other, from nothing
+//!     fidelity GOLDEN                the golden's text, teacher-forced: how far its log-probabilities are off
+//!
+//! The first two repeat until the time is over, at least once, and answer `tokens`, `wall_s` and `cpu_s` (user
+//! and system, all threads). A step always computes the same: what it wrote is written again. The caller
+//! decides about rounds; `engine/tools/bench_llama_cpp.py` answers the same lines for llama.cpp.
+//!
+//! `cargo run -p stowage-engine-models --example bench -- --model FILE [--threads N] [--kv f32|bf16]`
 
+#[path = "../tests/common/mod.rs"]
+mod common;
+
+use std::io::BufRead;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use stowage_engine_core::executor::{Executor, LogitsWanted, SeqStep, StepBatch};
+use serde_json::{Value, json};
+use stowage_engine_core::executor::{BLOCK_TOKENS, Executor, LogitsWanted, SeqStep, StepBatch};
 use stowage_engine_models::{CpuModel, LoadOptions, load};
 
-struct Args {
-    model: PathBuf,
-    json: bool,
-    streams: usize,
-    seconds: f64,
-    options: LoadOptions,
-}
+type Error = Box<dyn std::error::Error>;
 
-fn args() -> Result<Args, String> {
-    let mut out =
-        Args { model: PathBuf::new(), json: false, streams: 8, seconds: 3.0, options: LoadOptions::default() };
-    let mut args = std::env::args().skip(1);
-    while let Some(arg) = args.next() {
-        if arg == "--json" {
-            out.json = true;
-            continue;
-        }
-        let value = args.next().ok_or_else(|| format!("{arg} needs a value"))?;
-        let number = || value.parse::<usize>().map_err(|e| format!("{arg}: {e}"));
-        match arg.as_str() {
-            "--model" => out.model = value.into(),
-            "--threads" => out.options.threads = Some(number()?),
-            "--streams" => out.streams = number()?.max(1),
-            "--seconds" => out.seconds = value.parse().map_err(|e| format!("{arg}: {e}"))?,
-            "--kv" => out.options.kv_type = value.parse()?,
-            _ => return Err(format!("unknown argument {arg}")),
-        }
-    }
-    if out.model.as_os_str().is_empty() {
-        return Err("--model FILE is needed".into());
-    }
-    Ok(out)
-}
-
-/// Seconds of repeated runs, sorted.
-fn repeat(seconds: f64, mut run: impl FnMut() -> Duration) -> Vec<f64> {
-    let (start, mut times) = (Instant::now(), Vec::new());
-    run();
-    while times.len() < 3 || (start.elapsed().as_secs_f64() < seconds && times.len() < 10_000) {
-        times.push(run().as_secs_f64());
-    }
-    times.sort_by(f64::total_cmp);
-    times
-}
-
-/// One step over `streams` sequences of `tokens` tokens each at `position`, every one in blocks of
-/// its own.
-fn step(model: &mut CpuModel, streams: usize, position: usize, tokens: usize, logits: &mut Vec<f32>) -> Duration {
-    let per = (position + tokens).div_ceil(16);
-    let tables: Vec<Vec<u32>> = (0..streams).map(|s| (0..per).map(|b| (s * per + b) as u32).collect()).collect();
-    let ids: Vec<u32> = (0..tokens).map(|i| (i * 7919 % 40_000 % model.info().vocab) as u32).collect();
-    let seqs: Vec<SeqStep<'_>> = tables
-        .iter()
-        .map(|blocks| SeqStep { tokens: &ids, position, blocks, want_logits: LogitsWanted::Last })
-        .collect();
-    logits.clear();
-    let start = Instant::now();
-    if let Err(e) = model.step(&StepBatch { seqs: &seqs }, logits) {
-        eprintln!("the step failed: {e}");
-        std::process::exit(1);
-    }
-    start.elapsed()
-}
+/// Blocks set aside for each sequence: room for 1,024 tokens.
+const STRIDE: usize = 64;
 
 fn main() {
-    if let Err(message) = run() {
-        eprintln!("bench: {message}");
+    if let Err(e) = run() {
+        eprintln!("bench: {e}");
         std::process::exit(2);
     }
 }
 
-fn run() -> Result<(), String> {
-    let Args { model: path, json, streams, seconds, options } = args()?;
+fn run() -> Result<(), Error> {
+    let (path, options) = args()?;
     let start = Instant::now();
-    let (mut model, _) = load(&path, &options).map_err(|e| e.to_string())?;
+    let (model, _) = load(&path, &options)?;
     let load_s = start.elapsed().as_secs_f64();
-    let isa = model.info().isa;
-    let mut fields: Vec<(String, f64)> = Vec::new();
-    let mut report = |name: &str, tokens: usize, times: &[f64]| {
-        let (best, median) = (tokens as f64 / times[0], tokens as f64 / times[times.len() / 2]);
-        if json {
-            println!(
-                "{{\"bench\":\"engine\",\"name\":\"{name}\",\"isa\":\"{isa}\",\"tokens_per_s\":{median:.1},\"best_tokens_per_s\":{best:.1},\"repetitions\":{}}}",
-                times.len()
-            );
-        } else {
-            println!("{name:>18}: median {median:8.1} tok/s, best {best:8.1} ({} runs)", times.len());
-        }
-        fields.push((name.to_owned(), median));
-    };
-    let mut logits = Vec::new();
-    let depth = 512.min(model.info().context_len.saturating_sub(1));
-    let chunk = depth.min(model.info().max_step_tokens);
-    let mut prefill = |m: &mut CpuModel| step(m, 1, 0, chunk, &mut logits);
-    report("prefill_512", chunk, &repeat(seconds, || prefill(&mut model)));
-    let mut logits = Vec::new();
-    for (name, n, position) in [("decode_1", 1, 0), ("decode_1_at_512", 1, depth)] {
-        report(name, n, &repeat(seconds, || step(&mut model, n, position, 1, &mut logits)));
-    }
-    let name = format!("decode_{streams}");
-    report(&name, streams, &repeat(seconds, || step(&mut model, streams, 64, 1, &mut logits)));
-    let name = format!("decode_{streams}_at_512");
-    let needed = streams * (depth / 16 + 1);
-    if needed <= model.info().num_blocks {
-        report(&name, streams, &repeat(seconds, || step(&mut model, streams, depth, 1, &mut logits)));
-    }
-    if json {
-        let rates: Vec<_> = fields.iter().map(|(n, v)| format!("\"{n}\":{v:.1}")).collect();
-        println!(
-            "{{\"bench\":\"engine\",\"summary\":true,\"isa\":\"{isa}\",\"kv\":\"{}\",\"load_s\":{load_s:.3},{}}}",
-            model.info().kv_type,
-            rates.join(",")
-        );
-    } else {
-        println!("{:>18}: {load_s:.3} s ({isa}, {} KV)", "load", model.info().kv_type);
+    println!("{}", json!({"load_s": load_s, "isa": model.info().isa, "kv": model.info().kv_type}));
+    let mut bench = Bench { model, filled: 0, logits: Vec::new() };
+    for line in std::io::stdin().lock().lines() {
+        println!("{}", bench.answer(&line?)?);
     }
     Ok(())
+}
+
+fn args() -> Result<(PathBuf, LoadOptions), Error> {
+    let (mut model, mut options) = (None, LoadOptions::default());
+    let mut args = std::env::args().skip(1);
+    while let Some(arg) = args.next() {
+        let value = args.next().ok_or_else(|| format!("{arg} needs a value"))?;
+        match arg.as_str() {
+            "--model" => model = Some(value.into()),
+            "--threads" => options.threads = Some(value.parse()?),
+            "--kv" => options.kv_type = value.parse()?,
+            _ => return Err(format!("unknown argument {arg}").into()),
+        }
+    }
+    Ok((model.ok_or("--model FILE is needed")?, options))
+}
+
+struct Bench {
+    model: CpuModel,
+    /// Sequences, from the first, whose blocks hold a whole stride of tokens.
+    filled: usize,
+    logits: Vec<f32>,
+}
+
+// === impl Bench ===
+
+impl Bench {
+    fn answer(&mut self, line: &str) -> Result<Value, Error> {
+        match line.split_whitespace().collect::<Vec<_>>()[..] {
+            ["decode", streams, depth, seconds] => {
+                let (streams, depth) = (streams.parse()?, depth.parse()?);
+                self.fill(streams)?;
+                self.repeat(streams, depth, 1, seconds.parse()?)
+            }
+            ["prefill", tokens, seconds] => self.repeat(1, 0, tokens.parse()?, seconds.parse()?),
+            ["fidelity", golden] => self.fidelity(golden),
+            _ => Err(format!("not a measurement: {line}").into()),
+        }
+    }
+
+    /// Gives the sequences real keys and values: memory that was never written reads from one page.
+    fn fill(&mut self, streams: usize) -> Result<(), Error> {
+        if self.filled >= streams {
+            return Ok(());
+        }
+        let (blocks, context) = (self.model.info().num_blocks, self.model.info().context_len);
+        let tokens = STRIDE * BLOCK_TOKENS;
+        if streams * STRIDE > blocks || tokens > context {
+            let need = format!("{streams} streams need {} KV blocks and a context of {tokens}", streams * STRIDE);
+            return Err(format!("{need}, the model has {blocks} and {context}").into());
+        }
+        for position in (0..tokens).step_by(256) {
+            self.step(1, position, 256)?;
+        }
+        for to in self.filled.max(1)..streams {
+            let pairs: Vec<_> = (0..STRIDE as u32).map(|b| (b, (to * STRIDE) as u32 + b)).collect();
+            self.model.copy_blocks(&pairs)?;
+        }
+        self.filled = streams;
+        Ok(())
+    }
+
+    fn repeat(&mut self, streams: usize, position: usize, tokens: usize, seconds: f64) -> Result<Value, Error> {
+        let (wall, cpu, mut steps) = (Instant::now(), cpu_seconds(), 0);
+        while steps == 0 || wall.elapsed().as_secs_f64() < seconds {
+            self.step(streams, position, tokens)?;
+            steps += 1;
+        }
+        let (wall, cpu) = (wall.elapsed().as_secs_f64(), cpu_seconds() - cpu);
+        Ok(json!({"tokens": steps * streams * tokens, "wall_s": wall, "cpu_s": cpu}))
+    }
+
+    fn step(&mut self, streams: usize, position: usize, tokens: usize) -> Result<(), Error> {
+        let vocab = self.model.info().vocab;
+        let ids: Vec<u32> = (position..position + tokens).map(|i| (i * 7919 % 40_000 % vocab) as u32).collect();
+        let table = |s: usize| ((s * STRIDE) as u32..((s + 1) * STRIDE) as u32).collect();
+        let tables: Vec<Vec<u32>> = (0..streams).map(table).collect();
+        let seq = |blocks| SeqStep { tokens: &ids, position, blocks, want_logits: LogitsWanted::Last };
+        let seqs: Vec<_> = tables.iter().map(|blocks| seq(blocks)).collect();
+        self.logits.clear();
+        Ok(self.model.step(&StepBatch { seqs: &seqs }, &mut self.logits)?)
+    }
+
+    fn fidelity(&mut self, golden: &str) -> Result<Value, Error> {
+        #[derive(serde::Deserialize)]
+        struct Golden {
+            passage: common::Teacher,
+        }
+        let golden: Golden = serde_json::from_slice(&std::fs::read(golden)?)?;
+        let ids = golden.passage.inputs();
+        let rows = common::run(&mut self.model, ids, &common::table(ids.len(), 0), &[128]);
+        self.filled = 0;
+        let d = common::difference(&golden.passage, &rows);
+        Ok(json!({"tokens": ids.len(), "mean_abs_dlogprob": d.mean, "mean_abs_dlogprob_top": d.mean_top}))
+    }
+}
+
+/// User and system time of this process so far.
+fn cpu_seconds() -> f64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is a valid place for the answer; this clock always exists on Linux.
+    unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) };
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }

@@ -7,7 +7,7 @@ use stowage_engine_kernels::cpu::{
     Attention, AttnSeq, Epilogue, Heads, Kernels, KvCache, KvLayout, KvType, PackedMatrix, PackedX, gemm, rope,
 };
 use stowage_engine_kernels::isa::Isa;
-use stowage_engine_kernels::mem::{Buffer, Shared};
+use stowage_engine_kernels::mem::{Arena, Buffer, Shared};
 use stowage_engine_kernels::pool::Pool;
 use stowage_engine_kernels::quant::WeightType;
 
@@ -105,8 +105,14 @@ pub(crate) fn check_shapes(c: &ModelConfig, w: &Weights) -> Result<(), WeightErr
 }
 
 impl CpuModel {
-    /// Bytes of the packed weights, known before packing.
+    /// Bytes of the weights, known before packing.
     pub(crate) fn weight_bytes(opened: &Opened) -> usize {
+        let c = &opened.config;
+        CpuModel::matrix_bytes(opened) + (2 * c.layers + 1) * c.hidden * 4
+    }
+
+    /// Bytes of the packed matrices among them.
+    fn matrix_bytes(opened: &Opened) -> usize {
         let (c, w) = (&opened.config, &opened.weights);
         let ty = |name: &str| w.tensors.get(name).map_or(WeightType::F32, |t| t.ty);
         let layer = |i: usize| {
@@ -118,8 +124,7 @@ impl CpuModel {
         let ends = ["token_embd.weight", "output.weight"].into_iter().filter(|n| w.has(n));
         let ends = ends.map(|n| (ty(n), c.vocab, c.hidden));
         let matrices = (0..c.layers).flat_map(layer).chain(ends);
-        let packed: usize = matrices.map(|(ty, rows, cols)| PackedMatrix::bytes_for(ty, rows, cols)).sum();
-        packed + (2 * c.layers + 1) * c.hidden * 4
+        matrices.map(|(ty, rows, cols)| PackedMatrix::bytes_for(ty, rows, cols)).sum()
     }
 
     /// Bytes of everything else but the KV cache.
@@ -136,7 +141,9 @@ impl CpuModel {
         let kernels = Kernels::new(plan.isa).ok_or(LoadError::IsaMissing(plan.isa))?;
         let mut pool = Pool::new(plan.threads).map_err(|source| LoadError::Threads { source })?;
         let path = || opened.meta.path.clone();
-        let mut packer = Packer { weights: w, config: c, pool: &mut pool };
+        let memory = |source| LoadError::Memory { source };
+        let arena = Arena::new(CpuModel::matrix_bytes(opened)).map_err(memory)?;
+        let mut packer = Packer { weights: w, config: c, pool: &mut pool, arena };
         let result = (|| {
             let embedding = packer.plain("token_embd.weight", (c.vocab, c.hidden))?;
             let head = match w.has("output.weight") {
@@ -147,11 +154,8 @@ impl CpuModel {
             let norm = w.vector("output_norm.weight", c.hidden)?;
             Ok((embedding, head, layers, norm))
         })();
-        let (embedding, head, layers, output_norm) = result.map_err(|e| match e {
-            PackError::Weights(source) => LoadError::Weights { path: path(), source },
-            PackError::Memory(source) => LoadError::Memory { source },
-        })?;
-        let memory = |source| LoadError::Memory { source };
+        let (embedding, head, layers, output_norm) =
+            result.map_err(|source: WeightError| LoadError::Weights { path: path(), source })?;
         let tokens = plan.max_step_tokens;
         let scratch = Scratch {
             x: Buffer::zeroed(tokens * c.hidden).map_err(memory)?,
@@ -394,34 +398,27 @@ impl Keep<'_> {
     }
 }
 
-enum PackError {
-    Weights(WeightError),
-    Memory(std::io::Error),
-}
-
-impl From<WeightError> for PackError {
-    fn from(e: WeightError) -> PackError {
-        PackError::Weights(e)
-    }
-}
-
-impl From<std::io::Error> for PackError {
-    fn from(e: std::io::Error) -> PackError {
-        PackError::Memory(e)
-    }
-}
-
 /// Takes tensors out of the file and into panels.
 struct Packer<'a> {
     weights: &'a Weights,
     config: &'a ModelConfig,
     pool: &'a mut Pool,
+    arena: Arena,
 }
 
 impl Packer<'_> {
-    fn plain(&mut self, name: &str, shape: (usize, usize)) -> Result<PackedMatrix, PackError> {
+    fn pack<'r>(
+        &mut self,
+        ty: WeightType,
+        shape: (usize, usize),
+        row: &(dyn Fn(usize) -> &'r [u8] + Sync),
+    ) -> PackedMatrix {
+        PackedMatrix::pack_in(&mut self.arena, self.pool, ty, shape, row)
+    }
+
+    fn plain(&mut self, name: &str, shape: (usize, usize)) -> Result<PackedMatrix, WeightError> {
         let m = self.weights.matrix(name, shape)?;
-        Ok(PackedMatrix::pack(self.pool, m.ty, shape, &|r| m.row(r))?)
+        Ok(self.pack(m.ty, shape, &|r| m.row(r)))
     }
 
     /// Packs rows of several matrices as one; `pick(r)` names matrix and row.
@@ -429,7 +426,7 @@ impl Packer<'_> {
         &mut self,
         matrices: &[Matrix<'_>],
         pick: &(dyn Fn(usize) -> (usize, usize) + Sync),
-    ) -> Result<PackedMatrix, PackError> {
+    ) -> Result<PackedMatrix, WeightError> {
         let types: Vec<WeightType> = matrices.iter().map(|m| m.ty).collect();
         let shape = (matrices.iter().map(|m| m.rows).sum(), matrices[0].cols);
         let ty = merged_type(&types);
@@ -438,7 +435,7 @@ impl Packer<'_> {
                 let (m, r) = pick(r);
                 matrices[m].row(r)
             };
-            return Ok(PackedMatrix::pack(self.pool, ty, shape, &row)?);
+            return Ok(self.pack(ty, shape, &row));
         }
         let rows: Vec<Vec<u8>> = (0..shape.0)
             .map(|r| {
@@ -448,10 +445,10 @@ impl Packer<'_> {
                 values.iter().flat_map(|x| x.to_le_bytes()).collect()
             })
             .collect();
-        Ok(PackedMatrix::pack(self.pool, ty, shape, &|r| &rows[r])?)
+        Ok(self.pack(ty, shape, &|r| &rows[r]))
     }
 
-    fn layer(&mut self, i: usize) -> Result<Layer, PackError> {
+    fn layer(&mut self, i: usize) -> Result<Layer, WeightError> {
         let (c, w) = (self.config, self.weights);
         let name = |part: &str| format!("blk.{i}.{part}");
         let (hidden, q_rows, kv_rows) = (c.hidden, c.q_width(), c.kv_width());
@@ -483,7 +480,7 @@ impl Packer<'_> {
         })
     }
 
-    fn qkv_bias(&self, i: usize, pick: &dyn Fn(usize) -> (usize, usize)) -> Result<Option<Vec<f32>>, PackError> {
+    fn qkv_bias(&self, i: usize, pick: &dyn Fn(usize) -> (usize, usize)) -> Result<Option<Vec<f32>>, WeightError> {
         let c = self.config;
         let sizes = [("q", c.q_width()), ("k", c.kv_width()), ("v", c.kv_width())];
         let parts = sizes.map(|(n, len)| self.weights.optional_vector(&format!("blk.{i}.attn_{n}.bias"), len));

@@ -5,6 +5,8 @@
 //! merged in order, so a row's result depends on its sequence only. What a row must not see
 //! contributes exact zeros.
 
+use std::mem::MaybeUninit;
+
 use super::gemm::MAX_HEIGHT;
 use super::lanes::{LANES, Lanes};
 use super::tile::column;
@@ -63,16 +65,16 @@ impl AttendArgs {
     }
 }
 
-/// Scores of a tile, one row after the other.
-pub type Scores = [f32; MAX_HEIGHT * PARTITION];
+/// Scores of a tile, one row after the other. Written before they are read, as far as blocks go.
+type Scores = [f32; MAX_HEIGHT * PARTITION];
 
 /// # Safety
 /// The features of `L` are there; `args` is as its fields say, with a table and a cache that cover
 /// every position below the largest limit, `head_dim` a multiple of 16 and at most `MAX_HEAD_DIM`.
 #[inline(always)]
 pub unsafe fn attend_f32<L: Lanes, const KV: u8, const R: usize>(args: &AttendArgs) {
-    let mut scores: Scores = [0.0; MAX_HEIGHT * PARTITION];
-    let s = scores.as_mut_ptr();
+    let mut scores = MaybeUninit::<Scores>::uninit();
+    let s = scores.as_mut_ptr().cast::<f32>();
     let q = args.q.cast::<f32>();
     // SAFETY: offsets stay inside panels of `16 · head_dim` values, `R` queries per dimension, and
     // `R` rows of `PARTITION` scores; the rest is the caller's promise.
@@ -178,60 +180,118 @@ pub unsafe fn softmax<L: Lanes, const R: usize>(args: &AttendArgs, first: usize,
     }
 }
 
-/// The same with bf16 dot products: queries and exponentials are rounded to bf16, sums are f32.
-///
-/// # Safety
-/// As for [`attend_f32`], on a processor with AVX-512 BF16, with bf16 queries and a bf16 cache.
 #[cfg(target_arch = "x86_64")]
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
-pub unsafe fn attend_bf16<const R: usize>(args: &AttendArgs) {
-    use super::bf16::dot;
-    use super::lanes::Avx512;
+pub use bf16::attend_bf16;
+
+#[cfg(target_arch = "x86_64")]
+mod bf16 {
+    use super::super::bf16::dot;
+    use super::super::lanes::Avx512;
+    use super::*;
     use std::arch::x86_64::*;
 
-    let mut scores: Scores = [0.0; MAX_HEIGHT * PARTITION];
-    let s = scores.as_mut_ptr();
-    // SAFETY: as in `attend_f32`; exponentials are rounded in place, so row `r` of pairs starts
-    // where its row of scores does.
-    unsafe {
-        let (first, blocks) = args.span(R);
-        for b in 0..blocks {
-            let keys = args.panel(first, b).cast::<i32>();
-            let mut acc = [_mm512_setzero_ps(); R];
-            for p in 0..args.head_dim / 2 {
-                let k = _mm512_loadu_si512(keys.add(p * LANES).cast());
-                for (r, acc) in acc.iter_mut().enumerate() {
-                    *acc = dot(*acc, k, _mm512_set1_epi32(*args.q.add(p * R + r) as i32));
+    /// As [`attend_f32`], with bf16 dot products: queries and exponentials are rounded to bf16, sums are f32.
+    ///
+    /// A score, like a weighted sum, is one chain of additions; `N` blocks (or sixteens of dimensions) are
+    /// computed side by side to keep the multipliers busy where rows are few. It changes no chain.
+    ///
+    /// # Safety
+    /// As for [`attend_f32`], on a processor with AVX-512 BF16, with bf16 queries and a bf16 cache.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
+    pub unsafe fn attend_bf16<const R: usize, const N: usize>(args: &AttendArgs) {
+        let mut scores = MaybeUninit::<Scores>::uninit();
+        let s = scores.as_mut_ptr().cast::<f32>();
+        // SAFETY: as in `attend_f32`; exponentials are rounded in place, so row `r` of pairs starts
+        // where its row of scores does.
+        unsafe {
+            let (first, blocks) = args.span(R);
+            let mut b = 0;
+            while b + N <= blocks {
+                keys::<R, N>(args, first, b, s);
+                b += N;
+            }
+            while N > 1 && b < blocks {
+                keys::<R, 1>(args, first, b, s);
+                b += 1;
+            }
+            softmax::<Avx512, R>(args, first, blocks, s);
+            for r in 0..R {
+                let row = s.add(r * PARTITION);
+                for b in 0..blocks {
+                    let e = _mm512_cvtneps_pbh(_mm512_loadu_ps(row.add(b * LANES)));
+                    let e: __m256i = std::mem::transmute(e);
+                    _mm256_storeu_si256(row.cast::<u16>().add(b * LANES).cast(), e);
                 }
             }
-            for (r, acc) in acc.into_iter().enumerate() {
-                _mm512_storeu_ps(s.add(r * PARTITION + b * LANES), acc);
+            let mut d = 0;
+            while d + N * LANES <= args.head_dim {
+                values::<R, N>(args, first, blocks, d, s);
+                d += N * LANES;
+            }
+            while N > 1 && d < args.head_dim {
+                values::<R, 1>(args, first, blocks, d, s);
+                d += LANES;
             }
         }
-        softmax::<Avx512, R>(args, first, blocks, s);
-        for r in 0..R {
-            let row = s.add(r * PARTITION);
-            for b in 0..blocks {
-                let e = _mm512_cvtneps_pbh(_mm512_loadu_ps(row.add(b * LANES)));
-                let e: __m256i = std::mem::transmute(e);
-                _mm256_storeu_si256(row.cast::<u16>().add(b * LANES).cast(), e);
+    }
+
+    /// Scores of blocks `b..b + N`. Nothing is fetched ahead by hand: the processor does that better here.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
+    unsafe fn keys<const R: usize, const N: usize>(args: &AttendArgs, first: usize, b: usize, s: *mut f32) {
+        // SAFETY: the caller's promises.
+        unsafe {
+            let mut keys = [args.keys; N];
+            for (n, keys) in keys.iter_mut().enumerate() {
+                *keys = args.panel(first, b + n);
             }
-        }
-        for d in (0..args.head_dim).step_by(LANES) {
-            let mut acc = [_mm512_setzero_ps(); R];
-            for b in 0..blocks {
-                let values = args.panel(first, b).add(args.panel_bytes).cast::<i32>();
-                let s = s.cast::<i32>().add(b * LANES / 2);
-                for p in 0..LANES / 2 {
-                    let v = _mm512_loadu_si512(values.add(p * args.head_dim + d).cast());
+            let mut acc = [[_mm512_setzero_ps(); R]; N];
+            for p in 0..args.head_dim / 2 {
+                for (acc, keys) in acc.iter_mut().zip(keys) {
+                    let k = _mm512_loadu_si512(keys.add(p * 64).cast());
                     for (r, acc) in acc.iter_mut().enumerate() {
-                        *acc = dot(*acc, v, _mm512_set1_epi32(*s.add(r * PARTITION + p)));
+                        *acc = dot(*acc, k, _mm512_set1_epi32(*args.q.add(p * R + r) as i32));
                     }
                 }
             }
-            for (r, acc) in acc.into_iter().enumerate() {
-                _mm512_storeu_ps(args.out.add(r * args.head_dim + d), acc);
+            for (n, acc) in acc.into_iter().enumerate() {
+                for (r, acc) in acc.into_iter().enumerate() {
+                    _mm512_storeu_ps(s.add(r * PARTITION + (b + n) * LANES), acc);
+                }
+            }
+        }
+    }
+
+    /// Sums of V in the dimensions from `d`, weighted by the exponentials at `s`.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
+    unsafe fn values<const R: usize, const N: usize>(
+        args: &AttendArgs,
+        first: usize,
+        blocks: usize,
+        d: usize,
+        s: *const f32,
+    ) {
+        // SAFETY: the caller's promises.
+        unsafe {
+            let mut acc = [[_mm512_setzero_ps(); R]; N];
+            for b in 0..blocks {
+                let values = args.panel(first, b).add(args.panel_bytes).cast::<i32>().add(d);
+                let s = s.cast::<i32>().add(b * LANES / 2);
+                for p in 0..LANES / 2 {
+                    for (n, acc) in acc.iter_mut().enumerate() {
+                        let v = _mm512_loadu_si512(values.add(p * args.head_dim + n * LANES).cast());
+                        for (r, acc) in acc.iter_mut().enumerate() {
+                            *acc = dot(*acc, v, _mm512_set1_epi32(*s.add(r * PARTITION + p)));
+                        }
+                    }
+                }
+            }
+            for (n, acc) in acc.into_iter().enumerate() {
+                for (r, acc) in acc.into_iter().enumerate() {
+                    _mm512_storeu_ps(args.out.add(r * args.head_dim + d + n * LANES), acc);
+                }
             }
         }
     }

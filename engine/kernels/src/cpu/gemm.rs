@@ -9,7 +9,6 @@ use super::Kernels;
 use super::lanes::LANES;
 use super::pack::PackedMatrix;
 use super::tile::TileArgs;
-use crate::half::{bf16_to_f32, f32_to_bf16};
 use crate::mem::{Buffer, Shared};
 use crate::pool::Pool;
 use crate::quant::GROUP;
@@ -127,7 +126,7 @@ impl PackedX {
                     }
                     match act {
                         Act::F32 => put_f32(&buffer, m, height, data, sums),
-                        Act::Bf16 => put_bf16(&buffer, m, height, data, sums),
+                        Act::Bf16 => kernels.put_bf16(&buffer, m, height, data, sums),
                     }
                 }
             }
@@ -148,20 +147,6 @@ fn put_f32(row: &[f32], m: usize, height: usize, data: &mut [u32], sums: &mut [f
     }
     for (g, group) in row.chunks_exact(GROUP).enumerate() {
         sums[g * height + m] = ordered_sum(group);
-    }
-}
-
-fn put_bf16(row: &[f32], m: usize, height: usize, data: &mut [u32], sums: &mut [f32]) {
-    for (g, group) in row.chunks_exact(GROUP).enumerate() {
-        let mut rounded = [0.0; GROUP];
-        for (p, pair) in group.chunks_exact(2).enumerate() {
-            let (even, odd) = (f32_to_bf16(pair[0]), f32_to_bf16(pair[1]));
-            data[(g * GROUP / 2 + p) * height + m] = u32::from(even) | u32::from(odd) << 16;
-            rounded[2 * p] = bf16_to_f32(even);
-            rounded[2 * p + 1] = bf16_to_f32(odd);
-        }
-        // What multiplies the minimum must be what multiplies the nibbles.
-        sums[g * height + m] = ordered_sum(&rounded);
     }
 }
 
@@ -255,7 +240,11 @@ fn finish(out: &mut [f32], values: &[f32], epilogue: Epilogue<'_>, at: usize) {
             }
         }
         Epilogue::Add => out.iter_mut().zip(values).for_each(|(o, v)| *o += v),
-        _ => out.copy_from_slice(&values[..out.len()]),
+        // A whole panel is one vector, and not worth a call.
+        _ => match out.as_mut_array::<LANES>() {
+            Some(out) => out.copy_from_slice(&values[..LANES]),
+            None => out.copy_from_slice(&values[..out.len()]),
+        },
     }
 }
 
@@ -263,6 +252,7 @@ fn finish(out: &mut [f32], values: &[f32], epilogue: Epilogue<'_>, at: usize) {
 mod tests {
     use super::*;
     use crate::cpu::pack::random_rows;
+    use crate::half::{bf16_to_f32, f32_to_bf16};
     use crate::isa::Isa;
     use crate::quant::WeightType;
     use crate::reference;

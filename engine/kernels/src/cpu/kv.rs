@@ -6,7 +6,7 @@
 //! - `f32`: K `[head_dim][16 tokens]`, V `[16 tokens][head_dim]`;
 //! - `bf16`: the same in pairs, K `[head_dim/2][16 tokens][2]`, V `[8][head_dim][2 tokens]`.
 //!
-//! Memory becomes resident with the first token written to a block.
+//! Memory becomes resident with the first token written to a block, or to another in the same huge page.
 
 use std::io;
 use std::str::FromStr;
@@ -82,7 +82,7 @@ impl KvCache {
     pub fn new(layout: KvLayout, blocks: usize) -> io::Result<KvCache> {
         let bytes = blocks.checked_mul(layout.block_bytes());
         let bytes = bytes.ok_or_else(|| io::Error::from(io::ErrorKind::OutOfMemory))?;
-        Ok(KvCache { layout, blocks, data: Buffer::zeroed(bytes)? })
+        Ok(KvCache { layout, blocks, data: Buffer::huge(bytes)? })
     }
 
     pub fn blocks(&self) -> usize {

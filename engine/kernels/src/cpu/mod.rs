@@ -160,14 +160,14 @@ mod avx512bf16 {
         // SAFETY: as in `tile`.
         unsafe {
             match height {
-                1 => attend_bf16::<1>(a),
-                2 => attend_bf16::<2>(a),
-                3 => attend_bf16::<3>(a),
-                4 => attend_bf16::<4>(a),
-                6 => attend_bf16::<6>(a),
-                8 => attend_bf16::<8>(a),
-                10 => attend_bf16::<10>(a),
-                12 => attend_bf16::<12>(a),
+                1 => attend_bf16::<1, 4>(a),
+                2 => attend_bf16::<2, 4>(a),
+                3 => attend_bf16::<3, 4>(a),
+                4 => attend_bf16::<4, 2>(a),
+                6 => attend_bf16::<6, 2>(a),
+                8 => attend_bf16::<8, 1>(a),
+                10 => attend_bf16::<10, 1>(a),
+                12 => attend_bf16::<12, 1>(a),
                 _ => unreachable!("no tile of {height} rows"),
             }
         }
@@ -251,6 +251,16 @@ impl Kernels {
             KvType::F32 => attend::KV_F32,
             KvType::Bf16 => attend::KV_BF16,
         } as usize]
+    }
+
+    /// Row `m` of a tile of bf16 activations, which only one instruction set has.
+    fn put_bf16(&self, row: &[f32], m: usize, height: usize, data: &mut [u32], sums: &mut [f32]) {
+        assert!(self.isa == Isa::Avx512Bf16, "bf16 activations need bf16 instructions");
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: `new` made this table for a processor with the features.
+        unsafe {
+            bf16::put(row, m, height, data, sums);
+        }
     }
 
     pub fn rms_norm(&self, x: &[f32], w: &[f32], eps: f32, out: &mut [f32]) {

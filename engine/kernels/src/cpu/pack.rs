@@ -17,11 +17,11 @@ use std::io;
 
 use super::lanes::LANES;
 use crate::half::{bf16_to_f32, f16_to_f32};
-use crate::mem::{Buffer, Shared};
+use crate::mem::{Arena, Buffer, Shared};
 use crate::pool::Pool;
 use crate::quant::{GROUP, WeightType, u16_at};
 
-/// Reads past the end of a panel by prefetches and wide loads stay inside the buffer.
+/// Wide loads past the end of a panel stay inside the buffer.
 const SLACK: usize = 4096;
 
 #[derive(Debug)]
@@ -47,20 +47,32 @@ impl PackedMatrix {
         }
     }
 
-    /// Memory a matrix will take, before it is made.
+    /// Memory a matrix will take, before it is made: whole cache lines.
     pub fn bytes_for(ty: WeightType, rows: usize, cols: usize) -> usize {
-        rows.div_ceil(LANES) * cols.div_ceil(GROUP) * Self::group_bytes(ty) + SLACK
+        (rows.div_ceil(LANES) * cols.div_ceil(GROUP) * Self::group_bytes(ty) + SLACK).next_multiple_of(64)
+    }
+
+    /// Packs a matrix alone, see [`PackedMatrix::pack_in`].
+    pub fn pack<'a>(
+        pool: &mut Pool,
+        ty: WeightType,
+        shape: (usize, usize),
+        row: &(dyn Fn(usize) -> RowBytes<'a> + Sync),
+    ) -> io::Result<PackedMatrix> {
+        let mut arena = Arena::new(Self::bytes_for(ty, shape.0, shape.1))?;
+        Ok(Self::pack_in(&mut arena, pool, ty, shape, row))
     }
 
     /// Packs `rows` rows; `row(r)` is where row `r` of the result comes from, so callers merge
-    /// and permute as they need.
-    pub fn pack<'a>(
+    /// and permute as they need. The arena has [`PackedMatrix::bytes_for`] bytes left.
+    pub fn pack_in<'a>(
+        arena: &mut Arena,
         pool: &mut Pool,
         ty: WeightType,
         (rows, cols): (usize, usize),
         row: &(dyn Fn(usize) -> RowBytes<'a> + Sync),
-    ) -> io::Result<PackedMatrix> {
-        let mut data = Buffer::dense(Self::bytes_for(ty, rows, cols))?;
+    ) -> PackedMatrix {
+        let mut data = arena.take(Self::bytes_for(ty, rows, cols));
         let groups = cols.div_ceil(GROUP);
         let panel_bytes = groups * Self::group_bytes(ty);
         let out = Shared::new(&mut data);
@@ -76,7 +88,7 @@ impl PackedMatrix {
                 }
             }
         });
-        Ok(PackedMatrix { ty, rows, cols, data })
+        PackedMatrix { ty, rows, cols, data }
     }
 
     pub fn ty(&self) -> WeightType {
