@@ -141,41 +141,54 @@ pub async fn follow<K, T>(
 ) where
     K: Resource + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static,
 {
-    while follow_until_doubt(api.clone(), config.clone(), &source, &trim, &changed).await.is_err() {
-        tracing::warn!(source = source.name, "the list is empty and was not: not believed yet, asking again");
-        tokio::time::sleep(ASK_AGAIN).await;
+    let mut retry = MIN_RETRY;
+    loop {
+        match follow_once(api.clone(), config.clone(), &source, &trim, &changed, &mut retry).await {
+            Ok(()) => return,
+            Err(Anew::Doubtful) => {
+                tracing::warn!(source = source.name, "the list is empty and was not: not believed yet, asking again");
+                tokio::time::sleep(ASK_AGAIN).await;
+            }
+            // From a list on: a watch that starts again says nothing while nothing changes, so that a quiet kind
+            // would count as failing for ever.
+            Err(Anew::Failed(err)) => {
+                tracing::warn!(source = source.name, %err, "watch failed, trying again in {retry:?}");
+                source.failed(err);
+                tokio::time::sleep(retry).await;
+                retry = (retry * 2).min(MAX_RETRY);
+            }
+        }
     }
 }
 
-/// As `follow`, until a list is to be asked for anew.
-async fn follow_until_doubt<K, T>(
+/// Why a kind is listed anew.
+enum Anew {
+    Doubtful,
+    Failed(String),
+}
+
+async fn follow_once<K, T>(
     api: Api<K>,
     config: watcher::Config,
     source: &Source<T>,
     trim: &impl Fn(K) -> T,
     changed: &Notify,
-) -> Result<(), Doubtful>
+    retry: &mut Duration,
+) -> Result<(), Anew>
 where
     K: Resource + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static,
 {
     let stream = watcher::watcher(api, config.timeout(WATCH_SECONDS));
     pin_mut!(stream);
     let mut incoming: BTreeMap<Key, Arc<T>> = BTreeMap::new();
-    let mut retry = MIN_RETRY;
     while let Some(event) = stream.next().await {
-        match event {
-            Ok(event) => {
-                retry = MIN_RETRY;
-                take(source, &mut incoming, event, trim, Instant::now())?;
-                changed.notify_one();
-            }
-            Err(err) => {
-                tracing::warn!(source = source.name, %err, "watch failed, trying again in {retry:?}");
-                source.failed(err.to_string());
-                tokio::time::sleep(retry).await;
-                retry = (retry * 2).min(MAX_RETRY);
-            }
+        let event = event.map_err(|err| Anew::Failed(err.to_string()))?;
+        // The start of a list is no success yet.
+        if !matches!(event, Event::Init) {
+            *retry = MIN_RETRY;
         }
+        take(source, &mut incoming, event, trim, Instant::now()).map_err(|Doubtful| Anew::Doubtful)?;
+        changed.notify_one();
     }
     Ok(())
 }
