@@ -47,7 +47,10 @@ pub(crate) fn loads_or_is_refused(path: &Path) {
         ..LoadOptions::default()
     };
     match load(path, &options) {
-        Err(err) => one_line(&err.to_string()),
+        Err(err) => {
+            let why = std::error::Error::source(&err).map_or_else(String::new, |why| format!(": {why}"));
+            one_line(&format!("{err}{why}"));
+        }
         Ok((_, meta)) => speaks_or_is_refused(&meta),
     }
 }
