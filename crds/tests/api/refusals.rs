@@ -1,6 +1,4 @@
 //! Every rule has a manifest that it refuses, and `validate` refuses it too.
-//!
-//! The end-to-end tests apply the same manifests to a real API server and look for the message.
 
 use std::collections::BTreeSet;
 

@@ -28,8 +28,7 @@ const OTHER_LENGTH: &str = "4096";
 /// Requests that an API server in trouble refuses.
 const TROUBLES: usize = 30;
 
-/// The operators of the cluster are asked to rest while a test brings its own; `Drop` cannot wait, so
-/// every test that calls this calls `operators(…, 2)` on all its paths (and `World` for one that ran out of time).
+/// How many operators the cluster has of its own.
 pub async fn operators(w: &World, replicas: u32) -> anyhow::Result<()> {
     w.note_operators(replicas);
     w.cluster().merge("Deployment", SYSTEM, "stowage-operator", &json!({"spec": {"replicas": replicas}})).await?;
@@ -44,6 +43,15 @@ pub async fn operators(w: &World, replicas: u32) -> anyhow::Result<()> {
         })
     })
     .await
+}
+
+/// The cluster's own operators rest while `body` runs, which may bring others. `World` brings them back for a test
+/// that ran out of time.
+pub async fn without_operators(w: &World, body: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    operators(w, 0).await?;
+    let result = body.await;
+    operators(w, 2).await?;
+    result
 }
 
 /// An operator of this test's own: the same program, as a process here, through the proxy.
@@ -217,31 +225,22 @@ async fn reset(w: &World, tenant: &Tenant, replicas: Option<u32>) -> anyhow::Res
 }
 
 pub async fn an_operator_killed_after_a_write_is_taken_over_without_a_trace(w: World) -> anyhow::Result<()> {
-    operators(&w, 0).await?;
-    let result = crashes(&w, |stage| match stage {
+    let points = |stage| match stage {
         Stage::Create => vec![3],
         Stage::Grow => vec![2],
         Stage::Rollout => vec![5],
         Stage::Shrink => vec![2],
         Stage::Delete => vec![2],
-    })
-    .await;
-    operators(&w, 2).await?;
-    result
+    };
+    without_operators(&w, crashes(&w, points)).await
 }
 
 pub async fn an_operator_killed_after_every_write_is_taken_over_without_a_trace(w: World) -> anyhow::Result<()> {
-    operators(&w, 0).await?;
-    let result = crashes(&w, |_| (1..=30).collect()).await;
-    operators(&w, 2).await?;
-    result
+    without_operators(&w, crashes(&w, |_| (1..=30).collect())).await
 }
 
 pub async fn a_slow_and_failing_api_server_is_survived_with_bounded_requests(w: World) -> anyhow::Result<()> {
-    operators(&w, 0).await?;
-    let result = failing_api_server(&w).await;
-    operators(&w, 2).await?;
-    result
+    without_operators(&w, failing_api_server(&w)).await
 }
 
 async fn failing_api_server(w: &World) -> anyhow::Result<()> {
@@ -264,10 +263,7 @@ async fn failing_api_server(w: &World) -> anyhow::Result<()> {
 
 /// Two operators of the test's own, so that every write of the paused one would be seen.
 pub async fn a_paused_leader_is_replaced_and_writes_nothing_when_it_wakes(w: World) -> anyhow::Result<()> {
-    operators(&w, 0).await?;
-    let result = paused_leader(&w).await;
-    operators(&w, 2).await?;
-    result
+    without_operators(&w, paused_leader(&w)).await
 }
 
 async fn paused_leader(w: &World) -> anyhow::Result<()> {
@@ -306,10 +302,7 @@ async fn paused_leader(w: &World) -> anyhow::Result<()> {
 
 /// Lists that are complete and empty, and watches that are over (410): nothing is given up for that.
 pub async fn an_empty_list_deletes_nothing(w: World) -> anyhow::Result<()> {
-    operators(&w, 0).await?;
-    let result = empty_lists(&w).await;
-    operators(&w, 2).await?;
-    result
+    without_operators(&w, empty_lists(&w)).await
 }
 
 async fn empty_lists(w: &World) -> anyhow::Result<()> {

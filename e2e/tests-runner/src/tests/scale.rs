@@ -16,7 +16,7 @@ const DELAY: Duration = Duration::from_secs(2);
 pub async fn two_hundred_deployments_of_one_tenant_do_not_delay_another(w: World) -> anyhow::Result<()> {
     let other = w.tenant("other").await?;
     let crowd = w.tenant_with("crowd", json!({"gpus": [{"class": "h100-80g", "nominalQuota": "110m"}]})).await?;
-    let (_, alone) = placed_in(&w, &other, "alone").await?;
+    let alone = placed_in(&w, &other, "alone").await?;
     let all = (0..CROWD).map(|i| {
         let (w, crowd) = (w.clone(), crowd.clone());
         async move { w.deploy(&crowd, &format!("one-{i}"), &Wish::default().slice("4Gi", 5)).await }
@@ -24,7 +24,7 @@ pub async fn two_hundred_deployments_of_one_tenant_do_not_delay_another(w: World
     // At once with the crowd, not after it.
     let (crowded, beside) = futures::join!(futures::future::try_join_all(all), placed_in(&w, &other, "beside"));
     crowded?;
-    let (_, beside) = beside?;
+    let beside = beside?;
     println!("  apply → placed: {:.2} s alone, {:.2} s beside {CROWD}", alone.as_secs_f64(), beside.as_secs_f64());
     ensure!(
         beside <= alone + DELAY,
@@ -42,9 +42,9 @@ pub async fn two_hundred_deployments_of_one_tenant_do_not_delay_another(w: World
     w.ready(&other, "beside", 1).await
 }
 
-/// The API server's time for the object (some seconds for 201 of them at once, on two cores), and the time from its
-/// existence to the decision that stands in its status.
-async fn placed_in(w: &World, tenant: &Tenant, name: &str) -> anyhow::Result<(Duration, Duration)> {
+/// From the object's existence to the decision that stands in its status. What the API server takes for the object
+/// itself is printed and does not count.
+async fn placed_in(w: &World, tenant: &Tenant, name: &str) -> anyhow::Result<Duration> {
     let asked = Instant::now();
     w.deploy(tenant, name, &Wish::default()).await?;
     let started = Instant::now();
@@ -53,5 +53,5 @@ async fn placed_in(w: &World, tenant: &Tenant, name: &str) -> anyhow::Result<(Du
         o.pointer("/status/placements").and_then(|p| p.as_array()).is_some_and(|p| !p.is_empty())
     })
     .await?;
-    Ok((started - asked, started.elapsed()))
+    Ok(started.elapsed())
 }
