@@ -7,14 +7,16 @@ use serde_json::{Value, json};
 
 use crate::cluster::{condition, text, wait_for};
 use crate::load::Load;
+use crate::process;
 use crate::scenario::{OUT_OF_ROUTING, Scenario, device};
 use crate::tests::nodes::{gateways, refused};
 use crate::tests::operators::without_operators;
 use crate::world::{Tenant, Wish, World};
 
-/// From the offender's start to its eviction: five samples, a plan, a write. Ten seconds are the goal, which is
-/// missed (docs/design/limits.md); what it took is printed.
-const EVICTED: Duration = Duration::from_secs(40);
+/// From the moment the offender holds too much to the decision in its status: five samples, a plan, a write.
+const EVICTED: Duration = Duration::from_secs(10);
+/// What it holds, of 1 GiB promised: above the margin of 256 MiB as well.
+const TOO_MUCH_MIB: f64 = 1280.0;
 
 fn on_node1() -> Value {
     json!({"podTemplate": {"nodeSelector": {"kubernetes.io/hostname": "node1"}}})
@@ -62,9 +64,16 @@ pub async fn who_takes_more_than_its_slice_is_evicted_and_its_neighbour_notices_
         let mut said = said.map(|(_, reason, _)| reason);
         said.any(|reason| reason.contains("Overshoot")) || text(o, "/status/decision/action").contains("Evict")
     };
-    let running = std::time::Instant::now();
+    // How long it takes to touch its memory on a busy machine is its own affair.
+    let holds_too_much = || async {
+        let pid = *process::of_pod(&text(&pod, "/metadata/uid"), "probe").first().context("no process")?;
+        let holds = process::resident_mib(pid)?;
+        Ok(if holds > TOO_MUCH_MIB { Ok(()) } else { Err(format!("{holds:.0} MiB")) })
+    };
+    wait_for("the offender to hold more than the margin", Duration::from_secs(30), holds_too_much).await?;
+    let offends = std::time::Instant::now();
     w.until(&bad, "hog", "evicted and told why", EVICTED, evicted).await?;
-    println!("  evicted {:.1} s after its start", running.elapsed().as_secs_f64());
+    println!("  evicted {:.1} s after it held too much", offends.elapsed().as_secs_f64());
     wait_for("the offender's pod to be gone", Duration::from_secs(15), || async {
         let uid = text(&pod, "/metadata/uid");
         let left = w.pods(&bad, "hog").await?.iter().any(|p| text(p, "/metadata/uid") == uid);
