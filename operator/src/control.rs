@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::agents::Agents;
 use crate::decisions::{DecisionLog, write_lines};
-use crate::desk::{Desk, Slice};
+use crate::desk::{Desk, slices};
 use crate::journal::Journals;
 use crate::leader::{Fence, Term};
 use crate::memory::Memory;
@@ -33,6 +33,8 @@ use crate::write::Writer;
 
 /// Changes within this time are decided on together.
 const DEBOUNCE: Duration = Duration::from_millis(100);
+/// Who does not lead only shows its plan.
+const STANDBY_DEBOUNCE: Duration = Duration::from_secs(1);
 /// Without a change a plan is made this often: deadlines and back-offs end by themselves.
 pub const PERIOD: Duration = Duration::from_secs(5);
 
@@ -86,8 +88,14 @@ impl Control {
                 () = self.changed.notified() => {}
                 () = tokio::time::sleep_until(next.into()) => {}
             }
-            let pause = DEBOUNCE.saturating_sub(last.elapsed()).max(Duration::from_millis(10));
-            tokio::time::sleep(pause).await;
+            let debounce = if self.leading.borrow().is_some() { DEBOUNCE } else { STANDBY_DEBOUNCE };
+            let pause = debounce.saturating_sub(last.elapsed()).max(Duration::from_millis(10));
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = stop.cancelled() => break,
+                // A new leader does not wait out the pause of a standby.
+                _ = self.leading.changed() => {}
+            }
             self.desk.drain_finished(&self.journals, &self.metrics);
             last = Instant::now();
             next = last + self.turn().await;
@@ -164,8 +172,7 @@ impl Control {
         report: &DecisionReport,
         fresh: &[stowage_planner::report::DecisionRecord],
     ) {
-        for stored in view.deployments.values() {
-            let slice = Slice::of(view, stored, built, plan, report, fresh, term);
+        for slice in slices(view, built, plan, report, fresh, term) {
             self.desk.dispatch(slice, &mut self.memory, &self.writer, &self.journals, &self.sources, view.now);
         }
         self.desk.dispatch_cluster(cluster::statuses(view, built, report), &self.writer);

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use serde_json::Value;
 use stowage_planner::DecisionReport;
-use stowage_planner::plan::{Action, Plan};
+use stowage_planner::plan::Plan;
 use stowage_planner::report::{DecisionRecord, DeploymentReport, RecordAction, Trigger};
 use stowage_planner::snapshot::DeploymentId;
 use tokio::sync::Semaphore;
@@ -25,14 +25,14 @@ use crate::metrics::Metrics;
 use crate::observe::Sources;
 use crate::reconcile::apply::{Applied, Applier};
 use crate::reconcile::build::{Prepared, prepare};
-use crate::reconcile::case::Case;
+use crate::reconcile::case::{Case, cases};
 use crate::reconcile::cluster::ClusterStatus;
 use crate::reconcile::events::{Event, emit};
 use crate::reconcile::status;
 use crate::reconcile::update_status;
 use crate::reconcile::validate::Verdict;
 use crate::snapshot::Built;
-use crate::view::{StoredDeployment, View};
+use crate::view::View;
 use crate::write::{WriteError, Writer};
 
 /// Writes in flight, of one tenant and of all.
@@ -54,7 +54,7 @@ const STATUS_REFRESH: Duration = Duration::from_secs(30);
 pub struct Slice {
     term: Term,
     case: Case,
-    verdict: Verdict,
+    verdict: Arc<Verdict>,
     report: Option<DeploymentReport>,
     fresh: Vec<DecisionRecord>,
 }
@@ -93,27 +93,28 @@ struct Done {
     status: Option<(String, Value)>,
 }
 
-impl Slice {
-    pub fn of(
-        view: &View,
-        stored: &Arc<StoredDeployment>,
-        built: &Built,
-        plan: &Plan,
-        report: &DecisionReport,
-        fresh: &[DecisionRecord],
-        term: Term,
-    ) -> Self {
-        let id = DeploymentId::new(stored.namespace(), stored.name());
-        let actions: Vec<Action> =
-            plan.actions.iter().filter(|action| action.replica().deployment == id).cloned().collect();
-        Self {
-            term,
-            case: Case::of(view, stored, built, actions),
-            verdict: built.verdicts.get(&id).cloned().unwrap_or_else(Verdict::unknown),
-            report: report.of(&id).cloned(),
-            fresh: fresh.iter().filter(|record| record.object == id).cloned().collect(),
-        }
+/// All slices of one plan.
+pub fn slices<'a>(
+    view: &'a View,
+    built: &'a Built,
+    plan: &Plan,
+    report: &'a DecisionReport,
+    fresh: &[DecisionRecord],
+    term: Term,
+) -> impl Iterator<Item = Slice> + 'a {
+    let reports: BTreeMap<&DeploymentId, &DeploymentReport> =
+        report.deployments.iter().map(|report| (&report.deployment, report)).collect();
+    let mut news: BTreeMap<DeploymentId, Vec<DecisionRecord>> = BTreeMap::new();
+    for record in fresh {
+        news.entry(record.object.clone()).or_default().push(record.clone());
     }
+    cases(view, built, plan).map(move |case| Slice {
+        term,
+        verdict: built.verdicts.get(&case.id).cloned().unwrap_or_else(|| Arc::new(Verdict::unknown())),
+        report: reports.get(&case.id).map(|report| (*report).clone()),
+        fresh: news.remove(&case.id).unwrap_or_default(),
+        case,
+    })
 }
 
 impl Desk {

@@ -2,68 +2,27 @@
 //! out: `tests/golden/*.in.yaml` in, `*.out.yaml` expected. `UPDATE_GOLDEN=1` writes what came out.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use std::sync::Arc;
+#[path = "support/objects.rs"]
+mod objects;
 
-use k8s_openapi::api::core::v1::Pod;
-use kube::core::DynamicObject;
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use objects::view;
 use serde_json::{Value, json};
 use stowage_operator::memory::Memory;
 use stowage_operator::reconcile::build::prepare;
-use stowage_operator::reconcile::case::Case;
+use stowage_operator::reconcile::case::cases;
 use stowage_operator::reconcile::cluster;
 use stowage_operator::reconcile::status;
 use stowage_operator::snapshot::build;
 use stowage_operator::snapshot::replicas::millis;
-use stowage_operator::view::{Objects, Stored, View};
+use stowage_operator::view::View;
 use stowage_planner::snapshot::Policy;
-
-const NOW: &str = "2026-01-01T12:00:00Z";
-
-fn view(yaml: &str) -> View {
-    let mut view = View { now: NOW.parse().unwrap(), ..View::default() };
-    for document in serde_yaml::Deserializer::from_str(yaml) {
-        let object = Value::deserialize(document).unwrap();
-        match object["kind"].as_str().unwrap() {
-            "Node" => insert(&mut view.nodes, &object, typed),
-            "Pod" => insert::<Pod>(&mut view.pods, &object, typed),
-            "ResourceSlice" => insert(&mut view.slices, &object, typed),
-            "ResourceClaim" => insert(&mut view.claims, &object, typed),
-            "GpuNode" => insert(&mut view.gpu_nodes, &object, stored),
-            "GpuClass" => insert(&mut view.classes, &object, stored),
-            "TenantQuota" => insert(&mut view.quotas, &object, stored),
-            "InferenceRuntime" => insert(&mut view.runtimes, &object, stored),
-            "InferenceDeployment" => insert(&mut view.deployments, &object, stored),
-            kind => panic!("{kind} is not known here"),
-        }
-    }
-    view
-}
-
-fn insert<T>(objects: &mut Objects<T>, object: &Value, read: fn(&Value) -> T) {
-    let text = |field: &str| object["metadata"][field].as_str().unwrap_or_default().to_owned();
-    objects.insert((text("namespace"), text("name")), Arc::new(read(object)));
-}
-
-fn typed<T: DeserializeOwned>(object: &Value) -> T {
-    serde_json::from_value(object.clone()).unwrap()
-}
-
-fn stored<S: DeserializeOwned, T: DeserializeOwned>(object: &Value) -> Stored<S, T> {
-    Stored::read(typed::<DynamicObject>(object))
-}
 
 fn run(view: &View) -> Value {
     let built = build(view, &Memory::default(), 1);
     let (plan, report) = stowage_planner::plan(&built.snapshot, &Policy::default(), millis(view.now));
     assert_eq!(stowage_planner::check::check(&built.snapshot, &plan), []);
     let mut deployments = serde_json::Map::new();
-    for stored in view.deployments.values() {
-        let (namespace, name) = (stored.namespace(), stored.name());
-        let actions: Vec<_> =
-            plan.actions.iter().filter(|action| action.replica().deployment.name == name).cloned().collect();
-        let case = Case::of(view, stored, &built, actions);
+    for case in cases(view, &built, &plan) {
         let verdict = &built.verdicts[&case.id];
         let prepared = prepare(&case, verdict.wanted(), view.now);
         let replicas: Vec<Value> =
@@ -75,7 +34,7 @@ fn run(view: &View) -> Value {
             "create": replicas,
             "status": status::render(&case, verdict, report.of(&case.id), &[], &[], view.now),
         });
-        deployments.insert(format!("{namespace}/{name}"), entry);
+        deployments.insert(case.id.to_string(), entry);
     }
     let cluster = cluster::statuses(view, &built, &report);
     let cluster: serde_json::Map<String, Value> = cluster.into_iter().map(|due| (due.key(), due.status)).collect();

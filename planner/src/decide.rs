@@ -8,6 +8,7 @@
 //! Not here: prose, records and counterfactuals, which look at a finished [`Draft`].
 
 use std::cmp::Reverse;
+use std::collections::BTreeSet;
 
 use crate::demand::{Expected, class_charge};
 use crate::filter::{Seeker, ask};
@@ -103,6 +104,11 @@ impl<'a> Case<'a> {
         }
     }
 
+    /// Whether a slot is open that was not tried yet and may be.
+    fn waits(&self) -> bool {
+        self.next < self.life.open.len() && !self.blocked
+    }
+
     /// Pods that count once the plan is carried out.
     pub fn desired(&self) -> u32 {
         self.life.current + self.opened()
@@ -135,6 +141,46 @@ impl<'a> Case<'a> {
     }
 }
 
+/// Cases with open slots in the order in which they are served: those within their tenant's nominal
+/// quota first, then by priority and age. Charges only grow while slots are filled, so a case leaves
+/// the first group at most once.
+#[derive(Default)]
+struct Line {
+    guaranteed: BTreeSet<Turn>,
+    others: BTreeSet<Turn>,
+}
+
+/// Priority, creation, position.
+type Turn = (Reverse<i32>, TimeMs, usize);
+
+impl Line {
+    fn of(cases: &[Case<'_>]) -> Self {
+        let turn = |(at, case): (usize, &Case<'_>)| (Reverse(case.d.priority), case.d.created_ms, at);
+        let waiting = cases.iter().enumerate().filter(|(_, case)| case.waits());
+        Self { guaranteed: waiting.map(turn).collect(), others: BTreeSet::new() }
+    }
+
+    /// The first case, which stays the first until it leaves or its tenant's quota is used up.
+    fn next(&mut self, within_nominal: impl Fn(usize) -> bool) -> Option<usize> {
+        while let Some(first) = self.guaranteed.first().copied() {
+            if within_nominal(first.2) {
+                return Some(first.2);
+            }
+            self.guaranteed.remove(&first);
+            self.others.insert(first);
+        }
+        self.others.first().map(|first| first.2)
+    }
+
+    /// The case at this position, which was the first, waits for nothing more.
+    fn leave(&mut self, at: usize) {
+        let line = if self.guaranteed.is_empty() { &mut self.others } else { &mut self.guaranteed };
+        if line.first().is_some_and(|first| first.2 == at) {
+            line.pop_first();
+        }
+    }
+}
+
 impl Draft<'_> {
     /// A node that the scheduler refused in this very snapshot must not win again.
     fn exclude_refused_nodes(&mut self) {
@@ -154,7 +200,8 @@ impl Draft<'_> {
     }
 
     fn fill(&mut self, policy: &Policy, now: TimeMs) {
-        while let Some(at) = self.next_in_line() {
+        let mut line = Line::of(&self.cases);
+        while let Some(at) = line.next(|at| self.within_nominal(&self.cases[at])) {
             let case = &self.cases[at];
             let open = &case.life.open[case.next];
             let attempt = self.attempt(case, open.index, policy, now);
@@ -165,18 +212,10 @@ impl Draft<'_> {
                 Attempt::Placed(verdict) => self.take(at, replica, reason, *verdict),
                 Attempt::Refused { limit, verdicts } => self.cases[at].refuse(limit, verdicts),
             }
+            if !self.cases[at].waits() {
+                line.leave(at);
+            }
         }
-    }
-
-    fn next_in_line(&self) -> Option<usize> {
-        (0..self.cases.len())
-            .filter(|at| self.cases[*at].next < self.cases[*at].life.open.len())
-            .filter(|at| !self.cases[*at].blocked)
-            .min_by_key(|at| {
-                let case = &self.cases[*at];
-                let d = case.d;
-                (!self.within_nominal(case), Reverse(d.priority), d.created_ms, *at)
-            })
     }
 
     fn within_nominal(&self, case: &Case<'_>) -> bool {

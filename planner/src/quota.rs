@@ -16,11 +16,12 @@ use crate::snapshot::{Tenant, TenantId};
 use crate::world::{World, charge};
 
 pub(crate) struct Ledger {
-    accounts: BTreeMap<(TenantId, String), Account>,
+    /// By tenant and class.
+    accounts: BTreeMap<TenantId, BTreeMap<String, Account>>,
     cohorts: BTreeMap<TenantId, String>,
 }
 
-#[derive(Clone, Default)]
+#[derive(Clone, Copy, Default)]
 struct Account {
     listed: bool,
     nominal: i64,
@@ -109,10 +110,10 @@ impl Ledger {
     }
 
     pub fn usage(&self, tenant: &TenantId) -> Vec<ClassUsage> {
-        self.accounts
-            .iter()
-            .filter(|((t, _), a)| t == tenant && (a.listed || a.held > 0 || a.pending > 0))
-            .map(|((_, class), a)| ClassUsage {
+        let accounts = self.accounts.get(tenant).into_iter().flatten();
+        accounts
+            .filter(|(_, a)| a.listed || a.held > 0 || a.pending > 0)
+            .map(|(class, a)| ClassUsage {
                 class: class.clone(),
                 nominal_milli: unsigned(a.nominal),
                 held_milli: unsigned(a.held),
@@ -129,8 +130,7 @@ impl Ledger {
         let Some(cohort) = self.cohorts.get(tenant) else { return 0 };
         let mut debts = 0;
         let mut lendable = 0;
-        for ((other, _), a) in self.members(cohort, class) {
-            let _ = other;
+        for (_, a) in self.members(cohort, class) {
             debts += (-a.balance()).max(0);
             lendable += a.lendable().max(0);
         }
@@ -144,25 +144,20 @@ impl Ledger {
     /// Balance that the rest of the cohort offers; `None` without a cohort.
     fn others(&self, tenant: &TenantId, class: &str) -> Option<i64> {
         let cohort = self.cohorts.get(tenant)?;
-        Some(self.members(cohort, class).filter(|((t, _), _)| t != tenant).map(|(_, a)| a.lendable()).sum())
+        Some(self.members(cohort, class).filter(|(t, _)| *t != tenant).map(|(_, a)| a.lendable()).sum())
     }
 
-    fn members<'a>(
-        &'a self,
-        cohort: &'a str,
-        class: &'a str,
-    ) -> impl Iterator<Item = (&'a (TenantId, String), &'a Account)> {
-        self.accounts
-            .iter()
-            .filter(move |((t, c), _)| c == class && self.cohorts.get(t).is_some_and(|other| other == cohort))
+    fn members<'a>(&'a self, cohort: &'a str, class: &'a str) -> impl Iterator<Item = (&'a TenantId, &'a Account)> {
+        let members = self.cohorts.iter().filter(move |(_, other)| *other == cohort);
+        members.filter_map(move |(tenant, _)| Some((tenant, self.accounts.get(tenant)?.get(class)?)))
     }
 
     fn get(&self, tenant: &TenantId, class: &str) -> Account {
-        self.accounts.get(&(tenant.clone(), class.to_owned())).cloned().unwrap_or_default()
+        self.accounts.get(tenant).and_then(|classes| classes.get(class)).copied().unwrap_or_default()
     }
 
     fn account(&mut self, tenant: &TenantId, class: &str) -> &mut Account {
-        self.accounts.entry((tenant.clone(), class.to_owned())).or_default()
+        self.accounts.entry(tenant.clone()).or_default().entry(class.to_owned()).or_default()
     }
 }
 

@@ -1,5 +1,6 @@
 //! Dereference: everything that belongs to one deployment, picked from the view. No client.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -9,14 +10,14 @@ use k8s_openapi::api::resource::v1::ResourceClaim;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use stowage_crds::names::{ANNOTATION_DRAINING, FORCE_DELETE_ANNOTATION};
 use stowage_crds::quantity::parse_duration;
-use stowage_planner::plan::Action;
+use stowage_planner::plan::{Action, Plan};
 use stowage_planner::snapshot::DeploymentId;
 
 use super::build::{Owner, Target};
-use crate::identity::{identity, owned_by};
+use crate::identity::identity;
 use crate::observe::source::Key;
 use crate::snapshot::Built;
-use crate::view::{Objects, StoredDeployment, View};
+use crate::view::{StoredDeployment, View};
 
 /// What `scaling.drainTimeout` is when it cannot be read.
 pub const DEFAULT_DRAIN_SECONDS: u64 = 600;
@@ -27,7 +28,6 @@ pub struct Case {
     pub id: DeploymentId,
     pub stored: Arc<StoredDeployment>,
     pub tenant: Option<String>,
-    /// Owned by this UID; those of a deployment of the same name that was deleted before are not.
     pub pods: Vec<Arc<Pod>>,
     pub claims: Vec<Arc<ResourceClaim>>,
     pub service: Option<Arc<Service>>,
@@ -46,15 +46,27 @@ pub struct Charge {
     pub per_hour: Option<(u64, String)>,
 }
 
+/// All cases of one plan.
+pub fn cases<'a>(view: &'a View, built: &'a Built, plan: &Plan) -> impl Iterator<Item = Case> + 'a {
+    let mut actions: BTreeMap<DeploymentId, Vec<Action>> = BTreeMap::new();
+    for action in &plan.actions {
+        actions.entry(action.replica().deployment.clone()).or_default().push(action.clone());
+    }
+    view.deployments.values().map(move |stored| {
+        let id = DeploymentId::new(stored.namespace(), stored.name());
+        Case::of(view, stored, built, actions.remove(&id).unwrap_or_default())
+    })
+}
+
 impl Case {
-    pub fn of(view: &View, stored: &Arc<StoredDeployment>, built: &Built, actions: Vec<Action>) -> Self {
+    fn of(view: &View, stored: &Arc<StoredDeployment>, built: &Built, actions: Vec<Action>) -> Self {
         let key: Key = (stored.namespace().to_owned(), stored.name().to_owned());
-        let pods = owned(&view.pods, &key.0, |pod| owned_by(&pod.metadata, stored.uid()));
+        let pods = built.owned.pods(stored.uid()).to_vec();
         Self {
             id: DeploymentId::new(key.0.clone(), key.1.clone()),
             charge: charge(&pods, built),
             pods,
-            claims: owned(&view.claims, &key.0, |claim| owned_by(&claim.metadata, stored.uid())),
+            claims: built.owned.claims(stored.uid()).to_vec(),
             service: view.services.get(&key).cloned(),
             policy: view.policies.get(&key).cloned(),
             tenant: built.tenants.of(stored.namespace()).map(str::to_owned),
@@ -74,6 +86,11 @@ impl Case {
 
     pub fn generation(&self) -> u64 {
         u64::try_from(self.stored.generation()).unwrap_or(0)
+    }
+
+    /// Whether a replica's pod or claim is there, whatever state it is in.
+    pub fn anything_exists(&self) -> bool {
+        !self.pods.is_empty() || !self.claims.is_empty()
     }
 
     /// Whether the user gave up what is in flight.
@@ -121,13 +138,4 @@ fn charge(pods: &[Arc<Pod>], built: &Built) -> Charge {
         }
     }
     charge
-}
-
-fn owned<T>(objects: &Objects<T>, namespace: &str, ours: impl Fn(&T) -> bool) -> Vec<Arc<T>> {
-    objects
-        .range((namespace.to_owned(), String::new())..)
-        .take_while(|((space, _), _)| space == namespace)
-        .filter(|(_, object)| ours(object))
-        .map(|(_, object)| object.clone())
-        .collect()
 }

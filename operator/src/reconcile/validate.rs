@@ -18,7 +18,7 @@ use stowage_crds::validate::{
 use stowage_planner::snapshot::{Accelerator, Isolation, Needs, TaintEffect, Toleration, Variant};
 
 use crate::snapshot::classes::Classes;
-use crate::snapshot::tenants::Tenants;
+use crate::snapshot::models::Models;
 use crate::view::{StoredDeployment, View};
 
 /// Whether a deployment may be planned for.
@@ -62,22 +62,30 @@ impl Verdict {
 
 type Refusal = (&'static str, String);
 
+/// What a deployment may refer to or collide with.
+pub struct References<'a> {
+    pub view: &'a View,
+    pub classes: &'a Classes,
+    pub models: &'a Models<'a>,
+}
+
 /// Judges one stored deployment.
-pub fn validate(view: &View, stored: &StoredDeployment, tenants: &Tenants, classes: &Classes) -> Verdict {
-    match read(view, stored, tenants, classes) {
+pub fn validate(stored: &StoredDeployment, references: &References<'_>) -> Verdict {
+    match read(stored, references) {
         Ok(wanted) => Verdict::Accepted(Box::new(wanted)),
         Err(refusal) => Verdict::refused(refusal),
     }
 }
 
-fn read(view: &View, stored: &StoredDeployment, tenants: &Tenants, classes: &Classes) -> Result<Wanted, Refusal> {
+fn read(stored: &StoredDeployment, references: &References<'_>) -> Result<Wanted, Refusal> {
+    let References { view, classes, models } = references;
     let spec = stored.spec.as_ref().map_err(|err| (reasons::MALFORMED, err.to_string()))?;
     let deployment = validate_deployment(stored.name(), spec).map_err(|refusals| told(&refusals))?;
     let runtime = runtime(view, &deployment.runtime)?;
     for variant in &deployment.variants {
         fits_a_class(variant, classes)?;
     }
-    name_is_free(view, stored, &deployment.model_name, tenants)?;
+    name_is_free(stored, &deployment.model_name, models)?;
     let wanted = Wanted {
         variants: deployment.variants.iter().map(variant).collect(),
         needs: needs(&deployment, &runtime),
@@ -114,28 +122,12 @@ fn fits_a_class(variant: &AcceptedVariant, classes: &Classes) -> Result<(), Refu
         .map_err(|message| (reasons::CLASS_NOT_FOUND, format!("spec.variants[{}].class: {message}", variant.name)))
 }
 
-/// Two models of one name in one tenant: clients could not say which one they mean. The older keeps it.
-fn name_is_free(view: &View, stored: &StoredDeployment, model: &str, tenants: &Tenants) -> Result<(), Refusal> {
-    let Some(tenant) = tenants.of(stored.namespace()) else { return Ok(()) };
-    let age = |stored: &StoredDeployment| {
-        (stored.meta.creation_timestamp.clone(), stored.namespace().to_owned(), stored.name().to_owned())
-    };
-    let older = view
-        .deployments
-        .values()
-        .filter(|other| tenants.of(other.namespace()) == Some(tenant) && age(other) < age(stored));
-    for other in older {
-        let Ok(spec) = &other.spec else { continue };
-        if spec.model.name.as_deref().unwrap_or(other.name()) == model {
-            let message = format!(
-                "{}/{} of tenant {tenant} serves model \"{model}\" already; choose another spec.model.name",
-                other.namespace(),
-                other.name()
-            );
-            return Err((reasons::MODEL_NAME_TAKEN, message));
-        }
-    }
-    Ok(())
+fn name_is_free(stored: &StoredDeployment, model: &str, models: &Models) -> Result<(), Refusal> {
+    let Some((tenant, namespace, name)) = models.older(stored, model) else { return Ok(()) };
+    let message = format!(
+        "{namespace}/{name} of tenant {tenant} serves model \"{model}\" already; choose another spec.model.name"
+    );
+    Err((reasons::MODEL_NAME_TAKEN, message))
 }
 
 fn variant(accepted: &AcceptedVariant) -> Variant {

@@ -2,13 +2,14 @@
 //! only while they are being deleted, because a drain needs no spec.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use stowage_planner::snapshot::{Deployment, DeploymentId, Needs, Slot, TenantId};
 
+use super::owned::Owned;
 use super::replicas::{self, millis};
 use super::tenants::Tenants;
-use crate::identity::{identity, owned_by};
+use crate::identity::identity;
 use crate::memory::{Memory, empty};
 use crate::reconcile::case::{DEFAULT_DRAIN_SECONDS, forced};
 use crate::reconcile::validate::{Verdict, Wanted};
@@ -16,24 +17,26 @@ use crate::view::{StoredDeployment, View};
 
 pub fn build(
     view: &View,
-    verdicts: &BTreeMap<DeploymentId, Verdict>,
+    owned: &Owned,
+    verdicts: &BTreeMap<DeploymentId, Arc<Verdict>>,
     tenants: &Tenants,
     memory: &Memory,
 ) -> Vec<Deployment> {
     let translate = |stored: &StoredDeployment| {
         let id = DeploymentId::new(stored.namespace(), stored.name());
-        let wanted = match verdicts.get(&id)? {
+        let wanted = match verdicts.get(&id)?.as_ref() {
             Verdict::Accepted(wanted) => Some(wanted.as_ref()),
             Verdict::Refused { .. } if stored.deleting() => None,
             Verdict::Refused { .. } => return None,
         };
-        Some(one(view, stored, id, wanted, tenants, memory))
+        Some(one(view, owned, stored, id, wanted, tenants, memory))
     };
     view.deployments.values().filter_map(|stored| translate(stored)).collect()
 }
 
 fn one(
     view: &View,
+    owned: &Owned,
     stored: &StoredDeployment,
     id: DeploymentId,
     wanted: Option<&Wanted>,
@@ -57,8 +60,8 @@ fn one(
         isolation: wanted.map(|wanted| wanted.isolation).unwrap_or_default(),
         model_key: wanted.map(|wanted| wanted.deployment.image.reference.clone()).unwrap_or_default(),
         spec_hash: wanted.map(|wanted| wanted.spec_hash.clone()).unwrap_or_default(),
-        replicas: replicas::of(view, stored.namespace(), stored.name(), stored.uid(), &was_ready),
-        slots: slots(view, stored, memory),
+        replicas: replicas::of(view, owned.pods(stored.uid()), &was_ready),
+        slots: slots(owned, stored, memory),
         deleting: stored.deleting(),
         force_delete: forced(&stored.meta),
         drain_timeout_ms: u64::try_from(drain).unwrap_or(u64::MAX),
@@ -67,12 +70,11 @@ fn one(
 }
 
 /// What is remembered of the slots, with the highest incarnation among pods and claims that exist.
-fn slots(view: &View, stored: &StoredDeployment, memory: &Memory) -> Vec<Slot> {
+fn slots(owned: &Owned, stored: &StoredDeployment, memory: &Memory) -> Vec<Slot> {
     let mut slots = memory.slots(stored.uid());
-    let pods = view.pods.values().map(|pod| &pod.metadata);
-    let claims = view.claims.values().map(|claim| &claim.metadata);
-    let ours = |meta: &&ObjectMeta| owned_by(meta, stored.uid());
-    for id in pods.chain(claims).filter(ours).filter_map(identity) {
+    let pods = owned.pods(stored.uid()).iter().map(|pod| &pod.metadata);
+    let claims = owned.claims(stored.uid()).iter().map(|claim| &claim.metadata);
+    for id in pods.chain(claims).filter_map(identity) {
         let slot = slots.entry(id.replica.index).or_insert_with(|| empty(id.replica.index));
         slot.incarnation = slot.incarnation.max(id.replica.incarnation);
     }

@@ -7,29 +7,35 @@
 pub mod classes;
 mod deployments;
 pub mod devices;
+pub mod models;
 pub mod nodes;
+pub mod owned;
 mod promises;
 pub mod replicas;
 pub mod tenants;
 pub mod usage;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use stowage_planner::Snapshot;
 use stowage_planner::snapshot::{DeploymentId, Isolation};
 
 use crate::memory::Memory;
-use crate::reconcile::validate::{Verdict, isolation, validate};
+use crate::reconcile::validate::{References, Verdict, isolation, validate};
 use crate::view::View;
 use classes::Classes;
 use devices::Devices;
+use models::Models;
+use owned::Owned;
 use tenants::Tenants;
 
 /// The snapshot, and what was found out on the way.
 #[derive(Debug)]
 pub struct Built {
     pub snapshot: Snapshot,
-    pub verdicts: BTreeMap<DeploymentId, Verdict>,
+    pub verdicts: BTreeMap<DeploymentId, Arc<Verdict>>,
+    pub owned: Owned,
     pub tenants: Tenants,
     pub classes: Classes,
     /// By uuid.
@@ -48,12 +54,12 @@ pub fn build(view: &View, memory: &Memory, sequence: u64) -> Built {
     let tenants = Tenants::read(&view.quotas);
     let classes = Classes::read(&view.classes);
     let devices = Devices::read(&view.slices);
-    let verdicts: BTreeMap<DeploymentId, Verdict> = view
+    let owned = Owned::read(view);
+    let references = References { view, classes: &classes, models: &Models::read(view, &tenants) };
+    let verdicts: BTreeMap<DeploymentId, Arc<Verdict>> = view
         .deployments
         .values()
-        .map(|stored| {
-            (DeploymentId::new(stored.namespace(), stored.name()), validate(view, stored, &tenants, &classes))
-        })
+        .map(|stored| (DeploymentId::new(stored.namespace(), stored.name()), Arc::new(validate(stored, &references))))
         .collect();
     let isolation_of = |namespace: &str, name: &str| {
         let stored = view.deployments.get(&(namespace.to_owned(), name.to_owned()));
@@ -67,7 +73,7 @@ pub fn build(view: &View, memory: &Memory, sequence: u64) -> Built {
         sequence,
         nodes,
         tenants: tenants.accepted.clone(),
-        deployments: deployments::build(view, &verdicts, &tenants, memory),
+        deployments: deployments::build(view, &owned, &verdicts, &tenants, memory),
         classes: classes.for_planner(),
         exclusions: memory.exclusions(),
     };
@@ -76,5 +82,5 @@ pub fn build(view: &View, memory: &Memory, sequence: u64) -> Built {
         price: gpu.class.as_ref().and_then(|class| classes.price(class)).cloned(),
     };
     let gpus = snapshot.nodes.iter().flat_map(|node| &node.gpus).map(|gpu| (gpu.uuid.clone(), known(gpu))).collect();
-    Built { snapshot, verdicts, tenants, classes, gpus }
+    Built { snapshot, verdicts, owned, tenants, classes, gpus }
 }

@@ -6,35 +6,26 @@
 //! whole (evicted, refused by the kubelet), or when its engine has ended [`RESTARTS_TOO_MANY`] times
 //! without ever saying that the model is at fault, for which another node would be no cure.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodCondition};
-use stowage_crds::names::{ANNOTATION_DRAINING, CLAIM_PREFIX, LABEL_DEPLOYMENT};
+use stowage_crds::names::{ANNOTATION_DRAINING, CLAIM_PREFIX};
 use stowage_planner::snapshot::{Overshoot, Phase, Replica};
 
 use super::nodes::{lost, millis_between};
-use crate::identity::{identity, owned_by};
+use crate::identity::identity;
 use crate::startup::{Startup, startup};
 use crate::view::View;
 
 /// With the kubelet's back-off this is after about five minutes.
 const RESTARTS_TOO_MANY: i32 = 6;
 
-/// Replicas of the deployment with this UID, sorted by slot and life. `was_ready`: pods (by UID) that have been Ready.
-pub fn of(view: &View, namespace: &str, name: &str, uid: &str, was_ready: &dyn Fn(&str) -> bool) -> Vec<Replica> {
-    // Owner and label are compared before the annotations are parsed: there may be many pods.
-    let ours = pods_of(view, namespace, name).filter(|pod| owned_by(&pod.metadata, uid));
-    let mut replicas: Vec<Replica> = ours.filter_map(|pod| replica(view, pod, was_ready)).collect();
+/// The replicas that these pods are, sorted by slot and life. `was_ready`: pods (by UID) that have been Ready.
+pub fn of(view: &View, pods: &[Arc<Pod>], was_ready: &dyn Fn(&str) -> bool) -> Vec<Replica> {
+    let mut replicas: Vec<Replica> = pods.iter().filter_map(|pod| replica(view, pod, was_ready)).collect();
     replicas.sort_by(|a, b| (a.index, a.incarnation, &a.name).cmp(&(b.index, b.incarnation, &b.name)));
     replicas
-}
-
-/// Pods in the namespace that say they are replicas of this deployment.
-pub fn pods_of<'a>(view: &'a View, namespace: &'a str, name: &'a str) -> impl Iterator<Item = &'a Pod> {
-    let all = view.pods.range((namespace.to_owned(), String::new())..);
-    let here = all.take_while(move |((space, _), _)| space == namespace).map(|(_, pod)| pod.as_ref());
-    here.filter(move |pod| {
-        pod.metadata.labels.as_ref().and_then(|labels| labels.get(LABEL_DEPLOYMENT)).is_some_and(|of| of == name)
-    })
 }
 
 fn replica(view: &View, pod: &Pod, was_ready: &dyn Fn(&str) -> bool) -> Option<Replica> {

@@ -10,7 +10,7 @@ use clap::Parser;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// What to measure; both when none is named
+    /// What to measure; everything when nothing is named
     #[command(subcommand)]
     what: Option<What>,
 }
@@ -19,8 +19,10 @@ pub struct Args {
 enum What {
     /// Prefill, decode alone and in a crowd, on the demo's model
     Engine(engine::Args),
-    /// Time of one plan over snapshots of three sizes
+    /// Time of one plan over snapshots of several sizes
     Planner,
+    /// Time of the operator's whole turn but its writes, by number of deployments
+    Operator,
 }
 
 /// The engine's options as nobody gave them.
@@ -33,13 +35,18 @@ struct Defaults {
 pub fn run(args: Args) -> Result<()> {
     match args.what {
         Some(What::Engine(args)) => engine::run(&args),
-        Some(What::Planner) => planner(),
-        None => engine::run(&Defaults::parse_from(["engine"]).engine).and_then(|()| planner()),
+        Some(What::Planner) => example("stowage-planner", "bench_plan"),
+        Some(What::Operator) => example("stowage-operator", "bench_turn"),
+        None => {
+            engine::run(&Defaults::parse_from(["engine"]).engine)?;
+            example("stowage-planner", "bench_plan")?;
+            example("stowage-operator", "bench_turn")
+        }
     }
 }
 
-fn planner() -> Result<()> {
-    let mut cargo = sh::cargo(&["run", "--quiet", "-p", "stowage-planner", "--example", "bench_plan"]);
-    ensure!(cargo.status().context("start cargo")?.success(), "the bench of the planner failed");
+fn example(package: &str, name: &str) -> Result<()> {
+    let mut cargo = sh::cargo(&["run", "--quiet", "-p", package, "--example", name]);
+    ensure!(cargo.status().context("start cargo")?.success(), "{name} failed");
     Ok(())
 }

@@ -90,8 +90,7 @@ pub fn all() -> Vec<Test> {
         test!(alone lifecycle::deleting_under_load_drains_without_a_failed_request),
         test!(lifecycle::a_killed_engine_is_replaced_and_the_other_replica_serves),
         test!(lifecycle::with_one_replica_killed_requests_are_held_until_it_is_back),
-        // Red on two busy cores with the development profile: see docs/design/limits.md.
-        test!(long scale::two_hundred_deployments_of_one_tenant_do_not_delay_another),
+        test!(alone scale::two_hundred_deployments_of_one_tenant_do_not_delay_another),
         test!(alone nodes::an_agent_killed_between_the_steps_of_prepare_and_unprepare_resumes),
         test!(alone nodes::a_full_disk_is_told_and_the_replica_goes_to_another_node),
         test!(alone nodes::a_lost_node_leaves_routing_and_its_return_doubles_nothing),

@@ -110,11 +110,18 @@ impl Prepared {
 /// (then nothing new is made, and what runs goes on).
 pub fn prepare(case: &Case, wanted: Option<&Wanted>, now: Timestamp) -> Prepared {
     let owner = case.owner();
-    let mut prepared = Prepared { finalizer: finalizer(case, wanted.is_some()), ..Prepared::default() };
+    let mut prepared = Prepared::default();
     if let Some(wanted) = wanted.filter(|_| !case.stored.deleting()) {
-        prepared.policy = missing(network::policy(&owner, wanted.runtime.port), case.policy.as_deref());
-        prepared.service = missing(network::service(&owner), case.service.as_deref());
         prepared.create = creations(case, wanted);
+        // Nothing is made for a deployment that waits: two hundred of them would be six hundred writes.
+        if !prepared.create.is_empty() || case.anything_exists() {
+            prepared.finalizer = if guarded(case) { Finalizer::Keep } else { Finalizer::Add };
+            prepared.policy = missing(network::policy(&owner, wanted.runtime.port), case.policy.as_deref());
+            prepared.service = missing(network::service(&owner), case.service.as_deref());
+        }
+    }
+    if case.stored.deleting() && guarded(case) && !case.anything_exists() {
+        prepared.finalizer = Finalizer::Remove;
     }
     for action in &case.actions {
         match action {
@@ -134,15 +141,10 @@ pub fn prepare(case: &Case, wanted: Option<&Wanted>, now: Timestamp) -> Prepared
     prepared
 }
 
-/// A refused object that never had anything made for it needs no finalizer; the API server might not
-/// even take a write to one that is malformed.
-fn finalizer(case: &Case, accepted: bool) -> Finalizer {
-    let present = case.stored.meta.finalizers.iter().flatten().any(|name| name == stowage_crds::names::DRAIN_FINALIZER);
-    match (case.stored.deleting(), present) {
-        (false, false) if accepted => Finalizer::Add,
-        (true, true) if case.pods.is_empty() && case.claims.is_empty() => Finalizer::Remove,
-        _ => Finalizer::Keep,
-    }
+/// Whether the drain finalizer is there. A refused object that never had anything made for it needs
+/// none; the API server might not even take a write to one that is malformed.
+fn guarded(case: &Case) -> bool {
+    case.stored.meta.finalizers.iter().flatten().any(|name| name == stowage_crds::names::DRAIN_FINALIZER)
 }
 
 fn creations(case: &Case, wanted: &Wanted) -> Vec<PreparedReplica> {
