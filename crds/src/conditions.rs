@@ -19,7 +19,8 @@ pub mod types {
     pub const STALLED: &str = "Stalled";
     /// More replicas are wanted than are allowed or possible. Only while true.
     pub const SCALING_LIMITED: &str = "ScalingLimited";
-    /// It serves, but with fewer or worse replicas than wanted. Only while true.
+    /// It serves, but with fewer or worse replicas than wanted. On a GpuNode: its agent is in trouble. Only
+    /// while true.
     pub const DEGRADED: &str = "Degraded";
     /// At least one replica finishes its requests before it ends. Only while true.
     pub const DRAINING: &str = "Draining";
@@ -135,4 +136,16 @@ pub mod reasons {
     pub const THROTTLED: &str = "Throttled";
     /// Reading it failed; the last known facts are shown.
     pub const TELEMETRY_FAILED: &str = "TelemetryFailed";
+
+    // --- Degraded of a GpuNode ---
+    /// The NVML library cannot be used; it is tried again every five seconds.
+    pub const NVML_UNAVAILABLE: &str = "NvmlUnavailable";
+    /// The scenario of simulated GPUs cannot be read; the last one that could be stands, and nothing new is placed.
+    pub const SCENARIO_INVALID: &str = "ScenarioInvalid";
+    /// The record of prepared claims was damaged and was made anew from what is prepared. Until the agent's next start.
+    pub const CHECKPOINT_REBUILT: &str = "CheckpointRebuilt";
+    /// Another driver hands out this node's GPUs; ours only watches.
+    pub const MANAGED_ELSEWHERE: &str = "ManagedElsewhere";
+    /// The API server refused what the agent had to write.
+    pub const API_SERVER: &str = "ApiServer";
 }

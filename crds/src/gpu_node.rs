@@ -4,7 +4,7 @@
 //! the agent's metrics and its stream. A verdict is written at once, because gateways watch it.
 
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -28,6 +28,11 @@ use crate::{gpu_class::SharingMode, schema};
         name = "Unwell",
         type_ = "string",
         json_path = ".status.devices[?(@.verdict.health!='Healthy')].uuid"
+    ),
+    printcolumn(
+        name = "Degraded",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Degraded')].reason"
     ),
     printcolumn(name = "Simulated", type_ = "boolean", json_path = ".status.simulated"),
     printcolumn(name = "Observed", type_ = "date", json_path = ".status.observedTime"),
@@ -57,6 +62,10 @@ pub struct GpuNodeStatus {
     #[schemars(length(max = 256))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["source".into()]))]
     pub cached_models: Vec<CachedModel>,
+    /// Degraded while the agent itself is in trouble.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "schema::conditions")]
+    pub conditions: Vec<Condition>,
     /// When the agent last looked. Written with every other change, otherwise at most every 60 s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::time")]

@@ -2,14 +2,19 @@
 //!
 //! Wide types only. What this release honours is decided in `validate`, not here.
 
-use std::collections::BTreeMap;
-
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{InferenceDeploymentStatus, names, rules, schema};
+
+pub use crate::model::{
+    Access, Adapter, HttpSource, HuggingFaceSource, ImageSource, Model, ModelSource, S3Source, SecretRef, VolumeSource,
+};
+pub use crate::pod_template::{
+    EnvVar, PodTemplate, PullSecret, Resources, TaintEffect, Toleration, TolerationOperator, TopologySpread,
+};
 
 /// A model, where it may run, and how it is scaled.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -105,160 +110,6 @@ pub struct InferenceDeploymentSpec {
     /// Nodes per replica.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nodes: Option<Nodes>,
-}
-
-/// What is served.
-#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[x_kube(validation = rules::deployment::ADAPTERS.cel())]
-#[serde(rename_all = "camelCase")]
-pub struct Model {
-    /// The model's name as clients send it. Absent: the object's name. Resolved inside the caller's tenant first.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 128))]
-    pub name: Option<String>,
-
-    /// Where the weights come from: exactly one source.
-    pub source: ModelSource,
-
-    /// LoRA adapters served beside the model.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16))]
-    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
-    pub adapters: Vec<Adapter>,
-
-    /// Who beside the owning tenant may call it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub access: Option<Access>,
-}
-
-/// Where weights come from: exactly one of the fields.
-#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[x_kube(validation = rules::deployment::ONE_SOURCE.cel())]
-#[x_kube(validation = rules::deployment::ONLY_IMAGES.cel())]
-#[serde(rename_all = "camelCase")]
-pub struct ModelSource {
-    /// An OCI image, mounted read-only.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub image: Option<ImageSource>,
-    /// A repository on the Hugging Face hub.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub hugging_face: Option<HuggingFaceSource>,
-    /// A file behind a URL.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub http: Option<HttpSource>,
-    /// An object, or all objects under a prefix.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub s3: Option<S3Source>,
-    /// A file on a volume of the namespace.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub persistent_volume_claim: Option<VolumeSource>,
-}
-
-/// Weights in an OCI image.
-#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ImageSource {
-    /// Image reference; end it with `@sha256:…` to pin the content.
-    #[schemars(length(min = 1, max = 512))]
-    pub reference: String,
-    /// File or directory inside the image, for example /model.gguf.
-    #[schemars(length(min = 1, max = 256))]
-    #[x_kube(validation = rules::deployment::IMAGE_PATH.cel())]
-    pub path: String,
-}
-
-/// Weights on the Hugging Face hub.
-#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct HuggingFaceSource {
-    /// `owner/name`.
-    #[schemars(length(min = 1, max = 256))]
-    pub repo: String,
-    /// Branch, tag or commit.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 128))]
-    pub revision: Option<String>,
-    /// Key of a Secret in the same namespace that holds the access token.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub token_secret_ref: Option<SecretRef>,
-}
-
-/// Weights behind a URL.
-#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct HttpSource {
-    /// `https://` address of one file.
-    #[schemars(length(min = 1, max = 2048))]
-    pub url: String,
-    /// Lower-case hex digest of the file.
-    #[schemars(length(min = 64, max = 64))]
-    pub sha256: String,
-}
-
-/// Weights in an object store.
-#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct S3Source {
-    /// Bucket.
-    #[schemars(length(min = 1, max = 128))]
-    pub bucket: String,
-    /// Object key, or prefix ending in `/`.
-    #[schemars(length(min = 1, max = 1024))]
-    pub key: String,
-    /// Address of the store where it is not AWS.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 512))]
-    pub endpoint: Option<String>,
-    /// Secret in the same namespace with the credentials.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub secret_ref: Option<SecretRef>,
-}
-
-/// Weights on a volume.
-#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct VolumeSource {
-    /// PersistentVolumeClaim in the same namespace.
-    #[schemars(length(min = 1, max = 253))]
-    pub claim_name: String,
-    /// File or directory on the volume.
-    #[schemars(length(min = 1, max = 256))]
-    pub path: String,
-}
-
-/// A Secret in the same namespace.
-#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct SecretRef {
-    /// Name of the Secret.
-    #[schemars(length(min = 1, max = 253))]
-    pub name: String,
-    /// Key inside it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 253))]
-    pub key: Option<String>,
-}
-
-/// A LoRA adapter.
-#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Adapter {
-    /// Name as clients send it.
-    #[schemars(length(min = 1, max = 63))]
-    pub name: String,
-    /// Where it comes from.
-    pub source: ModelSource,
-}
-
-/// Who beside the owning tenant may call the model.
-#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Access {
-    /// Names of TenantQuotas. Everyone else gets 404, in /v1/models too. The caller pays.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64), inner(length(min = 1, max = 63)))]
-    #[x_kube(merge_strategy = ListMerge::Set)]
-    pub tenants: Vec<String>,
 }
 
 /// Which engine serves the model, and with which options.
@@ -554,144 +405,6 @@ pub struct ColdStart {
     /// Most requests that it holds.
     #[schemars(range(min = 0, max = 100000))]
     pub max_held: u32,
-}
-
-/// What the pods carry beyond what the operator sets; merged last, where that is safe.
-#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[x_kube(validation = rules::deployment::LABELS.cel())]
-#[x_kube(validation = rules::deployment::ANNOTATIONS.cel())]
-#[x_kube(validation = rules::deployment::TOPOLOGY_SPREAD.cel())]
-#[x_kube(validation = rules::deployment::ENV.cel())]
-#[serde(rename_all = "camelCase")]
-pub struct PodTemplate {
-    /// Further labels; keys of stowage.dev and app.kubernetes.io/managed-by are the operator's.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(schema_with = "schema::text_map")]
-    pub labels: BTreeMap<String, String>,
-    /// Further annotations; keys of stowage.dev are the operator's.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(schema_with = "schema::text_map")]
-    pub annotations: BTreeMap<String, String>,
-    /// Labels that a node must have.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(schema_with = "schema::text_map")]
-    pub node_selector: BTreeMap<String, String>,
-    /// Taints that do not keep the pods away.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16))]
-    pub tolerations: Vec<Toleration>,
-    /// Even spread over zones or nodes.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 8))]
-    pub topology_spread_constraints: Vec<TopologySpread>,
-    /// Name of a PriorityClass.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 253))]
-    pub priority_class_name: Option<String>,
-    /// Secrets of the namespace for pulling the images.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 8))]
-    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
-    pub image_pull_secrets: Vec<PullSecret>,
-    /// ServiceAccount of the pods; its token is not mounted. Absent: default.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 253))]
-    pub service_account_name: Option<String>,
-    /// CPU and host memory of the engine container. Absent: the runtime's.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub resources: Option<Resources>,
-    /// Further environment of the engine container; names that begin with STOWAGE_ are the operator's.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 32))]
-    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
-    pub env: Vec<EnvVar>,
-}
-
-/// A taint that does not keep the pods away.
-#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[x_kube(validation = rules::deployment::TOLERATION.cel())]
-#[serde(rename_all = "camelCase")]
-pub struct Toleration {
-    /// Taint key. Absent with operator Exists: every taint.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 316))]
-    pub key: Option<String>,
-    /// How value is compared. Absent: Equal.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub operator: Option<TolerationOperator>,
-    /// Taint value, with Equal.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 63))]
-    pub value: Option<String>,
-    /// Which effect is tolerated. Absent: every effect.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub effect: Option<TaintEffect>,
-}
-
-/// How a toleration compares.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[schemars(inline)]
-pub enum TolerationOperator {
-    Equal,
-    Exists,
-}
-
-/// What a taint does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[schemars(inline)]
-pub enum TaintEffect {
-    NoSchedule,
-    PreferNoSchedule,
-    NoExecute,
-}
-
-/// Even spread of replicas over a topology.
-#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct TopologySpread {
-    /// Node label whose values are the domains.
-    #[schemars(length(min = 1, max = 316))]
-    pub topology_key: String,
-    /// Largest difference between two domains, in replicas.
-    #[schemars(range(min = 1, max = 1000))]
-    pub max_skew: u32,
-}
-
-/// A Secret for pulling images.
-#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct PullSecret {
-    /// Name of the Secret.
-    #[schemars(length(min = 1, max = 253))]
-    pub name: String,
-}
-
-/// CPU and host memory.
-#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[x_kube(validation = rules::deployment::RESOURCES.cel())]
-#[serde(rename_all = "camelCase")]
-pub struct Resources {
-    /// What the scheduler sets aside.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(schema_with = "schema::quantity_map")]
-    pub requests: BTreeMap<String, Quantity>,
-    /// What the container may not exceed.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(schema_with = "schema::quantity_map")]
-    pub limits: BTreeMap<String, Quantity>,
-}
-
-/// An environment variable.
-#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct EnvVar {
-    /// Name.
-    #[schemars(length(min = 1, max = 128))]
-    pub name: String,
-    /// Value, taken literally.
-    #[serde(default)]
-    #[schemars(length(max = 4096))]
-    pub value: String,
 }
 
 /// How a change reaches the replicas.

@@ -1,21 +1,24 @@
 //! Writes this node's GpuNode: at once when something changed, otherwise once a minute as a sign of
 //! life. What it says is decided in [`crate::inventory`].
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use serde_json::json;
+use stowage_crds::conditions::types;
 use stowage_crds::names::API_VERSION;
 use stowage_crds::{GpuNode, GpuNodeStatus};
 use tokio::sync::watch;
 
 use crate::inventory;
 use crate::slices::{FIELD_MANAGER, owner};
-use crate::view::View;
+use crate::view::{Trouble, View};
 
 /// As the type's documentation promises: at most so long without a write.
 const QUIET: Duration = Duration::from_secs(60);
@@ -30,8 +33,9 @@ pub async fn run(client: Client, node: String, mut views: watch::Receiver<Arc<Vi
         let view = Arc::clone(&views.borrow_and_update());
         // Nothing known yet: an empty status would say that there are no GPUs.
         if !view.facts.is_empty() {
-            let status =
+            let devices =
                 inventory::node_status(&view.facts, &view.verdicts, view.driver_version.clone(), view.simulated);
+            let status = GpuNodeStatus { conditions: degraded(&view.troubles), ..devices };
             let due = written.as_ref().is_none_or(|(last, at)| *last != status || at.elapsed() >= QUIET);
             if due {
                 let writing = tokio::time::timeout(PATIENCE, write(&client, &node, &status, written.is_none()));
@@ -53,6 +57,20 @@ pub async fn run(client: Client, node: String, mut views: watch::Receiver<Arc<Vi
     }
 }
 
+/// The agent's troubles as one condition, the gravest first; none while there are none.
+fn degraded(troubles: &BTreeMap<Trouble, (Timestamp, String)>) -> Vec<Condition> {
+    let Some((gravest, _)) = troubles.first_key_value() else { return Vec::new() };
+    let since = troubles.values().map(|(since, _)| *since).min().unwrap_or_default();
+    vec![Condition {
+        type_: types::DEGRADED.to_owned(),
+        status: "True".to_owned(),
+        reason: gravest.name().to_owned(),
+        message: troubles.values().map(|(_, message)| message.as_str()).collect::<Vec<_>>().join("; "),
+        last_transition_time: Time(since),
+        observed_generation: None,
+    }]
+}
+
 async fn write(client: &Client, node: &str, status: &GpuNodeStatus, create: bool) -> Result<(), kube::Error> {
     let api: Api<GpuNode> = Api::all(client.clone());
     let params = PatchParams::apply(FIELD_MANAGER).force();
@@ -69,4 +87,22 @@ async fn write(client: &Client, node: &str, status: &GpuNodeStatus, create: bool
     let object = json!({"apiVersion": API_VERSION, "kind": "GpuNode", "metadata": {"name": node}, "status": status});
     api.patch_status(node, &params, &Patch::Apply(&object)).await?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn troubles_are_one_condition_and_none_is_none() {
+        assert!(degraded(&BTreeMap::new()).is_empty());
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let troubles = BTreeMap::from([
+            (Trouble::CheckpointRebuilt, (at(5), "rebuilt".to_owned())),
+            (Trouble::ScenarioInvalid, (at(9), "not JSON".to_owned())),
+        ]);
+        let said = degraded(&troubles).remove(0);
+        assert_eq!((said.reason.as_str(), said.message.as_str()), ("ScenarioInvalid", "not JSON; rebuilt"));
+        assert_eq!(said.last_transition_time, Time(at(5)));
+    }
 }

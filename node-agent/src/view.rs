@@ -38,11 +38,11 @@ impl Trouble {
 
     pub fn name(self) -> &'static str {
         match self {
-            Self::NvmlUnavailable => "NvmlUnavailable",
-            Self::ScenarioInvalid => "ScenarioInvalid",
-            Self::CheckpointRebuilt => "CheckpointRebuilt",
-            Self::ManagedElsewhere => "ManagedElsewhere",
-            Self::ApiServer => "ApiServer",
+            Self::NvmlUnavailable => reasons::NVML_UNAVAILABLE,
+            Self::ScenarioInvalid => reasons::SCENARIO_INVALID,
+            Self::CheckpointRebuilt => reasons::CHECKPOINT_REBUILT,
+            Self::ManagedElsewhere => reasons::MANAGED_ELSEWHERE,
+            Self::ApiServer => reasons::API_SERVER,
         }
     }
 }

@@ -81,12 +81,13 @@ impl Control {
         let mut next = Instant::now();
         let mut last = Instant::now();
         loop {
+            let due = self.desk.next_try(last).map_or(next, |at| at.min(next));
             tokio::select! {
                 () = stop.cancelled() => break,
                 _ = self.leading.changed() => {}
                 Some(()) = self.desk.finished(&self.journals, &self.metrics) => {}
                 () = self.changed.notified() => {}
-                () = tokio::time::sleep_until(next.into()) => {}
+                () = tokio::time::sleep_until(due.into()) => {}
             }
             let debounce = if self.leading.borrow().is_some() { DEBOUNCE } else { STANDBY_DEBOUNCE };
             let pause = debounce.saturating_sub(last.elapsed()).max(Duration::from_millis(10));
@@ -131,6 +132,9 @@ impl Control {
     fn decide(&mut self, term: Option<Term>, view: &View) -> Duration {
         let now = millis(view.now);
         let uids: BTreeSet<String> = view.deployments.values().map(|stored| stored.uid().to_owned()).collect();
+        for done in self.desk.carried_out() {
+            done.actions.iter().for_each(|action| self.memory.decided(&done.uid, action, millis(done.at)));
+        }
         self.memory.observe(&view.pods, &uids, now);
         self.sequence += 1;
         let started = Instant::now();
@@ -173,7 +177,7 @@ impl Control {
         fresh: &[stowage_planner::report::DecisionRecord],
     ) {
         for slice in slices(view, built, plan, report, fresh, term) {
-            self.desk.dispatch(slice, &mut self.memory, &self.writer, &self.journals, &self.sources, view.now);
+            self.desk.dispatch(slice, &self.writer, &self.journals, &self.sources, view.now);
         }
         self.desk.dispatch_cluster(cluster::statuses(view, built, report), &self.writer);
     }

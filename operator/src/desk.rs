@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use serde_json::Value;
 use stowage_planner::DecisionReport;
-use stowage_planner::plan::Plan;
+use stowage_planner::plan::{Action, Plan};
 use stowage_planner::report::{DecisionRecord, DeploymentReport, RecordAction, Trigger};
 use stowage_planner::snapshot::DeploymentId;
 use tokio::sync::Semaphore;
@@ -20,7 +20,6 @@ use tokio::task::{Id, JoinSet};
 
 use crate::journal::Journals;
 use crate::leader::Term;
-use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::observe::Sources;
 use crate::reconcile::apply::{Applied, Applier};
@@ -71,6 +70,7 @@ pub struct Desk {
     /// When a deployment was last said to wait, by why.
     waited: HashMap<(DeploymentId, Trigger), Instant>,
     told: HashMap<String, (Value, Instant)>,
+    carried_out: Vec<CarriedOut>,
     lanes: HashMap<String, Arc<Semaphore>>,
     all: Option<Arc<Semaphore>>,
 }
@@ -91,6 +91,17 @@ struct Done {
     not_leader: bool,
     assumed: Vec<(String, String)>,
     status: Option<(String, Value)>,
+    carried_out: Option<CarriedOut>,
+}
+
+/// Actions that were written, for the memory.
+#[derive(Debug)]
+pub struct CarriedOut {
+    /// Of the deployment.
+    pub uid: String,
+    pub actions: Vec<Action>,
+    /// When they were decided.
+    pub at: Timestamp,
 }
 
 /// All slices of one plan.
@@ -122,7 +133,6 @@ impl Desk {
     pub fn dispatch(
         &mut self,
         slice: Slice,
-        memory: &mut Memory,
         writer: &Writer,
         journals: &Arc<Journals>,
         sources: &Arc<Sources>,
@@ -140,9 +150,6 @@ impl Desk {
         let events = self.events.remove(&id).unwrap_or_default();
         if prepared.is_empty() && status.is_none() && events.is_empty() {
             return;
-        }
-        for action in &slice.case.actions {
-            memory.decided(slice.case.stored.uid(), action, now_ms(now));
         }
         let assumed = assume(&prepared, journals);
         let lanes = (self.lane(slice.case.tenant.as_ref().unwrap_or(&id.namespace)), self.global());
@@ -220,6 +227,16 @@ impl Desk {
         }
     }
 
+    /// When the next deployment that waits after a failure, and waited at that time, may be tried again.
+    pub fn next_try(&self, waited: Instant) -> Option<Instant> {
+        self.waits.values().map(|wait| wait.until).filter(|until| *until > waited).min()
+    }
+
+    /// What was carried out since it was asked last.
+    pub fn carried_out(&mut self) -> Vec<CarriedOut> {
+        std::mem::take(&mut self.carried_out)
+    }
+
     /// Lets what runs come to its end: each task is a few writes.
     pub async fn finish(&mut self) {
         let all = async { while self.tasks.join_next().await.is_some() {} };
@@ -250,6 +267,7 @@ impl Desk {
             journals.claims().forget_assumed(&(key.0.clone(), stowage_crds::names::CLAIM_PREFIX.to_owned() + &key.1));
         }
         metrics.write_outcome(if done.failures.is_empty() && !done.retryable { "ok" } else { "failed" });
+        self.carried_out.extend(done.carried_out);
         if let Some((key, status)) = done.status {
             self.told.insert(key, (status, Instant::now()));
         }
@@ -307,10 +325,6 @@ fn assume(prepared: &Prepared, journals: &Journals) -> Vec<(String, String)> {
     keys
 }
 
-fn now_ms(now: Timestamp) -> u64 {
-    crate::snapshot::replicas::millis(now)
-}
-
 /// The reconciliation of one deployment: apply, then tell, whatever became of the writes.
 struct Task {
     slice: Slice,
@@ -344,6 +358,11 @@ impl Task {
         }
         done.retryable = !applied.failures.is_empty();
         done.progress = applied.writes > 0;
+        // A decision of which nothing could be written was none.
+        if done.progress || applied.failures.is_empty() {
+            let (uid, actions) = (slice.case.stored.uid().to_owned(), slice.case.actions.clone());
+            done.carried_out = Some(CarriedOut { uid, actions, at: now });
+        }
         done.failures = told_failures(&applied);
         let status = if done.failures == previous {
             status
@@ -352,7 +371,10 @@ impl Task {
         };
         if let Some(status) = status {
             match update_status::write(&writer, &slice.case, &status, &applied).await {
-                Ok(()) => done.status = Some((slice.case.id.to_string(), status)),
+                Ok(()) => {
+                    done.progress = true;
+                    done.status = Some((slice.case.id.to_string(), status));
+                }
                 Err(WriteError::NotFound) => {}
                 Err(err) => {
                     tracing::warn!(deployment = %done.id, %err, "cannot write the status");

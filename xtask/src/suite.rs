@@ -97,7 +97,7 @@ fn on_another_cluster() -> Result<Count> {
         "quickstart_answers",
         "two_tenants_share",
         "restricted_pod_security",
-        "a_bad_deployment",
+        "a_bad_object",
         "nobody_but_the_operator",
         "keys_decide",
     ];

@@ -209,10 +209,10 @@ impl<E: Executor> Engine<E> {
     }
 
     fn compute(&mut self, plan: &Plan) -> Result<(), ExecError> {
-        self.logits.clear();
         let sequences: Vec<SeqStep<'_>> =
             plan.grants.iter().filter_map(|grant| seq_step(&self.scheduler, grant)).collect();
         if sequences.is_empty() {
+            self.logits.clear();
             return Ok(());
         }
         self.executor.step(&StepBatch { seqs: &sequences }, &mut self.logits)

@@ -55,7 +55,7 @@ pub enum LogitsWanted {
 }
 
 impl LogitsWanted {
-    /// Rows appended for a sequence of `tokens` tokens.
+    /// Rows that come back for a sequence of `tokens` tokens.
     pub fn rows(self, tokens: usize) -> usize {
         match self {
             LogitsWanted::None => 0,
@@ -138,9 +138,9 @@ pub trait Executor: Send {
     fn info(&self) -> &ModelInfo;
 
     /// Runs the step. On success the K and V of all its tokens are in their blocks, and the wanted
-    /// rows (`vocab` values each, f32, before softmax) have been appended to `logits` in batch
-    /// order. On an error the contents of the slots to be written are undefined and `logits` is as
-    /// it was; the same step may be tried again.
+    /// rows (`vocab` values each, f32, before softmax) are what `logits` holds, in batch order. (Who
+    /// passes the same vector again spares clearing megabytes.) On an error the contents of the slots
+    /// to be written are undefined; the same step may be tried again.
     fn step(&mut self, batch: &StepBatch<'_>, logits: &mut Vec<f32>) -> Result<(), ExecError>;
 
     /// Copies whole blocks `(from, to)`, all layers, in order: for sequences that fork.

@@ -109,6 +109,7 @@ impl Executor for SimExecutor {
 
     fn step(&mut self, batch: &StepBatch<'_>, logits: &mut Vec<f32>) -> Result<(), ExecError> {
         batch.check(&self.info)?;
+        logits.clear();
         let (mut decodes, mut kv_tokens, mut prefill) = (0, 0, 0);
         for seq in batch.seqs {
             let mut state = match seq.position {

@@ -124,7 +124,6 @@ impl Bench {
         let tables: Vec<Vec<u32>> = (0..streams).map(table).collect();
         let seq = |blocks| SeqStep { tokens: &ids, position, blocks, want_logits: LogitsWanted::Last };
         let seqs: Vec<_> = tables.iter().map(|blocks| seq(blocks)).collect();
-        self.logits.clear();
         Ok(self.model.step(&StepBatch { seqs: &seqs }, &mut self.logits)?)
     }
 

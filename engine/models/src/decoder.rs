@@ -253,8 +253,9 @@ impl CpuModel {
         gemm((pool, k), &layer.down, packed, x, hidden, Epilogue::Add);
     }
 
-    /// Appends the logits of the given rows.
+    /// The logits of the given rows.
     fn logits(&mut self, rows: &[usize], out: &mut Vec<f32>) {
+        out.resize(rows.len() * self.config.vocab, 0.0);
         if rows.is_empty() {
             return;
         }
@@ -265,9 +266,7 @@ impl CpuModel {
         packed.fill((pool, k, k.act(head.ty())), (rows.len(), hidden), &|r, to| {
             k.rms_norm(&x[rows[r] * hidden..][..hidden], norm, eps, to);
         });
-        let start = out.len();
-        out.resize(start + rows.len() * vocab, 0.0);
-        gemm((pool, k), head, packed, &mut out[start..], vocab, Epilogue::Store(None));
+        gemm((pool, k), head, packed, out, vocab, Epilogue::Store(None));
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 
-use crate::cluster::wait_for;
+use crate::cluster::{text, wait_for};
 use crate::load::Load;
 use crate::world::{NODES, SYSTEM, Wish, World};
 
@@ -52,6 +52,16 @@ pub async fn helm_uninstall_leaves_nothing_and_install_works_again(w: World) -> 
         Ok(if left == 0 { Ok(()) } else { Err(format!("{left} pods")) })
     })
     .await?;
+    for kind in ["Service", "Secret", "ServiceAccount", "Lease", "NetworkPolicy"] {
+        for namespace in [SYSTEM, NODES] {
+            let left = w.cluster().list(kind, namespace, "app.kubernetes.io/part-of=stowage").await?;
+            ensure!(left.is_empty(), "{kind} {} is left", text(&left[0], "/metadata/name"));
+        }
+    }
+    for kind in ["DeviceClass", "ClusterRoleBinding"] {
+        let left = w.cluster().list(kind, "", "app.kubernetes.io/part-of=stowage").await?;
+        ensure!(left.is_empty(), "{kind} {} is left", text(&left[0], "/metadata/name"));
+    }
     let crds = w.cluster().list("InferenceDeployment", "", "").await;
     ensure!(crds.is_ok(), "the CRDs went with the control plane: users' objects would be lost");
     let chart = w.env.root.join("charts/stowage").display().to_string();

@@ -9,7 +9,7 @@ use crate::cluster::{condition, text, wait_for};
 use crate::load::Load;
 use crate::process;
 use crate::scenario::{OUT_OF_ROUTING, Scenario, device};
-use crate::tests::nodes::{gateways, refused};
+use crate::tests::nodes::{agent_says, gateways, refused};
 use crate::tests::operators::without_operators;
 use crate::world::{Tenant, Wish, World};
 
@@ -134,17 +134,30 @@ pub async fn a_short_peak_and_a_small_excess_evict_nobody(w: World) -> anyhow::R
 }
 
 pub async fn an_xid_takes_a_replica_out_of_routing_and_moves_it(w: World) -> anyhow::Result<()> {
+    moved_and_taken_back(w, "Xid", "xidEvents", [json!([{"id": 1, "xid": 79}]), json!([])]).await
+}
+
+pub async fn an_uncorrectable_memory_error_moves_a_replica_until_the_device_is_reset(w: World) -> anyhow::Result<()> {
+    let errors = |n: u32| json!({"volatileUncorrected": n, "aggregateUncorrected": 1});
+    moved_and_taken_back(w, "ECCUncorrectable", "ecc", [errors(1), errors(0)]).await
+}
+
+/// A field of the replica's device goes bad, and later good again.
+async fn moved_and_taken_back(w: World, reason: &str, field: &str, [bad, good]: [Value; 2]) -> anyhow::Result<()> {
     let tenant = w.tenant("a").await?;
     let scenario = Scenario::of(&w.env, "node1")?;
     w.deploy_ready(&tenant, "moved", &Wish::default().overlay(on_node1())).await?;
     w.answers(&tenant, "moved").await?;
     let uuid = w.slices(&tenant, "moved").await?.first().context("no slice")?.0.clone();
-    scenario.change(|s| {
-        if let Some(d) = device(s, &uuid) {
-            d["xidEvents"] = json!([{"id": 1, "xid": 79}]);
-        }
-    })?;
-    verdict(&w, &uuid, "Unhealthy", Duration::from_secs(3)).await?;
+    let set = |value: Value| {
+        scenario.change(|s| {
+            if let Some(d) = device(s, &uuid) {
+                d[field] = value;
+            }
+        })
+    };
+    set(bad)?;
+    verdict(&w, &uuid, ("Unhealthy", reason), Duration::from_secs(3)).await?;
     wait_for("the replica on another device", Duration::from_secs(60), || async {
         let slices = w.slices(&tenant, "moved").await?;
         let moved = slices.len() == 1 && slices[0].0 != uuid;
@@ -153,12 +166,8 @@ pub async fn an_xid_takes_a_replica_out_of_routing_and_moves_it(w: World) -> any
     .await?;
     w.ready(&tenant, "moved", 1).await?;
     w.answers(&tenant, "moved").await?;
-    scenario.change(|s| {
-        if let Some(d) = device(s, &uuid) {
-            d["xidEvents"] = json!([]);
-        }
-    })?;
-    verdict(&w, &uuid, "Healthy", Duration::from_secs(10)).await
+    set(good)?;
+    verdict(&w, &uuid, ("Healthy", ""), Duration::from_secs(10)).await
 }
 
 /// The gateways watch the verdicts themselves: no operator is needed to stop the traffic.
@@ -204,12 +213,13 @@ async fn out_of_routing(w: &World, scenario: &Scenario, tenant: &Tenant, sick: &
     Ok(())
 }
 
-async fn verdict(w: &World, uuid: &str, wanted: &str, limit: Duration) -> anyhow::Result<()> {
-    wait_for(&format!("{uuid} to be {wanted}"), limit, || async {
+async fn verdict(w: &World, uuid: &str, wanted: (&str, &str), limit: Duration) -> anyhow::Result<()> {
+    wait_for(&format!("{uuid} to be {wanted:?}"), limit, || async {
         let node = w.cluster().get("GpuNode", "", "node1").await?.unwrap_or_default();
         let devices = node.pointer("/status/devices").and_then(Value::as_array).cloned().unwrap_or_default();
-        let found = devices.iter().find(|d| text(d, "/uuid") == uuid).map(|d| text(d, "/verdict/health"));
-        Ok(if found.as_deref() == Some(wanted) { Ok(()) } else { Err(format!("{found:?}")) })
+        let found = devices.iter().find(|d| text(d, "/uuid") == uuid).context("the device is not listed")?;
+        let found = (text(found, "/verdict/health"), text(found, "/verdict/reason"));
+        Ok(if (found.0.as_str(), found.1.as_str()) == wanted { Ok(()) } else { Err(format!("{found:?}")) })
     })
     .await
 }
@@ -223,6 +233,7 @@ pub async fn a_truncated_scenario_is_survived(w: World) -> anyhow::Result<()> {
     {
         let scenario = Scenario::of(&w.env, "node1")?;
         scenario.replace(b"{\"version\": 1, \"dev")?;
+        agent_says(&w, "node1", "ScenarioInvalid").await?;
         let load = Load::start(&tenant.caller, "chat", 2, 16);
         wait_for("twenty answers", Duration::from_secs(60), || async {
             Ok(if load.succeeded() >= 20 { Ok(()) } else { Err(load.succeeded().to_string()) })
@@ -232,7 +243,7 @@ pub async fn a_truncated_scenario_is_survived(w: World) -> anyhow::Result<()> {
         ensure!(outcome.failures.is_empty(), "requests failed: {:?}", outcome.failures.first());
     }
     ensure!(restarts(&w).await? == agents, "an agent restarted");
-    Ok(())
+    agent_says(&w, "node1", "").await
 }
 
 async fn restarts(w: &World) -> anyhow::Result<Vec<String>> {

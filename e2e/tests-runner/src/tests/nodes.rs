@@ -129,6 +129,49 @@ pub async fn an_agent_killed_between_the_steps_of_prepare_and_unprepare_resumes(
     staged(&w, &tenant, &[]).await
 }
 
+/// The reason of the condition Degraded on a node's GpuNode; "": there is none.
+pub async fn agent_says(w: &World, node: &str, reason: &str) -> anyhow::Result<()> {
+    wait_for(&format!("the agent of {node} to say {reason:?}"), Duration::from_secs(60), || async {
+        let object = w.cluster().get("GpuNode", "", node).await?.unwrap_or_default();
+        let said = condition(&object, "Degraded").map(|(_, reason, _)| reason).unwrap_or_default();
+        Ok(if said == reason { Ok(()) } else { Err(said) })
+    })
+    .await
+}
+
+/// Cut off in the middle, as a crash on a file system without order would leave it.
+pub async fn a_truncated_checkpoint_is_rebuilt_and_running_pods_stay(w: World) -> anyhow::Result<()> {
+    let tenant = w.tenant("a").await?;
+    w.deploy_ready(&tenant, "chat", &Wish::default().overlay(on("node1"))).await?;
+    let pod = w.pods(&tenant, "chat").await?.first().cloned().context("no pod")?;
+    let lives = restarts(&w, "node1").await?;
+    let file = w.env.state.as_ref().context("needs the local cluster's files (STOWAGE_STATE)")?;
+    let file = file.join("node1/stowage/checkpoint.json");
+    let whole = std::fs::read(&file).with_context(|| format!("read {}", file.display()))?;
+    std::fs::write(&file, &whole[..whole.len() / 2]).with_context(|| format!("truncate {}", file.display()))?;
+    process::signal(agent(&w, "node1").await?, "KILL")?;
+    agent_says(&w, "node1", "CheckpointRebuilt").await?;
+    staged(&w, &tenant, &["Completed"]).await?;
+    // What is rebuilt is good for a new slice, and for giving the old one back.
+    w.deploy_ready(&tenant, "second", &Wish::default().overlay(on("node1"))).await?;
+    let after = w.pods(&tenant, "chat").await?;
+    let same = |field: &str| after.first().is_some_and(|now| text(now, field) == text(&pod, field));
+    ensure!(same("/metadata/uid") && same("/status/containerStatuses/0/containerID"), "the running pod was disturbed");
+    w.answers(&tenant, "chat").await?;
+    w.cluster().delete("InferenceDeployment", &tenant.name, "chat").await?;
+    w.gone(&tenant, "chat", Duration::from_secs(60)).await?;
+    let now = restarts(&w, "node1").await?;
+    ensure!(now == lives + 1, "the agent started {} times after one crash", now - lives);
+    Ok(())
+}
+
+/// How often the agent of a node was started again.
+async fn restarts(w: &World, node: &str) -> anyhow::Result<u64> {
+    let pods = w.cluster().list("Pod", NODES, "app.kubernetes.io/name=stowage-node-agent").await?;
+    let pod = pods.iter().find(|p| text(p, "/spec/nodeName") == node).context("no agent on the node")?;
+    pod.pointer("/status/containerStatuses/0/restartCount").and_then(Value::as_u64).context("no restart count")
+}
+
 /// Where a replica would be placed, with what stands there now.
 async fn favourite(w: &World, tenant: &Tenant) -> anyhow::Result<String> {
     w.deploy_ready(tenant, "chat", &Wish::default()).await?;

@@ -2,11 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use serde_json::json;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 
-use crate::cluster::condition;
-use crate::world::{Tenant, Wish, World};
+use crate::cluster::{condition, text};
+use crate::process;
+use crate::world::{SYSTEM, Tenant, Wish, World};
 
 const CROWD: usize = 200;
 /// What the crowd may add to another tenant's time.
@@ -54,4 +57,84 @@ async fn placed_in(w: &World, tenant: &Tenant, name: &str) -> anyhow::Result<Dur
     })
     .await?;
     Ok(started.elapsed())
+}
+
+const SLOW: usize = 1000;
+/// Alone and beside the slow ones in turn; the middle of the rounds' ratios counts.
+const ROUNDS: usize = 5;
+const REQUESTS: usize = 40;
+/// What slow clients may add to the others' 95th percentile.
+const SLOWER: f64 = 1.2;
+/// What the gateways may grow by, all together, for a thousand bodies under way.
+const GROWN_MIB: f64 = 64.0;
+
+pub async fn a_thousand_slow_clients_do_not_delay_others(w: World) -> anyhow::Result<()> {
+    let tenant = w.tenant("a").await?;
+    w.deploy_ready(&tenant, "chat", &Wish::default()).await?;
+    w.answers(&tenant, "chat").await?;
+    let before = resident(&w).await?;
+    let (mut ratios, mut grown) = (Vec::new(), 0.0_f64);
+    for round in 0..ROUNDS {
+        let alone = p95(&tenant, round).await?;
+        let slow = Slow::connect(&tenant).await?;
+        let beside = p95(&tenant, round).await;
+        grown = grown.max(resident(&w).await? - before);
+        slow.end();
+        ratios.push(beside?.as_secs_f64() / alone.as_secs_f64());
+    }
+    ratios.sort_by(f64::total_cmp);
+    println!("  p95 beside {SLOW} slow clients over p95 alone: {ratios:.2?}; the gateways grew by {grown:.0} MiB");
+    ensure!(ratios[ROUNDS / 2] <= SLOWER, "the others' p95 is {:.2} times as long", ratios[ROUNDS / 2]);
+    ensure!(grown <= GROWN_MIB, "the gateways grew by {grown:.0} MiB");
+    Ok(())
+}
+
+async fn p95(tenant: &Tenant, round: usize) -> anyhow::Result<Duration> {
+    let mut times = Vec::new();
+    for turn in 0..REQUESTS {
+        let started = Instant::now();
+        let answer = tenant.caller.chat("chat", &format!("Round {round}, question {turn}: name a colour."), 8).await?;
+        ensure!(answer.status == 200, "{} {}", answer.status, answer.body);
+        times.push(started.elapsed());
+    }
+    times.sort();
+    Ok(times[REQUESTS * 95 / 100])
+}
+
+async fn resident(w: &World) -> anyhow::Result<f64> {
+    let pods = w.cluster().list("Pod", SYSTEM, "app.kubernetes.io/name=stowage-gateway").await?;
+    let pids = pods.iter().flat_map(|p| process::of_pod(&text(p, "/metadata/uid"), "stowage-gateway"));
+    pids.map(process::resident_mib).sum()
+}
+
+/// Clients that send a byte of their body each second, and never all of it.
+struct Slow(tokio::task::JoinHandle<()>);
+
+impl Slow {
+    async fn connect(tenant: &Tenant) -> anyhow::Result<Self> {
+        let address = tenant.caller.url.trim_start_matches("http://").to_owned();
+        let head = format!(
+            "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-length: 5000\r\n\r\n{{",
+            tenant.caller.key
+        );
+        let mut streams = Vec::new();
+        for n in 0..SLOW {
+            let mut stream = TcpStream::connect(&address).await.with_context(|| format!("slow client {n}"))?;
+            stream.write_all(head.as_bytes()).await.with_context(|| format!("slow client {n}"))?;
+            streams.push(stream);
+        }
+        Ok(Self(tokio::spawn(async move {
+            let mut second = tokio::time::interval(Duration::from_secs(1));
+            loop {
+                second.tick().await;
+                for stream in &mut streams {
+                    let _ = stream.write_all(b" ").await; // closed by the gateway: it has waited long enough
+                }
+            }
+        })))
+    }
+
+    fn end(self) {
+        self.0.abort();
+    }
 }

@@ -5,6 +5,7 @@
 //! sums as `tile`, in pairs of columns.
 
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 use super::lanes::LANES;
 use super::pack::PackedMatrix;
@@ -113,29 +114,95 @@ pub unsafe fn tile_bf16<const T: u8, const MT: usize>(args: TileArgs) {
     }
 }
 
-/// Rounds row `m` of a tile `height` rows high into its places, and sums it by groups: what multiplies a
-/// minimum must be what multiplies the nibbles. The sums run as in the f32 path, in eight chains and then pairwise.
+/// Words of one row's group: pairs of columns.
+const WORDS: usize = GROUP / 2;
+
+/// Rounds some groups of a tile of `height` rows, and turns them so that the rows' words of one pair of columns lie side by
+/// side. The sums by groups are of the rounded values: what multiplies a minimum must be what multiplies
+/// the nibbles. They run as in the f32 path, in eight chains and then pairwise.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
-pub fn put(row: &[f32], m: usize, height: usize, data: &mut [u32], sums: &mut [f32]) {
-    let high = _mm512_set1_epi32(0xffff_0000_u32 as i32);
-    let places = data.chunks_exact_mut(GROUP / 2 * height);
-    for (g, (group, places)) in row.as_chunks::<GROUP>().0.iter().zip(places).enumerate() {
-        let mut words = [0; GROUP / 2];
-        // SAFETY: a group is two vectors and `words` one; 512 bits are 512 bits.
-        let pairs: __m512i = unsafe {
-            let (low, high) = (_mm512_loadu_ps(group.as_ptr()), _mm512_loadu_ps(group[LANES..].as_ptr()));
-            std::mem::transmute(_mm512_cvtne2ps_pbh(high, low))
-        };
-        // SAFETY: as above.
-        unsafe { _mm512_storeu_si512(words.as_mut_ptr().cast(), pairs) };
-        for (place, word) in places.iter_mut().skip(m).step_by(height).zip(words) {
-            *place = word;
+pub fn put(rows: &[f32], part: Range<usize>, height: usize, data: &mut [u32], sums: &mut [f32]) {
+    let groups = rows.len() / height / GROUP;
+    let group = |m: usize, g: usize| &rows[(m * groups + g) * GROUP..][..GROUP];
+    let places = data.chunks_exact_mut(WORDS * height).zip(sums.chunks_exact_mut(height));
+    for (g, (places, sums)) in part.zip(places) {
+        let mut m = 0;
+        while m + 4 <= height {
+            let quad = [m, m + 1, m + 2, m + 3].map(|m| rounded(group(m, g)));
+            for (sum, pairs) in sums[m..].iter_mut().zip(quad) {
+                *sum = total(pairs);
+            }
+            // SAFETY: four words at `m` of each of the group's columns, which are `height` words long.
+            unsafe { turn(quad, places.as_mut_ptr().add(m), height) };
+            m += 4;
         }
-        let even = chains(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs)));
-        let odd = chains(_mm512_castsi512_ps(_mm512_and_si512(pairs, high)));
-        sums[g * height + m] = ((even[0] + even[2]) + (even[1] + even[3])) + ((odd[0] + odd[2]) + (odd[1] + odd[3]));
+        for (m, sum) in sums.iter_mut().enumerate().skip(m) {
+            let pairs = rounded(group(m, g));
+            *sum = total(pairs);
+            for (place, word) in places.iter_mut().skip(m).step_by(height).zip(words(pairs)) {
+                *place = word;
+            }
+        }
     }
+}
+
+/// A group as bf16, in pairs.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn rounded(group: &[f32]) -> __m512i {
+    assert!(group.len() == GROUP);
+    // SAFETY: a group is two vectors; 512 bits are 512 bits.
+    unsafe {
+        let (low, high) = (_mm512_loadu_ps(group.as_ptr()), _mm512_loadu_ps(group[LANES..].as_ptr()));
+        std::mem::transmute(_mm512_cvtne2ps_pbh(high, low))
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512dq")]
+fn total(pairs: __m512i) -> f32 {
+    let high = _mm512_set1_epi32(0xffff_0000_u32 as i32);
+    let even = chains(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs)));
+    let odd = chains(_mm512_castsi512_ps(_mm512_and_si512(pairs, high)));
+    ((even[0] + even[2]) + (even[1] + even[3])) + ((odd[0] + odd[2]) + (odd[1] + odd[3]))
+}
+
+/// Four rows of sixteen words as sixteen columns of four, each column `stride` words after the one before.
+///
+/// # Safety
+/// Four words are writable at each of the columns.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn turn([a, b, c, d]: [__m512i; 4], to: *mut u32, stride: usize) {
+    let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
+    let (ab_high, cd_high) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
+    // Of the four quarters of each, the first holds a column of 0 to 3, the second one of 4 to 7, and so on.
+    let columns = [
+        _mm512_unpacklo_epi64(ab, cd),
+        _mm512_unpackhi_epi64(ab, cd),
+        _mm512_unpacklo_epi64(ab_high, cd_high),
+        _mm512_unpackhi_epi64(ab_high, cd_high),
+    ];
+    for (column, x) in columns.into_iter().enumerate() {
+        let quarters = [
+            _mm512_extracti32x4_epi32::<0>(x),
+            _mm512_extracti32x4_epi32::<1>(x),
+            _mm512_extracti32x4_epi32::<2>(x),
+            _mm512_extracti32x4_epi32::<3>(x),
+        ];
+        for (quarter, x) in quarters.into_iter().enumerate() {
+            // SAFETY: by the caller's promise.
+            unsafe { _mm_storeu_si128(to.add((4 * quarter + column) * stride).cast(), x) };
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn words(x: __m512i) -> [u32; WORDS] {
+    // SAFETY: 512 bits are 512 bits.
+    unsafe { std::mem::transmute(x) }
 }
 
 /// Sums of every fourth lane, in order.

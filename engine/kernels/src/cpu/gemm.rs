@@ -5,6 +5,8 @@
 //! prefill is dozens of the largest. Results leave through an epilogue, so that residual sums and
 //! gates cost no pass of their own.
 
+use std::ops::Range;
+
 use super::Kernels;
 use super::lanes::LANES;
 use super::pack::PackedMatrix;
@@ -92,8 +94,7 @@ impl PackedX {
         self.plan.rows
     }
 
-    /// Fills the tiles in parallel. `row(r, buffer)` gives row `r`, either its own slice or
-    /// written into `buffer`; both are `cols` long.
+    /// Fills the tiles in parallel. `row(r, buffer)` writes row `r`, `cols` long, into `buffer`.
     pub fn fill(
         &mut self,
         (pool, kernels, act): (&mut Pool, &Kernels, Act),
@@ -105,29 +106,33 @@ impl PackedX {
         self.cols = cols.next_multiple_of(GROUP);
         let (padded, plan) = (self.cols, self.plan);
         assert!(plan.padded_rows() * padded <= self.data.len(), "more rows than the buffer holds");
+        let groups = padded / GROUP;
+        let words = GROUP / if act == Act::Bf16 { 2 } else { 1 };
+        // Several rows in one tile: each thread prepares all of them and turns its part of the columns.
+        let parts = if plan.tiles() == 1 && plan.height >= MANY { pool.threads().min(groups) } else { 1 };
         let (data, sums) = (Shared::new(&mut self.data), Shared::new(&mut self.sums));
-        pool.run(plan.tiles(), 1, &|from, to| {
-            let mut buffer = vec![0.0; padded];
-            for tile in from..to {
-                let (first, rows, height) = plan.tile(tile);
-                let words = padded / if act == Act::Bf16 { 2 } else { 1 };
-                // SAFETY: tiles are disjoint: each has `height` rows of room at `first`, each is
-                // claimed once, and the assertion above bounds them all.
+        pool.run(plan.tiles() * parts, 1, &|from, to| {
+            let mut buffer = vec![0.0; plan.height * padded];
+            for item in from..to {
+                let (first, rows, height) = plan.tile(item / parts);
+                let part = groups * (item % parts) / parts..groups * (item % parts + 1) / parts;
+                // SAFETY: tiles are disjoint, and so are parts of one: each tile has `height` rows of
+                // room at `first`, each part is claimed once, and the assertion above bounds them all.
                 let (data, sums) = unsafe {
-                    let groups = padded / GROUP;
-                    (data.slice(first * words, height * words), sums.slice(first * groups, height * groups))
+                    let at = first * groups + part.start * height;
+                    (data.slice(at * words, part.len() * words * height), sums.slice(at, part.len() * height))
                 };
-                for m in 0..height {
+                let buffer = &mut buffer[..height * padded];
+                for (m, values) in buffer.chunks_exact_mut(padded).enumerate() {
+                    let wide = if m < rows { cols } else { 0 };
                     if m < rows {
-                        row(first + m, &mut buffer[..cols]);
-                        buffer[cols..].fill(0.0);
-                    } else {
-                        buffer.fill(0.0);
+                        row(first + m, &mut values[..cols]);
                     }
-                    match act {
-                        Act::F32 => put_f32(&buffer, m, height, data, sums),
-                        Act::Bf16 => kernels.put_bf16(&buffer, m, height, data, sums),
-                    }
+                    values[wide..].fill(0.0);
+                }
+                match act {
+                    Act::F32 => put_f32(buffer, part, height, data, sums),
+                    Act::Bf16 => kernels.put_bf16(buffer, part, height, data, sums),
                 }
             }
         });
@@ -141,12 +146,16 @@ impl PackedX {
     }
 }
 
-fn put_f32(row: &[f32], m: usize, height: usize, data: &mut [u32], sums: &mut [f32]) {
-    for (k, x) in row.iter().enumerate() {
-        data[k * height + m] = x.to_bits();
-    }
-    for (g, group) in row.chunks_exact(GROUP).enumerate() {
-        sums[g * height + m] = ordered_sum(group);
+/// Row after row in, column after column of these groups out; the sums by groups.
+fn put_f32(rows: &[f32], part: Range<usize>, height: usize, data: &mut [u32], sums: &mut [f32]) {
+    for (m, row) in rows.chunks_exact(rows.len() / height).enumerate() {
+        let row = &row[part.start * GROUP..part.end * GROUP];
+        for (k, x) in row.iter().enumerate() {
+            data[k * height + m] = x.to_bits();
+        }
+        for (g, group) in row.chunks_exact(GROUP).enumerate() {
+            sums[g * height + m] = ordered_sum(group);
+        }
     }
 }
 
@@ -171,6 +180,9 @@ pub enum Epilogue<'a> {
     /// Panels alternate between gate and up: `out = silu(gate) · up`, half as wide as the matrix.
     SiluMul,
 }
+
+/// From so many rows on it takes longer to turn a tile than to meet at one more barrier.
+const MANY: usize = 4;
 
 /// Panels a worker keeps in its second cache while tiles pass.
 const BLOCK: usize = 8;

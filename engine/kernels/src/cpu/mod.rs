@@ -20,6 +20,8 @@ pub use lanes::LANES;
 pub use ops::rope;
 pub use pack::PackedMatrix;
 
+use std::ops::Range;
+
 use crate::isa::Isa;
 use crate::quant::WeightType;
 use attend::AttendArgs;
@@ -253,13 +255,13 @@ impl Kernels {
         } as usize]
     }
 
-    /// Row `m` of a tile of bf16 activations, which only one instruction set has.
-    fn put_bf16(&self, row: &[f32], m: usize, height: usize, data: &mut [u32], sums: &mut [f32]) {
+    /// Some groups of a tile of bf16 activations, which only one instruction set has.
+    fn put_bf16(&self, rows: &[f32], part: Range<usize>, height: usize, data: &mut [u32], sums: &mut [f32]) {
         assert!(self.isa == Isa::Avx512Bf16, "bf16 activations need bf16 instructions");
         #[cfg(target_arch = "x86_64")]
         // SAFETY: `new` made this table for a processor with the features.
         unsafe {
-            bf16::put(row, m, height, data, sums);
+            bf16::put(rows, part, height, data, sums);
         }
     }
 

@@ -1,0 +1,160 @@
+//! `spec.model` of an InferenceDeployment: what is served, and where its weights come from.
+
+use kube::KubeSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::rules;
+
+/// What is served.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[x_kube(validation = rules::deployment::ADAPTERS.cel())]
+#[serde(rename_all = "camelCase")]
+pub struct Model {
+    /// The model's name as clients send it. Absent: the object's name. Resolved inside the caller's tenant first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 128))]
+    pub name: Option<String>,
+
+    /// Where the weights come from: exactly one source.
+    pub source: ModelSource,
+
+    /// LoRA adapters served beside the model.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub adapters: Vec<Adapter>,
+
+    /// Who beside the owning tenant may call it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access: Option<Access>,
+}
+
+/// Where weights come from: exactly one of the fields.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[x_kube(validation = rules::deployment::ONE_SOURCE.cel())]
+#[x_kube(validation = rules::deployment::ONLY_IMAGES.cel())]
+#[serde(rename_all = "camelCase")]
+pub struct ModelSource {
+    /// An OCI image, mounted read-only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageSource>,
+    /// A repository on the Hugging Face hub.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hugging_face: Option<HuggingFaceSource>,
+    /// A file behind a URL.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http: Option<HttpSource>,
+    /// An object, or all objects under a prefix.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub s3: Option<S3Source>,
+    /// A file on a volume of the namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub persistent_volume_claim: Option<VolumeSource>,
+}
+
+/// Weights in an OCI image.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ImageSource {
+    /// Image reference; end it with `@sha256:…` to pin the content.
+    #[schemars(length(min = 1, max = 512))]
+    pub reference: String,
+    /// File or directory inside the image, for example /model.gguf.
+    #[schemars(length(min = 1, max = 256))]
+    #[x_kube(validation = rules::deployment::IMAGE_PATH.cel())]
+    pub path: String,
+}
+
+/// Weights on the Hugging Face hub.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HuggingFaceSource {
+    /// `owner/name`.
+    #[schemars(length(min = 1, max = 256))]
+    pub repo: String,
+    /// Branch, tag or commit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 128))]
+    pub revision: Option<String>,
+    /// Key of a Secret in the same namespace that holds the access token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token_secret_ref: Option<SecretRef>,
+}
+
+/// Weights behind a URL.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HttpSource {
+    /// `https://` address of one file.
+    #[schemars(length(min = 1, max = 2048))]
+    pub url: String,
+    /// Lower-case hex digest of the file.
+    #[schemars(length(min = 64, max = 64))]
+    pub sha256: String,
+}
+
+/// Weights in an object store.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct S3Source {
+    /// Bucket.
+    #[schemars(length(min = 1, max = 128))]
+    pub bucket: String,
+    /// Object key, or prefix ending in `/`.
+    #[schemars(length(min = 1, max = 1024))]
+    pub key: String,
+    /// Address of the store where it is not AWS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 512))]
+    pub endpoint: Option<String>,
+    /// Secret in the same namespace with the credentials.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_ref: Option<SecretRef>,
+}
+
+/// Weights on a volume.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VolumeSource {
+    /// PersistentVolumeClaim in the same namespace.
+    #[schemars(length(min = 1, max = 253))]
+    pub claim_name: String,
+    /// File or directory on the volume.
+    #[schemars(length(min = 1, max = 256))]
+    pub path: String,
+}
+
+/// A Secret in the same namespace.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SecretRef {
+    /// Name of the Secret.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// Key inside it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub key: Option<String>,
+}
+
+/// A LoRA adapter.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Adapter {
+    /// Name as clients send it.
+    #[schemars(length(min = 1, max = 63))]
+    pub name: String,
+    /// Where it comes from.
+    pub source: ModelSource,
+}
+
+/// Who beside the owning tenant may call the model.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Access {
+    /// Names of TenantQuotas. Everyone else gets 404, in /v1/models too. The caller pays.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 63)))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub tenants: Vec<String>,
+}
