@@ -3,9 +3,10 @@
 
 use crate::{image, paths, sh};
 use anyhow::{Context, Result, ensure};
-use std::io::{BufRead, BufReader};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 /// The namespace of operator and gateway.
 pub const SYSTEM: &str = "stowage-system";
@@ -144,17 +145,26 @@ pub fn door(target: &Target) -> Result<Door> {
     }
 }
 
-/// It leads to one gateway, and ends with that one: enough to look and to ask.
+/// It leads to one gateway, and ends with that one: enough to look and to ask. It writes a line for each
+/// connection, to a file: into a pipe that nobody reads it would write once and die.
 fn port_forward(target: &Target) -> Result<Door> {
+    let log = paths::target().join("port-forward.log");
+    let file = File::create(&log).with_context(|| format!("make {}", log.display()))?;
     let mut kubectl = target.program("kubectl");
-    kubectl.args(["-n", SYSTEM, "port-forward", "service/stowage-gateway", ":80"]).stdout(Stdio::piped());
-    let mut forward = kubectl.spawn().context("start kubectl port-forward")?;
-    let mut line = String::new();
-    BufReader::new(forward.stdout.take().context("no output")?).read_line(&mut line)?;
-    let port = line.strip_prefix("Forwarding from 127.0.0.1:").and_then(|rest| rest.split(' ').next());
-    let url = port.map(|port| format!("http://127.0.0.1:{port}"));
-    let url = url.with_context(|| format!("kubectl port-forward said {line:?} (or set STOWAGE_URL)"))?;
-    Ok(Door { url, forward: Some(forward) })
+    kubectl.args(["-n", SYSTEM, "port-forward", "service/stowage-gateway", ":80"]).stdout(file);
+    let mut door = Door { url: String::new(), forward: Some(kubectl.spawn().context("start kubectl port-forward")?) };
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let said = std::fs::read_to_string(&log).with_context(|| format!("read {}", log.display()))?;
+        let port = said.strip_prefix("Forwarding from 127.0.0.1:").and_then(|rest| rest.split_once(" ->"));
+        if let Some((port, _)) = port {
+            door.url = format!("http://127.0.0.1:{port}");
+            return Ok(door);
+        }
+        let ended = door.forward.as_mut().is_some_and(|forward| forward.try_wait().is_ok_and(|ended| ended.is_some()));
+        ensure!(!ended && Instant::now() < deadline, "kubectl port-forward said {said:?} (or set STOWAGE_URL)");
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 fn local_forward(target: &Target) -> Result<String> {
