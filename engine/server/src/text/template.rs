@@ -13,7 +13,8 @@
 use std::io;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::{Environment, ErrorKind, Value, context};
+use minijinja::value::{Kwargs, ValueKind, from_args};
+use minijinja::{Environment, ErrorKind, State, Value, context};
 use stowage_engine_models::shown;
 use stowage_openai_api::{Message, Role};
 
@@ -65,7 +66,7 @@ impl ChatTemplate {
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.map_err(|err| TextError::Template(err.to_string()))?);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_unknown_method_callback(method);
         environment.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, format!("{REFUSAL}{message}")))
         });
@@ -121,6 +122,46 @@ pub fn longest_prompt(messages: &[Message]) -> usize {
 
 fn text_bytes(messages: &[Message]) -> usize {
     messages.iter().map(|message| message.content.len() + message.name.as_ref().map_or(0, String::len)).sum()
+}
+
+/// The methods of Python. They pay for what they make, all but `format`, for which we do.
+fn method(state: &mut State<'_, '_>, value: &Value, name: &str, args: &[Value]) -> Result<Value, minijinja::Error> {
+    if name == "format"
+        && let Some(text) = value.as_str()
+    {
+        state.consume_fuel(most_formatted(text, args)? / 64)?;
+    }
+    minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args)
+}
+
+/// No `str.format` of this text makes more bytes: each field is as wide as the widest argument, or as any
+/// number in the text says. Lists and mappings are refused: what they take cannot be told beforehand.
+fn most_formatted(text: &str, args: &[Value]) -> Result<u64, minijinja::Error> {
+    let (positional, named): (&[Value], Kwargs) = from_args(args)?;
+    let named: Vec<Value> = named.args().map(|name| named.get(name)).collect::<Result<_, _>>()?;
+    let mut widest = 0;
+    for value in positional.iter().chain(&named) {
+        let Some(width) = width(value) else {
+            let what = format!("str.format takes text and numbers, not a {}", value.kind());
+            return Err(minijinja::Error::new(ErrorKind::InvalidOperation, what));
+        };
+        widest = widest.max(width as u64);
+    }
+    let numbers = text.split(|c: char| !c.is_ascii_digit()).filter(|run| !run.is_empty());
+    let widths = numbers.map(|run| run.parse().unwrap_or(u64::MAX)).fold(0, u64::saturating_add);
+    let fields = text.matches('{').count() as u64;
+    // A character that fills may be four bytes long.
+    Ok(fields.saturating_mul(widest).saturating_add(widths.saturating_mul(4)).saturating_add(text.len() as u64))
+}
+
+/// Bytes of a value written out, at most; `None`: of what it consists of.
+fn width(value: &Value) -> Option<usize> {
+    match value.kind() {
+        ValueKind::String => value.as_str().map(str::len),
+        // The least positive double in full.
+        ValueKind::Number | ValueKind::Bool | ValueKind::None | ValueKind::Undefined => Some(1100),
+        _ => None,
+    }
 }
 
 /// Text that may not grow beyond its room.

@@ -63,6 +63,8 @@ fn templates_speak_pythons_jinja() {
     let source = "{% for m in messages %}{% if m['role'].startswith('u') %}{{ m.content.strip().upper() }}{% endif %}{% endfor %}";
     let ids = with_template(source).unwrap().encode_chat(&[message(Role::User, "  hi ")]).unwrap();
     assert_eq!(show(&ids), "HI");
+    let ids = with_template("{{ '{:>3}|{name}'.format(7, name='x') }}").unwrap().encode_chat(&[]).unwrap();
+    assert_eq!(show(&ids), "  7|x");
 }
 
 #[test]
@@ -80,6 +82,9 @@ fn a_template_that_runs_away_is_stopped_and_ends_only_itself() {
     check("{% for a in range(9999) %}{{ 'x' * 9999 }}{% endfor %}", "writes without end");
     check("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion limit");
     check("{{ 'x' | indent(999999999999) }}", "does not come to an end");
+    check("{{ '{:>999999999}'.format(1) }}", "does not come to an end");
+    check("{{ ('{0}' * 3000).format('x' * 300000) }}", "does not come to an end");
+    check("{{ '{}'.format([1]) }}", "text and numbers");
     check(
         "{% set ns = namespace(x='x') %}{% for a in range(99) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
         "come to an end",
