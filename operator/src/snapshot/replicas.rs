@@ -128,3 +128,70 @@ fn overshoot(view: &View, pod: &Pod, node: Option<&str>) -> Option<Overshoot> {
 pub fn millis(at: Timestamp) -> u64 {
     millis_between(Timestamp::UNIX_EPOCH, at)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: &str = "2026-01-01T12:00:00Z";
+
+    /// `pod`: in YAML. Draining and Unscheduled are told with their first words.
+    fn check(name: &str, pod: &str, was_ready: bool, expect: &str) {
+        let pod: Pod = serde_yaml::from_str(pod).unwrap();
+        let said = format!("{:?}", phase(NOW.parse().unwrap(), &pod, was_ready));
+        assert!(said.starts_with(expect), "{name}: {said}");
+    }
+
+    fn running(ready: &str, container: &str) -> String {
+        format!(
+            "status: {{phase: Running, conditions: [{{type: PodScheduled, status: 'True'}}, {{type: Ready, status: '{ready}'}}], \
+             containerStatuses: [{{name: engine, image: i, imageID: i, ready: {}, {container}}}]}}",
+            ready == "True"
+        )
+    }
+
+    fn ended(times: u32, exit_code: u32) -> String {
+        running(
+            "False",
+            &format!(
+                "restartCount: {times}, state: {{waiting: {{reason: CrashLoopBackOff}}}}, \
+                 lastState: {{terminated: {{exitCode: {exit_code}, reason: Error, message: why}}}}"
+            ),
+        )
+    }
+
+    #[test]
+    fn a_pod_is_in_one_phase_of_its_life() {
+        check("not yet bound", "status: {phase: Pending}", false, "Unscheduled");
+        check(
+            "refused by the scheduler",
+            "status: {conditions: [{type: PodScheduled, status: 'False', message: m}]}",
+            false,
+            "Unscheduled",
+        );
+        check("up for the first time", &running("False", "restartCount: 0"), false, "Starting");
+        check("serving", &running("True", "restartCount: 0"), false, "Ready");
+        check("no longer serving", &running("False", "restartCount: 1"), true, "Unready");
+        check(
+            "evicted by the kubelet",
+            "status: {phase: Failed, reason: Evicted, message: disk}",
+            true,
+            "Failed { reason: \"Evicted: disk\"",
+        );
+        check("ended by itself", "status: {phase: Succeeded}", true, "Failed { reason: \"pod Succeeded\"");
+        let draining = "metadata: {annotations: {stowage.dev/draining: '2026-01-01T11:59:00Z'}}\n";
+        check("out of routing", &format!("{draining}{}", running("True", "restartCount: 0")), true, "Draining");
+        let terminating =
+            "metadata: {deletionTimestamp: '2026-01-01T11:59:00Z', annotations: {stowage.dev/draining: x}}\n";
+        check("being deleted", &format!("{terminating}{}", running("True", "restartCount: 0")), true, "Terminating");
+    }
+
+    #[test]
+    fn an_engine_that_ends_again_and_again_is_made_anew_unless_its_model_is_at_fault() {
+        check("a few times", &ended(5, 1), false, "Starting");
+        check("too often", &ended(6, 1), false, "Failed { reason: \"the engine ended 6 times\"");
+        check("too often, and it had served", &ended(6, 1), true, "Failed");
+        // EX_CONFIG: the engine says that the model cannot be loaded, and no other node would help.
+        check("a model that cannot be loaded", &ended(60, 78), false, "Starting");
+    }
+}

