@@ -26,8 +26,8 @@ pub enum Mischief {
     Slow(Duration),
     /// So many times, every second request is answered with the next of these codes instead.
     Errors(Vec<u16>, usize),
-    /// Watches end and cannot be continued (410), and every list is complete and empty.
-    EmptyLists,
+    /// Watches end and cannot be continued (410), and every list whose path contains this is complete and empty.
+    EmptyLists(&'static str),
 }
 
 struct Inner {
@@ -137,9 +137,9 @@ async fn pass(State(inner): State<Arc<Inner>>, request: Request) -> Response {
                 return failure(codes[n / 2 % codes.len()]);
             }
         }
-        Mischief::EmptyLists if is_read(&request, "/leases/") => {}
-        Mischief::EmptyLists if *request.method() == Method::GET => return inner.empty(&request),
-        Mischief::EmptyLists | Mischief::None | Mischief::CutAfterWrite(_) => {}
+        Mischief::EmptyLists(_) if is_read(&request, "/leases/") => {}
+        Mischief::EmptyLists(kind) if is_read(&request, kind) => return inner.empty(&request),
+        Mischief::EmptyLists(_) | Mischief::None | Mischief::CutAfterWrite(_) => {}
     }
     let number = if counts { inner.writes.fetch_add(1, Ordering::SeqCst) + 1 } else { 0 };
     // Later writes must not slip through beside the one that is the last.
