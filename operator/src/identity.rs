@@ -79,11 +79,6 @@ pub fn annotations(replica: &ReplicaId, spec_hash: &str, placement: &Placement) 
     .into()
 }
 
-/// Whether the object is controlled by the owner with this UID.
-pub fn owned_by(meta: &ObjectMeta, uid: &str) -> bool {
-    meta.owner_references.iter().flatten().any(|owner| owner.uid == uid)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -144,7 +144,6 @@ impl<'a> Case<'a> {
 /// Cases with open slots in the order in which they are served: those within their tenant's nominal
 /// quota first, then by priority and age. Charges only grow while slots are filled, so a case leaves
 /// the first group at most once.
-#[derive(Default)]
 struct Line {
     guaranteed: BTreeSet<Turn>,
     others: BTreeSet<Turn>,

@@ -16,11 +16,14 @@ use crate::world::{NODES, SYSTEM, Tenant, Wish, World};
 const H100: i64 = 80 << 30;
 const REASON: &str = "NodeCannotPrepare";
 
+async fn agent_pod(w: &World, node: &str) -> anyhow::Result<Value> {
+    let pods = w.cluster().list("Pod", NODES, "app.kubernetes.io/name=stowage-node-agent").await?;
+    pods.into_iter().find(|p| text(p, "/spec/nodeName") == node).context("no agent on the node")
+}
+
 /// The agent's process on a node.
 async fn agent(w: &World, node: &str) -> anyhow::Result<i32> {
-    let pods = w.cluster().list("Pod", NODES, "app.kubernetes.io/name=stowage-node-agent").await?;
-    let pod = pods.iter().find(|p| text(p, "/spec/nodeName") == node).context("no agent on the node")?;
-    let pids = process::of_pod(&text(pod, "/metadata/uid"), "stowage-node-agent");
+    let pids = process::of_pod(&text(&agent_pod(w, node).await?, "/metadata/uid"), "stowage-node-agent");
     pids.first().copied().context("the agent's process was not found; is the cluster on this machine?")
 }
 
@@ -167,8 +170,7 @@ pub async fn a_truncated_checkpoint_is_rebuilt_and_running_pods_stay(w: World) -
 
 /// How often the agent of a node was started again.
 async fn restarts(w: &World, node: &str) -> anyhow::Result<u64> {
-    let pods = w.cluster().list("Pod", NODES, "app.kubernetes.io/name=stowage-node-agent").await?;
-    let pod = pods.iter().find(|p| text(p, "/spec/nodeName") == node).context("no agent on the node")?;
+    let pod = agent_pod(w, node).await?;
     pod.pointer("/status/containerStatuses/0/restartCount").and_then(Value::as_u64).context("no restart count")
 }
 

@@ -7,9 +7,10 @@ use serde_json::json;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-use crate::cluster::{condition, text};
+use crate::cluster::condition;
 use crate::process;
-use crate::world::{SYSTEM, Tenant, Wish, World};
+use crate::tests::nodes::gateways;
+use crate::world::{Tenant, Wish, World};
 
 const CROWD: usize = 200;
 /// What the crowd may add to another tenant's time.
@@ -105,9 +106,7 @@ async fn p95(tenant: &Tenant, round: &str) -> anyhow::Result<Duration> {
 }
 
 async fn resident(w: &World) -> anyhow::Result<f64> {
-    let pods = w.cluster().list("Pod", SYSTEM, "app.kubernetes.io/name=stowage-gateway").await?;
-    let pids = pods.iter().flat_map(|p| process::of_pod(&text(p, "/metadata/uid"), "stowage-gateway"));
-    pids.map(process::resident_mib).sum()
+    gateways(w).await?.into_iter().map(process::resident_mib).sum()
 }
 
 /// Clients that send a byte of their body each second, and never all of it.
