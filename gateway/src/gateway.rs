@@ -13,7 +13,7 @@ use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTI
 use http::request::Parts;
 use http::{HeaderValue, Request, Response, StatusCode};
 use stowage_openai_api::{ApiError, Envelope, Model, ModelList};
-use stowage_planner::routing::RequestView;
+use stowage_planner::route::RequestView;
 use stowage_telemetry::health::Readiness;
 
 use crate::account::Account;

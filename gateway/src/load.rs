@@ -4,7 +4,7 @@
 //! reader that gets `None` from a stream of reports takes it for a broken engine.
 
 use serde::Deserialize;
-use stowage_planner::routing::Coefficients;
+use stowage_planner::route::Coefficients;
 
 /// One report. What an engine does not say is 0, which means unknown for capacities.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]

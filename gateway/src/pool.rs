@@ -15,7 +15,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use stowage_planner::routing::{Choice, Coefficients, Refusal, RequestView, choose};
+use stowage_planner::route::{Choice, Coefficients, Refusal, RequestView, choose};
 use tokio::sync::oneshot;
 use tokio::time::timeout_at;
 

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use stowage_planner::routing::{Refusal, ReplicaView};
+use stowage_planner::route::{Refusal, ReplicaView};
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 

@@ -12,7 +12,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use stowage_planner::routing::Refusal;
+use stowage_planner::route::Refusal;
 
 use crate::auth::{KeyHash, KeyTable, cache_salt};
 

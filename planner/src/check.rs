@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use crate::plan::{Action, Plan};
+use crate::snapshot::world::charge;
 use crate::snapshot::{Deployment, Freshness, Gpu, Health, Phase, Placement, ReplicaId, Snapshot, TenantId};
-use crate::world::charge;
 
 /// One invariant that the plan would break.
 #[derive(Clone, Debug, PartialEq, Eq)]

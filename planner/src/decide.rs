@@ -10,16 +10,19 @@
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
-use crate::demand::{Expected, class_charge};
-use crate::filter::{Seeker, ask};
+use crate::demand::ScaleVerdict;
+use crate::demand::how_many;
+use crate::lifecycle::Wait;
 use crate::lifecycle::{Assessment, End, Open, Renew, assess};
-use crate::place::place;
+use crate::place::choose::place;
+use crate::place::expected::{Expected, class_charge};
+use crate::place::filter::{Seeker, ask};
+use crate::place::{Ask, PlacementVerdict, Refusal};
 use crate::plan::{Action, CreateReason, EndReason};
 use crate::quota::Ledger;
-use crate::report::{Ask, PlacementVerdict, QuotaLimit, Refusal, ScaleVerdict, Wait};
-use crate::scale::how_many;
+use crate::quota::QuotaLimit;
+use crate::snapshot::world::{World, charge};
 use crate::snapshot::{Accelerator, Deployment, Phase, Policy, Replica, ReplicaId, SliceOwner, Snapshot, TimeMs};
-use crate::world::{World, charge};
 
 /// A decided snapshot, before it is put into words.
 pub(crate) struct Draft<'a> {

@@ -5,47 +5,40 @@
 //! the same bytes, in whatever order its lists come. The operator, `kubectl stowage plan`, the
 //! benchmarks and the property tests all call this one function.
 //!
-//! The stages, a module each: `scale` (how many) → `quota` (may they) → `filter` and `place` (where);
-//! `lifecycle` says what becomes of the replicas that exist, `decide` runs them in order, `whatif`
-//! asks what would change the answer, `assemble` and `records` report, [`render`] finds the words,
-//! [`check`] judges a finished plan on its own.
+//! Data flows through the folders in this order: `snapshot` (what is) → `demand` (how many) → `quota`
+//! (may they) → `place` (where) → `lifecycle` (what becomes of the replicas that exist) → `decide`,
+//! which runs these stages → `explain` (the report, the words, what would change the answer). No
+//! folder imports from a later one. Beside them: [`plan`](mod@plan) is the output, [`check`] judges a
+//! finished plan without the stages, [`route`] chooses the replica that serves one request.
 //!
 //! What is deliberately absent: Kubernetes types (the operator translates), names of pods and claims
 //! (the operator derives them from deployment UID, index and incarnation) and any I/O.
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
-mod assemble;
 pub mod check;
 mod decide;
 mod demand;
-mod filter;
-pub mod frag;
+mod explain;
 mod lifecycle;
 mod place;
 pub mod plan;
 mod quota;
-mod records;
-pub mod render;
-pub mod report;
-pub mod routing;
-mod scale;
+pub mod route;
 pub mod snapshot;
-mod units;
-mod whatif;
-mod world;
 
+pub use explain::report::DecisionReport;
+pub use explain::whatif::verify_change;
+pub use explain::{render, report};
 pub use plan::{Action, Plan};
-pub use report::DecisionReport;
 pub use snapshot::{Policy, Snapshot, TimeMs};
-pub use whatif::verify_change;
 
 /// Decides once: what to create, drain and remove, and why everything else stays as it is.
 pub fn plan(snapshot: &Snapshot, policy: &Policy, now: TimeMs) -> (Plan, DecisionReport) {
     let draft = decide::decide(snapshot, policy, now);
-    let counterfactuals = whatif::counterfactuals(snapshot, &draft, policy, now);
+    let counterfactuals = explain::whatif::counterfactuals(snapshot, &draft, policy, now);
     let based_on = plan::BasedOn::of(snapshot);
-    let report = assemble::report(snapshot, based_on.clone(), &draft, counterfactuals, now);
+    let report = explain::assemble::report(snapshot, based_on.clone(), &draft, counterfactuals, now);
     let (ends, creates): (Vec<_>, Vec<_>) = draft.cases.iter().map(|c| c.actions()).unzip();
     // What ends goes first: it frees, and a full queue of creates must not delay a drain.
     let actions = ends.into_iter().flatten().chain(creates.into_iter().flatten()).collect();

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use stowage_planner::routing::Refusal;
+use stowage_planner::route::Refusal;
 use tokio::io::AsyncReadExt;
 
 use crate::engine::{Behaviour, Heart, MockEngine, event};

@@ -8,6 +8,8 @@
 //!
 //! The order of the lists carries no meaning: the planner sorts by identity before it decides.
 
+pub(crate) mod world;
+
 use std::collections::BTreeMap;
 use std::fmt;
 

@@ -4,15 +4,14 @@
 //! be read alone. Records of equal decisions have equal fingerprints, whatever the time and the
 //! ages; who keeps a log drops the repetitions.
 
-use crate::assemble::node_age;
 use crate::decide::{Case, Create, Draft};
-use crate::lifecycle::End;
-use crate::plan::{CreateReason, EndReason};
-use crate::render;
-use crate::report::{
+use crate::explain::render;
+use crate::explain::report::{
     DecisionRecord, DeploymentReport, InputAge, NodeRefusal, Outcome, PlacementVerdict, RecordAction, RecordKind,
     Trigger, TroubleKind,
 };
+use crate::lifecycle::End;
+use crate::plan::{CreateReason, EndReason};
 use crate::snapshot::{ReplicaId, TimeMs};
 
 /// Nodes named in one record; the report has them all.
@@ -115,7 +114,7 @@ fn about(draft: &Draft<'_>, record: DecisionRecord, verdict: &PlacementVerdict) 
     let inputs = looked_at
         .chain(verdict.refusals.iter().map(|r| &r.node))
         .take(MAX_REFUSALS)
-        .filter_map(|n| Some(InputAge { source: format!("node/{n}"), age_ms: node_age(&draft.world, n)? }))
+        .filter_map(|n| Some(InputAge { source: format!("node/{n}"), age_ms: draft.world.age_ms(n)? }))
         .collect();
     let refusals: Vec<NodeRefusal> = verdict.refusals.iter().take(MAX_REFUSALS).cloned().collect();
     DecisionRecord {

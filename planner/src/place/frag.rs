@@ -61,7 +61,6 @@ fn unusable(cpu_milli: i64, gpus: &[FreeGpu], total: i64, shape: &Shape) -> i64 
 /// What a placement asks, for the score.
 #[derive(Clone, Copy, Debug)]
 pub struct Request {
-    pub cpu_milli: i64,
     pub gpu_milli: i64,
     pub gpus: i64,
     /// It would take any type.

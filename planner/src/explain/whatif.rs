@@ -9,14 +9,14 @@
 use std::collections::BTreeMap;
 
 use crate::decide::{Case, Draft, decide, release};
+use crate::explain::report::{Change, Counterfactual, QuotaBinding, Refusal};
 use crate::lifecycle::assess;
 use crate::plan::EndReason;
-use crate::report::{Change, Counterfactual, QuotaBinding, Refusal};
+use crate::snapshot::world::{World, free, owned_by, share_on};
 use crate::snapshot::{
     Accelerator, Deployment, DeploymentId, Freshness, Health, Phase, Placement, Policy, Quota, Replica, SliceOwner,
     Snapshot, Taint, Tenant, TenantId, TimeMs, Toleration,
 };
-use crate::world::{World, free, owned_by, share_on};
 
 /// Changes named per deployment.
 const KEEP: usize = 3;
@@ -224,7 +224,7 @@ fn node_change(snapshot: &Snapshot, node: &str, refusal: &Refusal, changes: &mut
         Refusal::Unhealthy { gpu, .. } => Change::GpuHealthy { node, gpu: gpu.clone() },
         Refusal::Excluded { until_ms, .. } => Change::WaitUntil { at: *until_ms },
         Refusal::OtherTenant { gpu: Some(gpu), rule, .. } => {
-            if *rule != crate::report::IsolationRule::SoftSharingNotAllowed {
+            if *rule != crate::explain::report::IsolationRule::SoftSharingNotAllowed {
                 return;
             }
             let gpus = snapshot.nodes.iter().flat_map(|n| &n.gpus);

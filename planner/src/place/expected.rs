@@ -7,9 +7,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::frag::{Demand, FreeGpu, typical};
+use crate::place::frag::{Demand, FreeGpu, typical};
+use crate::snapshot::world::{World, free_milli};
 use crate::snapshot::{Accelerator, Deployment, Node, Variant};
-use crate::world::{World, free_milli};
 
 /// Weight of the whole-GPU expectation against all observed replicas.
 const WHOLE_GPU_PRIOR: f64 = 0.1;
@@ -59,7 +59,7 @@ impl Expected {
         world: &World,
         deployments: &[&Deployment],
         capacity: &BTreeMap<String, f64>,
-    ) -> Vec<crate::frag::Shape> {
+    ) -> Vec<crate::place::frag::Shape> {
         let mut counted: BTreeMap<(i64, i64, i64, u64), f64> = BTreeMap::new();
         for d in deployments {
             // Variants are alternatives: each counts for its part of the replicas.
@@ -75,7 +75,7 @@ impl Expected {
         for s in &mut shapes {
             s.probability *= 1.0 - prior;
         }
-        shapes.extend(capacity.iter().map(|(class, n)| crate::frag::Shape {
+        shapes.extend(capacity.iter().map(|(class, n)| crate::place::frag::Shape {
             cpu_milli: 0,
             gpu_milli: 1000,
             gpus: 1,
@@ -115,7 +115,7 @@ impl Expected {
 /// Charge of one slice on the most expensive GPU of a class, in milli-GPU; a whole one where the
 /// class has no GPU yet.
 pub(crate) fn class_charge(world: &World, class: &str, memory_bytes: Option<u64>, sm_percent: Option<u32>) -> u64 {
-    let charge = |size: &crate::world::Size| {
+    let charge = |size: &crate::snapshot::world::Size| {
         let (memory, sm) = size.promise(memory_bytes, sm_percent);
         size.charge(memory, sm)
     };

@@ -7,12 +7,12 @@
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
 
-use crate::demand::Expected;
-use crate::filter::{Islands, Seeker, Usable};
-use crate::frag::{FreeGpu, Request, Weights, fragmentation};
-use crate::report::{Because, Candidate, MAX_CANDIDATES, NodeRefusal, PlacementVerdict, Score, Winner};
+use crate::place::expected::Expected;
+use crate::place::filter::{Islands, Seeker, Usable};
+use crate::place::frag::{FreeGpu, Request, Weights, fragmentation};
+use crate::place::verdict::{Because, Candidate, MAX_CANDIDATES, NodeRefusal, PlacementVerdict, Score, Winner};
+use crate::snapshot::world::{World, charge};
 use crate::snapshot::{Node, Placement, Policy};
-use crate::world::{World, charge};
 
 pub(crate) fn place(seeker: &Seeker<'_>, world: &World, expected: &Expected, policy: &Policy) -> PlacementVerdict {
     let mut candidates = Vec::new();
@@ -88,7 +88,6 @@ fn best_on(seeker: &Seeker<'_>, node: &Node, islands: Islands, expected: &Expect
 
     let scarcity = seeker.ask.class.as_deref().map_or(0.0, |c| expected.scarcity_of(c));
     let request = Request {
-        cpu_milli: signed(seeker.ask.cpu_milli),
         gpu_milli: group.first().map_or(0, |u| milli(node, u)),
         gpus: group.len() as i64,
         // A variant always names its class; only CPU replicas take any node, and they ask no GPU.

@@ -3,8 +3,17 @@
 //! Today the user says (`scaling.mode: Manual`). The autoscaler becomes another arm of [`how_many`];
 //! quota and placement do not change with it. Not here: whether the replicas may be had, and where.
 
-use crate::report::ScaleVerdict;
+use serde::{Deserialize, Serialize};
+
 use crate::snapshot::Deployment;
+
+/// Stage one: how many.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "by", rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub enum ScaleVerdict {
+    Manual { replicas: u32 },
+    Deleting,
+}
 
 /// The verdict and the number it stands for.
 pub(crate) fn how_many(d: &Deployment) -> (ScaleVerdict, u32) {

@@ -7,13 +7,16 @@
 //! stays at or above zero.
 //!
 //! Charges are of what is held, so a replica that quota allows but no node fits blocks nobody.
-//! Not here: who goes first ([`crate::decide`]) and taking back what was lent.
+//! Not here: who goes first (`decide`) and taking back what was lent.
+
+mod verdict;
 
 use std::collections::BTreeMap;
 
-use crate::report::{ClassUsage, QuotaBinding, QuotaLimit};
+pub use verdict::{ClassUsage, QuotaBinding, QuotaLimit, QuotaVerdict};
+
+use crate::snapshot::world::{World, charge};
 use crate::snapshot::{Tenant, TenantId};
-use crate::world::{World, charge};
 
 pub(crate) struct Ledger {
     /// By tenant and class.

@@ -2,17 +2,20 @@
 //!
 //! A *slot* is a replica index. At most one pod of it counts, its *primary*; an older incarnation
 //! stays beside it only until the primary is Ready. Endings are decided here because none of them
-//! needs quota or room; filling slots needs both and is left to [`crate::decide`].
+//! needs quota or room; filling slots needs both and is left to `decide`.
 //!
 //! Nothing is ended for what stale data say. What the user asks for (fewer replicas, another model,
 //! deletion) is never stale.
 
+mod verdict;
+
 use std::collections::{BTreeMap, BTreeSet};
 
+pub use verdict::{Trouble, TroubleKind, Wait};
+
 use crate::plan::{CreateReason, EndReason, Exclude};
-use crate::report::{Trouble, TroubleKind, Wait};
+use crate::snapshot::world::World;
 use crate::snapshot::{Deployment, Freshness, Health, Phase, Policy, Replica, ReplicaId, TimeMs};
-use crate::world::World;
 
 /// Slots of one deployment that one plan tries to fill; the next plan goes on.
 const MAX_OPEN: usize = 4096;

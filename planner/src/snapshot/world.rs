@@ -53,6 +53,14 @@ impl World {
         Some(&self.nodes[at])
     }
 
+    /// Age of the data of a node; `None`: no such node, or it never reported.
+    pub fn age_ms(&self, node: &str) -> Option<u64> {
+        match self.node(node)?.freshness {
+            Freshness::Fresh { age_ms } | Freshness::Stale { age_ms } => Some(age_ms),
+            Freshness::Missing => None,
+        }
+    }
+
     /// All slices with the GPU that they are on.
     pub fn slices(&self) -> impl Iterator<Item = (&Gpu, &Slice)> {
         self.nodes.iter().flat_map(|n| &n.gpus).flat_map(|g| g.slices.iter().map(move |s| (g, s)))
@@ -138,13 +146,6 @@ pub(crate) fn free_milli(gpu: &Gpu) -> i64 {
 pub(crate) fn share_on(gpu: &Gpu, memory_bytes: Option<u64>, sm_percent: Option<u32>) -> GpuShare {
     let (memory_bytes, sm_percent) = size(gpu).promise(memory_bytes, sm_percent);
     GpuShare { uuid: gpu.uuid.clone(), memory_bytes, sm_percent }
-}
-
-pub(crate) fn age_ms(freshness: Freshness) -> Option<u64> {
-    match freshness {
-        Freshness::Fresh { age_ms } | Freshness::Stale { age_ms } => Some(age_ms),
-        Freshness::Missing => None,
-    }
 }
 
 pub(crate) fn owned_by<'a>(slice: &'a Slice, d: &DeploymentId) -> Option<&'a ReplicaId> {

@@ -2,16 +2,16 @@
 //!
 //! Filters are hard. A node that does not fit is refused with the reason nearest to success: of its
 //! GPUs the one that came furthest speaks for all. Not here: which of those that fit is best
-//! ([`crate::place`]).
+//! (`choose`).
 
 use std::collections::BTreeMap;
 
-use crate::report::{Ask, IsolationRule, Refusal};
+use crate::place::verdict::{Ask, IsolationRule, Refusal};
+use crate::snapshot::world::{World, free, share_on, stranger};
 use crate::snapshot::{
     Accelerator, Deployment, Freshness, Gpu, GpuShare, Health, Isolation, Node, SliceOwner, Taint, TaintEffect, TimeMs,
     Variant,
 };
-use crate::world::{World, free, share_on, stranger};
 
 /// One GPU that could hold a share of the replica.
 pub(crate) struct Usable {

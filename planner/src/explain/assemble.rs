@@ -3,14 +3,14 @@
 use std::collections::BTreeSet;
 
 use crate::decide::{Case, Draft};
-use crate::plan::BasedOn;
-use crate::records::records;
-use crate::report::{
+use crate::explain::records::records;
+use crate::explain::report::{
     ClusterReport, Counterfactual, Counts, DecisionReport, DeploymentReport, Outcome, PlacementVerdict, QuotaVerdict,
     Refusal, TenantReport, Wait,
 };
+use crate::plan::BasedOn;
+use crate::snapshot::world::{World, charge, promised};
 use crate::snapshot::{Freshness, Health, Snapshot, TimeMs};
-use crate::world::{World, age_ms, charge, promised};
 
 pub(crate) fn report(
     snapshot: &Snapshot,
@@ -160,7 +160,7 @@ fn cluster(draft: &Draft<'_>) -> ClusterReport {
         }
         let cpu = node.allocatable.cpu_milli.saturating_sub(node.used.cpu_milli);
         let free = draft.expected.free_gpus(node);
-        let lost = crate::frag::fragmentation(cpu as i64, &free, &draft.expected.demand.shapes);
+        let lost = crate::place::frag::fragmentation(cpu as i64, &free, &draft.expected.demand.shapes);
         out.fragmented_milli += lost.round() as u64;
     }
     out
@@ -171,9 +171,4 @@ fn wake_at(draft: &Draft<'_>, now: TimeMs) -> Option<TimeMs> {
     let lives = draft.cases.iter().flat_map(|c| c.life.wakes.iter().copied());
     let drains = draft.cases.iter().flat_map(|c| c.life.ends.iter().filter_map(|e| e.drain_until));
     exclusions.chain(lives).chain(drains).filter(|t| *t > now).min()
-}
-
-/// Ages of all nodes that a placement looked at, for the record.
-pub(crate) fn node_age(world: &World, node: &str) -> Option<u64> {
-    world.node(node).and_then(|n| age_ms(n.freshness))
 }

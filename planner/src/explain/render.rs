@@ -6,14 +6,14 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use crate::plan::{CreateReason, EndReason};
-use crate::report::{
+use crate::explain::report::{
     Ask, Because, Change, Counterfactual, DecisionRecord, DeploymentReport, IsolationRule, Outcome, PlacementVerdict,
     QuotaBinding, QuotaLimit, QuotaVerdict, RecordAction, Refusal, ScaleVerdict, TenantReport, Trouble, TroubleKind,
     Wait,
 };
+pub use crate::explain::units::{age, bytes, clock, gpus};
+use crate::plan::{CreateReason, EndReason};
 use crate::snapshot::{GpuShare, Placement, TimeMs};
-pub use crate::units::{age, bytes, clock, gpus};
 
 /// One or two sentences for the condition: what, why, next step.
 pub fn condition_message(r: &DeploymentReport) -> String {

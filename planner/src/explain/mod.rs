@@ -1,0 +1,9 @@
+//! Reasons for people: the report as data, the decision log, the changes that would help, the words.
+//! Reads a finished decision; decides nothing.
+
+pub(crate) mod assemble;
+mod records;
+pub mod render;
+pub mod report;
+mod units;
+pub(crate) mod whatif;

@@ -1,0 +1,263 @@
+//! Why the plan is what it is, as data.
+//!
+//! The one source for conditions, events, metrics, Grafana annotations and `kubectl stowage
+//! explain`; prose is rendered from it in [`crate::explain::render`]. Lists are sorted by identity, so equal
+//! decisions serialize to equal bytes.
+
+use serde::{Deserialize, Serialize};
+
+pub use crate::demand::ScaleVerdict;
+pub use crate::lifecycle::{Trouble, TroubleKind, Wait};
+pub use crate::place::{
+    Ask, Because, Candidate, IsolationRule, MAX_CANDIDATES, NodeRefusal, PlacementVerdict, Refusal, Score, Winner,
+};
+use crate::plan::{BasedOn, CreateReason, EndReason};
+pub use crate::quota::{ClassUsage, QuotaBinding, QuotaLimit, QuotaVerdict};
+use crate::snapshot::{DeploymentId, Overshoot, Placement, ReplicaId, TenantId, TimeMs};
+
+#[must_use = "an unread report explains nothing"]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DecisionReport {
+    pub at: TimeMs,
+    pub based_on: BasedOn,
+    /// Sorted by deployment; one for each in the snapshot.
+    pub deployments: Vec<DeploymentReport>,
+    /// Sorted by tenant; holdings after the plan is carried out.
+    pub tenants: Vec<TenantReport>,
+    pub cluster: ClusterReport,
+    /// What is decided now, one record per change or refusal.
+    pub records: Vec<DecisionRecord>,
+    /// The earliest time at which the answer changes by itself (a back-off or a deadline ends).
+    pub wake_at: Option<TimeMs>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DeploymentReport {
+    pub deployment: DeploymentId,
+    pub generation: u64,
+    pub tenant: Option<TenantId>,
+    pub outcome: Outcome,
+    pub counts: Counts,
+    pub scale: ScaleVerdict,
+    pub quota: QuotaVerdict,
+    /// One per replica that is wanted, allowed and not there, by slot.
+    pub placements: Vec<PlacementVerdict>,
+    /// Slots that must wait although there may be room.
+    pub waits: Vec<Wait>,
+    /// Single changes, each verified by deciding again with the change applied.
+    pub counterfactuals: Vec<Counterfactual>,
+    /// Oldest input of a node that this decision could have used, and the nodes that were too old.
+    pub oldest_input_ms: u64,
+    pub stale_nodes: Vec<String>,
+    /// Why no pod of it that lives at present is Ready where it should be, one line per replica.
+    pub troubles: Vec<Trouble>,
+}
+
+/// The deployment's state in one word: the condition's reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Outcome {
+    /// As many Ready replicas of the present spec as wanted.
+    OnTarget,
+    /// All wanted replicas exist; some are not Ready yet.
+    Starting,
+    /// Replicas are being created, replaced or ended.
+    Progressing,
+    /// No node fits.
+    WaitingForGPU,
+    /// The tenant's quota does not allow more.
+    WaitingForQuota,
+    /// The namespace belongs to no TenantQuota.
+    NoTenant,
+    /// A slot failed and waits before the next attempt.
+    BackOff,
+    /// Nodes that might serve it have stale data: nothing is decided on what is not known.
+    StaleInput,
+    /// The deployment is being deleted.
+    Draining,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Counts {
+    /// By the user or the scaling rule.
+    pub wanted: u32,
+    /// What quota grants of it.
+    pub granted: u32,
+    /// Pods that count towards it: not draining, failed or terminating.
+    pub current: u32,
+    pub ready: u32,
+    /// Ready and of the present spec.
+    pub updated_ready: u32,
+    /// Pods after this plan.
+    pub desired: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Counterfactual {
+    pub change: Change,
+    /// Replicas more that would be placed.
+    pub gains: u32,
+    /// Where the first of them would go.
+    pub placement: Placement,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub enum Change {
+    /// A TenantQuota that lists the namespace and has this much of the class.
+    AddTenantQuota {
+        namespace: String,
+        class: String,
+        nominal_milli: u64,
+    },
+    RaiseNominal {
+        tenant: TenantId,
+        class: String,
+        to_milli: u64,
+    },
+    RaiseBorrowingLimit {
+        tenant: TenantId,
+        class: String,
+        to_milli: u64,
+    },
+    /// Scale another deployment in, by this many replicas.
+    ScaleIn {
+        deployment: DeploymentId,
+        by: u32,
+        to: u32,
+    },
+    /// A foreign claim goes.
+    RemoveClaim {
+        claim: String,
+    },
+    /// The node's data are fresh again.
+    NodeFresh {
+        node: String,
+    },
+    NodeReady {
+        node: String,
+    },
+    Uncordon {
+        node: String,
+    },
+    Tolerate {
+        node: String,
+        key: String,
+    },
+    GpuHealthy {
+        node: String,
+        gpu: String,
+    },
+    AllowSoftSharing {
+        class: String,
+    },
+    /// A smaller slice of this size would fit as things are.
+    LowerMemory {
+        to_bytes: u64,
+    },
+    LowerCompute {
+        to_percent: u32,
+    },
+    /// Another node like the named one, empty.
+    AddNode {
+        like: String,
+    },
+    /// Nothing but time.
+    WaitUntil {
+        at: TimeMs,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TenantReport {
+    pub tenant: TenantId,
+    /// Sorted by class.
+    pub usage: Vec<ClassUsage>,
+    /// Deployments that quota holds back, in the order in which they will be served.
+    pub waiting: Vec<DeploymentId>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterReport {
+    pub gpus: u32,
+    pub healthy_gpus: u32,
+    pub total_milli: u64,
+    pub promised_milli: u64,
+    /// Free milli-GPU that expected replicas cannot use.
+    pub fragmented_milli: u64,
+    pub stale_nodes: u32,
+}
+
+/// One line of the decision log. `fingerprint` is equal for equal decisions whatever the time and the
+/// ages, so that a decision repeated every five seconds is logged once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DecisionRecord {
+    /// Unique in one cluster: time and place in the report.
+    pub id: String,
+    pub time: TimeMs,
+    pub kind: RecordKind,
+    pub object: DeploymentId,
+    pub replica: Option<ReplicaId>,
+    /// What made it necessary: an enum's name, for labels.
+    pub trigger: Trigger,
+    /// Place, Create, Drain, Remove or Wait.
+    pub action: RecordAction,
+    /// One sentence: what, and why.
+    pub message: String,
+    pub inputs: Vec<InputAge>,
+    pub counts: Counts,
+    pub candidates: Vec<Candidate>,
+    pub refusals: Vec<NodeRefusal>,
+    pub winner: Option<Winner>,
+    pub counterfactual: Option<Counterfactual>,
+    pub evidence: Option<Overshoot>,
+    pub fingerprint: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum RecordKind {
+    Place,
+    Scale,
+    Evict,
+    Reclaim,
+    Health,
+    Rollout,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum RecordAction {
+    Create,
+    Drain,
+    Remove,
+    Wait,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Trigger {
+    Created(CreateReason),
+    Ended(EndReason),
+    Waits(Outcome),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct InputAge {
+    /// `node/<name>`.
+    pub source: String,
+    pub age_ms: u64,
+}
+
+// === impl DecisionReport ===
+
+impl DecisionReport {
+    pub fn of(&self, id: &DeploymentId) -> Option<&DeploymentReport> {
+        self.deployments.iter().find(|d| &d.deployment == id)
+    }
+}
