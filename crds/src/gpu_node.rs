@@ -8,6 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+pub use stowage_contracts::summary::Health;
 
 use crate::{gpu_class::SharingMode, schema};
 
@@ -135,16 +136,6 @@ pub struct Verdict {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::time")]
     pub since: Option<Time>,
-}
-
-/// Healthy takes work, Degraded keeps what it has, Unhealthy is drained and not routed to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
-#[schemars(inline)]
-pub enum Health {
-    #[default]
-    Healthy,
-    Degraded,
-    Unhealthy,
 }
 
 /// Weights on a node's disk.

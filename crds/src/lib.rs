@@ -1,12 +1,10 @@
 //! The API of Stowage: group `stowage.dev`, version `v1alpha1`, six kinds.
 //!
-//! This crate holds the wide types that users write and controllers report with, the names that the
-//! parts share, and the one `validate` that turns wide into narrow. It has no behaviour: nothing here
+//! This crate holds the wide types that users write and controllers report with, and the one `validate` that turns wide into narrow. It has no behaviour: nothing here
 //! talks to a cluster, reads a clock or decides where anything runs.
 //!
 //! * a file per kind: [`inference_deployment`] (status in [`deployment_status`]), [`gpu_class`],
 //!   [`tenant_quota`], [`inference_runtime`], [`gpu_node`], [`inference_batch`]
-//! * [`names`]: every label, port, annotation and prefix of `docs/contracts.md`
 //! * [`conditions`]: every condition type and reason
 //! * [`quantity`]: text to bytes, milli-units and durations
 //!
@@ -24,13 +22,14 @@ pub mod inference_batch;
 pub mod inference_deployment;
 pub mod inference_runtime;
 pub mod model;
-pub mod names;
 pub mod pod_template;
 pub mod quantity;
 pub mod rules;
 mod schema;
 pub mod tenant_quota;
 pub mod validate;
+
+pub use stowage_contracts::names;
 
 pub use crd::all_crds;
 pub use deployment_status::InferenceDeploymentStatus;

@@ -15,6 +15,7 @@ struct Pure {
 }
 
 const PURE: &[Pure] = &[
+    Pure { package: "stowage-contracts", through: &[] },
     Pure { package: "stowage-planner", through: &[] },
     Pure { package: "stowage-openai-api", through: &[] },
     Pure { package: "stowage-engine-core", through: &[] },

@@ -1,0 +1,21 @@
+//! What two programs of Stowage must agree on, each fact once. `docs/contracts.md` explains it.
+//!
+//! - [`names`]: labels, annotations, ports, paths, headers, environment variables
+//! - [`tenancy`]: which tenant owns a namespace
+//! - [`charge`]: what a GPU slice costs, in milli-GPU
+//! - [`load`]: the engine's load report, for gateways
+//! - [`summary`]: the node agent's summary, for operators and people
+//! - [`usage`]: the files in a claim's report directory
+//!
+//! Deliberately absent: behaviour that belongs to one program alone, Kubernetes types (they are in
+//! `stowage-crds`) and any I/O.
+#![forbid(unsafe_code)]
+#![deny(missing_docs)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod charge;
+pub mod load;
+pub mod names;
+pub mod summary;
+pub mod tenancy;
+pub mod usage;

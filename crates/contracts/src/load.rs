@@ -1,0 +1,179 @@
+//! The engine's load report: what routers and autoscalers decide by.
+//!
+//! The long form is a JSON line of `GET /stowage/v1/load`, the short form the header
+//! [`HEADER_LOAD`](crate::names::HEADER_LOAD) of each response.
+
+use serde::{Deserialize, Serialize};
+
+/// Cost of one iteration in milliseconds; zero is unknown, never free.
+///
+/// `milliseconds = a + d·decodes + k·(KV tokens)/1000 + p·(prefill tokens)/1000`
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Coefficients {
+    /// Per iteration.
+    pub a: f64,
+    /// Per decoding sequence.
+    pub d: f64,
+    /// Per 1,000 tokens in the KV cache.
+    pub k: f64,
+    /// Per 1,000 prefill tokens.
+    pub p: f64,
+}
+
+/// The long form. What an engine does not report is zero, which for capacities means unknown.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LoadReport {
+    /// Names this start of the process: another value is another incarnation, which knows nothing of
+    /// earlier requests. Empty: the engine does not report it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub incarnation: String,
+    /// Sequences in the batch.
+    pub running: u32,
+    /// Sequences that wait for a place in the batch.
+    pub waiting: u32,
+    /// Blocks held by requests. Blocks that are only cached count as free: they are given up on demand.
+    #[serde(default)]
+    pub kv_blocks_used: u64,
+    /// Blocks of the whole KV cache.
+    #[serde(default)]
+    pub kv_blocks_total: u64,
+    /// Tokens per block.
+    #[serde(default)]
+    pub block_tokens: u64,
+    /// Prompt tokens accepted and not computed yet.
+    #[serde(default)]
+    pub prefill_backlog_tokens: u64,
+    /// No new requests, please: the process is about to end.
+    #[serde(default)]
+    pub draining: bool,
+    /// Learned by the engine; absent when it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub coefficients: Option<Coefficients>,
+    /// The model that is served.
+    #[serde(default)]
+    pub model: String,
+}
+
+/// The short form: `running=3,waiting=0,kv=12/400,backlog=512`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LoadHeader {
+    /// As [`LoadReport::running`].
+    pub running: Option<u32>,
+    /// As [`LoadReport::waiting`].
+    pub waiting: Option<u32>,
+    /// Blocks used and in all, as in [`LoadReport`].
+    pub kv_blocks: Option<(u64, u64)>,
+    /// As [`LoadReport::prefill_backlog_tokens`].
+    pub backlog_tokens: Option<u64>,
+}
+
+impl LoadReport {
+    /// The short form of this report.
+    pub fn header(&self) -> LoadHeader {
+        LoadHeader {
+            running: Some(self.running),
+            waiting: Some(self.waiting),
+            kv_blocks: Some((self.kv_blocks_used, self.kv_blocks_total)),
+            backlog_tokens: Some(self.prefill_backlog_tokens),
+        }
+    }
+
+    /// Takes over what the header names.
+    pub fn update(&mut self, header: LoadHeader) {
+        let LoadHeader { running, waiting, kv_blocks, backlog_tokens } = header;
+        self.running = running.unwrap_or(self.running);
+        self.waiting = waiting.unwrap_or(self.waiting);
+        (self.kv_blocks_used, self.kv_blocks_total) = kv_blocks.unwrap_or((self.kv_blocks_used, self.kv_blocks_total));
+        self.prefill_backlog_tokens = backlog_tokens.unwrap_or(self.prefill_backlog_tokens);
+    }
+}
+
+impl LoadHeader {
+    /// Unknown keys are skipped. `None` when any value is unreadable: then nothing of it is believed.
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut header = Self::default();
+        for pair in text.split(',') {
+            let (key, value) = pair.trim().split_once('=')?;
+            match key {
+                "running" => header.running = Some(value.parse().ok()?),
+                "waiting" => header.waiting = Some(value.parse().ok()?),
+                "backlog" => header.backlog_tokens = Some(value.parse().ok()?),
+                "kv" => {
+                    let (used, total) = value.split_once('/')?;
+                    header.kv_blocks = Some((used.parse().ok()?, total.parse().ok()?));
+                }
+                _ => {}
+            }
+        }
+        Some(header)
+    }
+}
+
+impl std::fmt::Display for LoadHeader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let pairs = [
+            self.running.map(|n| format!("running={n}")),
+            self.waiting.map(|n| format!("waiting={n}")),
+            self.kv_blocks.map(|(used, total)| format!("kv={used}/{total}")),
+            self.backlog_tokens.map(|n| format!("backlog={n}")),
+        ];
+        f.write_str(&pairs.into_iter().flatten().collect::<Vec<_>>().join(","))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report() -> LoadReport {
+        LoadReport {
+            incarnation: "a1".into(),
+            running: 3,
+            kv_blocks_used: 12,
+            kv_blocks_total: 400,
+            block_tokens: 16,
+            prefill_backlog_tokens: 512,
+            coefficients: Some(Coefficients { a: 1.5, ..Coefficients::default() }),
+            model: "m".into(),
+            ..LoadReport::default()
+        }
+    }
+
+    #[test]
+    fn long_form_round_trips_and_keeps_its_names() {
+        let text = serde_json::to_string(&report()).unwrap();
+        assert_eq!(
+            text,
+            r#"{"incarnation":"a1","running":3,"waiting":0,"kvBlocksUsed":12,"kvBlocksTotal":400,"blockTokens":16,"prefillBacklogTokens":512,"draining":false,"coefficients":{"a":1.5,"d":0.0,"k":0.0,"p":0.0},"model":"m"}"#
+        );
+        assert_eq!(serde_json::from_str::<LoadReport>(&text).unwrap(), report());
+    }
+
+    #[test]
+    fn short_report_is_enough_and_garbage_is_refused() {
+        let read = |text: &str| serde_json::from_str::<LoadReport>(text).ok();
+        assert!(read(r#"{"running":0,"waiting":0,"coefficients":{"a":1}}"#).is_some());
+        for bad in ["", "{}", "hello", r#"{"running":-1,"waiting":0}"#, "[]"] {
+            assert_eq!(read(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn header_round_trips_and_updates_what_it_names() {
+        let text = report().header().to_string();
+        assert_eq!(text, "running=3,waiting=0,kv=12/400,backlog=512");
+        assert_eq!(LoadHeader::parse(&text), Some(report().header()));
+        let mut updated = report();
+        updated.update(LoadHeader::parse("running=9, kv=50/100,x=y").unwrap());
+        assert_eq!((updated.running, updated.kv_blocks_used, updated.prefill_backlog_tokens), (9, 50, 512));
+    }
+
+    #[test]
+    fn unreadable_header_is_refused_whole() {
+        for bad in ["", "running", "running=x", "running=1,kv=1", "waiting=1,backlog=-4"] {
+            assert_eq!(LoadHeader::parse(bad), None, "{bad}");
+        }
+    }
+}
