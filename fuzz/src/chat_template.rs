@@ -5,7 +5,7 @@ use std::cell::LazyCell;
 
 use stowage_engine::text::{SIMULATED_VOCAB, TemplateError, TextModel, longest_prompt, simulated_meta};
 use stowage_engine_models::ModelMeta;
-use stowage_openai_api::{Message, Role};
+use stowage_openai_api::{Message, Role, TemplateFields};
 
 use crate::{memory, one_line};
 
@@ -50,7 +50,7 @@ fn the_template_ends(template: &str, messages: &[Message]) {
         Ok(text) => text,
         Err(err) => return one_line(&err.to_string()),
     };
-    match text.encode_chat(messages) {
+    match text.encode_chat(messages, &TemplateFields::default()) {
         Ok(ids) => {
             // One token per byte, at most.
             assert!(ids.len() <= longest_prompt(messages), "{} tokens", ids.len());
@@ -66,7 +66,7 @@ fn markers_are_the_templates(messages: &[Message]) {
         static CHATML: LazyCell<TextModel> =
             LazyCell::new(|| TextModel::new(&simulated_meta(128)).expect("our own model"));
     }
-    CHATML.with(|text| match text.encode_chat(messages) {
+    CHATML.with(|text| match text.encode_chat(messages, &TemplateFields::default()) {
         Ok(ids) => {
             assert_eq!(ids.iter().filter(|id| **id >= 256).count(), 2 * messages.len() + 1, "a message wrote a marker");
             let bytes: Vec<u8> = ids.iter().flat_map(|id| text.pieces().bytes(*id)).copied().collect();

@@ -1,22 +1,29 @@
 //! `POST /v1/chat/completions`.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::fields::{Fields, missing, mistyped};
-use crate::sampling::read_chat_logprobs;
+use crate::policy::Place;
+use crate::sampling::{read_cache_salt, read_chat_logprobs};
 use crate::{ApiError, Limits, Output, SamplingFields};
 
-/// Who speaks.
+/// The author of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
+    /// The application's instructions.
     System,
+    /// The newer name of [`Role::System`].
     Developer,
+    /// The person, or the program in its place.
     User,
+    /// The model.
     Assistant,
+    /// The result of a tool call.
     Tool,
 }
 
 impl Role {
+    /// The role on the wire.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::System => "system",
@@ -46,84 +53,88 @@ impl Role {
 /// One turn. Content parts are joined: a text model sees one text.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Message {
+    /// The author.
     pub role: Role,
-    /// Empty only where the assistant called tools.
+    /// May be empty.
     pub content: String,
+    /// Distinguishes authors of one role.
     pub name: Option<String>,
     /// As sent; a server without tools refuses them.
     pub tool_calls: Vec<Value>,
+    /// Which call a tool's message answers.
     pub tool_call_id: Option<String>,
+}
+
+/// How the messages become a prompt.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TemplateFields {
+    /// The prompt ends where the assistant's answer begins.
+    pub add_generation_prompt: bool,
+    /// The prompt ends inside the last message, which the answer continues. Excludes the former.
+    pub continue_final_message: bool,
+    /// Further variables for the model's chat template.
+    pub kwargs: Map<String, Value>,
+}
+
+impl Default for TemplateFields {
+    /// What a request without any of the fields asks for.
+    fn default() -> Self {
+        Self { add_generation_prompt: true, continue_final_message: false, kwargs: Map::new() }
+    }
 }
 
 /// A chat request, all fields within their ranges.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ChatRequest {
+    /// The name of the model, as the client sent it.
     pub model: String,
     /// At least one.
     pub messages: Vec<Message>,
+    /// How they become a prompt.
+    pub template: TemplateFields,
+    /// How to choose tokens.
     pub sampling: SamplingFields,
+    /// What to give back, and when to stop.
     pub output: Output,
+    /// Cached prefixes are shared only with requests of the same salt, on top of the tenant's. Empty
+    /// is a salt too.
+    pub cache_salt: String,
     /// As sent. A server that cannot honour them must refuse (see [`ChatRequest::refuse_extras`]).
     pub tools: Vec<Value>,
+    /// As sent; the same holds.
     pub tool_choice: Option<Value>,
+    /// As sent; the same holds.
     pub response_format: Option<Value>,
 }
-
-/// Allowed and without effect on the text.
-const IGNORED: [&str; 11] = [
-    "user",
-    "metadata",
-    "store",
-    "service_tier",
-    "safety_identifier",
-    "prompt_cache_key",
-    "prompt_cache_retention",
-    "parallel_tool_calls",
-    "reasoning_effort",
-    "verbosity",
-    "prediction",
-];
-
-/// In OpenAI's API, and never silently dropped.
-const UNSUPPORTED: [(&str, &str); 5] = [
-    ("functions", "`functions` was replaced by `tools`. Use that."),
-    ("function_call", "`function_call` was replaced by `tool_choice`. Use that."),
-    ("audio", "Audio answers are not supported. Remove `audio`."),
-    ("web_search_options", "Web search is not supported. Remove `web_search_options`."),
-    ("moderation", "Moderation is not supported. Remove `moderation`."),
-];
 
 impl ChatRequest {
     /// Parses a request body.
     pub fn parse(body: &[u8], limits: &Limits) -> Result<Self, ApiError> {
-        let mut fields = Fields::from_body(body)?;
+        let mut fields = Fields::from_body(body, Some(Place::Chat))?;
         let model = fields.string("model")?.ok_or_else(|| missing("model", "the name of a model"))?;
         let messages = read_messages(&mut fields, limits)?;
+        let template = read_template(&mut fields, &messages)?;
         let sampling = SamplingFields::read(&mut fields, limits)?;
-        let mut output = Output::read(&mut fields, limits)?;
+        let mut output = Output::read(&mut fields, limits, 1)?;
         output.logprobs = read_chat_logprobs(&mut fields, limits)?;
         let request = Self {
             model,
             messages,
+            template,
             sampling,
             output,
+            cache_salt: read_cache_salt(&mut fields)?,
             tools: read_array(&mut fields, "tools")?,
             tool_choice: fields.take("tool_choice"),
             response_format: fields.take("response_format"),
         };
         refuse_audio(&mut fields)?;
-        for (name, why) in UNSUPPORTED {
-            if fields.take(name).is_some() {
-                return Err(ApiError::unsupported(name, why));
-            }
-        }
-        fields.ignore(&IGNORED);
         fields.finish()?;
         Ok(request)
     }
 
-    /// Refuses tools and structured output, for servers that have neither. The defaults, said out
-    /// loud (`tool_choice: none`, `response_format: text`), are fine.
+    /// Refuses tools and structured output, for servers that have neither. The explicit defaults
+    /// (`tool_choice: none`, `response_format: text`) are fine.
     pub fn refuse_extras(&self) -> Result<(), ApiError> {
         let calls = self.messages.iter().position(|message| !message.tool_calls.is_empty());
         if !self.tools.is_empty() {
@@ -147,7 +158,7 @@ impl ChatRequest {
     }
 }
 
-/// `modalities: ["text"]` is the default said out loud.
+/// `modalities: ["text"]` is the explicit default.
 fn refuse_audio(fields: &mut Fields) -> Result<(), ApiError> {
     let modalities = read_array(fields, "modalities")?;
     if modalities.iter().any(|modality| modality != "text") {
@@ -184,28 +195,57 @@ fn read_messages(fields: &mut Fields, limits: &Limits) -> Result<Vec<Message>, A
 }
 
 fn read_message(path: &str, item: Value) -> Result<Message, ApiError> {
-    let mut fields = Fields::nested(path, item)?;
+    let mut fields = Fields::nested(path, item, Some(Place::Message))?;
     let role_param = fields.param("role");
-    let role = fields.string("role")?.ok_or_else(|| missing(&role_param, "who speaks"))?;
+    let role = fields.string("role")?.ok_or_else(|| missing(&role_param, "the author of the message"))?;
     let role = Role::parse(&role_param, &role)?;
     let content_param = fields.param("content");
     let content = fields.take("content").map(|content| read_content(&content_param, content)).transpose()?;
-    let tool_calls = read_array(&mut fields, "tool_calls")?;
+    let refusal = fields.string("refusal")?;
     let message = Message {
         role,
         name: fields.string("name")?,
         tool_call_id: fields.string("tool_call_id")?,
-        content: match content {
+        tool_calls: read_array(&mut fields, "tool_calls")?,
+        content: match content.or(refusal) {
             Some(content) => content,
-            None if role == Role::Assistant && !tool_calls.is_empty() => String::new(),
+            // It called tools, or its answer was cut before the first word: clients send that back.
+            None if role == Role::Assistant => String::new(),
             None => return Err(missing(&content_param, "the text of the message")),
         },
-        tool_calls,
     };
-    // What our own answers carry, so that a client may send them back as they came.
-    fields.ignore(&["refusal", "annotations", "audio", "function_call", "reasoning_content"]);
     fields.finish()?;
     Ok(message)
+}
+
+/// Variables that the server sets; a request that sets them as well would see one of the two ignored.
+const RESERVED: [&str; 7] =
+    ["messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "bos_token", "eos_token"];
+
+fn read_template(fields: &mut Fields, messages: &[Message]) -> Result<TemplateFields, ApiError> {
+    let generation = fields.boolean("add_generation_prompt")?;
+    let continues = fields.boolean("continue_final_message")?.unwrap_or(false);
+    let refuse = |message: &str| Err(ApiError::invalid("continue_final_message", "invalid_value", message));
+    if continues && generation == Some(true) {
+        return refuse("`continue_final_message` and `add_generation_prompt` exclude each other. Send one of them.");
+    }
+    if continues && messages.last().is_none_or(|last| last.content.is_empty()) {
+        return refuse("`continue_final_message` needs a last message with content. Remove it, or add the content.");
+    }
+    let kwargs = match fields.take("chat_template_kwargs") {
+        None => Map::new(),
+        Some(Value::Object(kwargs)) => kwargs,
+        Some(other) => return Err(mistyped("chat_template_kwargs", "an object", &other)),
+    };
+    if let Some(name) = RESERVED.iter().find(|name| kwargs.contains_key(**name)) {
+        let message = format!("The server sets `{name}`. Send it at the top level, or remove it.");
+        return Err(ApiError::invalid(format!("chat_template_kwargs.{name}"), "invalid_value", message));
+    }
+    Ok(TemplateFields {
+        add_generation_prompt: generation.unwrap_or(!continues),
+        continue_final_message: continues,
+        kwargs,
+    })
 }
 
 fn read_content(param: &str, content: Value) -> Result<String, ApiError> {
@@ -219,18 +259,21 @@ fn read_content(param: &str, content: Value) -> Result<String, ApiError> {
 }
 
 fn read_part(path: &str, part: Value) -> Result<String, ApiError> {
-    let mut fields = Fields::nested(path, part)?;
+    let mut fields = Fields::nested(path, part, Some(Place::Part))?;
     let kind_param = fields.param("type");
-    match fields.string("type")?.ok_or_else(|| missing(&kind_param, "\"text\""))?.as_str() {
-        "text" => {}
+    let text = match fields.string("type")?.ok_or_else(|| missing(&kind_param, "\"text\""))?.as_str() {
+        "text" | "input_text" | "output_text" => "text",
+        "refusal" => "refusal",
+        // Earlier reasoning is not shown to the model, in whichever field it comes.
+        "thinking" | "redacted_thinking" | "reasoning" => return Ok(String::new()),
         other => {
             let other: String = other.chars().take(24).collect();
             let message = format!("This model takes text only; a part of type {other:?} cannot be used. Remove it.");
             return Err(ApiError::unsupported(kind_param, message));
         }
-    }
-    let text_param = fields.param("text");
-    let text = fields.string("text")?.ok_or_else(|| missing(&text_param, "the text of this part"))?;
+    };
+    let text_param = fields.param(text);
+    let text = fields.string(text)?.ok_or_else(|| missing(&text_param, "the text of this part"))?;
     fields.finish()?;
     Ok(text)
 }

@@ -3,12 +3,16 @@
 use serde_json::Value;
 
 use crate::fields::{Fields, missing, mistyped};
+use crate::policy::Place;
+use crate::sampling::{read_cache_salt, read_token};
 use crate::{ApiError, Limits, Output, SamplingFields};
 
 /// What to continue: one or several, as text or as token ids.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Prompt {
+    /// Texts, to be tokenized.
     Text(Vec<String>),
+    /// Token ids, taken as they are.
     Tokens(Vec<Vec<u32>>),
 }
 
@@ -25,10 +29,19 @@ impl Prompt {
 /// A text completion request, all fields within their ranges.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CompletionRequest {
+    /// The name of the model, as the client sent it.
     pub model: String,
+    /// What to continue.
     pub prompt: Prompt,
+    /// How to choose tokens.
     pub sampling: SamplingFields,
+    /// What to give back, and when to stop.
     pub output: Output,
+    /// The answer begins with the prompt; with [`Output::logprobs`], the prompt is scored as well.
+    pub echo: bool,
+    /// Cached prefixes are shared only with requests of the same salt, on top of the tenant's. Empty
+    /// is a salt too.
+    pub cache_salt: String,
 }
 
 /// OpenAI's default for this API; chat has none.
@@ -37,34 +50,21 @@ const DEFAULT_MAX_TOKENS: u32 = 16;
 impl CompletionRequest {
     /// Parses a request body.
     pub fn parse(body: &[u8], limits: &Limits) -> Result<Self, ApiError> {
-        let mut fields = Fields::from_body(body)?;
+        let mut fields = Fields::from_body(body, Some(Place::Completion))?;
         let model = fields.string("model")?.ok_or_else(|| missing("model", "the name of a model"))?;
         let prompt = read_prompt(&mut fields, limits)?;
         let sampling = SamplingFields::read(&mut fields, limits)?;
-        let mut output = Output::read(&mut fields, limits)?;
-        output.max_tokens.get_or_insert(DEFAULT_MAX_TOKENS);
+        let mut output = Output::read(&mut fields, limits, 0)?;
+        output.max_tokens.get_or_insert(DEFAULT_MAX_TOKENS.max(output.min_tokens));
         output.logprobs = fields.integer("logprobs", 0, limits.max_top_logprobs)?.map(|n| n as u8);
-        refuse_unsupported(&mut fields, output.n)?;
-        fields.ignore(&["user", "metadata", "service_tier", "safety_identifier", "prompt_cache_key"]);
+        if fields.integer("best_of", 1, i64::MAX)?.is_some_and(|best| best != i64::from(output.n)) {
+            return Err(ApiError::unsupported("best_of", "`best_of` must equal `n`. Use `n` and choose yourself."));
+        }
+        let echo = fields.boolean("echo")?.unwrap_or(false);
+        let cache_salt = read_cache_salt(&mut fields)?;
         fields.finish()?;
-        Ok(Self { model, prompt, sampling, output })
+        Ok(Self { model, prompt, sampling, output, echo, cache_salt })
     }
-}
-
-fn refuse_unsupported(fields: &mut Fields, n: u32) -> Result<(), ApiError> {
-    if fields.boolean("echo")?.unwrap_or(false) {
-        return Err(ApiError::unsupported(
-            "echo",
-            "`echo` is not supported. Put the prompt before the answer yourself.",
-        ));
-    }
-    if fields.string("suffix")?.is_some_and(|suffix| !suffix.is_empty()) {
-        return Err(ApiError::unsupported("suffix", "This model cannot fill in the middle. Remove `suffix`."));
-    }
-    if fields.integer("best_of", 1, i64::MAX)?.is_some_and(|best| best != i64::from(n)) {
-        return Err(ApiError::unsupported("best_of", "`best_of` is not supported. Use `n` and choose yourself."));
-    }
-    Ok(())
 }
 
 fn read_prompt(fields: &mut Fields, limits: &Limits) -> Result<Prompt, ApiError> {
@@ -103,12 +103,5 @@ fn read_tokens(path: &str, ids: Vec<Value>) -> Result<Vec<u32>, ApiError> {
         let message = format!("`{path}` is empty: give at least one token.");
         return Err(ApiError::invalid(path, "invalid_value", message));
     }
-    ids.iter()
-        .enumerate()
-        .map(|(i, id)| {
-            id.as_u64()
-                .and_then(|id| u32::try_from(id).ok())
-                .ok_or_else(|| mistyped(&format!("{path}[{i}]"), "a token id", id))
-        })
-        .collect()
+    ids.iter().enumerate().map(|(i, id)| read_token(&format!("{path}[{i}]"), id)).collect()
 }

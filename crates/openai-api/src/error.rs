@@ -1,24 +1,29 @@
 //! OpenAI error objects with the HTTP status they travel with.
 //!
 //! Every refusal of the data plane is an [`ApiError`]. Its `code` is stable and meant for programs,
-//! its `message` is meant for people and says what to change; `param` names the field.
+//! its `message` is meant for people and names the change to make; `param` names the field.
 
 use serde::{Deserialize, Serialize};
 
 /// The body of every response that is not a success.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorBody {
+    /// The only key.
     pub error: ErrorObject,
 }
 
 /// As OpenAI defines it: all four keys are always present, unknown ones `null`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorObject {
+    /// What happened and what to do, for people.
     pub message: String,
+    /// One of [`ErrorKind`] from our own servers; anything from others.
     #[serde(rename = "type")]
     pub kind: String,
+    /// The field that is wrong, if it is one.
     #[serde(default)]
     pub param: Option<String>,
+    /// For programs.
     #[serde(default)]
     pub code: Option<String>,
 }
@@ -28,18 +33,27 @@ pub struct ErrorObject {
 pub enum ErrorKind {
     /// The request is wrong; sending it again changes nothing.
     InvalidRequest,
-    /// No credential, or one we do not know.
+    /// No credential, or an unknown one.
     Authentication,
     /// Known, but not allowed.
     Permission,
     /// No such model, route or object for this caller.
     NotFound,
-    /// Too much for now; `Retry-After` says when.
+    /// A limit is reached; `Retry-After` gives the time to wait.
     RateLimit,
-    /// We cannot serve now; `Retry-After` says when.
+    /// The service is unavailable; `Retry-After` gives the time to wait.
     Unavailable,
-    /// Our fault.
+    /// A fault of the server.
     Internal,
+}
+
+/// How many tokens a prompt has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TokenCount {
+    /// All were counted.
+    Exactly(usize),
+    /// Counting stopped where it was clear that they do not fit.
+    AtLeast(usize),
 }
 
 impl ErrorKind {
@@ -61,27 +75,34 @@ impl ErrorKind {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct ApiError {
+    /// The HTTP status.
     pub status: u16,
+    /// The `type` on the wire.
     pub kind: ErrorKind,
     /// Stable, for programs: `context_length_exceeded`, `queue_full` …
     pub code: &'static str,
+    /// The field that is wrong, if it is one.
     pub param: Option<String>,
+    /// What happened, why, and what to do next.
     pub message: String,
     /// Seconds, for the `Retry-After` header.
     pub retry_after: Option<u32>,
 }
 
 impl ApiError {
+    /// An error without a field and without a time to come back.
     pub fn new(status: u16, kind: ErrorKind, code: &'static str, message: impl Into<String>) -> Self {
         Self { status, kind, code, param: None, message: message.into(), retry_after: None }
     }
 
+    /// Names the field that is wrong.
     #[must_use]
     pub fn with_param(mut self, param: impl Into<String>) -> Self {
         self.param = Some(param.into());
         self
     }
 
+    /// Sets after how many seconds another try can succeed.
     #[must_use]
     pub fn with_retry_after(mut self, seconds: u32) -> Self {
         self.retry_after = Some(seconds);
@@ -103,9 +124,32 @@ impl ApiError {
         Self::invalid(param, "unsupported_parameter", message)
     }
 
-    /// 400: prompt and answer do not fit into the model's context.
-    pub fn context_length(param: &str, message: impl Into<String>) -> Self {
+    /// 400: a prompt of `found` tokens (at least, where counting stopped early) does not fit into a
+    /// context of `limit`. In OpenAI's words, by which LiteLLM, LangChain and agents recognise the error
+    /// and shorten the conversation.
+    pub fn context_length(param: &str, found: TokenCount, limit: usize) -> Self {
+        let found = match found {
+            TokenCount::Exactly(tokens) => tokens.to_string(),
+            TokenCount::AtLeast(tokens) => format!("at least {tokens}"),
+        };
+        let message = format!(
+            "This model's maximum context length is {limit} tokens. However, your {param} resulted in {found} tokens. Please reduce the length of the {param}."
+        );
         Self::invalid(param, "context_length_exceeded", message)
+    }
+
+    /// 400: the request is more sequences than the engine ever takes from one tenant, so trying again
+    /// cannot help.
+    pub fn too_many_sequences(prompts: usize, n: u32, limit: usize) -> Self {
+        let message = if prompts == 1 {
+            format!("`n` ({n}) is more than the {limit} sequences that fit into the queue. Lower `n`.")
+        } else {
+            format!(
+                "{prompts} prompts with `n` = {n} are {} sequences, and {limit} fit into the queue. Lower `n`, or send fewer prompts.",
+                prompts.saturating_mul(n as usize)
+            )
+        };
+        Self::invalid("n", "invalid_value", message)
     }
 
     /// 401.
@@ -118,7 +162,7 @@ impl ApiError {
         Self::new(403, ErrorKind::Permission, "forbidden", message)
     }
 
-    /// 404: OpenAI's wording, which clients match on. Also said of models that others own.
+    /// 404: OpenAI's wording, which clients match on. The same for models that other tenants own.
     pub fn model_not_found(model: &str) -> Self {
         let shown: String = model.chars().take(120).collect();
         let message = format!(
@@ -168,7 +212,7 @@ impl ApiError {
         Self::new(500, ErrorKind::Internal, "internal_error", message)
     }
 
-    /// 502: what stands behind us failed or answered nonsense.
+    /// 502: the upstream server failed, or its answer is malformed.
     pub fn bad_gateway(message: impl Into<String>) -> Self {
         Self::new(502, ErrorKind::Internal, "bad_gateway", message)
     }
@@ -202,6 +246,17 @@ mod tests {
             json,
             r#"{"error":{"message":"bye","type":"service_unavailable_error","param":null,"code":"draining"}}"#
         );
+    }
+
+    #[test]
+    fn context_overflow_is_worded_as_clients_expect() {
+        let err = ApiError::context_length("messages", TokenCount::Exactly(9000), 8192);
+        assert_eq!(err.code, "context_length_exceeded");
+        // What LiteLLM looks for; LangChain looks for the code.
+        assert!(err.message.contains("This model's maximum context length is 8192 tokens."), "{}", err.message);
+        assert!(err.message.contains("your messages resulted in 9000 tokens."), "{}", err.message);
+        let early = ApiError::context_length("prompt", TokenCount::AtLeast(9000), 8192);
+        assert!(early.message.contains("your prompt resulted in at least 9000 tokens."), "{}", early.message);
     }
 
     #[test]

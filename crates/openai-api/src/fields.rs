@@ -1,23 +1,26 @@
 //! Reads a JSON object field by field, and complains about each by name.
 //!
-//! [`Fields`] is emptied as it is read; what is left at the end is unknown, and refused together
-//! with the nearest name that exists. `null` counts as absent everywhere, as OpenAI's servers do.
+//! [`Fields`] is emptied as it is read; what is left at the end is treated as the policy says.
+//! `null` counts as absent everywhere, as OpenAI's servers do.
 
 use serde_json::{Map, Value};
 
 use crate::ApiError;
+use crate::policy::{Place, Treatment, rule_for, rules_of};
 
 /// The not yet read fields of an object. `path` is empty at the top, `messages[2].` further down.
 pub(crate) struct Fields {
     path: String,
     map: Map<String, Value>,
+    /// Whose rules apply; `None` for small objects (`stream_options`) and where few fields are read.
+    place: Option<Place>,
     /// Names that were asked for, to suggest one for a misspelt field.
     asked: Vec<&'static str>,
 }
 
 impl Fields {
-    /// Parses a request body.
-    pub(crate) fn from_body(body: &[u8]) -> Result<Self, ApiError> {
+    /// Parses a request body. With a place, its rules apply.
+    pub(crate) fn from_body(body: &[u8], place: Option<Place>) -> Result<Self, ApiError> {
         if nested(body) > MAX_NESTED {
             let message = format!("The request body holds more than {MAX_NESTED} objects and arrays. Send fewer.");
             return Err(ApiError::invalid_json(message));
@@ -26,7 +29,7 @@ impl Fields {
             ApiError::invalid_json(format!("The request body is not valid JSON: {err}. Send a JSON object."))
         })?;
         match value {
-            Value::Object(map) => Ok(Self { path: String::new(), map, asked: Vec::new() }),
+            Value::Object(map) => Ok(Self { path: String::new(), map, place, asked: Vec::new() }),
             other => Err(ApiError::invalid_json(format!(
                 "The request body must be a JSON object, not {}.",
                 describe(&other)
@@ -35,9 +38,9 @@ impl Fields {
     }
 
     /// Opens a nested object.
-    pub(crate) fn nested(path: &str, value: Value) -> Result<Self, ApiError> {
+    pub(crate) fn nested(path: &str, value: Value, place: Option<Place>) -> Result<Self, ApiError> {
         match value {
-            Value::Object(map) => Ok(Self { path: format!("{path}."), map, asked: Vec::new() }),
+            Value::Object(map) => Ok(Self { path: format!("{path}."), map, place, asked: Vec::new() }),
             other => Err(mistyped(path, "an object", &other)),
         }
     }
@@ -48,13 +51,17 @@ impl Fields {
 
     /// Takes the field out; `null` and absent are the same.
     pub(crate) fn take(&mut self, name: &'static str) -> Option<Value> {
+        debug_assert!(
+            self.place.is_none_or(|place| rule_for(place, name).is_some()),
+            "{name} is read and has no entry in the table of the policy"
+        );
         self.asked.push(name);
         self.map.remove(name).filter(|value| !value.is_null())
     }
 
     pub(crate) fn object(&mut self, name: &'static str) -> Result<Option<Fields>, ApiError> {
         let param = self.param(name);
-        self.take(name).map(|value| Fields::nested(&param, value)).transpose()
+        self.take(name).map(|value| Fields::nested(&param, value, None)).transpose()
     }
 
     pub(crate) fn string(&mut self, name: &'static str) -> Result<Option<String>, ApiError> {
@@ -73,7 +80,7 @@ impl Fields {
         }
     }
 
-    /// A whole number in `min..=max`. `2.0` is not one: clients that send it have a bug to hear of.
+    /// A whole number in `min..=max`. `2.0` is not one: it is a mistake of the client.
     pub(crate) fn integer(&mut self, name: &'static str, min: i64, max: i64) -> Result<Option<i64>, ApiError> {
         let Some(value) = self.take(name) else { return Ok(None) };
         let param = self.param(name);
@@ -92,21 +99,58 @@ impl Fields {
         number_in(&self.param(name), &value, min, max).map(Some)
     }
 
-    /// Fields that are allowed and change nothing here.
+    /// Fields of a small object that are allowed and change nothing here.
     pub(crate) fn ignore(&mut self, names: &[&'static str]) {
         for name in names {
             let _ = self.take(name);
         }
     }
 
-    /// Refuses what nobody asked for.
-    pub(crate) fn finish(self) -> Result<(), ApiError> {
-        let Some((name, _)) = self.map.iter().next() else { return Ok(()) };
+    /// Treats all that was not read: refuses values that the policy refuses, and unknown fields.
+    pub(crate) fn finish(mut self) -> Result<(), ApiError> {
+        for rule in self.place.into_iter().flat_map(rules_of) {
+            let Some(value) = self.map.remove(rule.name) else { continue };
+            let is_left = rule.treatment == Treatment::Honoured && self.path.is_empty();
+            debug_assert!(!is_left, "{} should be honoured and was not read", rule.name);
+            if !rule.treatment.accepts(&value) {
+                return Err(ApiError::unsupported(self.param(rule.name), rule.note));
+            }
+        }
+        match self.place {
+            Some(place) if place.is_tolerant() => self.refuse_misspellings(place),
+            Some(place) => {
+                self.asked.extend(rules_of(place).map(|rule| rule.name));
+                self.refuse_unknown()
+            }
+            None => self.refuse_unknown(),
+        }
+    }
+
+    /// A field that is nearly the name of one that is honoured was meant to be that.
+    fn refuse_misspellings(self, place: Place) -> Result<(), ApiError> {
+        let honoured = rules_of(place).filter(|rule| rule.treatment == Treatment::Honoured);
+        let honoured: Vec<&'static str> = honoured.map(|rule| rule.name).collect();
+        let misspelt = self.map.iter().find_map(|(name, value)| {
+            nearest(name, &honoured).filter(|_| !value.is_null()).map(|near| (name.clone(), near))
+        });
+        match misspelt {
+            None => Ok(()),
+            Some((name, near)) => Err(self.unknown(&name, Some(near))),
+        }
+    }
+
+    fn refuse_unknown(self) -> Result<(), ApiError> {
+        match self.map.keys().next() {
+            None => Ok(()),
+            Some(name) => Err(self.unknown(name, nearest(name, &self.asked))),
+        }
+    }
+
+    fn unknown(&self, name: &str, near: Option<&'static str>) -> ApiError {
         let shown: String = name.chars().take(64).flat_map(char::escape_debug).collect();
-        let hint = nearest(name, &self.asked)
-            .map_or_else(|| "remove it".to_owned(), |near| format!("remove it, or did you mean `{near}`?"));
+        let hint = near.map_or_else(|| "remove it".to_owned(), |near| format!("remove it, or did you mean `{near}`?"));
         let param = format!("{}{shown}", self.path);
-        Err(ApiError::invalid(param.clone(), "unknown_parameter", format!("Unknown parameter `{param}`: {hint}")))
+        ApiError::invalid(param.clone(), "unknown_parameter", format!("Unknown parameter `{param}`: {hint}"))
     }
 }
 

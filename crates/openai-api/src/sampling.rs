@@ -5,28 +5,35 @@ use serde_json::Value;
 use crate::ApiError;
 use crate::fields::{Fields, mistyped, number_in};
 
-/// What a server allows. The defaults are OpenAI's, or a bound where OpenAI has none.
+/// What a server allows. The defaults are OpenAI's or larger, and bounded by what they cost.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
     /// Choices per prompt.
     pub max_n: u32,
     /// Prompts in one text completion.
     pub max_prompts: usize,
+    /// Stop strings; also stop token ids.
     pub max_stops: usize,
     /// Bytes of one stop string.
     pub max_stop_bytes: usize,
+    /// Bytes of all stop strings: each token's text is compared with all of them.
+    pub max_stops_bytes: usize,
+    /// Messages of a conversation.
     pub max_messages: usize,
+    /// Tokens with a bias.
     pub max_logit_bias: usize,
+    /// Log-probabilities beside the chosen token's.
     pub max_top_logprobs: i64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            max_n: 16,
-            max_prompts: 32,
-            max_stops: 16,
+            max_n: 128,
+            max_prompts: 1024,
+            max_stops: 256,
             max_stop_bytes: 1024,
+            max_stops_bytes: 8192,
             max_messages: 2048,
             max_logit_bias: 300,
             max_top_logprobs: 20,
@@ -39,30 +46,46 @@ impl Default for Limits {
 pub struct SamplingFields {
     /// 0 is greedy.
     pub temperature: Option<f32>,
+    /// 0 keeps the likeliest token alone, 1 is off.
     pub top_p: Option<f32>,
-    /// `None` is off (clients also say 0 or -1).
+    /// `None` is off (clients also send 0 or -1).
     pub top_k: Option<u32>,
+    /// 0 is off.
     pub min_p: Option<f32>,
+    /// 0 is off.
     pub presence_penalty: f32,
+    /// 0 is off.
     pub frequency_penalty: f32,
     /// 1 is off.
     pub repetition_penalty: f32,
     /// Token id and bias. Ids are not checked against a vocabulary here.
     pub logit_bias: Vec<(u32, f32)>,
+    /// Equal seeds give equal answers; `None` is another one each time.
     pub seed: Option<i64>,
 }
 
 /// What to give back, and when to stop.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Output {
+    /// The answer comes as events.
     pub stream: bool,
     /// A last chunk with the usage, before `[DONE]`.
     pub include_usage: bool,
     /// At least 1.
     pub n: u32,
+    /// Strings that end the answer. None is empty.
     pub stop: Vec<String>,
-    /// `None` is as much as the context allows.
+    /// Tokens that end the answer, beside those of the model. Ids are not checked against a
+    /// vocabulary here.
+    pub stop_token_ids: Vec<u32>,
+    /// The text of what ended the answer is part of it.
+    pub include_stop: bool,
+    /// Control tokens have no text. Otherwise their names are their text.
+    pub skip_special_tokens: bool,
+    /// `None` is as much as the context allows. 0, with text completions only, generates nothing.
     pub max_tokens: Option<u32>,
+    /// Nothing ends the answer before so many tokens. 0 is off.
+    pub min_tokens: u32,
     /// `Some(k)`: log-probabilities of the chosen token and of the `k` likeliest.
     pub logprobs: Option<u8>,
     /// Goes on past the end-of-text token; for measurements (as in vLLM).
@@ -73,7 +96,7 @@ impl SamplingFields {
     pub(crate) fn read(fields: &mut Fields, limits: &Limits) -> Result<Self, ApiError> {
         Ok(Self {
             temperature: fields.number("temperature", 0.0, 2.0)?,
-            top_p: fields.number("top_p", f64::from(f32::MIN_POSITIVE), 1.0).map_err(|err| positive(err, "top_p"))?,
+            top_p: fields.number("top_p", 0.0, 1.0)?,
             top_k: fields
                 .integer("top_k", -1, i64::from(u32::MAX))?
                 .and_then(|k| u32::try_from(k).ok())
@@ -86,14 +109,6 @@ impl SamplingFields {
             seed: fields.integer("seed", i64::MIN, i64::MAX)?,
         })
     }
-}
-
-/// The smallest positive number is no help to a reader.
-fn positive(mut err: ApiError, name: &str) -> ApiError {
-    if err.code == "invalid_value" {
-        err.message = format!("`{name}` must be above 0 and at most 1. Use 1 to switch it off.");
-    }
-    err
 }
 
 fn read_logit_bias(fields: &mut Fields, limits: &Limits) -> Result<Vec<(u32, f32)>, ApiError> {
@@ -121,15 +136,20 @@ fn read_logit_bias(fields: &mut Fields, limits: &Limits) -> Result<Vec<(u32, f32
 }
 
 impl Output {
-    /// All but `logprobs`, which the two APIs spell differently.
-    pub(crate) fn read(fields: &mut Fields, limits: &Limits) -> Result<Self, ApiError> {
+    /// All but `logprobs`, which the two APIs spell differently. `least` is the smallest `max_tokens`.
+    pub(crate) fn read(fields: &mut Fields, limits: &Limits, least: i64) -> Result<Self, ApiError> {
         let stream = fields.boolean("stream")?.unwrap_or(false);
+        let max_tokens = read_max_tokens(fields, least)?;
         Ok(Self {
             stream,
             include_usage: read_stream_options(fields, stream)?,
             n: fields.integer("n", 1, i64::from(limits.max_n))?.map_or(1, |n| n as u32),
             stop: read_stop(fields, limits)?,
-            max_tokens: read_max_tokens(fields)?,
+            stop_token_ids: read_stop_tokens(fields, limits)?,
+            include_stop: fields.boolean("include_stop_str_in_output")?.unwrap_or(false),
+            skip_special_tokens: fields.boolean("skip_special_tokens")?.unwrap_or(true),
+            max_tokens,
+            min_tokens: read_min_tokens(fields, max_tokens)?,
             logprobs: None,
             ignore_eos: fields.boolean("ignore_eos")?.unwrap_or(false),
         })
@@ -173,14 +193,63 @@ fn read_stop(fields: &mut Fields, limits: &Limits) -> Result<Vec<String>, ApiErr
     if stops.iter().any(|stop| stop.len() > limits.max_stop_bytes) {
         return refuse(format!("Each string of `{param}` may be at most {} bytes long.", limits.max_stop_bytes));
     }
+    if stops.iter().map(String::len).sum::<usize>() > limits.max_stops_bytes {
+        return refuse(format!("All strings of `{param}` may be {} bytes long together.", limits.max_stops_bytes));
+    }
     Ok(stops)
 }
 
-/// The newer name wins; both at once with different values is a mistake worth hearing of.
-fn read_max_tokens(fields: &mut Fields) -> Result<Option<u32>, ApiError> {
+fn read_stop_tokens(fields: &mut Fields, limits: &Limits) -> Result<Vec<u32>, ApiError> {
+    let items = match fields.take("stop_token_ids") {
+        None => return Ok(Vec::new()),
+        Some(Value::Array(items)) => items,
+        Some(other) => return Err(mistyped("stop_token_ids", "an array of token ids", &other)),
+    };
+    if items.len() > limits.max_stops {
+        let message = format!("`stop_token_ids` may hold at most {} ids, not {}.", limits.max_stops, items.len());
+        return Err(ApiError::invalid("stop_token_ids", "invalid_value", message));
+    }
+    items.iter().enumerate().map(|(i, id)| read_token(&format!("stop_token_ids[{i}]"), id)).collect()
+}
+
+/// A token id, or the error that names `param`.
+pub(crate) fn read_token(param: &str, id: &Value) -> Result<u32, ApiError> {
+    id.as_u64().and_then(|id| u32::try_from(id).ok()).ok_or_else(|| mistyped(param, "a token id", id))
+}
+
+/// At most 256 bytes: it names a group of requests and is no place for data.
+pub(crate) fn read_cache_salt(fields: &mut Fields) -> Result<String, ApiError> {
+    const MOST: usize = 256;
+    let salt = fields.string("cache_salt")?.unwrap_or_default();
+    if salt.len() > MOST {
+        let message = format!("`cache_salt` may be at most {MOST} bytes long, not {}.", salt.len());
+        return Err(ApiError::invalid("cache_salt", "invalid_value", message));
+    }
+    Ok(salt)
+}
+
+fn read_min_tokens(fields: &mut Fields, max_tokens: Option<u32>) -> Result<u32, ApiError> {
+    let min = fields.integer("min_tokens", 0, i64::from(u32::MAX))?.map_or(0, |n| n as u32);
+    match max_tokens {
+        Some(max) if min > max => {
+            let message = format!("`min_tokens` ({min}) is larger than `max_tokens` ({max}). Lower it.");
+            Err(ApiError::invalid("min_tokens", "invalid_value", message))
+        }
+        _ => Ok(min),
+    }
+}
+
+/// The newer name wins; both at once with different values is refused, for one of them is a mistake.
+fn read_max_tokens(fields: &mut Fields, least: i64) -> Result<Option<u32>, ApiError> {
     let most = i64::from(u32::MAX);
-    let newer = fields.integer("max_completion_tokens", 1, most)?;
-    let older = fields.integer("max_tokens", 1, most)?;
+    let leave_out = |mut err: ApiError| {
+        if err.code == "invalid_value" {
+            err.message.push_str(" Leave it out for as many as the context holds.");
+        }
+        err
+    };
+    let newer = fields.integer("max_completion_tokens", least, most).map_err(leave_out)?;
+    let older = fields.integer("max_tokens", least, most).map_err(leave_out)?;
     match (newer, older) {
         (Some(a), Some(b)) if a != b => Err(ApiError::invalid(
             "max_tokens",

@@ -1,6 +1,7 @@
-//! Every rule of the request parsers, as data: a body and what must be said about it.
+//! Every rule of the request parsers, as data: a body and how it is answered.
 #![allow(clippy::unwrap_used)]
 
+use stowage_openai_api::policy::{Place, Treatment, rules_of};
 use stowage_openai_api::{ApiError, ChatRequest, CompletionRequest, Envelope, Limits, Prompt, Role};
 
 fn chat(extra: &str) -> Result<ChatRequest, ApiError> {
@@ -73,17 +74,11 @@ fn chat_needs_a_model_and_messages() {
 #[test]
 fn each_message_is_checked_and_named_by_its_index() {
     let message = |m: &str| chat_body(&format!(r#"{{"model":"m","messages":[{{"role":"user","content":"a"}},{m}]}}"#));
-    refused(message(r#"{"content":"a"}"#), "missing_required_parameter", "messages[1].role", "who speaks");
+    refused(message(r#"{"content":"a"}"#), "missing_required_parameter", "messages[1].role", "the author");
     refused(message(r#"{"role":"robot","content":"a"}"#), "invalid_value", "messages[1].role", "robot");
     refused(message(r#"{"role":"user"}"#), "missing_required_parameter", "messages[1].content", "missing");
-    refused(
-        message(r#"{"role":"assistant","content":null}"#),
-        "missing_required_parameter",
-        "messages[1].content",
-        "missing",
-    );
     refused(message(r#"{"role":"user","content":7}"#), "invalid_type", "messages[1].content", "not 7");
-    refused(message(r#"{"role":"user","content":"a","x":1}"#), "unknown_parameter", "messages[1].x", "remove");
+    refused(message(r#"{"role":"user","content":"a","names":1}"#), "unknown_parameter", "messages[1].names", "`name`");
     refused(
         message(r#"{"role":"user","content":[{"type":"image_url","image_url":{"url":"http://x"}}]}"#),
         "unsupported_parameter",
@@ -113,18 +108,20 @@ fn sampling_fields_have_ranges() {
     for (field, value, says) in [
         ("temperature", "2.1", "between 0 and 2"),
         ("temperature", "-0.1", "between 0 and 2"),
-        ("top_p", "0", "above 0"),
-        ("top_p", "1.01", "above 0"),
+        ("top_p", "-0.1", "between 0 and 1"),
+        ("top_p", "1.01", "between 0 and 1"),
         ("min_p", "1.5", "between 0 and 1"),
         ("top_k", "-2", "between -1"),
         ("presence_penalty", "2.5", "between -2 and 2"),
         ("frequency_penalty", "-3", "between -2 and 2"),
         ("repetition_penalty", "0", "between 0.01"),
-        ("n", "0", "between 1 and 16"),
-        ("n", "17", "between 1 and 16"),
+        ("n", "0", "between 1 and 128"),
+        ("n", "129", "between 1 and 128"),
         ("n", "99999999999999999999999", "must be"),
         ("max_tokens", "0", "between 1"),
-        ("max_tokens", "-5", "between 1"),
+        ("max_tokens", "-1", "Leave it out"),
+        ("min_tokens", "-1", "between 0"),
+        ("stop_token_ids", "[1,-1]", "must be"),
         ("max_completion_tokens", "0", "between 1"),
         ("top_logprobs", "21", "between 0 and 20"),
         ("top_logprobs", "3", "needs `logprobs: true`"),
@@ -132,13 +129,13 @@ fn sampling_fields_have_ranges() {
     ] {
         let result = chat(&format!(r#","{field}":{value}"#));
         let err = result.unwrap_err();
-        assert_eq!(err.param.as_deref(), Some(field), "{field}={value}");
+        assert!(err.param.as_deref().is_some_and(|param| param.starts_with(field)), "{field}={value}");
         assert!(err.message.contains(says), "{field}={value}: {}", err.message);
     }
 }
 
 #[test]
-fn mistyped_fields_are_told_what_they_must_be() {
+fn fields_of_a_wrong_type_are_refused_with_the_right_type() {
     for (field, value, must_be) in [
         ("temperature", r#""hot""#, "a number"),
         ("n", "1.5", "an integer"),
@@ -153,6 +150,10 @@ fn mistyped_fields_are_told_what_they_must_be() {
         ("model", "[]", "a string"),
         ("tools", "{}", "an array"),
         ("ignore_eos", "0", "true or false"),
+        ("stop_token_ids", "5", "an array of token ids"),
+        ("skip_special_tokens", "1", "true or false"),
+        ("chat_template_kwargs", "[]", "an object"),
+        ("cache_salt", "5", "a string"),
     ] {
         let extra = format!(r#","{field}":{value}"#);
         refused(chat(&extra), "invalid_type", field, must_be);
@@ -161,8 +162,11 @@ fn mistyped_fields_are_told_what_they_must_be() {
 
 #[test]
 fn stop_lists_are_bounded() {
-    let many = format!(r#","stop":[{}]"#, vec![r#""x""#; 17].join(","));
-    refused(chat(&many), "invalid_value", "stop", "at most 16");
+    let many = |n: usize| chat(&format!(r#","stop":[{}]"#, vec![r#""x""#; n].join(",")));
+    assert_eq!(many(17).unwrap().output.stop.len(), 17);
+    refused(many(257), "invalid_value", "stop", "at most 256");
+    let long = vec![format!("{:?}", "x".repeat(1000)); 9].join(",");
+    refused(chat(&format!(r#","stop":[{long}]"#)), "invalid_value", "stop", "8192 bytes long together");
     refused(chat(r#","stop":"""#), "invalid_value", "stop", "empty");
     refused(chat(r#","stop":["a",""]"#), "invalid_value", "stop", "empty");
     refused(chat(r#","stop":["a",1]"#), "invalid_type", "stop[1]", "a string");
@@ -215,7 +219,7 @@ fn usage_needs_a_stream() {
 }
 
 #[test]
-fn what_a_plain_text_server_cannot_do_is_refused_and_its_defaults_are_not() {
+fn tools_and_structured_output_are_refused_and_their_defaults_accepted() {
     let tools = r#","tools":[{"type":"function","function":{"name":"f"}}]"#;
     refused(chat(tools).unwrap().refuse_extras(), "unsupported_parameter", "tools", "Remove");
     let schema = r#","response_format":{"type":"json_schema","json_schema":{}}"#;
@@ -248,18 +252,172 @@ fn prompts_come_in_four_shapes() {
     refused(prompt(r#"["a",1]"#), "invalid_type", "prompt[1]", "a string");
     refused(prompt(r#"[[1],"a"]"#), "invalid_type", "prompt[1]", "token ids");
     refused(prompt("[true]"), "invalid_type", "prompt[0]", "true");
-    refused(prompt(&format!("[{}]", vec![r#""a""#; 33].join(","))), "invalid_value", "prompt", "at most 32");
+    assert_eq!(prompt(&format!("[{}]", vec![r#""a""#; 33].join(","))).unwrap().count(), 33);
+    refused(prompt(&format!("[{}]", vec![r#""a""#; 1025].join(","))), "invalid_value", "prompt", "at most 1024");
 }
 
 #[test]
-fn completions_say_what_they_lack() {
+fn completions_refuse_what_they_cannot_do() {
     let with = |extra: &str| completion(&format!(r#","prompt":"a"{extra}"#));
-    refused(with(r#","echo":true"#), "unsupported_parameter", "echo", "not supported");
     refused(with(r#","suffix":"x""#), "unsupported_parameter", "suffix", "Remove");
     refused(with(r#","best_of":2"#), "unsupported_parameter", "best_of", "n");
     let fine = with(r#","echo":false,"suffix":"","best_of":1,"logprobs":2"#).unwrap();
     assert_eq!(fine.output.logprobs, Some(2));
     assert_eq!(fine.output.max_tokens, Some(16));
+}
+
+#[test]
+fn completions_echo_and_may_generate_nothing() {
+    let with = |extra: &str| completion(&format!(r#","prompt":"a"{extra}"#)).unwrap();
+    let scoring = with(r#","echo":true,"logprobs":1,"max_tokens":0"#);
+    assert!(scoring.echo);
+    assert_eq!((scoring.output.max_tokens, scoring.output.logprobs), (Some(0), Some(1)));
+    assert!(!with("").echo);
+    assert_eq!(with(r#","min_tokens":20"#).output.max_tokens, Some(20), "the default of 16 makes room");
+}
+
+#[test]
+fn common_extensions_are_read() {
+    let output = chat(
+        r#","min_tokens":3,"max_tokens":9,"stop_token_ids":[7,8],"skip_special_tokens":false,
+           "include_stop_str_in_output":true,"top_p":0"#,
+    )
+    .unwrap();
+    assert_eq!((output.output.min_tokens, output.output.stop_token_ids.as_slice()), (3, [7, 8].as_slice()));
+    assert!(!output.output.skip_special_tokens && output.output.include_stop);
+    assert_eq!(output.sampling.top_p, Some(0.0));
+    let plain = chat("").unwrap().output;
+    assert!(plain.skip_special_tokens && !plain.include_stop && plain.stop_token_ids.is_empty());
+    refused(chat(r#","min_tokens":10,"max_tokens":9"#), "invalid_value", "min_tokens", "larger than `max_tokens`");
+    let ids = vec!["1"; 257].join(",");
+    refused(chat(&format!(r#","stop_token_ids":[{ids}]"#)), "invalid_value", "stop_token_ids", "at most 256");
+}
+
+#[test]
+fn template_fields_are_read_and_contradictions_refused() {
+    let template = |extra: &str| chat(extra).map(|request| request.template);
+    assert_eq!(template("").unwrap(), Default::default());
+    assert!(!template(r#","add_generation_prompt":false"#).unwrap().add_generation_prompt);
+    let continued = template(r#","continue_final_message":true"#).unwrap();
+    assert!(continued.continue_final_message && !continued.add_generation_prompt);
+    let both = r#","continue_final_message":true,"add_generation_prompt":true"#;
+    refused(template(both), "invalid_value", "continue_final_message", "exclude each other");
+    let kwargs = template(r#","chat_template_kwargs":{"enable_thinking":false}"#).unwrap().kwargs;
+    assert_eq!(kwargs["enable_thinking"], false);
+    refused(
+        template(r#","chat_template_kwargs":{"messages":[]}"#),
+        "invalid_value",
+        "chat_template_kwargs.messages",
+        "top level",
+    );
+    let empty =
+        chat_body(r#"{"model":"m","messages":[{"role":"assistant","content":null}],"continue_final_message":true}"#);
+    refused(empty, "invalid_value", "continue_final_message", "content");
+}
+
+#[test]
+fn the_cache_salt_is_short() {
+    assert_eq!(chat(r#","cache_salt":"a""#).unwrap().cache_salt, "a");
+    assert_eq!(completion(r#","prompt":"a","cache_salt":"b""#).unwrap().cache_salt, "b");
+    let long = format!(r#","cache_salt":{:?}"#, "x".repeat(257));
+    refused(chat(&long), "invalid_value", "cache_salt", "256 bytes");
+}
+
+/// What agents and other servers leave in a conversation that is sent back.
+#[test]
+fn fields_inside_messages_that_cannot_change_the_answer_are_ignored() {
+    let text = |message: &str| {
+        let body = format!(r#"{{"model":"m","messages":[{message},{{"role":"user","content":"x"}}]}}"#);
+        chat_body(&body).map(|request| request.messages[0].content.clone())
+    };
+    for (message, content) in [
+        (r#"{"role":"assistant","content":"Hi","finish_reason":"stop"}"#, "Hi"),
+        (r#"{"role":"assistant","content":"Hi","reasoning":"r"}"#, "Hi"),
+        (r#"{"role":"assistant","content":"Hi","reasoning_content":"r","reasoning_details":[{"type":"x"}]}"#, "Hi"),
+        (r#"{"role":"assistant","content":"Hi","id":"msg_1","provider_specific_fields":{"a":[1]}}"#, "Hi"),
+        (r#"{"role":"assistant","content":"Hi","some_field_of_next_year":{"a":1}}"#, "Hi"),
+        (r#"{"role":"assistant","content":"Hi","audio":null,"function_call":null,"tool_calls":null}"#, "Hi"),
+        (r#"{"role":"assistant","content":"Hi","prefix":false}"#, "Hi"),
+        (r#"{"role":"assistant","content":null,"reasoning":"r"}"#, ""),
+        (r#"{"role":"assistant"}"#, ""),
+        (r#"{"role":"assistant","content":null,"refusal":"No."}"#, "No."),
+        (r#"{"role":"user","content":[{"type":"text","text":"a","cache_control":{"type":"ephemeral"}}]}"#, "a"),
+        (
+            r#"{"role":"user","content":[{"type":"text","text":"a","id":1,"x":{}},{"type":"input_text","text":"b"}]}"#,
+            "ab",
+        ),
+        (
+            r#"{"role":"assistant","content":[{"type":"thinking","thinking":"t","signature":"s"},{"type":"text","text":"a"}]}"#,
+            "a",
+        ),
+        (
+            r#"{"role":"assistant","content":[{"type":"output_text","text":"a","annotations":[]},{"type":"refusal","refusal":"b"}]}"#,
+            "ab",
+        ),
+    ] {
+        assert_eq!(text(message).as_deref(), Ok(content), "{message}");
+    }
+}
+
+#[test]
+fn fields_inside_messages_that_would_change_the_answer_are_refused() {
+    let message = |m: &str| chat_body(&format!(r#"{{"model":"m","messages":[{m}]}}"#));
+    for (body, param) in [
+        (r#"{"role":"user","content":"a","images":["x"]}"#, "messages[0].images"),
+        (r#"{"role":"assistant","content":"a","audio":{"id":"x"}}"#, "messages[0].audio"),
+        (r#"{"role":"assistant","content":"a","function_call":{"name":"f"}}"#, "messages[0].function_call"),
+        (r#"{"role":"assistant","content":"a","prefix":true}"#, "messages[0].prefix"),
+    ] {
+        refused(message(body), "unsupported_parameter", param, ".");
+    }
+    let part =
+        r#"{"role":"user","content":[{"type":"text","text":"a","txet":"b"},{"type":"text","text":"b","txt":"b"}]}"#;
+    refused(message(part), "unknown_parameter", "messages[0].content[1].txt", "`text`");
+}
+
+/// Each row of the table, tried.
+#[test]
+fn the_parsers_do_what_the_table_of_the_policy_says() {
+    let with = |place: Place, field: &str| match place {
+        Place::Chat => chat(&format!(",{field}")).map(drop),
+        Place::Completion => completion(&format!(r#","prompt":"a",{field}"#)).map(drop),
+        Place::Message => {
+            chat_body(&format!(r#"{{"model":"m","messages":[{{"role":"user","content":"a",{field}}}]}}"#)).map(drop)
+        }
+        Place::Part => chat_body(&format!(
+            r#"{{"model":"m","messages":[{{"role":"user","content":[{{"type":"text","text":"a",{field}}}]}}]}}"#
+        ))
+        .map(drop),
+    };
+    for place in [Place::Chat, Place::Completion, Place::Message, Place::Part] {
+        for rule in rules_of(place) {
+            let try_value = |value: &str| with(place, &format!(r#""{}":{value}"#, rule.name));
+            match rule.treatment {
+                // Whatever is wrong with the value, the name is known.
+                Treatment::Honoured => {
+                    if let Err(err) = try_value("{}") {
+                        assert_ne!(err.code, "unknown_parameter", "{place:?} {}", rule.name);
+                    }
+                }
+                Treatment::Ignored => {
+                    for value in ["null", "{}", "[1]", r#""x""#, "-1"] {
+                        assert_eq!(try_value(value), Ok(()), "{place:?} {}", rule.name);
+                    }
+                }
+                Treatment::OnlyDefault(values) => {
+                    for value in values.iter().chain(&["null"]) {
+                        assert_eq!(try_value(value), Ok(()), "{place:?} {} {value}", rule.name);
+                    }
+                    assert_eq!(try_value(r#"{"x":1}"#).unwrap_err().code, "unsupported_parameter", "{}", rule.name);
+                }
+                Treatment::Refused => {
+                    assert_eq!(try_value("null"), Ok(()), "{place:?} {}", rule.name);
+                    let err = try_value("[7]").unwrap_err();
+                    assert_eq!((err.code, err.message.as_str()), ("unsupported_parameter", rule.note));
+                }
+            }
+        }
+    }
 }
 
 mod fuzzed {
@@ -269,7 +427,7 @@ mod fuzzed {
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(512))]
-        /// Whatever comes, it is parsed or refused with an error that fits its own rules.
+        /// Any bytes are parsed or refused with an error that fits its own rules.
         #[test]
         fn any_bytes_are_parsed_or_refused(body in proptest::collection::vec(any::<u8>(), 0..200)) {
             for err in [
@@ -284,10 +442,11 @@ mod fuzzed {
 
         /// The same for JSON that is nearly right: one known field with any value.
         #[test]
-        fn any_value_in_any_field_is_judged_by_name(
+        fn a_refusal_of_any_value_names_the_field(
             field in prop::sample::select(vec![
                 "model", "messages", "temperature", "top_p", "top_k", "min_p", "n", "stop", "seed", "stream",
                 "stream_options", "max_tokens", "logprobs", "top_logprobs", "logit_bias", "tools", "response_format",
+                "min_tokens", "stop_token_ids", "chat_template_kwargs", "continue_final_message", "cache_salt",
             ]),
             value in prop::sample::select(vec![
                 "0", "-1", "1e308", "1e999", "\"\"", "\"x\"", "[]", "{}", "[[]]", "[null]", "{\"1\":null}", "true",

@@ -11,6 +11,9 @@ use crate::request::{FinishReason, Request, RequestId, Usage};
 use crate::sampling::{Sampler, TokenLogprobs, logprobs};
 use crate::scheduler::{Grant, Plan, Scheduler, SchedulerConfig};
 
+/// Bytes that the logits of prompts to be scored may take in one step.
+const SCORED_BYTES: usize = 16 << 20;
+
 /// Steps in a row that may fail before the requests in them are given up.
 const MAX_FAILED_STEPS: u32 = 3;
 
@@ -32,6 +35,12 @@ pub enum Event {
         id: RequestId,
         cached_tokens: usize,
     },
+    /// Log-probabilities of the next tokens of its prompt, from the second on. All of them come before
+    /// its first token.
+    Prompt {
+        id: RequestId,
+        logprobs: Vec<TokenLogprobs>,
+    },
     Token {
         id: RequestId,
         token: u32,
@@ -40,6 +49,8 @@ pub enum Event {
     Finished {
         id: RequestId,
         reason: FinishReason,
+        /// The token that ended it, with [`FinishReason::Stop`].
+        stop_token: Option<u32>,
         usage: Usage,
     },
 }
@@ -49,7 +60,7 @@ pub enum Event {
 pub enum Refusal {
     #[error("the prompt is empty")]
     EmptyPrompt,
-    #[error("the prompt has {tokens} tokens; with one for the answer, {limit} fit")]
+    #[error("the prompt has {tokens} tokens; prompt and answer together hold {limit}")]
     PromptTooLong { tokens: usize, limit: usize },
     #[error("token {token} does not exist: the vocabulary has {vocab}")]
     NoSuchToken { token: u32, vocab: usize },
@@ -108,6 +119,7 @@ impl<E: Executor> Engine<E> {
         let scheduler = Scheduler::new(SchedulerConfig {
             max_step_tokens: config.max_step_tokens.min(info.max_step_tokens),
             max_running: config.max_running,
+            max_scored_rows: SCORED_BYTES / (info.vocab.max(1) * size_of::<f32>()),
             num_blocks: info.num_blocks,
         });
         // A single request must fit into the cache when it is alone, or it could never end.
@@ -154,7 +166,7 @@ impl<E: Executor> Engine<E> {
     pub fn submit(&mut self, mut request: Request) -> Result<(), Refusal> {
         self.judge(&request)?;
         let room = self.max_sequence - request.prompt.len();
-        request.max_tokens = request.max_tokens.clamp(1, room);
+        request.max_tokens = request.max_tokens.min(room);
         let info = self.executor.info();
         let root = BlockHash::root(&info.model_digest, info.kv_type, &request.adapter, &request.salt);
         self.scheduler.submit(request, root);
@@ -166,11 +178,12 @@ impl<E: Executor> Engine<E> {
         if tokens == 0 {
             return Err(Refusal::EmptyPrompt);
         }
-        if tokens >= self.max_sequence {
+        if tokens + request.max_tokens.min(1) > self.max_sequence {
             return Err(Refusal::PromptTooLong { tokens, limit: self.max_sequence });
         }
         let biased = request.sampling.logit_bias.iter().map(|(token, _)| token);
-        if let Some(&token) = request.prompt.iter().chain(biased).find(|token| **token as usize >= vocab) {
+        let named = request.prompt.iter().chain(biased).chain(&request.stop_tokens);
+        if let Some(&token) = named.into_iter().find(|token| **token as usize >= vocab) {
             return Err(Refusal::NoSuchToken { token, vocab });
         }
         if self.scheduler.waiting() >= self.config.max_waiting {
@@ -199,7 +212,7 @@ impl<E: Executor> Engine<E> {
             self.failed_steps += 1;
             if self.failed_steps >= MAX_FAILED_STEPS {
                 self.failed_steps = 0;
-                plan.grants.iter().for_each(|grant| self.finish(grant.id, FinishReason::Failed, events));
+                plan.grants.iter().for_each(|grant| self.finish(grant.id, FinishReason::Failed, None, events));
             }
             return Err(err);
         }
@@ -224,19 +237,51 @@ impl<E: Executor> Engine<E> {
             self.scheduler.commit(grant.id, grant.tokens);
         }
         let vocab = self.executor.info().vocab;
-        let sampling: Vec<RequestId> = plan.grants.iter().filter(|grant| grant.sample).map(|grant| grant.id).collect();
-        for (row, id) in sampling.iter().enumerate() {
-            self.sample(*id, row * vocab..(row + 1) * vocab, events);
+        let (mut row, mut sampled) = (0, 0);
+        for grant in &plan.grants {
+            let rows = rows_wanted(grant).rows(grant.tokens);
+            if grant.score {
+                self.score(grant, row, events);
+            }
+            row += rows;
+            if grant.sample {
+                self.sample(grant.id, (row - 1) * vocab..row * vocab, events);
+                sampled += 1;
+            }
         }
-        sampling.len()
+        sampled
+    }
+
+    /// The log-probabilities of prompt tokens that the rows from `first_row` on predict: the row of a
+    /// position is about the token after it.
+    fn score(&mut self, grant: &Grant, first_row: usize, events: &mut Vec<Event>) {
+        let vocab = self.executor.info().vocab;
+        let Some(sequence) = self.scheduler.sequence(grant.id) else { return };
+        let top = sequence.request.prompt_logprobs.unwrap_or(0);
+        let first = sequence.computed - grant.tokens;
+        // After a preemption some of the positions were given out before.
+        let positions = sequence.scored.max(first)..sequence.computed.min(sequence.request.prompt.len() - 1);
+        let score = |position: usize| {
+            let row = first_row + position - first;
+            let logits = self.logits.get(row * vocab..(row + 1) * vocab).unwrap_or_default();
+            logprobs(logits, sequence.request.prompt[position + 1], top.into())
+        };
+        let logprobs: Vec<TokenLogprobs> = positions.map(score).collect();
+        self.scheduler.scored(grant.id, logprobs.len());
+        events.push(Event::Prompt { id: grant.id, logprobs });
     }
 
     fn sample(&mut self, id: RequestId, row: std::ops::Range<usize>, events: &mut Vec<Event>) {
         let Some(sequence) = self.scheduler.sequence(id) else { return };
         let request = &sequence.request;
+        if request.max_tokens == 0 {
+            return self.finish(id, FinishReason::Length, None, events);
+        }
         let logits = self.logits.get(row).unwrap_or_default();
-        let sampled = self.sampler.sample(logits, &request.sampling, &sequence.counts, sequence.tokens.len());
-        let Ok(token) = sampled else { return self.finish(id, FinishReason::Failed, events) };
+        let forbidden = if sequence.generated() < request.min_tokens { request.stop_tokens.as_slice() } else { &[] };
+        let position = sequence.tokens.len();
+        let sampled = self.sampler.sample(logits, &request.sampling, &sequence.counts, forbidden, position);
+        let Ok(token) = sampled else { return self.finish(id, FinishReason::Failed, None, events) };
         let stops = request.stop_tokens.contains(&token);
         let is_last = sequence.generated() + 1 >= request.max_tokens;
         if !stops {
@@ -245,15 +290,15 @@ impl<E: Executor> Engine<E> {
         }
         self.scheduler.push(id, token);
         if stops {
-            self.finish(id, FinishReason::Stop, events);
+            self.finish(id, FinishReason::Stop, Some(token), events);
         } else if is_last {
-            self.finish(id, FinishReason::Length, events);
+            self.finish(id, FinishReason::Length, None, events);
         }
     }
 
-    fn finish(&mut self, id: RequestId, reason: FinishReason, events: &mut Vec<Event>) {
+    fn finish(&mut self, id: RequestId, reason: FinishReason, stop_token: Option<u32>, events: &mut Vec<Event>) {
         if let Some(sequence) = self.scheduler.remove(id) {
-            events.push(Event::Finished { id, reason, usage: sequence.usage() });
+            events.push(Event::Finished { id, reason, stop_token, usage: sequence.usage() });
         }
     }
 
@@ -285,8 +330,16 @@ fn seq_step<'a>(scheduler: &'a Scheduler, grant: &Grant) -> Option<SeqStep<'a>> 
         tokens: &sequence.tokens[position..position + grant.tokens],
         position,
         blocks: &sequence.blocks,
-        want_logits: if grant.sample { LogitsWanted::Last } else { LogitsWanted::None },
+        want_logits: rows_wanted(grant),
     })
+}
+
+fn rows_wanted(grant: &Grant) -> LogitsWanted {
+    match (grant.score, grant.sample) {
+        (true, _) => LogitsWanted::All,
+        (false, true) => LogitsWanted::Last,
+        (false, false) => LogitsWanted::None,
+    }
 }
 
 #[cfg(test)]

@@ -35,8 +35,11 @@ fn request(id: u64, prompt: Vec<u32>, max_tokens: usize) -> Request {
         max_tokens,
         stop_tokens: vec![STOP],
         sampling: SamplingParams::default(),
+        min_tokens: 0,
         logprobs: None,
+        prompt_logprobs: None,
         priority: Priority::Interactive,
+        tenant: Vec::new(),
         salt: Vec::new(),
         adapter: String::new(),
     }
@@ -48,6 +51,7 @@ fn prompt(kind: u32, tokens: usize) -> Vec<u32> {
 
 #[derive(Debug, Default, Clone, PartialEq)]
 struct Answer {
+    scored: Vec<TokenLogprobs>,
     tokens: Vec<u32>,
     end: Option<(FinishReason, Usage)>,
 }
@@ -58,12 +62,13 @@ fn note(answers: &mut BTreeMap<RequestId, Answer>, events: Vec<Event>) {
             Event::Admitted { id, .. } => {
                 assert!(answers.insert(id, Answer::default()).is_none(), "admitted twice, or after a token");
             }
+            Event::Prompt { id, logprobs } => answers.entry(id).or_default().scored.extend(logprobs),
             Event::Token { id, token, .. } => {
                 let answer = answers.entry(id).or_default();
                 assert!(answer.end.is_none(), "a token after the end");
                 answer.tokens.push(token);
             }
-            Event::Finished { id, reason, usage } => {
+            Event::Finished { id, reason, usage, .. } => {
                 let answer = answers.entry(id).or_default();
                 assert!(answer.end.replace((reason, usage)).is_none(), "finished twice");
             }
@@ -138,6 +143,8 @@ fn wrong_requests_are_refused_and_change_nothing() {
     let mut biased = request(1, vec![1], 5);
     biased.sampling.logit_bias = vec![(99, 1.0)];
     assert_eq!(engine.submit(biased), Err(Refusal::NoSuchToken { token: 99, vocab: 64 }));
+    let stopped = Request { stop_tokens: vec![STOP, 98], ..request(1, vec![1], 5) };
+    assert_eq!(engine.submit(stopped), Err(Refusal::NoSuchToken { token: 98, vocab: 64 }));
     engine.submit(request(1, vec![1], 5)).unwrap();
     assert_eq!(engine.submit(request(1, vec![1], 5)), Err(Refusal::Duplicate(RequestId(1))));
     assert_eq!(engine.load().waiting, 1);
@@ -239,6 +246,122 @@ fn logprobs_come_with_each_token() {
             assert_eq!(logprobs.chosen, logprobs.top[0].logprob);
         }
     }
+}
+
+/// A request whose prompt is scored, with the one likeliest token beside each.
+fn scoring(id: u64, prompt: Vec<u32>, max_tokens: usize) -> Request {
+    Request { prompt_logprobs: Some(1), ..request(id, prompt, max_tokens) }
+}
+
+/// The scores of a prompt that is computed in one step, with nothing beside it.
+fn scores_alone(prompt: Vec<u32>) -> Vec<TokenLogprobs> {
+    let mut engine = engine(64, 512);
+    engine.submit(scoring(1, prompt, 0)).unwrap();
+    run(&mut engine).remove(&RequestId(1)).unwrap().scored
+}
+
+#[test]
+fn a_scored_prompt_gets_what_the_model_says_of_each_token_but_the_first() {
+    let answer_tokens = alone(&request(1, prompt(3, 20), 8));
+    let continued: Vec<u32> = prompt(3, 20).into_iter().chain(answer_tokens.iter().copied()).collect();
+    let scored = scores_alone(continued.clone());
+    assert_eq!(scored.len(), continued.len() - 1);
+    for (token, scored) in answer_tokens.iter().zip(&scored[19..]) {
+        assert_eq!(scored.top[0].token, *token, "greedy chose the likeliest");
+        assert_eq!(scored.chosen, scored.top[0].logprob);
+    }
+    assert!(scored[..19].iter().any(|scored| scored.chosen < scored.top[0].logprob));
+}
+
+#[test]
+fn scores_do_not_depend_on_chunks_cache_or_preemption() {
+    let expected = scores_alone(prompt(5, 60));
+    let mut chunked = engine(64, 7);
+    let mut cached = engine(64, 512);
+    cached.submit(request(9, prompt(5, 60), 1)).unwrap();
+    run(&mut cached);
+    for engine in [&mut chunked, &mut cached] {
+        engine.submit(scoring(1, prompt(5, 60), 4)).unwrap();
+        let answer = run(engine).remove(&RequestId(1)).unwrap();
+        assert_eq!(answer.scored, expected);
+        assert_eq!(answer.tokens, alone(&request(1, prompt(5, 60), 4)));
+    }
+    let mut crowded = engine(9, 16);
+    for id in 0..4 {
+        let mut request = scoring(id, prompt(5 + id as u32, 60), 20);
+        request.stop_tokens.clear();
+        crowded.submit(request).unwrap();
+    }
+    let answers = run(&mut crowded);
+    assert!(crowded.load().preemptions > 0, "nothing was tested");
+    for id in 0..4 {
+        assert_eq!(answers[&RequestId(id)].scored, scores_alone(prompt(5 + id as u32, 60)), "prompt {id}");
+    }
+}
+
+#[test]
+fn scoring_gives_no_more_rows_per_step_than_fit_and_others_go_on() {
+    let vocab = SCORED_BYTES / (8 * size_of::<f32>());
+    let sim = SimExecutor::new(SimConfig {
+        vocab,
+        context_len: 256,
+        num_blocks: 64,
+        max_step_tokens: 64,
+        alphabet: 1..64,
+        stop_token: STOP,
+        stop_every: 0,
+        cost: CostModel::default(),
+    });
+    let mut engine = Engine::new(sim, EngineConfig { max_step_tokens: 64, max_running: 8, max_waiting: 100 });
+    engine.submit(scoring(1, prompt(1, 20), 0)).unwrap();
+    engine.submit(scoring(2, prompt(2, 20), 0)).unwrap();
+    engine.submit(request(3, prompt(3, 20), 5)).unwrap();
+    let (mut sizes, mut answers) = (Vec::new(), BTreeMap::new());
+    while engine.has_work() {
+        let mut events = Vec::new();
+        engine.step(&mut events).unwrap();
+        sizes.extend(events.iter().filter_map(|event| match event {
+            Event::Prompt { logprobs, .. } => Some(logprobs.len()),
+            _ => None,
+        }));
+        note(&mut answers, events);
+    }
+    assert_eq!(sizes, [8, 8, 3, 4, 8, 7], "eight rows fit into a step; the last row of a prompt scores nothing");
+    assert_eq!(answers[&RequestId(3)].tokens.len(), 5);
+}
+
+#[test]
+fn max_tokens_zero_computes_the_prompt_and_generates_nothing() {
+    let mut engine = engine(64, 512);
+    engine.submit(request(1, prompt(1, 256), 0)).unwrap();
+    let answer = run(&mut engine).remove(&RequestId(1)).unwrap();
+    assert_eq!(answer.tokens, []);
+    let expected = Usage { prompt_tokens: 256, cached_tokens: 0, completion_tokens: 0 };
+    assert_eq!(answer.end, Some((FinishReason::Length, expected)));
+    assert_eq!(engine.submit(request(2, prompt(1, 257), 0)), Err(Refusal::PromptTooLong { tokens: 257, limit: 256 }));
+}
+
+#[test]
+fn min_tokens_keeps_the_answer_from_stopping_earlier() {
+    let stopping = (0..60).map(|kind| request(kind, prompt(kind as u32, 5), 100)).find(|r| alone(r).len() < 20);
+    let early = stopping.expect("one in forty tokens is a stop");
+    let length = alone(&early).len();
+    let later = alone(&Request { min_tokens: length + 1, ..early.clone() });
+    assert!(later.len() > length);
+    assert!(!later.contains(&STOP));
+    assert_eq!(alone(&Request { min_tokens: length, ..early.clone() }).len(), length);
+}
+
+#[test]
+fn a_stop_names_the_token_that_ended_the_answer() {
+    let mut engine = engine(64, 512);
+    let early = (0..60).map(|kind| request(kind, prompt(kind as u32, 5), 100)).find(|r| alone(r).len() < 99);
+    engine.submit(early.expect("one in forty tokens is a stop")).unwrap();
+    let mut events = Vec::new();
+    while engine.has_work() {
+        engine.step(&mut events).unwrap();
+    }
+    assert!(matches!(events.last(), Some(Event::Finished { stop_token: Some(STOP), .. })), "{:?}", events.last());
 }
 
 /// Fails on the steps it is told to, and like a real device leaves garbage in what it was writing.

@@ -23,14 +23,21 @@ pub struct Request {
     pub id: RequestId,
     /// At least one token.
     pub prompt: Vec<u32>,
-    /// At least one. Cut to what the context leaves.
+    /// Cut to what the context leaves. 0 computes the prompt and generates nothing.
     pub max_tokens: usize,
+    /// Stop tokens are not sampled before so many tokens were generated. 0 is off.
+    pub min_tokens: usize,
     /// Tokens that end the text: they are counted, and not given out.
     pub stop_tokens: Vec<u32>,
     pub sampling: SamplingParams,
     /// `Some(k)`: log-probabilities of the chosen token and of the `k` likeliest.
     pub logprobs: Option<u8>,
+    /// `Some(k)`: the same for each token of the prompt but the first. Such a prompt is computed
+    /// again even where the cache holds it, since the cache keeps no logits.
+    pub prompt_logprobs: Option<u8>,
     pub priority: Priority,
+    /// Whose request it is: tenants take turns. Empty is a tenant too.
+    pub tenant: Vec<u8>,
     /// Requests share cached blocks only with requests of the same salt. Empty is a salt too.
     pub salt: Vec<u8>,
     /// The name of the adapter (LoRA) the request runs with, empty for the model alone.
@@ -82,6 +89,8 @@ pub(crate) struct Sequence {
     pub(crate) announced: (usize, usize),
     /// Set when first admitted.
     pub(crate) cached_tokens: Option<usize>,
+    /// Tokens of the prompt whose log-probabilities were given out. Survives preemption.
+    pub(crate) scored: usize,
 }
 
 impl Sequence {
@@ -100,6 +109,7 @@ impl Sequence {
             published: 0,
             announced: (0, 0),
             cached_tokens: None,
+            scored: 0,
         }
     }
 
@@ -124,9 +134,15 @@ impl Sequence {
     }
 
     /// Full blocks that may come from the cache: one token always stays to be computed, since
-    /// without it there would be no logits to sample from.
+    /// without it there would be no logits to sample from, and so do those that are still to be scored.
     pub(crate) fn reusable_blocks(&self) -> usize {
-        (self.tokens.len() - 1) / BLOCK_TOKENS
+        let computable = if self.scores() { self.scored } else { self.tokens.len() - 1 };
+        computable / BLOCK_TOKENS
+    }
+
+    /// Log-probabilities of the prompt are wanted and not all given out yet.
+    pub(crate) fn scores(&self) -> bool {
+        self.request.prompt_logprobs.is_some() && self.scored + 1 < self.request.prompt.len()
     }
 
     pub(crate) fn push(&mut self, token: u32) {

@@ -104,17 +104,23 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// Chooses the token at `position` (its index in the sequence).
+    /// Chooses the token at `position` (its index in the sequence); never one of `forbidden`.
     pub fn sample(
         &mut self,
         logits: &[f32],
         params: &SamplingParams,
         counts: &TokenCounts,
+        forbidden: &[u32],
         position: usize,
     ) -> Result<u32, NoFiniteLogit> {
         let Self { adjusted, candidates } = self;
-        let row = if params.penalises() || !params.logit_bias.is_empty() {
+        let row = if params.penalises() || !params.logit_bias.is_empty() || !forbidden.is_empty() {
             adjust(adjusted, logits, params, counts);
+            for token in forbidden {
+                if let Some(logit) = adjusted.get_mut(*token as usize) {
+                    *logit = f32::NEG_INFINITY;
+                }
+            }
             adjusted.as_slice()
         } else {
             logits
@@ -134,14 +140,22 @@ pub fn logprobs(logits: &[f32], chosen: u32, top: usize) -> TokenLogprobs {
     let total: f64 = logits.iter().filter(|l| !l.is_nan()).map(|l| f64::from(l - best).exp()).sum();
     let offset = f64::from(best) + total.ln();
     let score = |token: u32| Scored { token, logprob: (f64::from(logits[token as usize]) - offset) as f32 };
-    let mut ids: Vec<u32> = (0..logits.len() as u32).filter(|id| !logits[*id as usize].is_nan()).collect();
-    let order = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
-    if top > 0 && top < ids.len() {
-        ids.select_nth_unstable_by(top - 1, order);
+    TokenLogprobs { chosen: score(chosen).logprob, top: likeliest(logits, top).into_iter().map(score).collect() }
+}
+
+/// The ids of the `top` largest logits, best first, the smaller id among equals. One pass that keeps the
+/// few best so far: prompts are scored token by token, and `top` is small.
+fn likeliest(logits: &[f32], top: usize) -> Vec<u32> {
+    let mut best: Vec<u32> = Vec::with_capacity(top + 1);
+    for (id, logit) in logits.iter().enumerate().filter(|(_, logit)| !logit.is_nan()) {
+        let is_larger = |other: &u32| logit.total_cmp(&logits[*other as usize]).is_gt();
+        if best.len() < top || best.last().is_some_and(is_larger) {
+            let at = best.partition_point(|other| !is_larger(other));
+            best.insert(at, id as u32);
+            best.truncate(top);
+        }
     }
-    ids.truncate(top);
-    ids.sort_unstable_by(order);
-    TokenLogprobs { chosen: score(chosen).logprob, top: ids.into_iter().map(score).collect() }
+    best
 }
 
 fn adjust(out: &mut Vec<f32>, logits: &[f32], params: &SamplingParams, counts: &TokenCounts) {

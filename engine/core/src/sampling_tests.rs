@@ -8,7 +8,7 @@ fn params(change: impl FnOnce(&mut SamplingParams)) -> SamplingParams {
 
 fn sample(logits: &[f32], params: &SamplingParams, position: usize) -> u32 {
     let counts = TokenCounts::new(&[], params);
-    Sampler::default().sample(logits, params, &counts, position).unwrap()
+    Sampler::default().sample(logits, params, &counts, &[], position).unwrap()
 }
 
 /// How often each token is drawn over many positions.
@@ -18,7 +18,7 @@ fn histogram(logits: &[f32], params: &SamplingParams) -> Vec<f64> {
     let mut sampler = Sampler::default();
     let mut seen = vec![0.0; logits.len()];
     for position in 0..DRAWS {
-        seen[sampler.sample(logits, params, &counts, position).unwrap() as usize] += 1.0 / DRAWS as f64;
+        seen[sampler.sample(logits, params, &counts, &[], position).unwrap() as usize] += 1.0 / DRAWS as f64;
     }
     seen
 }
@@ -42,7 +42,7 @@ fn greedy_takes_the_largest_and_the_smaller_id_among_equals() {
 fn a_row_without_a_finite_number_is_an_error_and_not_token_zero() {
     let counts = TokenCounts::default();
     for row in [vec![f32::NAN; 3], vec![f32::NEG_INFINITY; 3], Vec::new()] {
-        let result = Sampler::default().sample(&row, &params(|_| {}), &counts, 0);
+        let result = Sampler::default().sample(&row, &params(|_| {}), &counts, &[], 0);
         assert_eq!(result, Err(NoFiniteLogit));
     }
 }
@@ -94,8 +94,8 @@ fn the_draw_depends_on_seed_and_position_alone() {
     assert_ne!(sample(&logits, &seeded(1), 5), sample(&logits, &seeded(2), 5));
     let mut sampler = Sampler::default();
     let counts = TokenCounts::default();
-    sampler.sample(&[5.0, 1.0], &seeded(9), &counts, 0).unwrap();
-    assert_eq!(sampler.sample(&logits, &seeded(1), &counts, 5), Ok(sample(&logits, &seeded(1), 5)));
+    sampler.sample(&[5.0, 1.0], &seeded(9), &counts, &[], 0).unwrap();
+    assert_eq!(sampler.sample(&logits, &seeded(1), &counts, &[], 5), Ok(sample(&logits, &seeded(1), 5)));
 }
 
 #[test]
@@ -115,7 +115,7 @@ fn penalties_look_at_what_was_said() {
     let after = |params: &SamplingParams, prompt: &[u32], generated: &[u32], logits: &[f32]| {
         let mut counts = TokenCounts::new(prompt, params);
         generated.iter().for_each(|token| counts.push(*token));
-        Sampler::default().sample(logits, params, &counts, 0).unwrap()
+        Sampler::default().sample(logits, params, &counts, &[], 0).unwrap()
     };
     let presence = greedy(|p| p.presence_penalty = 1.0);
     assert_eq!(after(&presence, &[], &[0], &[1.5, 1.0]), 1);
@@ -145,4 +145,26 @@ fn logprobs_are_the_models_own() {
     assert!((found.top[0].logprob - 0.5_f32.ln()).abs() < 1e-6);
     assert!(logprobs(&logits, 0, 0).top.is_empty());
     assert_eq!(logprobs(&logits, 0, 20).top.len(), 3);
+}
+
+#[test]
+fn forbidden_tokens_are_never_sampled() {
+    let counts = TokenCounts::default();
+    let params = SamplingParams { temperature: 1.0, ..SamplingParams::default() };
+    for position in 0..100 {
+        let token = Sampler::default().sample(&[9.0, 1.0, 8.0], &params, &counts, &[0, 2, 77], position);
+        assert_eq!(token, Ok(1));
+    }
+    let none_left = Sampler::default().sample(&[9.0], &params, &counts, &[0], 0);
+    assert_eq!(none_left, Err(NoFiniteLogit));
+}
+
+#[test]
+fn the_likeliest_are_in_order_and_ties_go_to_the_smaller_id() {
+    let logits = [1.0, 3.0, f32::NAN, 3.0, f32::NEG_INFINITY, 2.0];
+    let ids = |top| logprobs(&logits, 0, top).top.into_iter().map(|scored| scored.token).collect::<Vec<_>>();
+    assert_eq!(ids(0), Vec::<u32>::new());
+    assert_eq!(ids(1), [1]);
+    assert_eq!(ids(3), [1, 3, 5]);
+    assert_eq!(ids(9), [1, 3, 5, 0, 4]);
 }

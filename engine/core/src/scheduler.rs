@@ -2,7 +2,7 @@
 //!
 //! There are no prefill and decode phases: a request has tokens known and tokens computed, and each
 //! step closes some of the gap (the model of vLLM V1). Running requests come first, in order of
-//! (priority, arrival), then waiting ones in the same order. A long prompt takes what is left of the
+//! (priority, arrival), then waiting ones, among which the tenants take turns. A long prompt takes what is left of the
 //! step's budget and goes on in the next, so those behind it still get a token per step. When blocks
 //! run out, the newest of the least urgent gives up its own and is computed again later.
 //!
@@ -24,6 +24,9 @@ pub struct SchedulerConfig {
     pub max_step_tokens: usize,
     /// Requests running at the same time. At most `max_step_tokens`: each gets a token per step.
     pub max_running: usize,
+    /// Rows of logits that one step may give for prompts to be scored: they take memory that nothing
+    /// else needs.
+    pub max_scored_rows: usize,
     pub num_blocks: usize,
 }
 
@@ -35,6 +38,8 @@ pub struct Grant {
     pub tokens: usize,
     /// The last known token is among them: its logits choose the next.
     pub sample: bool,
+    /// Logits are wanted for each of the tokens, to score the prompt.
+    pub score: bool,
 }
 
 /// What to compute, in order.
@@ -74,9 +79,29 @@ pub struct Scheduler {
 
 /// Why a waiting request was not admitted.
 enum NotYet {
-    /// Somebody computes its prefix right now.
+    /// A running request computes its prefix right now.
     PrefixUnderWay,
+    /// The step gives as many rows of logits as it may.
+    NoRows,
     NoRoom,
+}
+
+/// What is left of a step while it is planned.
+struct Left {
+    tokens: usize,
+    scored_rows: usize,
+}
+
+impl Left {
+    /// How many of `wanted` tokens a sequence gets, and takes them.
+    fn take(&mut self, wanted: usize, scores: bool) -> usize {
+        let tokens = wanted.min(self.tokens).min(if scores { self.scored_rows } else { usize::MAX });
+        self.tokens -= tokens;
+        if scores {
+            self.scored_rows -= tokens;
+        }
+        tokens
+    }
 }
 
 impl Scheduler {
@@ -85,6 +110,7 @@ impl Scheduler {
         let config = SchedulerConfig {
             max_step_tokens,
             max_running: config.max_running.clamp(1, max_step_tokens),
+            max_scored_rows: config.max_scored_rows.max(1),
             num_blocks: config.num_blocks,
         };
         Self {
@@ -153,36 +179,73 @@ impl Scheduler {
     /// Decides the next step. Blocks are allocated, nothing counts as computed yet.
     pub fn schedule(&mut self) -> Plan {
         let mut plan = Plan::default();
-        let mut budget = self.config.max_step_tokens;
-        self.grant_running(&mut plan, &mut budget);
-        // Somebody just lost its blocks for want of room: there is none for newcomers.
+        let mut left = Left { tokens: self.config.max_step_tokens, scored_rows: self.config.max_scored_rows };
+        self.make_way();
+        self.grant_running(&mut plan, &mut left);
+        // A request just lost its blocks for want of room: there is none for newcomers.
         if plan.preempted.is_empty() {
-            self.admit_waiting(&mut plan, &mut budget);
+            self.admit_waiting(&mut plan, &mut left);
         }
         plan
     }
 
-    fn grant_running(&mut self, plan: &mut Plan, budget: &mut usize) {
+    /// With all places taken, the tenant that runs most gives up its newest one to a waiting tenant
+    /// that runs at least two fewer. One per step; when the tenants run equally many, no more.
+    fn make_way(&mut self) {
+        if self.running.len() < self.config.max_running || self.waiting.is_empty() {
+            return;
+        }
+        let running = self.running_by_tenant();
+        let count = |turn: &Turn| running.get(self.tenant(turn)).copied().unwrap_or(0);
+        let Some(wanting) = self.waiting.iter().min_by_key(|turn| (turn.0, count(turn), turn.1)) else { return };
+        let most = self.running.iter().map(count).max().unwrap_or(0);
+        let newest = self.running.iter().rev().find(|turn| count(turn) == most && turn.0 >= wanting.0);
+        if count(wanting) + 1 < most
+            && let Some(&(_, _, victim)) = newest
+        {
+            self.preempt(victim);
+        }
+    }
+
+    fn tenant(&self, turn: &Turn) -> &[u8] {
+        &self.sequences[&turn.2].request.tenant
+    }
+
+    fn running_by_tenant(&self) -> HashMap<&[u8], usize> {
+        let mut running = HashMap::new();
+        for turn in &self.running {
+            *running.entry(self.tenant(turn)).or_default() += 1;
+        }
+        running
+    }
+
+    fn grant_running(&mut self, plan: &mut Plan, left: &mut Left) {
         let mut at = 0;
-        while at < self.running.len() && *budget > 0 {
+        while at < self.running.len() && left.tokens > 0 {
             let id = self.running[at].2;
             // Those behind keep a token each, so that a long prompt does not stop their streams.
             let behind = self.running.len() - at - 1;
-            let share = budget.saturating_sub(behind).max(1);
-            let (computed, remaining) = self.gap(id);
-            let tokens = remaining.min(share);
+            let share = left.tokens.saturating_sub(behind).max(1);
+            let (computed, remaining, scores) = self.gap(id);
+            let possible = if scores { share.min(left.scored_rows) } else { share };
+            let tokens = remaining.min(possible);
+            if tokens == 0 {
+                at += 1;
+                continue;
+            }
             if !self.make_room(id, computed + tokens, plan) {
                 return;
             }
-            *budget -= tokens;
-            plan.grants.push(Grant { id, tokens, sample: tokens == remaining });
+            let tokens = left.take(tokens, scores);
+            plan.grants.push(Grant { id, tokens, sample: tokens == remaining, score: scores });
             at += 1;
         }
     }
 
-    fn gap(&self, id: RequestId) -> (usize, usize) {
+    /// Tokens computed, tokens to compute, and whether those are to be scored.
+    fn gap(&self, id: RequestId) -> (usize, usize, bool) {
         let sequence = &self.sequences[&id];
-        (sequence.computed, sequence.remaining())
+        (sequence.computed, sequence.remaining(), sequence.scores())
     }
 
     /// Extends the request's blocks to hold `upto` tokens, at the cost of newer ones. False when it
@@ -232,26 +295,43 @@ impl Scheduler {
         (sequence.computed, sequence.published) = (0, 0);
     }
 
-    fn admit_waiting(&mut self, plan: &mut Plan, budget: &mut usize) {
-        let queue: Vec<Turn> = self.waiting.iter().copied().collect();
-        for turn in queue {
-            if *budget == 0 || self.running.len() >= self.config.max_running {
+    /// The waiting ones in the order in which they are admitted: within a priority the tenants take
+    /// turns, the one that runs fewest first; within a tenant the oldest first.
+    fn queue(&self) -> Vec<Turn> {
+        let mut places = self.running_by_tenant();
+        let mut queue: Vec<(Priority, usize, Turn)> = Vec::with_capacity(self.waiting.len());
+        for turn in &self.waiting {
+            let place = places.entry(self.tenant(turn)).or_default();
+            queue.push((turn.0, *place, *turn));
+            *place += 1;
+        }
+        queue.sort_unstable();
+        queue.into_iter().map(|(_, _, turn)| turn).collect()
+    }
+
+    fn admit_waiting(&mut self, plan: &mut Plan, left: &mut Left) {
+        if self.waiting.is_empty() || self.running.len() >= self.config.max_running {
+            return;
+        }
+        for turn in self.queue() {
+            if left.tokens == 0 || self.running.len() >= self.config.max_running {
                 return;
             }
-            match self.admit(turn, *budget, plan) {
-                Ok(grant) => {
-                    *budget -= grant.tokens;
-                    plan.grants.push(grant);
-                }
-                Err(NotYet::PrefixUnderWay) => {}
+            match self.admit(turn, left, plan) {
+                Ok(grant) => plan.grants.push(grant),
+                Err(NotYet::PrefixUnderWay | NotYet::NoRows) => {}
                 // Smaller ones behind it must not overtake for ever.
                 Err(NotYet::NoRoom) => return,
             }
         }
     }
 
-    fn admit(&mut self, turn: Turn, budget: usize, plan: &mut Plan) -> Result<Grant, NotYet> {
+    fn admit(&mut self, turn: Turn, left: &mut Left, plan: &mut Plan) -> Result<Grant, NotYet> {
         let id = turn.2;
+        let scores = self.sequences.get(&id).is_some_and(Sequence::scores);
+        if scores && left.scored_rows == 0 {
+            return Err(NotYet::NoRows);
+        }
         let cached = self.cached_prefix(id)?;
         let Some(sequence) = self.sequences.get_mut(&id) else { return Err(NotYet::NoRoom) };
         for block in &cached {
@@ -266,7 +346,7 @@ impl Scheduler {
         sequence.blocks = cached;
 
         let remaining = sequence.remaining();
-        let tokens = remaining.min(budget);
+        let tokens = left.take(remaining, scores);
         let upto = sequence.computed + tokens;
         self.announce(id);
         let fits = self.extend(id, upto);
@@ -274,7 +354,7 @@ impl Scheduler {
         self.waiting.remove(&turn);
         let at = self.running.partition_point(|other| *other < turn);
         self.running.insert(at, turn);
-        Ok(Grant { id, tokens, sample: tokens == remaining })
+        Ok(Grant { id, tokens, sample: tokens == remaining, score: scores })
     }
 
     /// The blocks that hold the longest computed prefix, provided the rest has room as well: the
@@ -325,6 +405,13 @@ impl Scheduler {
                 sequence.announced.0 = index + 1;
             }
             sequence.published = index + 1;
+        }
+    }
+
+    /// So many more tokens of the request's prompt were scored.
+    pub(crate) fn scored(&mut self, id: RequestId, tokens: usize) {
+        if let Some(sequence) = self.sequences.get_mut(&id) {
+            sequence.scored += tokens;
         }
     }
 

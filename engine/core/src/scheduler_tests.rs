@@ -10,8 +10,11 @@ fn request(id: u64, prompt: Vec<u32>, priority: Priority) -> Request {
         max_tokens: 1000,
         stop_tokens: Vec::new(),
         sampling: SamplingParams::default(),
+        min_tokens: 0,
         logprobs: None,
+        prompt_logprobs: None,
         priority,
+        tenant: Vec::new(),
         salt: Vec::new(),
         adapter: String::new(),
     }
@@ -24,7 +27,14 @@ struct Driver {
 
 impl Driver {
     fn new(max_step_tokens: usize, max_running: usize, num_blocks: usize) -> Self {
-        Self { scheduler: Scheduler::new(SchedulerConfig { max_step_tokens, max_running, num_blocks }) }
+        Self {
+            scheduler: Scheduler::new(SchedulerConfig {
+                max_step_tokens,
+                max_running,
+                max_scored_rows: 16,
+                num_blocks,
+            }),
+        }
     }
 
     fn submit(&mut self, id: u64, prompt: Vec<u32>) {
@@ -33,7 +43,7 @@ impl Driver {
 
     fn submit_as(&mut self, id: u64, prompt: Vec<u32>, priority: Priority, salt: &str) {
         let root = BlockHash::root(&[0; 32], "f32", "", salt.as_bytes());
-        self.scheduler.submit(request(id, prompt, priority), root);
+        self.scheduler.submit(Request { tenant: salt.into(), ..request(id, prompt, priority) }, root);
     }
 
     /// One step; sampled requests get `token`.
@@ -204,6 +214,52 @@ fn who_does_not_fit_now_is_not_overtaken() {
     assert_eq!(grants(&driver.step(0)), [(1, 1, true)]);
     driver.scheduler.remove(RequestId(1));
     assert_eq!(driver.step(0).grants[0].id, RequestId(2));
+}
+
+fn admitted(plan: &Plan) -> Vec<u64> {
+    plan.admitted.iter().map(|(id, _)| id.0).collect()
+}
+
+#[test]
+fn tenants_take_turns_while_both_wait() {
+    let mut driver = Driver::new(64, 4, 64);
+    for id in 0..6 {
+        driver.submit_as(id, prompt(id as u32, 4), Priority::Interactive, "a");
+    }
+    for id in 10..12 {
+        driver.submit_as(id, prompt(id as u32, 4), Priority::Interactive, "b");
+    }
+    assert_eq!(admitted(&driver.step(1)), [0, 10, 1, 11]);
+}
+
+#[test]
+fn a_tenant_with_all_places_makes_way_until_the_tenants_run_equally_many() {
+    let mut driver = Driver::new(64, 4, 64);
+    for id in 0..8 {
+        driver.submit_as(id, prompt(id as u32, 4), Priority::Interactive, "a");
+    }
+    assert_eq!(admitted(&driver.step(1)), [0, 1, 2, 3]);
+    assert_eq!(admitted(&driver.step(1)), [] as [u64; 0], "nobody else wants a place");
+    for id in 10..14 {
+        driver.submit_as(id, prompt(id as u32, 4), Priority::Interactive, "b");
+    }
+    let newcomers: Vec<u64> = (0..6).flat_map(|_| admitted(&driver.step(1))).collect();
+    assert_eq!(newcomers, [10, 11]);
+    assert_eq!(driver.scheduler.preemptions(), 2);
+    let running: Vec<u64> = driver.scheduler.running.iter().map(|turn| turn.2.0).collect();
+    assert_eq!(running, [0, 1, 10, 11], "the oldest of each tenant run");
+}
+
+#[test]
+fn an_interactive_request_does_not_make_way_for_a_batch_one() {
+    let mut driver = Driver::new(64, 2, 64);
+    for id in 0..2 {
+        driver.submit_as(id, prompt(id as u32, 4), Priority::Interactive, "a");
+    }
+    driver.step(1);
+    driver.submit_as(10, prompt(10, 4), Priority::Batch, "b");
+    assert_eq!(admitted(&driver.step(1)), [] as [u64; 0]);
+    assert_eq!(driver.scheduler.preemptions(), 0);
 }
 
 #[test]

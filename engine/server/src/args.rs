@@ -49,10 +49,10 @@ pub struct Serve {
     /// (and until a cancelled request stops) while long prompts come in.
     #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_step_tokens: u32,
-    /// Requests computed at the same time.
+    /// Sequences (prompts times `n`) computed at the same time.
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_running: u32,
-    /// Requests that may wait; more are refused with 503.
+    /// Sequences that may wait; more are refused with 503.
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_waiting: u32,
     /// Largest request body.
@@ -76,7 +76,12 @@ pub struct Serve {
 }
 
 impl Serve {
-    /// A simulated model: deterministic nonsense in the time the cost model says.
+    /// Sequences in the engine, running and waiting.
+    pub fn max_sequences(&self) -> usize {
+        self.max_running as usize + self.max_waiting as usize
+    }
+
+    /// A simulated model: deterministic text without meaning, in the time that the cost model gives.
     pub fn is_simulated(&self) -> bool {
         self.model.as_os_str() == "sim"
     }

@@ -1,4 +1,4 @@
-//! How many bytes weights and KV cache may take: the smallest of what was asked, granted and given.
+//! How many bytes weights and KV cache may take: the smallest of what was requested, granted and given.
 //!
 //! The container's limit covers the whole process, so a margin for everything else (tokenizer,
 //! buffers, stacks) is taken off it. The slice and the flag are meant for the model alone.
@@ -62,7 +62,7 @@ pub fn parse_bytes(name: &str, value: Option<&str>) -> Result<Option<u64>, Strin
 pub fn container_limit(cgroup_root: &Path) -> Option<u64> {
     let files = ["memory.max", "memory/memory.limit_in_bytes"];
     let text = files.iter().find_map(|file| std::fs::read_to_string(cgroup_root.join(file)).ok())?;
-    // Version 2 says `max`; version 1 says a number near 2^63.
+    // No limit is `max` in version 2, and a number near 2^63 in version 1.
     text.trim().parse::<u64>().ok().filter(|bytes| *bytes < 1 << 60)
 }
 
@@ -107,9 +107,9 @@ mod tests {
     }
 
     #[test]
-    fn the_machine_says_how_large_it_is() {
+    fn the_size_of_the_machine_is_read_from_meminfo() {
         assert_eq!(machine_memory("MemTotal:       24689652 kB\nMemFree: 1 kB\n"), Some(24689652 << 10));
-        assert_eq!(machine_memory("nonsense"), None);
+        assert_eq!(machine_memory("unreadable"), None);
     }
 
     #[test]

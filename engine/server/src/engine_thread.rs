@@ -2,7 +2,7 @@
 //!
 //! It takes requests from a bounded channel, turns steps while there is work, and hands each
 //! request's tokens to a channel of its own. That channel holds as much as the answer can be long,
-//! so a slow client never stops the thread; and when its receiving end is gone, the request is
+//! so a slow client never blocks the thread; and when its receiving end is gone, the request is
 //! cancelled before the next step. A step is not interrupted, so its length bounds the delay.
 
 use std::collections::HashMap;
@@ -12,6 +12,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use stowage_contracts::load::LoadReport;
 use stowage_engine_core::engine::{Engine, EngineConfig, Event, Refusal};
 use stowage_engine_core::executor::Executor;
 use stowage_engine_core::fit::CostFit;
@@ -19,7 +20,7 @@ use stowage_engine_core::request::{FinishReason, Request, RequestId};
 use stowage_engine_core::sampling::TokenLogprobs;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::load::LoadReport;
+use crate::load::{self, Identity};
 use crate::metrics::Metrics;
 
 /// Submissions on their way to the thread; more are refused as if the queue were full.
@@ -30,9 +31,22 @@ const IDLE: Duration = Duration::from_millis(200);
 /// What happens to a request, as its owner sees it.
 #[derive(Debug)]
 pub enum Update {
-    Admitted { cached_tokens: usize },
-    Token { token: u32, logprobs: Option<TokenLogprobs> },
-    Finished { reason: FinishReason },
+    Admitted {
+        cached_tokens: usize,
+    },
+    /// Log-probabilities of the next tokens of the prompt, from the second on.
+    Prompt {
+        logprobs: Vec<TokenLogprobs>,
+    },
+    Token {
+        token: u32,
+        logprobs: Option<TokenLogprobs>,
+    },
+    /// `stop_token` is the one that ended the answer, with [`FinishReason::Stop`].
+    Finished {
+        reason: FinishReason,
+        stop_token: Option<u32>,
+    },
 }
 
 /// Why a request was not taken.
@@ -52,7 +66,7 @@ struct Submission {
 /// What the thread shows while it works.
 #[derive(Debug, Default)]
 struct Pulse {
-    /// Milliseconds since `born` of the last sign of life.
+    /// Milliseconds since `born` of the last completed turn.
     at: AtomicU64,
     busy: AtomicBool,
     /// Microseconds spent in steps since the start.
@@ -81,7 +95,7 @@ impl EngineHandle {
     pub fn spawn<E: Executor + 'static>(
         executor: E,
         config: EngineConfig,
-        model: String,
+        identity: Identity,
         metrics: Metrics,
     ) -> std::io::Result<Self> {
         let engine = Engine::new(executor, config);
@@ -89,7 +103,7 @@ impl EngineHandle {
         let (vocab, max_sequence) = (info.vocab, engine.max_sequence());
         let (submissions, inbox) = sync_channel(COMMANDS);
         let (pulse, draining, born) = (Arc::new(Pulse::default()), Arc::new(AtomicBool::new(false)), Instant::now());
-        let first = LoadReport::new(&model, &engine.load(), CostFit::default().coefficients(), false);
+        let first = load::report(&identity, &engine.load(), CostFit::default().coefficients(), false);
         let (load_out, load) = watch::channel(first);
         let worker = Worker {
             fixed_bytes: (info.weight_bytes + info.scratch_bytes) as u64,
@@ -102,7 +116,7 @@ impl EngineHandle {
             born,
             load: load_out,
             draining: draining.clone(),
-            model,
+            identity,
             metrics,
         };
         let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(move || worker.run())?;
@@ -122,8 +136,9 @@ impl EngineHandle {
     /// Hands in a request; its id is chosen here. Dropping the receiver cancels it.
     pub async fn submit(&self, mut request: Request) -> Result<mpsc::Receiver<Update>, SubmitError> {
         request.id = RequestId(self.next_id.fetch_add(1, Ordering::Relaxed));
-        // Each token, the admission and the end.
-        let room = request.max_tokens.min(self.max_sequence) + 2;
+        // Each token, the admission and the end; and the scores of a prompt, which may come one by one.
+        let scores = if request.prompt_logprobs.is_some() { request.prompt.len() } else { 0 };
+        let room = request.max_tokens.min(self.max_sequence) + scores + 2;
         let (updates, receiver) = mpsc::channel(room);
         let (answer, refusal) = oneshot::channel();
         self.submissions.try_send(Submission { request, updates, answer }).map_err(|err| match err {
@@ -187,7 +202,7 @@ struct Worker<E> {
     born: Instant,
     load: watch::Sender<LoadReport>,
     draining: Arc<AtomicBool>,
-    model: String,
+    identity: Identity,
     metrics: Metrics,
     fixed_bytes: u64,
     block_bytes: u64,
@@ -211,7 +226,7 @@ impl<E: Executor> Worker<E> {
         tracing::debug!("the engine thread ends");
     }
 
-    /// False when nobody can submit any more.
+    /// False when all handles are gone.
     fn take_submissions(&mut self) -> bool {
         if !self.engine.has_work() {
             match self.inbox.recv_timeout(IDLE) {
@@ -232,7 +247,7 @@ impl<E: Executor> Worker<E> {
         if verdict.is_ok() {
             self.owners.insert(id, updates);
         }
-        // When nobody waits for the verdict, the updates have no receiver either.
+        // Without a receiver for the verdict, the updates have none either.
         let _ = answer.send(verdict);
     }
 
@@ -271,7 +286,8 @@ impl<E: Executor> Worker<E> {
             let (id, update) = match event {
                 Event::Admitted { id, cached_tokens } => (id, Update::Admitted { cached_tokens }),
                 Event::Token { id, token, logprobs } => (id, Update::Token { token, logprobs }),
-                Event::Finished { id, reason, .. } => (id, Update::Finished { reason }),
+                Event::Prompt { id, logprobs } => (id, Update::Prompt { logprobs }),
+                Event::Finished { id, reason, stop_token, .. } => (id, Update::Finished { reason, stop_token }),
             };
             let is_last = matches!(update, Update::Finished { .. });
             if let Some(owner) = self.owners.get(&id) {
@@ -294,7 +310,7 @@ impl<E: Executor> Worker<E> {
         self.metrics.load(&load, draining);
         let bytes = self.fixed_bytes + self.block_bytes * load.blocks_touched as u64;
         self.pulse.bytes.store(bytes, Ordering::Relaxed);
-        let report = LoadReport::new(&self.model, &load, self.fit.coefficients(), draining);
+        let report = load::report(&self.identity, &load, self.fit.coefficients(), draining);
         self.load.send_if_modified(|old| {
             let changed = *old != report;
             *old = report;

@@ -1,6 +1,6 @@
-//! Connections: how many, and how patient we are.
+//! Connections: how many, and for how long.
 //!
-//! `axum::serve` lets a client take for ever to send a request's head, so the accept loop is our
+//! `axum::serve` sets no time limit for a request's head, so the accept loop is our
 //! own: a bound on connections, a time for the head (which also closes idle ones), a bound on
 //! buffered head bytes. HTTP/1.1 only: our clients are gateways, which pool connections.
 
@@ -71,7 +71,7 @@ async fn accept(
     match listener.accept().await {
         Ok((stream, _)) => Some((stream, permit)),
         Err(err) => {
-            // Out of descriptors, or the client is gone already. Neither is cured by haste.
+            // Out of descriptors, or the client is gone already. An immediate retry helps in neither case.
             tracing::warn!(%err, "cannot accept a connection");
             tokio::time::sleep(Duration::from_millis(50)).await;
             None
@@ -80,13 +80,13 @@ async fn accept(
 }
 
 /// Resolves when the server is to stop. A function of its own, so that the guard which `wait_for`
-/// returns does not live across an await of the caller.
+/// returns is not held across an await of the caller.
 async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
 async fn connection(stream: TcpStream, router: Router, limits: Limits, mut stop: watch::Receiver<bool>) {
-    // Tokens are small and wanted at once.
+    // Tokens are small and must not be delayed.
     let _ = stream.set_nodelay(true);
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
         let mut router = router.clone();

@@ -1,58 +1,35 @@
-//! The load report: what routers and autoscalers decide by.
+//! The load report, by which routers and autoscalers decide: what the engine core measures, in the form
+//! of the contract.
 
-use serde::{Deserialize, Serialize};
+use stowage_contracts::load::{Coefficients, LoadReport};
 use stowage_engine_core::engine::Load;
 use stowage_engine_core::executor::BLOCK_TOKENS;
-use stowage_engine_core::fit::Coefficients;
+use stowage_engine_core::fit;
 
-/// `GET /stowage/v1/load`. The wire names are in docs/contracts.md.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct LoadReport {
-    pub running: usize,
-    pub waiting: usize,
-    /// Held by requests. Blocks that are only cached count as free: they are given up on demand.
-    pub kv_blocks_used: usize,
-    pub kv_blocks_total: usize,
-    pub block_tokens: usize,
-    /// Prompt tokens accepted and not computed yet.
-    pub prefill_backlog_tokens: usize,
-    pub draining: bool,
-    pub coefficients: WireCoefficients,
+/// The part of a report that never changes while the process lives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// The name clients send.
     pub model: String,
+    /// Unique to this start of the process. Never empty.
+    pub incarnation: String,
 }
 
-/// Milliseconds; see `stowage_engine_core::fit`. Zero is unknown.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-pub struct WireCoefficients {
-    pub a: f64,
-    pub d: f64,
-    pub k: f64,
-    pub p: f64,
-}
-
-impl LoadReport {
-    pub fn new(model: &str, load: &Load, fit: Coefficients, draining: bool) -> Self {
-        let Coefficients { a, d, k, p } = fit;
-        Self {
-            running: load.running,
-            waiting: load.waiting,
-            kv_blocks_used: load.blocks_used,
-            kv_blocks_total: load.blocks_total,
-            block_tokens: BLOCK_TOKENS,
-            prefill_backlog_tokens: load.prefill_backlog,
-            draining,
-            coefficients: WireCoefficients { a, d, k, p },
-            model: model.to_owned(),
-        }
-    }
-
-    /// The short form, in the `x-stowage-load` header of every response.
-    pub fn header(&self) -> String {
-        format!(
-            "running={},waiting={},kv={}/{},backlog={}",
-            self.running, self.waiting, self.kv_blocks_used, self.kv_blocks_total, self.prefill_backlog_tokens
-        )
+/// The report of one moment.
+pub fn report(identity: &Identity, load: &Load, fit: fit::Coefficients, draining: bool) -> LoadReport {
+    let narrow = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    let fit::Coefficients { a, d, k, p } = fit;
+    LoadReport {
+        incarnation: identity.incarnation.clone(),
+        running: narrow(load.running),
+        waiting: narrow(load.waiting),
+        kv_blocks_used: load.blocks_used as u64,
+        kv_blocks_total: load.blocks_total as u64,
+        block_tokens: BLOCK_TOKENS as u64,
+        prefill_backlog_tokens: load.prefill_backlog as u64,
+        draining,
+        coefficients: Some(Coefficients { a, d, k, p }),
+        model: identity.model.clone(),
     }
 }
 
@@ -61,13 +38,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_wire_form_is_the_contracts() {
-        let load = Load { running: 3, blocks_used: 12, blocks_total: 400, prefill_backlog: 512, ..Load::default() };
-        let report = LoadReport::new("m", &load, Coefficients { a: 1.5, ..Coefficients::default() }, false);
-        assert_eq!(report.header(), "running=3,waiting=0,kv=12/400,backlog=512");
-        assert_eq!(
-            serde_json::to_string(&report).unwrap(),
-            r#"{"running":3,"waiting":0,"kvBlocksUsed":12,"kvBlocksTotal":400,"blockTokens":16,"prefillBacklogTokens":512,"draining":false,"coefficients":{"a":1.5,"d":0.0,"k":0.0,"p":0.0},"model":"m"}"#
-        );
+    fn measured_figures_reach_the_report_in_its_units() {
+        let load = Load {
+            running: 3,
+            waiting: 4,
+            blocks_used: 12,
+            blocks_total: 400,
+            prefill_backlog: 512,
+            ..Load::default()
+        };
+        let identity = Identity { model: "m".to_owned(), incarnation: "7f".to_owned() };
+        let report = report(&identity, &load, fit::Coefficients { a: 1.5, ..fit::Coefficients::default() }, true);
+        let expected = LoadReport {
+            incarnation: "7f".to_owned(),
+            running: 3,
+            waiting: 4,
+            kv_blocks_used: 12,
+            kv_blocks_total: 400,
+            block_tokens: 16,
+            prefill_backlog_tokens: 512,
+            draining: true,
+            coefficients: Some(Coefficients { a: 1.5, ..Coefficients::default() }),
+            model: "m".to_owned(),
+        };
+        assert_eq!(report, expected);
     }
 }

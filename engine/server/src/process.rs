@@ -9,6 +9,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
+use stowage_contracts::names::{ENV_GPU_MEMORY_BYTES, ENV_GPU_REPORT_DIR, ENV_GPU_SM_PERCENT};
 use stowage_engine_core::engine::EngineConfig;
 use stowage_engine_core::executor::{Executor, ModelInfo};
 use stowage_engine_core::sim::{CostModel, SimConfig, SimExecutor};
@@ -22,6 +23,7 @@ use crate::args::Serve;
 use crate::budget::{self, Budget};
 use crate::engine_thread::EngineHandle;
 use crate::http;
+use crate::load::Identity;
 use crate::metrics::Metrics;
 use crate::report::Reporter;
 use crate::startup::{StartError, chain};
@@ -49,7 +51,7 @@ pub fn serve(args: Serve) -> Result<(), StartError> {
         let engine = server.app.engine.clone();
         tokio::select! {
             _ = stop => {}
-            () = ended(&engine) => return Err(StartError::software("the engine thread ended", "it panicked; the log says where")),
+            () = ended(&engine) => return Err(StartError::software("the engine thread ended", "it panicked; the log has the place")),
         }
         server.drain(Duration::from_secs(args.drain_timeout)).await;
         Ok(())
@@ -85,16 +87,17 @@ impl Server {
         let config = EngineConfig {
             max_step_tokens: args.max_step_tokens as usize,
             max_running: args.max_running as usize,
-            max_waiting: args.max_waiting as usize,
+            // What the API lets in always finds a place here: it counts the sequences of a request at once.
+            max_waiting: args.max_sequences(),
         };
-        let engine =
-            EngineHandle::spawn(model.executor, config, args.name.clone(), metrics.clone()).map_err(|err| {
-                StartError::unavailable(
-                    "cannot start the engine thread",
-                    err.to_string(),
-                    "Check the pod's limits on threads",
-                )
-            })?;
+        let identity = Identity { model: args.name.clone(), incarnation: format!("{:016x}", api::random()) };
+        let engine = EngineHandle::spawn(model.executor, config, identity, metrics.clone()).map_err(|err| {
+            StartError::unavailable(
+                "cannot start the engine thread",
+                err.to_string(),
+                "Check the pod's limits on threads",
+            )
+        })?;
         let listener = TcpListener::bind(address).await.map_err(|err| {
             StartError::unavailable(format!("cannot listen on {address}"), err.to_string(), "Choose another --port")
         })?;
@@ -106,6 +109,7 @@ impl Server {
             created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
             max_body: args.max_body_bytes,
             body_timeout: Duration::from_secs(args.body_timeout),
+            max_sequences: args.max_sequences(),
             metrics: metrics.clone(),
         });
         let readiness = health::Readiness::starting("starting");
@@ -124,7 +128,7 @@ impl Server {
         self.app.engine.set_draining();
         tracing::info!(in_flight = self.app.in_flight(), "draining");
         if tokio::time::timeout(patience, self.app.idle()).await.is_err() {
-            tracing::warn!(in_flight = self.app.in_flight(), "giving up on requests that did not finish in time");
+            tracing::warn!(in_flight = self.app.in_flight(), "ending requests that did not finish in time");
         }
         self.stop.send_replace(true);
         let _ = self.serving.await;
@@ -189,10 +193,10 @@ fn announce(meta: &ModelMeta, info: &ModelInfo, budget: Option<Budget>) {
     );
 }
 
-/// Deterministic nonsense, for tests of whatever stands in front of an engine.
+/// Deterministic text without meaning, for tests of gateways and routers.
 fn simulated(args: &Serve) -> Result<Model, StartError> {
     let context_len = args.max_model_len.unwrap_or(8192);
-    tracing::warn!("serving a simulated model: its text is nonsense");
+    tracing::warn!("serving a simulated model: its text has no meaning");
     let executor = SimExecutor::new(SimConfig {
         vocab: text::SIMULATED_VOCAB,
         context_len,
@@ -233,9 +237,8 @@ impl Executor for Paced {
 }
 
 fn read_budget(flag: Option<u64>) -> Result<Option<Budget>, StartError> {
-    const SLICE: &str = "STOWAGE_GPU_MEMORY_BYTES";
-    let slice = std::env::var(SLICE).ok();
-    let slice = budget::parse_bytes(SLICE, slice.as_deref()).map_err(|why| {
+    let slice = std::env::var(ENV_GPU_MEMORY_BYTES).ok();
+    let slice = budget::parse_bytes(ENV_GPU_MEMORY_BYTES, slice.as_deref()).map_err(|why| {
         StartError::config(
             "cannot read the GPU slice",
             why,
@@ -248,10 +251,10 @@ fn read_budget(flag: Option<u64>) -> Result<Option<Budget>, StartError> {
 }
 
 /// The usage report is asked for by the environment. A directory that cannot be used is an error:
-/// unreported memory would count as nobody's.
+/// unreported memory would be attributed to no claim.
 fn open_reporter() -> Result<Option<Reporter>, StartError> {
-    let Some(dir) = std::env::var_os("STOWAGE_GPU_REPORT_DIR").filter(|dir| !dir.is_empty()) else { return Ok(None) };
-    let granted = std::env::var("STOWAGE_GPU_SM_PERCENT").ok().and_then(|text| text.trim().parse().ok()).unwrap_or(100);
+    let Some(dir) = std::env::var_os(ENV_GPU_REPORT_DIR).filter(|dir| !dir.is_empty()) else { return Ok(None) };
+    let granted = std::env::var(ENV_GPU_SM_PERCENT).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(100);
     let reporter = Reporter::open(Path::new(&dir), granted).map_err(|err| {
         let what = format!("cannot write the usage report in {}", Path::new(&dir).display());
         StartError::unavailable(

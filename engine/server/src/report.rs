@@ -1,8 +1,8 @@
-//! The usage report: what this process really uses of its GPU slice, for the node agent.
+//! The usage report: what this process uses of its GPU slice, for the node agent.
 //!
-//! `usage.json` in `STOWAGE_GPU_REPORT_DIR`, replaced by rename each second, true while this process
-//! holds a POSIX lock on the file `lock` beside it. POSIX and not open-file-description locks: the
-//! agent asks who holds it, and only these tell the process, in the asker's own pid namespace.
+//! The file of the contract, replaced by rename each second, valid while this process holds a POSIX lock
+//! on the file beside it. POSIX and not open-file-description locks: the
+//! agent asks who holds it, and only these return the process, in the pid namespace of the caller.
 
 use std::fs::File;
 use std::io;
@@ -10,20 +10,14 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::Serialize;
+use stowage_contracts::names::{USAGE_FILE, USAGE_LOCK_FILE};
+use stowage_contracts::usage::UsageFile;
 
 use crate::engine_thread::EngineHandle;
 
 const INTERVAL: Duration = Duration::from_secs(1);
 
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Usage {
-    bytes: u64,
-    sm_percent: u32,
-}
-
-/// Writes the report until it is dropped. The lock lives as long as the process.
+/// Writes the report until it is dropped. The lock is held as long as the process lives.
 pub struct Reporter {
     dir: PathBuf,
     /// Closing *any* descriptor of this file drops the lock, so it is opened once and kept.
@@ -35,37 +29,38 @@ pub struct Reporter {
 impl Reporter {
     /// Takes the lock. Fails when another process holds it, or the directory cannot be written.
     pub fn open(dir: &Path, granted: u32) -> io::Result<Self> {
-        let lock = File::options().read(true).write(true).create(true).truncate(false).open(dir.join("lock"))?;
+        let lock =
+            File::options().read(true).write(true).create(true).truncate(false).open(dir.join(USAGE_LOCK_FILE))?;
         lock_whole(&lock)?;
         let reporter = Self { dir: dir.to_owned(), _lock: lock, granted };
-        reporter.write(&Usage { bytes: 0, sm_percent: 0 })?;
+        reporter.write(&UsageFile { bytes: 0, sm_percent: 0 })?;
         Ok(reporter)
     }
 
-    /// Reports each second, for ever. An unwritable report is said once in the log, not each second.
+    /// Reports each second, without end. An unwritable report is logged once, not each second.
     pub async fn run(self, engine: EngineHandle) {
         let mut ticks = tokio::time::interval(INTERVAL);
-        let (mut before, mut complained) = (Duration::ZERO, false);
+        let (mut before, mut logged) = (Duration::ZERO, false);
         loop {
             ticks.tick().await;
             let (bytes, busy) = engine.usage();
             let sm_percent = share(busy.saturating_sub(before), self.granted);
             before = busy;
-            match self.write(&Usage { bytes, sm_percent }) {
-                Ok(()) => complained = false,
-                Err(err) if !complained => {
+            match self.write(&UsageFile { bytes, sm_percent }) {
+                Ok(()) => logged = false,
+                Err(err) if !logged => {
                     tracing::warn!(%err, dir = %self.dir.display(), "cannot write the usage report");
-                    complained = true;
+                    logged = true;
                 }
                 Err(_) => {}
             }
         }
     }
 
-    fn write(&self, usage: &Usage) -> io::Result<()> {
+    fn write(&self, usage: &UsageFile) -> io::Result<()> {
         let new = self.dir.join(".usage.json.new");
         std::fs::write(&new, serde_json::to_vec(usage)?)?;
-        std::fs::rename(new, self.dir.join("usage.json"))
+        std::fs::rename(new, self.dir.join(USAGE_FILE))
     }
 }
 
@@ -90,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_report_is_written_at_once_and_says_zero() {
+    fn the_first_report_is_written_at_once_with_zero_bytes() {
         let dir = tempfile::tempdir().unwrap();
         let _reporter = Reporter::open(dir.path(), 50).unwrap();
         let text = std::fs::read_to_string(dir.path().join("usage.json")).unwrap();

@@ -1,7 +1,7 @@
-//! Failing to start in one line that says what, why and what to do.
+//! A failed start is reported in one line: what happened, why, and what to do.
 //!
 //! The line goes to stderr and to the container's termination message, from where it reaches the
-//! pod's status and the deployment's condition. The exit code says whether trying again can help.
+//! pod's status and the deployment's condition. The exit code tells Kubernetes whether another start can help.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -21,9 +21,9 @@ pub struct StartError {
 /// Exit codes, after sysexits.h.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
-    /// The machine or the process is to blame; another start may work.
+    /// The cause is the machine or the process; another start may work.
     Unavailable = 69,
-    /// A mistake of ours.
+    /// A bug in the engine.
     Software = 70,
     /// Model, arguments or environment are wrong; another start fails in the same way.
     Config = 78,
@@ -59,12 +59,12 @@ pub fn chain(err: &dyn std::error::Error) -> String {
 const TERMINATION_LOG_ENV: &str = "STOWAGE_TERMINATION_LOG";
 const TERMINATION_LOG: &str = "/dev/termination-log";
 
-/// Says why the process ends, and gives the exit code.
+/// Reports why the process ends, and gives the exit code.
 pub fn report(err: &StartError) -> ExitCode {
     let line = err.to_string().replace(['\n', '\r'], " ");
     eprintln!("stowage-engine: {line}");
     let path = std::env::var(TERMINATION_LOG_ENV).unwrap_or_else(|_| TERMINATION_LOG.to_owned());
-    // Kubernetes makes the file; without it this is no container, and nobody would read it.
+    // Kubernetes makes the file; without the file this is no container, and there is no reader.
     if Path::new(&path).exists()
         && let Err(err) = std::fs::write(&path, format!("{line}\n"))
     {

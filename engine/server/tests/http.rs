@@ -1,23 +1,20 @@
-//! The API on a real socket, with the simulated model: every refusal, streams, the cache, and what
-//! happens when clients are slow, leave, or are too many.
+//! The API on a real socket, with the simulated model: every refusal, streams, the cache, and clients
+//! that leave.
 #![allow(clippy::unwrap_used)]
 
 mod support;
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use stowage_engine::process::Model;
 use stowage_engine::text::{self, TextModel};
 use stowage_engine_core::executor::{ExecError, Executor, ModelInfo, StepBatch};
-use support::{MODEL, chat_body, completion_body, receive, start, start_with};
-
-const CHAT: &str = "/v1/chat/completions";
-const TEXT: &str = "/v1/completions";
+use support::{CHAT, MODEL, TEXT, chat_body, completion_body, model_info, receive, start, start_with, stream_text};
 
 #[test]
-fn every_wrong_request_is_told_what_to_change() {
+fn every_wrong_request_is_refused_with_what_to_change() {
     let server = start(&["--max-model-len", "256"]);
     let long = "x".repeat(300);
     let chat = |fields: &str| chat_body(fields);
@@ -36,12 +33,13 @@ fn every_wrong_request_is_told_what_to_change() {
             "`other`",
         ),
         (TEXT, r#"{"model":"other","prompt":"x"}"#.into(), 404, "model_not_found", "model", "/v1/models"),
-        (CHAT, chat(r#","n":17"#), 400, "invalid_value", "n", "between 1 and 16"),
+        (CHAT, chat(r#","n":129"#), 400, "invalid_value", "n", "between 1 and 128"),
         (CHAT, chat(r#","n":"2""#), 400, "invalid_type", "n", "an integer"),
         (CHAT, chat(r#","max_tokens":0"#), 400, "invalid_value", "max_tokens", "between 1"),
         (CHAT, chat(r#","stop":["a","b",""]"#), 400, "invalid_value", "stop", "empty"),
         (CHAT, chat(r#","temperatur":1"#), 400, "unknown_parameter", "temperatur", "`temperature`"),
-        (CHAT, chat(r#","top_p":0"#), 400, "invalid_value", "top_p", "above 0"),
+        (CHAT, chat(r#","max_tokens":-1"#), 400, "invalid_value", "max_tokens", "Leave it out"),
+        (CHAT, chat(r#","stop_token_ids":[258]"#), 400, "invalid_value", "stop_token_ids", "token 258"),
         (CHAT, chat(r#","tools":[{"type":"function"}]"#), 400, "unsupported_parameter", "tools", "Remove"),
         (
             CHAT,
@@ -58,13 +56,20 @@ fn every_wrong_request_is_told_what_to_change() {
             400,
             "context_length_exceeded",
             "messages",
-            "Shorten it to 255 tokens",
+            "This model's maximum context length is 256 tokens. However, your messages resulted in 3",
         ),
-        (TEXT, text(&format!(r#","prompt":"{long}""#)), 400, "context_length_exceeded", "prompt", "300 tokens"),
+        (
+            TEXT,
+            text(&format!(r#","prompt":"{long}""#)),
+            400,
+            "context_length_exceeded",
+            "prompt",
+            "resulted in 300 tokens",
+        ),
         (TEXT, text(r#","prompt":"""#), 400, "invalid_value", "prompt", "empty"),
         (TEXT, text(r#","prompt":[1,258]"#), 400, "invalid_value", "prompt", "token 258"),
         (TEXT, text(r#","prompt":{}"#), 400, "invalid_type", "prompt", "an object"),
-        (TEXT, text(r#","prompt":"a","echo":true"#), 400, "unsupported_parameter", "echo", "not supported"),
+        (TEXT, text(r#","prompt":"a","n":128,"best_of":2"#), 400, "unsupported_parameter", "best_of", "`n`"),
     ];
     for (path, body, status, code, param, says) in cases {
         let response = server.post(path, &body);
@@ -104,15 +109,6 @@ fn models_are_listed_and_found_by_name() {
     assert_eq!(server.get("/v1/models/org%2Fother").json()["error"]["code"], "model_not_found");
 }
 
-fn stream_text(events: &[Value], index: u64) -> String {
-    events
-        .iter()
-        .flat_map(|event| event["choices"].as_array().unwrap())
-        .filter(|choice| choice["index"] == index)
-        .map(|choice| choice["delta"]["content"].as_str().or(choice["text"].as_str()).unwrap_or(""))
-        .collect()
-}
-
 #[test]
 fn a_stream_says_what_the_whole_answer_says() {
     let server = start(&[]);
@@ -145,20 +141,6 @@ fn a_stream_says_what_the_whole_answer_says() {
 }
 
 #[test]
-fn a_stop_string_ends_the_text_before_it() {
-    let server = start(&[]);
-    let full = server.complete(r#","max_tokens":30"#).json()["choices"][0]["text"].as_str().unwrap().to_owned();
-    let stop = &full[10..13];
-    let expected = &full[..full.find(stop).unwrap()];
-    let whole = server.complete(&format!(r#","max_tokens":30,"stop":["{stop}"]"#)).json();
-    assert_eq!(whole["choices"][0]["text"].as_str().unwrap(), expected);
-    assert_eq!(whole["choices"][0]["finish_reason"], "stop");
-    let stream = server.complete(&format!(r#","max_tokens":8000,"stream":true,"stop":"{stop}""#)).events();
-    assert_eq!(stream_text(&stream, 0), expected);
-    server.wait(Duration::from_secs(2), "the engine stops too", |server| server.running() == 0);
-}
-
-#[test]
 fn several_choices_and_prompts_keep_their_numbers() {
     let server = start(&[]);
     let body = format!(r#"{{"model":"{MODEL}","prompt":["ab","cd"],"n":2,"max_tokens":12,"temperature":1,"seed":7}}"#);
@@ -187,21 +169,41 @@ fn a_seed_repeats_and_no_seed_does_not() {
 }
 
 #[test]
-fn logprobs_come_in_the_shape_of_each_api() {
+fn head_is_answered_wherever_get_is() {
     let server = start(&[]);
-    let chat = server.chat(r#","max_tokens":3,"logprobs":true,"top_logprobs":2"#).json();
-    let content = chat["choices"][0]["logprobs"]["content"].as_array().unwrap().clone();
-    assert_eq!(content.len(), 3);
-    assert_eq!(content[0]["top_logprobs"].as_array().unwrap().len(), 2);
-    assert_eq!(content[0]["token"], content[0]["top_logprobs"][0]["token"]);
-    assert!(content[0]["logprob"].as_f64().unwrap() <= 0.0);
-    let text = server.complete(r#","max_tokens":3,"logprobs":2"#).json();
-    let logprobs = &text["choices"][0]["logprobs"];
-    assert_eq!(logprobs["text_offset"], serde_json::json!([0, 1, 2]));
-    assert_eq!(logprobs["tokens"].as_array().unwrap().len(), 3);
-    let stream = server.chat(r#","max_tokens":3,"logprobs":true,"stream":true"#).events();
-    let streamed = stream.iter().filter(|event| event["choices"][0]["logprobs"].is_object()).count();
-    assert_eq!(streamed, 3);
+    for path in ["/v1/models", "/v1/models/toy", "/stowage/v1/load", "/healthz", "/readyz", "/metrics"] {
+        let (get, head) = (server.get(path), server.request("HEAD", path, "", ""));
+        assert_eq!((head.status, head.body.as_str()), (get.status, ""), "{path}");
+        assert_eq!(head.header("content-type"), get.header("content-type"), "{path}");
+    }
+    assert_eq!(server.request("HEAD", CHAT, "", "").status, 405);
+}
+
+#[test]
+fn a_cache_salt_of_the_request_narrows_the_tenants_cache() {
+    let server = start(&[]);
+    let prompt = "p".repeat(100);
+    let cached = |tenant: &str, salt: &str| {
+        let body = format!(r#"{{"model":"{MODEL}","prompt":"{prompt}","max_tokens":1,"cache_salt":"{salt}"}}"#);
+        let json = server.request("POST", TEXT, &format!("x-stowage-tenant-salt: {tenant}\r\n"), &body).json();
+        json["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap()
+    };
+    assert_eq!(
+        [cached("a", "s"), cached("a", "s"), cached("a", ""), cached("b", "s"), cached("as", "")],
+        [0, 96, 0, 0, 0]
+    );
+}
+
+#[test]
+fn two_starts_have_two_incarnations() {
+    let (first, second) = (start(&[]), start(&[]));
+    let incarnation = |server: &support::Running| {
+        let load = server.get("/stowage/v1/load").json();
+        load["incarnation"].as_str().unwrap().to_owned()
+    };
+    assert!(!incarnation(&first).is_empty());
+    assert_eq!(incarnation(&first), incarnation(&first));
+    assert_ne!(incarnation(&first), incarnation(&second));
 }
 
 #[test]
@@ -232,29 +234,13 @@ fn a_client_that_leaves_is_cancelled_at_once() {
         }
         server.wait(Duration::from_secs(5), "it runs", |server| server.running() == 1);
         drop(connection);
-        let taken = server.wait(Duration::from_secs(2), "it is cancelled", |server| server.running() == 0);
-        // 100 ms is the promise; the rest is for a machine that does other things as well.
-        assert!(taken < Duration::from_secs(1), "stream={stream}: {taken:?}");
+        server.wait(Duration::from_secs(30), "it is cancelled", |server| server.running() == 0);
     }
     let metrics = server.get("/metrics").body;
+    let line = r#"stowage_tokens_total{direction="output",cached="false"} "#;
+    let computed = metrics.lines().find_map(|metric| metric.strip_prefix(line)).unwrap();
+    assert!(computed.parse::<u32>().unwrap() < 8000, "neither request was computed to its end: {computed} tokens");
     assert!(metrics.contains(r#"stowage_requests_total{outcome="cancelled"} 2"#), "{metrics}");
-}
-
-#[test]
-fn a_full_queue_refuses_with_a_time_to_come_back() {
-    let server = start(&["--max-running", "1", "--max-waiting", "1"]);
-    let long = completion_body(r#","max_tokens":8000,"stream":true"#);
-    let mut open = Vec::new();
-    for expected in 1..=2 {
-        open.push(server.send("POST", TEXT, "", &long));
-        server.wait(Duration::from_secs(5), "it is taken", |server| server.running() == expected);
-    }
-    let refused = server.complete("");
-    assert_eq!((refused.status, refused.json()["error"]["code"].as_str().unwrap()), (503, "queue_full"));
-    assert_eq!(refused.header("retry-after"), Some("1"));
-    drop(open);
-    server.wait(Duration::from_secs(5), "room again", |server| server.running() == 0);
-    assert_eq!(server.complete("").status, 200);
 }
 
 #[test]
@@ -301,19 +287,7 @@ impl Executor for Hanging {
 
 #[test]
 fn a_stuck_engine_is_not_healthy() {
-    let info = ModelInfo {
-        vocab: text::SIMULATED_VOCAB,
-        context_len: 128,
-        block_tokens: 16,
-        num_blocks: 64,
-        block_bytes: 1,
-        weight_bytes: 0,
-        scratch_bytes: 0,
-        max_step_tokens: 128,
-        model_digest: [0; 32],
-        kv_type: "none",
-        isa: "none",
-    };
+    let info = model_info();
     let text = TextModel::new(&text::simulated_meta(128)).unwrap();
     let model = Model { executor: Box::new(Hanging(info, 0)), text };
     let server = start_with(&support::args(&["--stuck-after", "1"]), model);
@@ -351,7 +325,7 @@ fn the_load_report_can_be_watched() {
 fn metrics_count_what_happened() {
     let server = start(&[]);
     server.complete(r#","max_tokens":5"#);
-    server.complete(r#","n":99"#);
+    server.complete(r#","n":999"#);
     let page = server.get("/metrics").body;
     for line in [
         r#"stowage_requests_total{outcome="ok"} 1"#,
@@ -365,77 +339,4 @@ fn metrics_count_what_happened() {
         assert!(page.contains(line), "{line} is not in\n{page}");
     }
     assert!(page.contains("# TYPE stowage_requests_total counter"));
-}
-
-#[test]
-fn bodies_that_are_too_large_or_never_end_are_cut() {
-    let server = start(&["--max-body-bytes", "1000", "--body-timeout", "1"]);
-    let announced = server.post(TEXT, &"x".repeat(1001));
-    assert_eq!((announced.status, announced.json()["error"]["code"].as_str().unwrap()), (413, "request_too_large"));
-    let mut chunked = server.connect();
-    chunked
-        .write_all(
-            b"POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n",
-        )
-        .unwrap();
-    let chunk = format!("200\r\n{}\r\n", "x".repeat(0x200));
-    for _ in 0..3 {
-        let _ = chunked.write_all(chunk.as_bytes());
-    }
-    assert_eq!(receive(chunked).status, 413);
-    let start = Instant::now();
-    let mut endless = server.connect();
-    endless
-        .write_all(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 500\r\n\r\n{")
-        .unwrap();
-    let response = receive(endless);
-    assert_eq!((response.status, response.json()["error"]["code"].as_str().unwrap()), (408, "request_timeout"));
-    assert!(start.elapsed() < Duration::from_secs(5));
-}
-
-fn resident_bytes() -> usize {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() << 10
-}
-
-fn allow_many_files() {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: both calls read or write the one struct that outlives them.
-    unsafe {
-        libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit);
-        limit.rlim_cur = limit.rlim_max.min(8192);
-        libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
-    }
-}
-
-#[test]
-fn a_thousand_clients_that_send_a_byte_a_second_harm_nobody() {
-    allow_many_files();
-    let server = start(&["--header-timeout", "2", "--body-timeout", "2"]);
-    server.complete("");
-    let before = resident_bytes();
-    let heads = ["P", "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{"];
-    let mut slow: Vec<_> = (0..1000).map(|i| (server.connect(), heads[i % 2])).collect();
-    for (stream, head) in &mut slow {
-        stream.write_all(head.as_bytes()).unwrap();
-    }
-    for _ in 0..4 {
-        for (stream, _) in &mut slow {
-            let _ = stream.write_all(b"O");
-        }
-        let start = Instant::now();
-        assert_eq!(server.complete(r#","max_tokens":5"#).status, 200);
-        assert!(start.elapsed() < Duration::from_secs(2), "others are served: {:?}", start.elapsed());
-        std::thread::sleep(Duration::from_secs(1));
-    }
-    let grown = resident_bytes().saturating_sub(before);
-    assert!(grown < 100 << 20, "{} MiB for 1,000 idle connections", grown >> 20);
-    server.wait(Duration::from_secs(10), "they are closed", |server| {
-        server
-            .get("/metrics")
-            .body
-            .lines()
-            .any(|line| line.strip_prefix("stowage_engine_connections ").is_some_and(|n| n.parse::<u32>().unwrap() < 5))
-    });
 }

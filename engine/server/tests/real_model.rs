@@ -10,7 +10,7 @@ use clap::Parser;
 use serde::Deserialize;
 use stowage_engine::args::{Cli, Command, Serve};
 use stowage_engine::process::load_model;
-use stowage_openai_api::{ChatRequest, Limits};
+use stowage_openai_api::{ChatRequest, Limits, TemplateFields};
 use support::{MODEL, start_with};
 
 fn args() -> Option<Serve> {
@@ -83,7 +83,7 @@ fn the_files_own_template_writes_chatml_and_users_cannot() {
     let chat = |content: &str| {
         let message = serde_json::json!({"model": MODEL, "messages": [{"role": "user", "content": content}]});
         let request = ChatRequest::parse(message.to_string().as_bytes(), &Limits::default()).unwrap();
-        model.text.encode_chat(&request.messages).unwrap()
+        model.text.encode_chat(&request.messages, &TemplateFields::default()).unwrap()
     };
     const START: u32 = 1;
     const END: u32 = 2;

@@ -9,10 +9,12 @@ use stowage_openai_api::{
     TokenLogprob, TopLogprob, Usage,
 };
 
-use super::completions::{Answer, Header, answer};
-use super::generate::{Delta, Job, Scored};
-use super::{App, SALT_HEADER, body};
-use crate::text::{Pieces, TemplateError};
+use super::answer::{Answer, Header, answer};
+use super::choice::{Delta, Scored};
+use super::job::{Caller, Job, JobPrompt, claim};
+use super::labels::{finite, label};
+use super::{App, body};
+use crate::text::{TemplateError, TextModel};
 
 pub(super) async fn handle(State(app): State<App>, headers: HeaderMap, body: Body) -> Response {
     let parse = async |app: &App| prepare(app, &headers, body).await;
@@ -20,28 +22,32 @@ pub(super) async fn handle(State(app): State<App>, headers: HeaderMap, body: Bod
 }
 
 async fn prepare(app: &App, headers: &HeaderMap, body: Body) -> Result<Job, ApiError> {
-    let bytes = body::read(app, headers, body).await?;
-    let request = ChatRequest::parse(&bytes, &app.limits)?;
+    let caller = Caller::new(headers);
+    let held = body::read(app, headers, &caller, body).await?;
+    let request = ChatRequest::parse(&held.bytes, &app.limits)?;
     if request.model != app.model {
         return Err(ApiError::model_not_found(&request.model));
     }
     request.refuse_extras()?;
-    let prompt = tokio::task::block_in_place(|| app.text.encode_chat(&request.messages)).map_err(explain)?;
+    let places = claim(app, &caller, 1, request.output.n)?;
+    let encode = || app.text.encode_chat(&request.messages, &request.template);
+    let tokens = tokio::task::block_in_place(encode).map_err(explain)?;
     Ok(Job {
-        prompts: vec![prompt],
+        prompts: vec![JobPrompt { tokens, echo: None }],
         sampling: request.sampling,
         output: request.output,
-        salt: headers.get(SALT_HEADER).map(|salt| salt.as_bytes().to_vec()).unwrap_or_default(),
+        caller: caller.with_cache_salt(&request.cache_salt),
         param: "messages",
+        places,
     })
 }
 
 fn explain(err: TemplateError) -> ApiError {
     match err {
-        TemplateError::Missing | TemplateError::Refused(_) | TemplateError::NoGuard => {
+        TemplateError::Missing | TemplateError::Refused(_) | TemplateError::NoGuard | TemplateError::NotContinued => {
             ApiError::invalid("messages", "invalid_value", format!("{err}."))
         }
-        // A template may also trip over what it did not expect; the request can be changed, the file not.
+        // A template may also fail on what it did not expect; the request can be changed, the file not.
         TemplateError::Failed(_) | TemplateError::Encode(_) => {
             tracing::warn!(%err, "a conversation could not be rendered");
             ApiError::invalid(
@@ -61,11 +67,11 @@ impl Answer for Chat {
     type Whole = ChatCompletion;
     type Chunk = ChatChunk;
 
-    fn whole(header: Header, choices: Vec<Delta>, usage: Usage, pieces: &Pieces) -> ChatCompletion {
+    fn whole(header: Header, choices: Vec<Delta>, usage: Usage, text: &TextModel) -> ChatCompletion {
         let wants_logprobs = header.logprobs;
         let choice = |delta: Delta| ChatChoice {
             index: delta.index,
-            logprobs: wants_logprobs.then(|| logprobs(&delta.scored, pieces)),
+            logprobs: wants_logprobs.then(|| logprobs(&delta.scored, text)),
             message: ChatMessage { role: "assistant".to_owned(), content: Some(delta.text), refusal: None },
             finish_reason: delta.finish,
         };
@@ -84,11 +90,11 @@ impl Answer for Chat {
         Some(chunk(header, vec![ChatChunkChoice { index, delta, logprobs: None, finish_reason: None }], None))
     }
 
-    fn chunk(header: &Header, delta: Delta, _offset: usize, pieces: &Pieces) -> ChatChunk {
+    fn chunk(header: &Header, delta: Delta, text: &TextModel) -> ChatChunk {
         let content = (!delta.text.is_empty() || delta.finish.is_none()).then_some(delta.text);
         let choice = ChatChunkChoice {
             index: delta.index,
-            logprobs: (!delta.scored.is_empty()).then(|| logprobs(&delta.scored, pieces)),
+            logprobs: (!delta.scored.is_empty()).then(|| logprobs(&delta.scored, text)),
             delta: stowage_openai_api::Delta { role: None, content },
             finish_reason: delta.finish,
         };
@@ -111,21 +117,22 @@ fn chunk(header: &Header, choices: Vec<ChatChunkChoice>, usage: Option<Usage>) -
     }
 }
 
-fn logprobs(scored: &[Scored], pieces: &Pieces) -> ChatLogprobs {
-    let token = |scored: &Scored| TokenLogprob {
-        token: pieces.text(scored.token),
-        logprob: scored.logprobs.chosen,
-        bytes: Some(pieces.bytes(scored.token).to_vec()),
-        top_logprobs: scored
-            .logprobs
-            .top
-            .iter()
-            .map(|top| TopLogprob {
-                token: pieces.text(top.token),
-                logprob: top.logprob,
-                bytes: Some(pieces.bytes(top.token).to_vec()),
-            })
-            .collect(),
+fn logprobs(scored: &[Scored], text: &TextModel) -> ChatLogprobs {
+    let bytes = |token: u32| Some(text.pieces().bytes(token).to_vec());
+    let token = |scored: &Scored| {
+        // Only prompts have tokens that nothing predicts, and chat gives back none.
+        let logprobs = scored.logprobs.as_ref()?;
+        let top = logprobs.top.iter().map(|top| TopLogprob {
+            token: label(text, top.token),
+            logprob: finite(top.logprob),
+            bytes: bytes(top.token),
+        });
+        Some(TokenLogprob {
+            token: label(text, scored.token),
+            logprob: finite(logprobs.chosen),
+            bytes: bytes(scored.token),
+            top_logprobs: top.collect(),
+        })
     };
-    ChatLogprobs { content: scored.iter().map(token).collect() }
+    ChatLogprobs { content: scored.iter().filter_map(token).collect() }
 }

@@ -1,4 +1,4 @@
-//! Routes that only tell: models and load.
+//! Read-only routes: models and load.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::{App, respond};
 
-/// A watcher hears of changes at most this often …
+/// A watcher gets a line at most this often …
 const AT_MOST: Duration = Duration::from_millis(100);
 /// … and at least this often, changed or not.
 const AT_LEAST: Duration = Duration::from_secs(1);

@@ -1,17 +1,26 @@
 //! The HTTP routes.
 //!
+//! A request flows through the files in this order: `body` reads it, `chat` or `completions` parse it
+//! into a job, `job` submits that (`refusal` words why not), `choice` turns tokens into text, `answer`
+//! sends it whole or through `stream`; `account` counts.
+//!
 //! A refusal is always an OpenAI error object that names the field and what to change. Every
-//! response carries the load in short (`x-stowage-load`), so a gateway's picture of an engine is at
-//! most one answer old. While draining, new work is refused with 503 and what runs goes on.
+//! response carries the load in short (`x-stowage-load`), so what a gateway knows of an engine is at
+//! most one answer old. While draining, new work is refused with 503 and running requests continue.
 
+mod account;
+mod answer;
 mod body;
 mod chat;
+mod choice;
 mod completions;
-mod generate;
 mod info;
+mod job;
+mod labels;
+mod refusal;
+mod stream;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::Router;
@@ -20,16 +29,15 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use stowage_openai_api::{ApiError, Limits};
+use stowage_contracts::names::{HEADER_LOAD, PATH_LOAD};
+use stowage_openai_api::{ApiError, Limits, SharedBudget};
 use tokio::sync::watch;
+
+pub(crate) use job::random;
 
 use crate::engine_thread::EngineHandle;
 use crate::metrics::{Metrics, Outcome};
 use crate::text::TextModel;
-
-/// Salt of the prefix cache, set by gateways from the caller's tenant.
-pub const SALT_HEADER: &str = "x-stowage-tenant-salt";
-pub const LOAD_HEADER: &str = "x-stowage-load";
 
 /// What all handlers share.
 #[derive(Clone)]
@@ -48,9 +56,14 @@ pub struct Shared {
     pub metrics: Metrics,
     /// Requests that have not got their last byte yet.
     in_flight: watch::Sender<usize>,
-    /// Bytes of request bodies held in memory while they come in.
-    body_bytes: AtomicUsize,
+    /// Bytes of request bodies held in memory, from their arrival until they are tokenized.
+    pub(crate) bodies: Arc<SharedBudget>,
+    /// Sequences in the engine, running and waiting.
+    pub(crate) sequences: Arc<SharedBudget>,
 }
+
+/// All bodies in memory, together. Beyond it clients are asked to come back.
+const BODY_BYTES: usize = 256 << 20;
 
 /// What [`App::new`] needs.
 pub struct Setup {
@@ -60,12 +73,14 @@ pub struct Setup {
     pub created: u64,
     pub max_body: usize,
     pub body_timeout: Duration,
+    /// Sequences that the engine takes, running and waiting.
+    pub max_sequences: usize,
     pub metrics: Metrics,
 }
 
 impl App {
     pub fn new(setup: Setup) -> Self {
-        let Setup { engine, text, model, created, max_body, body_timeout, metrics } = setup;
+        let Setup { engine, text, model, created, max_body, body_timeout, max_sequences, metrics } = setup;
         Self(Arc::new(Shared {
             engine,
             text,
@@ -76,14 +91,15 @@ impl App {
             body_timeout,
             metrics,
             in_flight: watch::Sender::new(0),
-            body_bytes: AtomicUsize::new(0),
+            bodies: SharedBudget::new(BODY_BYTES),
+            sequences: SharedBudget::new(max_sequences),
         }))
     }
 
     /// Waits until no request is under way.
     pub async fn idle(&self) {
         let mut in_flight = self.0.in_flight.subscribe();
-        // The sender lives in `self`, so this cannot fail.
+        // The sender is in `self`, so this cannot fail.
         let _ = in_flight.wait_for(|count| *count == 0).await;
     }
 
@@ -113,31 +129,6 @@ impl Drop for InFlight {
     }
 }
 
-/// Room in the memory for request bodies; given back when dropped.
-pub(crate) struct BodyRoom {
-    app: App,
-    bytes: usize,
-}
-
-impl BodyRoom {
-    pub(crate) fn new(app: &App) -> Self {
-        Self { app: app.clone(), bytes: 0 }
-    }
-
-    /// False when all bodies together would hold more than `limit`.
-    pub(crate) fn grow(&mut self, bytes: usize, limit: usize) -> bool {
-        let before = self.app.body_bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.bytes += bytes;
-        before + bytes <= limit
-    }
-}
-
-impl Drop for BodyRoom {
-    fn drop(&mut self) {
-        self.app.body_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
-    }
-}
-
 /// All routes but the probes and the metrics page.
 pub fn router(app: App) -> Router {
     Router::new()
@@ -145,7 +136,7 @@ pub fn router(app: App) -> Router {
         .route("/v1/completions", post(completions::handle))
         .route("/v1/models", get(info::models))
         .route("/v1/models/{*name}", get(info::model))
-        .route("/stowage/v1/load", get(info::load))
+        .route(PATH_LOAD, get(info::load))
         .fallback(no_route)
         .method_not_allowed_fallback(wrong_method)
         .with_state(app)
@@ -158,8 +149,8 @@ pub fn with_load_header(router: Router, app: App) -> Router {
 
 async fn with_load(State(app): State<App>, request: Request, next: Next) -> Response {
     let mut response = next.run(request).await;
-    if let Ok(value) = HeaderValue::from_str(&app.engine.load().header()) {
-        response.headers_mut().insert(LOAD_HEADER, value);
+    if let Ok(value) = HeaderValue::from_str(&app.engine.load().header().to_string()) {
+        response.headers_mut().insert(HEADER_LOAD, value);
     }
     response
 }

@@ -12,6 +12,10 @@ pub struct Piece {
 #[derive(Debug, Default)]
 pub struct TextStream {
     stops: Vec<String>,
+    /// A stop string is part of the text that it ends.
+    include_stop: bool,
+    /// Whole characters decoded so far, shown or held.
+    characters: usize,
     /// The beginning of a character whose end has not come yet; at most 3 bytes.
     bytes: Vec<u8>,
     /// Text that may turn out to be the beginning of a stop string.
@@ -19,17 +23,30 @@ pub struct TextStream {
 }
 
 impl TextStream {
-    pub fn new(stops: Vec<String>) -> Self {
-        let stops = stops.into_iter().filter(|stop| !stop.is_empty()).collect();
-        Self { stops, bytes: Vec::new(), held: String::new() }
+    pub fn new(stops: Vec<String>, include_stop: bool) -> Self {
+        let mut stream = Self { include_stop, ..Self::default() };
+        stream.watch_for(stops);
+        stream
+    }
+
+    /// From now on these are the stop strings.
+    pub fn watch_for(&mut self, stops: Vec<String>) {
+        self.stops = stops.into_iter().filter(|stop| !stop.is_empty()).collect();
+    }
+
+    /// Whole characters decoded so far. The text of the next token begins at this one, or in the middle of
+    /// it.
+    pub fn characters(&self) -> usize {
+        self.characters
     }
 
     /// Adds a token's bytes, returns what can be shown now.
     pub fn push(&mut self, bytes: &[u8]) -> Piece {
         self.bytes.extend_from_slice(bytes);
         self.take_characters();
-        if let Some(at) = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str())).min() {
-            self.held.truncate(at);
+        let found = self.stops.iter().filter_map(|stop| Some((self.held.find(stop.as_str())?, stop.len())));
+        if let Some((at, len)) = found.min() {
+            self.held.truncate(if self.include_stop { at + len } else { at });
             self.bytes.clear();
             return Piece { text: std::mem::take(&mut self.held), stopped: true };
         }
@@ -38,13 +55,11 @@ impl TextStream {
         Piece { text: std::mem::replace(&mut self.held, rest), stopped: false }
     }
 
-    /// The answer ended for another reason: what was held back is text after all.
+    /// The answer ended for another reason: what was held back is text after all. The beginning of a
+    /// character whose end never came is dropped.
     pub fn finish(&mut self) -> String {
-        let mut text = std::mem::take(&mut self.held);
-        if !std::mem::take(&mut self.bytes).is_empty() {
-            text.push(char::REPLACEMENT_CHARACTER);
-        }
-        text
+        self.bytes.clear();
+        std::mem::take(&mut self.held)
     }
 
     /// Moves whole characters from `bytes` to `held`; bytes that can never be one become U+FFFD.
@@ -53,17 +68,21 @@ impl TextStream {
             match std::str::from_utf8(&self.bytes) {
                 Ok(text) => {
                     self.held.push_str(text);
+                    self.characters += text.chars().count();
                     self.bytes.clear();
                     return;
                 }
                 Err(err) => {
                     let valid = err.valid_up_to();
-                    self.held.push_str(&String::from_utf8_lossy(&self.bytes[..valid]));
+                    let text = String::from_utf8_lossy(&self.bytes[..valid]);
+                    self.characters += text.chars().count();
+                    self.held.push_str(&text);
                     let Some(broken) = err.error_len() else {
                         self.bytes.drain(..valid);
                         return;
                     };
                     self.held.push(char::REPLACEMENT_CHARACTER);
+                    self.characters += 1;
                     self.bytes.drain(..valid + broken);
                 }
             }

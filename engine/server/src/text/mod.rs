@@ -10,7 +10,7 @@ mod template;
 mod tokenizer;
 
 use stowage_engine_models::{GgufTokenizer, ModelMeta, TokenizerSource, shown};
-use stowage_openai_api::Message;
+use stowage_openai_api::{Message, TemplateFields};
 
 pub use detok::{Piece, TextStream};
 pub use pieces::Pieces;
@@ -80,6 +80,19 @@ impl TextModel {
         &self.pieces
     }
 
+    /// The control token of this name.
+    pub fn control_token(&self, name: &str) -> Option<u32> {
+        self.specials.id(name)
+    }
+
+    /// The bytes of a token, or of its name where it is a control token.
+    pub fn shown_bytes(&self, token: u32) -> &[u8] {
+        match self.pieces.bytes(token) {
+            [] => self.specials.name(token).unwrap_or_default().as_bytes(),
+            bytes => bytes,
+        }
+    }
+
     pub fn has_chat(&self) -> bool {
         self.template.is_some()
     }
@@ -92,9 +105,9 @@ impl TextModel {
     }
 
     /// A conversation, up to where the assistant is to speak.
-    pub fn encode_chat(&self, messages: &[Message]) -> Result<Vec<u32>, TemplateError> {
+    pub fn encode_chat(&self, messages: &[Message], fields: &TemplateFields) -> Result<Vec<u32>, TemplateError> {
         let template = self.template.as_ref().ok_or(TemplateError::Missing)?;
-        let rendered = template.render(messages, &self.specials)?;
+        let rendered = template.render(messages, fields, &self.specials)?;
         let mut ids = Vec::new();
         for part in self.specials.split(rendered.text()) {
             match part {

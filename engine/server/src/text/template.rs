@@ -16,7 +16,7 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, ValueKind, from_args};
 use minijinja::{Environment, ErrorKind, State, Value, context};
 use stowage_engine_models::shown;
-use stowage_openai_api::{Message, Role};
+use stowage_openai_api::{Message, Role, TemplateFields};
 
 use super::TextError;
 use super::tokenizer::Specials;
@@ -35,6 +35,8 @@ pub enum TemplateError {
     Encode(String),
     #[error("the messages use every character that could guard control tokens")]
     NoGuard,
+    #[error("the model's chat template leaves out the last message, so it cannot be continued")]
+    NotContinued,
 }
 
 pub(super) struct ChatTemplate {
@@ -74,25 +76,47 @@ impl ChatTemplate {
         Ok(Self { environment, bos, eos })
     }
 
-    pub(super) fn render(&self, messages: &[Message], specials: &Specials) -> Result<Rendered, TemplateError> {
-        let guard = choose_guard(messages)?;
+    pub(super) fn render(
+        &self,
+        messages: &[Message],
+        fields: &TemplateFields,
+        specials: &Specials,
+    ) -> Result<Rendered, TemplateError> {
+        let marks = choose_marks(messages, fields)?;
         let stack = STACK + steps(messages) as usize * STACK_PER_STEP;
-        let text = std::thread::scope(|scope| {
+        let mut text = std::thread::scope(|scope| {
             let thread = std::thread::Builder::new().name("chat-template".to_owned()).stack_size(stack);
-            let rendering = thread.spawn_scoped(scope, || self.run(messages, specials, guard));
+            let rendering = thread.spawn_scoped(scope, || self.run(messages, fields, specials, marks));
             let rendering = rendering.map_err(|err| TemplateError::Failed(format!("no thread for it: {err}")))?;
             rendering.join().unwrap_or_else(|_| Err(TemplateError::Failed("it panicked".to_owned())))
         })?;
-        Ok(Rendered { text, guard })
+        if fields.continue_final_message {
+            let end = text.rfind(marks.end).ok_or(TemplateError::NotContinued)?;
+            text.truncate(end);
+        }
+        Ok(Rendered { text, guard: marks.guard })
     }
 
-    fn run(&self, messages: &[Message], specials: &Specials, guard: char) -> Result<String, TemplateError> {
-        let turns: Vec<Value> = messages.iter().map(|message| turn(message, specials, guard)).collect();
+    fn run(
+        &self,
+        messages: &[Message],
+        fields: &TemplateFields,
+        specials: &Specials,
+        marks: Marks,
+    ) -> Result<String, TemplateError> {
+        let guard = marks.guard;
+        let continued = fields.continue_final_message.then(|| messages.len() - 1);
+        let end = |i: usize| if continued == Some(i) { Some(marks.end) } else { None };
+        let turns = messages.iter().enumerate().map(|(i, message)| turn(message, specials, guard, end(i)));
+        let turns: Vec<Value> = turns.collect();
+        let kwargs = guarded_map(&fields.kwargs, specials, guard);
         let context = context! {
             messages => turns,
-            add_generation_prompt => true,
+            add_generation_prompt => fields.add_generation_prompt,
+            continue_final_message => fields.continue_final_message,
             bos_token => self.bos.as_str(),
             eos_token => self.eos.as_str(),
+            ..kwargs
         };
         let mut environment = self.environment.clone();
         environment.set_fuel(Some(steps(messages)));
@@ -196,10 +220,12 @@ fn explain(err: minijinja::Error) -> TemplateError {
     }
 }
 
-fn turn(message: &Message, specials: &Specials, guard: char) -> Value {
+/// `end` is put behind the content.
+fn turn(message: &Message, specials: &Specials, guard: char, end: Option<char>) -> Value {
     // Templates were written before OpenAI renamed the role.
     let role = if message.role == Role::Developer { Role::System } else { message.role };
-    let content = guarded(&message.content, specials, guard);
+    let mut content = guarded(&message.content, specials, guard);
+    content.extend(end);
     match &message.name {
         Some(name) => context! { role => role.as_str(), content, name => guarded(name, specials, guard) },
         None => context! { role => role.as_str(), content },
@@ -217,12 +243,55 @@ fn guarded(text: &str, specials: &Specials, guard: char) -> String {
     out
 }
 
-/// One of the 32 noncharacters of the Arabic block that nobody used.
-fn choose_guard(messages: &[Message]) -> Result<char, TemplateError> {
-    let used = |c: char| {
-        messages
-            .iter()
-            .any(|message| message.content.contains(c) || message.name.as_ref().is_some_and(|n| n.contains(c)))
+/// A value of a request as the template sees it, all its texts guarded.
+fn guarded_value(value: &serde_json::Value, specials: &Specials, guard: char) -> Value {
+    use serde_json::Value as Json;
+    match value {
+        Json::Null => Value::from(()),
+        Json::Bool(flag) => Value::from(*flag),
+        Json::Number(n) => match (n.as_i64(), n.as_u64()) {
+            (Some(n), _) => Value::from(n),
+            (None, Some(n)) => Value::from(n),
+            (None, None) => Value::from(n.as_f64().unwrap_or(f64::NAN)),
+        },
+        Json::String(text) => Value::from(guarded(text, specials, guard)),
+        Json::Array(items) => items.iter().map(|item| guarded_value(item, specials, guard)).collect(),
+        Json::Object(map) => guarded_map(map, specials, guard),
+    }
+}
+
+fn guarded_map(map: &serde_json::Map<String, serde_json::Value>, specials: &Specials, guard: char) -> Value {
+    let entry = |(key, value): (&String, &serde_json::Value)| {
+        (guarded(key, specials, guard), guarded_value(value, specials, guard))
     };
-    ('\u{FDD0}'..='\u{FDEF}').find(|c| !used(*c)).ok_or(TemplateError::NoGuard)
+    Value::from_pairs(map.iter().map(entry))
+}
+
+/// Characters that occur nowhere in a request.
+#[derive(Clone, Copy)]
+struct Marks {
+    /// Breaks control tokens.
+    guard: char,
+    /// Stands behind the message that is to be continued.
+    end: char,
+}
+
+/// Two of the 32 noncharacters of the Arabic block that the request does not use.
+fn choose_marks(messages: &[Message], fields: &TemplateFields) -> Result<Marks, TemplateError> {
+    let kwargs = if fields.kwargs.is_empty() {
+        String::new()
+    } else {
+        serde_json::Value::Object(fields.kwargs.clone()).to_string()
+    };
+    let used = |c: char| {
+        kwargs.contains(c)
+            || messages
+                .iter()
+                .any(|message| message.content.contains(c) || message.name.as_ref().is_some_and(|n| n.contains(c)))
+    };
+    let mut unused = ('\u{FDD0}'..='\u{FDEF}').filter(|c| !used(*c));
+    match (unused.next(), unused.next()) {
+        (Some(guard), Some(end)) => Ok(Marks { guard, end }),
+        _ => Err(TemplateError::NoGuard),
+    }
 }

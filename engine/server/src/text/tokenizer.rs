@@ -143,6 +143,10 @@ impl Specials {
         self.by_text.iter().any(|(_, special)| *special == id)
     }
 
+    pub(super) fn id(&self, name: &str) -> Option<u32> {
+        self.by_text.iter().find(|(text, _)| text == name).map(|(_, id)| *id)
+    }
+
     pub(super) fn name(&self, id: u32) -> Option<&str> {
         self.by_text.iter().find(|(_, special)| *special == id).map(|(text, _)| text.as_str())
     }

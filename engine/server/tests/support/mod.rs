@@ -9,9 +9,13 @@ use clap::Parser;
 use serde_json::Value;
 use stowage_engine::args::{Cli, Command, Serve};
 use stowage_engine::process::{Model, Server, load_model};
+use stowage_engine::text;
+use stowage_engine_core::executor::ModelInfo;
 use tokio::runtime::Runtime;
 
 pub const MODEL: &str = "toy";
+pub const CHAT: &str = "/v1/chat/completions";
+pub const TEXT: &str = "/v1/completions";
 
 /// A running server; it is drained by `drain` or ends with the test.
 pub struct Running {
@@ -152,4 +156,31 @@ fn unchunk(mut text: &str) -> String {
         text = &rest[size + 2..];
     }
     out
+}
+
+/// The text of one choice of a stream.
+pub fn stream_text(events: &[Value], index: u64) -> String {
+    events
+        .iter()
+        .flat_map(|event| event["choices"].as_array().unwrap())
+        .filter(|choice| choice["index"] == index)
+        .map(|choice| choice["delta"]["content"].as_str().or(choice["text"].as_str()).unwrap_or(""))
+        .collect()
+}
+
+/// A model without weights, for executors of tests.
+pub fn model_info() -> ModelInfo {
+    ModelInfo {
+        vocab: text::SIMULATED_VOCAB,
+        context_len: 128,
+        block_tokens: 16,
+        num_blocks: 64,
+        block_bytes: 1,
+        weight_bytes: 0,
+        scratch_bytes: 0,
+        max_step_tokens: 128,
+        model_digest: [0; 32],
+        kv_type: "none",
+        isa: "none",
+    }
 }
