@@ -1,5 +1,5 @@
 //! Writes what is generated from the types: the CRDs' YAML. The files are committed, so a change of
-//! a type shows up as a diff that somebody reads.
+//! a type is visible as a diff in review.
 //!
 //! `cargo test -p stowage-crds` compares too; this is the command that its message names.
 

@@ -3,23 +3,18 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod base;
 mod bench;
 mod cluster;
 #[cfg(feature = "codegen")]
 mod codegen;
-mod demo;
-mod fuzz;
 mod image;
-mod model;
-mod paths;
 mod product;
-mod progress;
-mod python;
-mod sh;
+mod programs;
 mod suite;
 mod tidy;
-mod wait;
 
+use base::paths;
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
@@ -40,13 +35,13 @@ enum Command {
     /// Check the dependency rule; hint at long files
     Tidy,
     /// The demo: from a clean clone to an answer (`make demo`)
-    Demo(demo::Args),
+    Demo(product::demo::Args),
     /// Every suite, and one last line that counts (`make test`)
     Test(suite::TestArgs),
     /// The end-to-end tests on the running cluster (`make e2e`)
     E2e(suite::E2eArgs),
     /// Look for inputs that break the parsers of foreign bytes (fuzz/)
-    Fuzz(fuzz::Args),
+    Fuzz(suite::fuzz::Args),
     /// Measure; JSON lines (`make bench`)
     Bench(bench::Args),
     /// Write the generated files (CRDs and their reference), or check that they are up to date
@@ -64,12 +59,12 @@ fn main() -> std::process::ExitCode {
     let done = match Cli::parse().command {
         Command::Cluster(args) => cluster::run(args),
         Command::Image(args) => image::run(args),
-        Command::Model => model::run(),
+        Command::Model => image::model::run(),
         Command::Tidy => tidy::run(),
-        Command::Demo(args) => demo::run(&args),
+        Command::Demo(args) => product::demo::run(&args),
         Command::Test(args) => suite::test(&args),
         Command::E2e(args) => suite::e2e(&args),
-        Command::Fuzz(args) => fuzz::run(&args),
+        Command::Fuzz(args) => suite::fuzz::run(&args),
         Command::Bench(args) => bench::run(args),
         Command::Codegen { check } => codegen(check),
     };

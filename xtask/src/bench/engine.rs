@@ -3,9 +3,9 @@
 //! Machines that run this are shared, and their speed drifts. So everything is measured in short rounds,
 //! each in the opposite order of the one before (A B, B A, …), and compared within a round: a ratio is
 //! the median of the rounds' ratios. Rates are per second of wall clock and per second of CPU time; the
-//! second says what a token costs even while others use the cores.
+//! second is the cost of a token even while others use the cores.
 
-use super::stopwatch::{Sample, Stopwatch};
+use super::stopwatch::{Sample, Setup, Stopwatch};
 use crate::product;
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
@@ -19,10 +19,10 @@ pub struct Args {
     model: Option<PathBuf>,
     /// Threads of the engine (and of its peer)
     #[arg(long, default_value_t = std::thread::available_parallelism().map_or(1, usize::from))]
-    pub threads: usize,
+    threads: usize,
     /// KV type of our engine
     #[arg(long, default_value = "auto")]
-    pub kv: String,
+    kv: String,
     /// Sequences of the crowd
     #[arg(long, default_value_t = 8)]
     streams: usize,
@@ -32,10 +32,10 @@ pub struct Args {
     /// Seconds of each measurement, all rounds together
     #[arg(long, default_value_t = 4.0)]
     seconds: f64,
-    /// Measure another engine too, in turn with ours, and say which is nearer to the exact weights
+    /// Measure another engine too, in turn with ours, and report which is nearer to the exact weights
     #[arg(long, value_enum)]
     vs: Option<Peer>,
-    /// Only say which is nearer to the exact weights, ours or llama.cpp
+    /// Only report which is nearer to the exact weights, ours or llama.cpp
     #[arg(long)]
     fidelity: bool,
     /// What is printed is JSON in any case
@@ -70,9 +70,10 @@ struct Spread {
 pub fn run(args: &Args) -> Result<()> {
     ensure!(args.rounds > 0 && args.streams > 1, "a bench has at least one round, and a crowd two streams");
     let model = args.model.clone().map_or_else(demo_model, Ok)?;
-    let mut sides = vec![Stopwatch::ours(&model, args)?];
+    let setup = Setup { model: &model, threads: args.threads, kv: &args.kv };
+    let mut sides = vec![Stopwatch::ours(&setup)?];
     if args.vs.is_some() || args.fidelity {
-        sides.push(Stopwatch::llama_cpp(&model, args)?);
+        sides.push(Stopwatch::llama_cpp(&setup)?);
     }
     let mut summary = json!({"bench": "engine", "summary": true, "threads": args.threads});
     add(&mut summary, sides[0].ready.clone());
@@ -87,7 +88,7 @@ pub fn run(args: &Args) -> Result<()> {
         let (ours, peer) = (ours.distance()?, peer.distance()?);
         nearer = ours < peer;
         let figures = json!({"mean_abs_dlogprob": ours, "peer_mean_abs_dlogprob": peer});
-        say("fidelity", figures.clone());
+        print("fidelity", figures.clone());
         summary["fidelity"] = figures;
     }
     println!("{summary}");
@@ -96,8 +97,8 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 fn demo_model() -> Result<PathBuf> {
-    let said = product::own(&["model"])?;
-    let model = said.lines().find(|l| l.ends_with(".gguf")).context("`cargo xtask model` named no model")?;
+    let output = product::own(&["model"])?;
+    let model = output.lines().find(|l| l.ends_with(".gguf")).context("`cargo xtask model` named no model")?;
     Ok(model.into())
 }
 
@@ -126,7 +127,7 @@ fn speed(args: &Args, sides: &mut [Stopwatch]) -> Result<Value> {
             add(&mut line, ratios(ours, peer));
             summary[format!("{}_vs_peer", work.name)] = line["ratio"]["median"].clone();
         }
-        say(&work.name, line);
+        print(&work.name, line);
     }
     for (one, crowd) in [(0, 1), (2, 3)] {
         let mut line = ratios(&samples[crowd][0], &samples[one][0]);
@@ -135,7 +136,7 @@ fn speed(args: &Args, sides: &mut [Stopwatch]) -> Result<Value> {
         if let (Some(one), Some(crowd)) = (samples[one].get(1), samples[crowd].get(1)) {
             line["peer"] = ratios(crowd, one);
         }
-        say(&name, line);
+        print(&name, line);
     }
     Ok(summary)
 }
@@ -187,7 +188,7 @@ impl Spread {
     }
 }
 
-fn say(name: &str, figures: Value) {
+fn print(name: &str, figures: Value) {
     let mut line = json!({"bench": "engine", "name": name});
     add(&mut line, figures);
     println!("{line}");

@@ -4,7 +4,7 @@
 mod engine;
 mod stopwatch;
 
-use crate::sh;
+use crate::base::sh;
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 
@@ -25,7 +25,7 @@ enum What {
     Operator,
 }
 
-/// The engine's options as nobody gave them.
+/// The engine's options when none is given.
 #[derive(clap::Parser)]
 struct Defaults {
     #[command(flatten)]

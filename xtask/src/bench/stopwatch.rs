@@ -1,8 +1,7 @@
 //! A program that holds a loaded model and measures on demand: ours, or llama.cpp's. Both answer the
 //! lines that `engine/models/examples/bench.rs` describes, and cost nothing between them.
 
-use super::engine::Args;
-use crate::{paths, python, sh};
+use crate::base::{paths, python, sh};
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use serde_json::Value;
@@ -15,8 +14,18 @@ pub struct Stopwatch {
     child: Child,
     ask: ChildStdin,
     answers: BufReader<ChildStdout>,
-    /// What it said of itself when the model was loaded.
+    /// Its description of itself after the model was loaded.
     pub ready: Value,
+}
+
+/// How an engine is started for a measurement.
+#[derive(Clone, Debug)]
+pub struct Setup<'a> {
+    /// The model file.
+    pub model: &'a Path,
+    pub threads: usize,
+    /// KV type of our engine; llama.cpp keeps its own.
+    pub kv: &'a str,
 }
 
 /// One measurement of one round.
@@ -33,19 +42,19 @@ const LLAMA_CPP: &str = "0.3.36";
 // === impl Stopwatch ===
 
 impl Stopwatch {
-    pub fn ours(model: &Path, args: &Args) -> Result<Self> {
+    pub fn ours(setup: &Setup) -> Result<Self> {
         let mut cargo = sh::cargo(&["run", "--quiet", "-p", "stowage-engine-models", "--example", "bench", "--"]);
-        cargo.arg("--model").arg(model).args(["--threads", &args.threads.to_string(), "--kv", &args.kv]);
+        cargo.arg("--model").arg(setup.model).args(["--threads", &setup.threads.to_string(), "--kv", setup.kv]);
         Self::start("ours", cargo)
     }
 
-    pub fn llama_cpp(model: &Path, args: &Args) -> Result<Self> {
+    pub fn llama_cpp(setup: &Setup) -> Result<Self> {
         let python = install_llama_cpp().with_context(|| {
             format!("install llama-cpp-python {LLAMA_CPP} (its source is compiled: needs g++, and a package index that pip reaches)")
         })?;
         let mut program = Command::new(python);
         program.arg(paths::repo().join("engine/tools/bench_llama_cpp.py"));
-        program.arg(model).arg(args.threads.to_string());
+        program.arg(setup.model).arg(setup.threads.to_string());
         Self::start("llama.cpp", program)
     }
 

@@ -1,29 +1,19 @@
 //! `cargo xtask cluster`: a real Kubernetes on this machine, without a container engine. What it is
-//! made of and how to use it is in `e2e/cluster/README.md`.
+//! made of and how to use it is in `e2e/cluster/README.md`. Its rooms, in the order of use: `shape` (values),
+//! `machine`, `parts`, `commands`.
 
-pub mod build;
-mod cgroup;
-mod check;
-mod control;
-mod down;
-mod forward;
-mod kubectl;
-mod layout;
-mod load;
-mod network;
-mod node;
-mod pki;
-pub mod prereq;
-mod process;
-mod state;
-mod status;
-mod template;
-mod up;
+mod commands;
+pub mod machine;
+mod parts;
+mod shape;
 
-use crate::{paths, wait};
+use crate::base::{paths, wait};
+use crate::programs::build;
 use anyhow::{Context, Result};
-use layout::Layout;
-use state::State;
+use commands::{check, down, forward, load, status, up};
+use machine::process;
+use shape::layout::Layout;
+use shape::state::State;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::PathBuf;
@@ -115,14 +105,14 @@ pub fn run(args: Args) -> Result<()> {
 /// however that ends, and leaves no file.
 fn locked(layout: &Layout, change: impl FnOnce() -> Result<()>) -> Result<()> {
     let address = SocketAddr::from_abstract_name(format!("stowage-cluster-{}", layout.id))?;
-    let mut told = false;
+    let mut reported = false;
     let _lock = wait::until("another `cargo xtask cluster` on this cluster", Duration::from_secs(3600), || {
         match UnixListener::bind_addr(&address) {
             Ok(lock) => Ok(wait::Seen::Yes(lock)),
             Err(e) if e.kind() == std::io::ErrorKind::AddrInUse => {
-                if !told {
+                if !reported {
                     eprintln!("waiting for another `cargo xtask cluster` on this cluster");
-                    told = true;
+                    reported = true;
                 }
                 Ok(wait::Seen::NotYet("it still runs".into()))
             }

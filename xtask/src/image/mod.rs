@@ -2,9 +2,10 @@
 //! are ordinary glibc binaries, so an image is a layer with the few libraries they need (the same
 //! for all of them) and a layer with the stripped program.
 
+pub mod model;
 pub mod oci;
 
-use crate::{paths, sh};
+use crate::base::{paths, sh};
 use anyhow::{Context, Result, bail, ensure};
 use oci::{Config, Entry, Layer};
 use std::collections::BTreeSet;
@@ -77,17 +78,12 @@ pub fn run(args: Args) -> Result<()> {
     let base = if images.is_empty() { None } else { Some(base()?) };
     for image in images {
         let base = base.as_ref().context("no base layer")?;
-        report(&archive(image.name), &program(image, base)?)?;
+        report(&paths::image_archive(image.name), &program(image, base)?)?;
     }
     if wanted.contains(&PROBE) {
-        report(&archive(PROBE), &probe()?)?;
+        report(&paths::image_archive(PROBE), &probe()?)?;
     }
     Ok(())
-}
-
-/// Where the archive of an image lies.
-pub fn archive(name: &str) -> PathBuf {
-    paths::target().join("images").join(format!("{name}.tar"))
 }
 
 /// The image of every sandbox.
@@ -130,7 +126,7 @@ fn program(image: &Image, base: &Base) -> Result<String> {
     ];
     let config = Config { entrypoint: vec![format!("/{place}")], user: image.user.into(), env };
     let name = format!("localhost/stowage/{}:dev", image.name);
-    oci::write(&archive(image.name), &name, &[&base.layer, &Layer::new(&entries)?], &config)
+    oci::write(&paths::image_archive(image.name), &name, &[&base.layer, &Layer::new(&entries)?], &config)
 }
 
 /// The layer that all our programs share.
@@ -165,10 +161,10 @@ fn base() -> Result<Base> {
 
 /// The test image: /bin/probe and a static busybox under its usual names.
 fn probe() -> Result<String> {
-    let bin = crate::cluster::build::ensure(crate::cluster::build::DEFAULT_VERSION)?;
+    let bin = crate::programs::build::ensure(crate::programs::build::DEFAULT_VERSION)?;
     let busybox = Path::new("/bin/busybox");
     if !busybox.exists() || !libraries(busybox)?.is_empty() {
-        crate::cluster::prereq::install(vec!["busybox-static"])?;
+        crate::programs::prereq::install(vec!["busybox-static"])?;
     }
     let mut entries = vec![
         Entry::File("bin/probe".into(), 0o755, fs::read(bin.join("probe"))?),
@@ -176,11 +172,11 @@ fn probe() -> Result<String> {
         Entry::Dir("tmp".into(), 0o1777),
         // What an engine must refuse to load, for the tests: 16 MiB of the model hold its header and some tensors.
         Entry::File("models/garbage.gguf".into(), 0o644, b"this is no model".repeat(64)),
-        Entry::File("models/truncated.gguf".into(), 0o644, crate::model::beginning(16 << 20)?),
+        Entry::File("models/truncated.gguf".into(), 0o644, model::beginning(16 << 20)?),
     ];
     entries.extend(BUSYBOX.iter().map(|name| Entry::Link(format!("bin/{name}"), "busybox".into())));
     let config = Config { entrypoint: vec!["/bin/probe".into()], user: NONROOT.into(), env: vec!["PATH=/bin".into()] };
-    oci::write(&archive(PROBE), "localhost/stowage/probe:dev", &[&Layer::new(&entries)?], &config)
+    oci::write(&paths::image_archive(PROBE), "localhost/stowage/probe:dev", &[&Layer::new(&entries)?], &config)
 }
 
 fn built(package: &str, file: &str) -> Result<PathBuf> {
@@ -192,7 +188,7 @@ fn built(package: &str, file: &str) -> Result<PathBuf> {
 /// The program without its symbols; the build's own file stays as it is.
 fn stripped(program: &Path) -> Result<Vec<u8>> {
     if sh::which("strip").is_none() {
-        crate::cluster::prereq::install(vec!["binutils"])?;
+        crate::programs::prereq::install(vec!["binutils"])?;
     }
     let work = paths::target().join("images/stripped");
     fs::create_dir_all(&work)?;

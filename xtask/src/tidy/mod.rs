@@ -1,0 +1,36 @@
+//! `cargo xtask tidy`: rules of the house that a compiler does not check.
+
+mod dependencies;
+mod rooms;
+mod sources;
+mod words;
+
+use crate::base::paths;
+use anyhow::{Result, bail};
+
+/// From here on a file deserves the question whether it holds two ideas.
+const LONG_FILE: usize = 600;
+
+pub fn run() -> Result<()> {
+    let sources = sources::all(&paths::repo());
+    for source in &sources {
+        let lines = source.text.lines().count();
+        if lines > LONG_FILE {
+            println!("hint: {} has {lines} lines: are there two ideas in it?", source.path);
+        }
+    }
+    let rules = [
+        ("the dependency rule (docs/architecture.md)", dependencies::broken()?),
+        ("rooms of a crate need each other in a circle", rooms::circles(&sources)),
+        ("folders are too flat", rooms::flat(&sources)),
+        ("plain words", words::found(&sources)),
+    ];
+    let broken: Vec<_> = rules.iter().filter(|(_, found)| !found.is_empty()).collect();
+    for (rule, found) in &broken {
+        println!("{rule}:\n  {}", found.join("\n  "));
+    }
+    if !broken.is_empty() {
+        bail!("{} rules are broken", broken.len());
+    }
+    Ok(())
+}
