@@ -1,27 +1,22 @@
 //! End-to-end tests on a real Kubernetes: the local cluster, or whatever KUBECONFIG names.
 //!
-//! `stowage-e2e [PART-OF-A-NAME…]` runs the matching tests one after the other and prints
+//! `stowage-e2e [PART-OF-A-NAME…]` runs the matching tests, some beside each other (`schedule`), and prints
 //! `ok NAME SECONDS` or `FAIL NAME: why` for each, then `N passed, N failed`. A test owns the
-//! namespaces and tenants that it makes (`World`); they are removed when it ends, passed or not, while
-//! the next one begins already, unless that one must be alone (`Test::alone`).
+//! namespaces and tenants that it makes (`World`); they are removed when it ends, passed or not.
 //! Nothing here waits on a clock: every wait is for a condition with a deadline.
 
-mod cluster;
-mod disk;
-mod history;
-mod http;
-mod load;
-mod process;
-mod proxy;
-mod scenario;
+mod reserved;
+mod run;
+mod schedule;
 mod tests;
-mod world;
-
-use std::time::{Duration, Instant};
+mod tools;
 
 use anyhow::Context;
 use clap::Parser;
-use tokio::task::JoinSet;
+
+use crate::schedule::Needs;
+use crate::tools::disk;
+use crate::tools::world;
 
 /// What a run needs from outside; `cargo xtask e2e` sets it.
 #[derive(Debug, Parser)]
@@ -35,6 +30,9 @@ pub struct Options {
     /// Run the slow tests too (`make test-long`).
     #[arg(long)]
     long: bool,
+    /// How many tests run beside each other.
+    #[arg(long, default_value_t = 3)]
+    beside: usize,
     /// The gateway's address, reachable from here.
     #[arg(long, env = "STOWAGE_URL", default_value = "http://127.0.0.1:18080")]
     url: String,
@@ -79,58 +77,17 @@ async fn tests() -> anyhow::Result<()> {
         chosen.iter().for_each(|t| println!("{}", t.name));
         return Ok(());
     }
-    let env =
+    let mut env =
         world::Env::connect(&options).await.context("connect to the cluster (is it up? `cargo xtask cluster up`)")?;
-    let (mut passed, mut failed, mut leaving) = (0, 0, JoinSet::new());
-    for test in chosen {
-        if test.alone {
-            failed += left(&mut leaving).await;
-        }
-        let (started, world) = (Instant::now(), world::World::new(env.clone(), test.name));
-        match run(&world, &test).await {
-            Ok(()) => {
-                passed += 1;
-                println!("ok {} {:.1}", test.name, started.elapsed().as_secs_f64());
-            }
-            Err(why) => {
-                failed += 1;
-                println!("FAIL {}: {why:#}", test.name);
-            }
-        }
-        // Replicas drain for some seconds: the next test need not wait for that unless it wants to be alone.
-        leaving.spawn(async move { world.remove().await.with_context(|| format!("clean up after {}", test.name)) });
+    if chosen.iter().any(|t| t.needs == Needs::Node) {
+        env.reserved = reserved::nodes(&env.cluster).await?.into_iter().skip(2).collect();
+        reserved::reserve(&env).await.context("reserve nodes for tests that need one")?;
     }
-    failed += left(&mut leaving).await;
-    println!("{passed} passed, {failed} failed");
-    if failed > 0 {
+    let count = run::all(&env, chosen, options.beside).await;
+    reserved::release(&env).await.context("release the reserved nodes")?;
+    println!("{} passed, {} failed", count.passed, count.failed);
+    if count.failed > 0 {
         std::process::exit(1);
     }
     Ok(())
-}
-
-/// Waits until nothing of earlier tests is left; how many could not be removed.
-async fn left(leaving: &mut JoinSet<anyhow::Result<()>>) -> usize {
-    let mut failed = 0;
-    while let Some(removed) = leaving.join_next().await {
-        if let Err(why) = removed.map_err(anyhow::Error::from).flatten() {
-            failed += 1;
-            println!("FAIL {why:#}");
-        }
-    }
-    failed
-}
-
-/// One test in its world.
-async fn run(world: &world::World, test: &tests::Test) -> anyhow::Result<()> {
-    let result = match tokio::time::timeout(Duration::from_secs(test.limit_seconds), (test.body)(world.clone())).await {
-        Ok(result) => result,
-        Err(_) => Err(anyhow::anyhow!("did not end within {} s", test.limit_seconds)),
-    };
-    if result.is_err() {
-        world.print_evidence().await;
-    }
-    if world.left_without_operators() {
-        tests::operators::operators(world, 2).await.context("bring the cluster's operators back")?;
-    }
-    result
 }

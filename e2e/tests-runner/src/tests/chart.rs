@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 
-use crate::cluster::{text, wait_for};
-use crate::load::Load;
-use crate::world::{NODES, SYSTEM, Wish, World};
+use crate::tools::cluster::{text, wait_for};
+use crate::tools::load::Load;
+use crate::tools::world::{NODES, SYSTEM, Wish, World};
 
 async fn helm(w: &World, args: &[&str]) -> anyhow::Result<String> {
     let (code, out, err) = w.env.program("helm", args).await?;
@@ -15,7 +15,7 @@ async fn helm(w: &World, args: &[&str]) -> anyhow::Result<String> {
 }
 
 /// Requests go on while the control plane and the gateways are replaced one by one.
-pub async fn helm_test_passes_and_an_upgrade_interrupts_nobody(w: World) -> anyhow::Result<()> {
+pub async fn helm_test_passes_and_an_upgrade_interrupts_no_request(w: World) -> anyhow::Result<()> {
     helm(&w, &["test", "stowage", "--timeout", "90s"]).await?;
     let tenant = w.tenant("a").await?;
     w.deploy_ready(&tenant, "chat", &Wish::default()).await?;
@@ -67,7 +67,7 @@ pub async fn helm_uninstall_leaves_nothing_and_install_works_again(w: World) -> 
     let chart = w.env.root.join("charts/stowage").display().to_string();
     let file = file.display().to_string();
     helm(&w, &["install", "stowage", &chart, "-f", &file, "--wait", "--timeout", "180s"]).await?;
-    std::fs::remove_file(&file).ok(); // a leftover in the temporary folder harms nobody
+    std::fs::remove_file(&file).ok(); // a leftover in the temporary folder does no harm
     let tenant = w.tenant("a").await?;
     w.deploy_ready(&tenant, "chat", &Wish::default()).await
 }

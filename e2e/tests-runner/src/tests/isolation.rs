@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use serde_json::{Value, json};
 
-use crate::cluster::{Cluster, text, wait_for};
-use crate::http::Caller;
-use crate::process;
-use crate::tests::nodes::gateways;
-use crate::world::{NODES, OPERATOR, SYSTEM, Tenant, Wish, World};
+use crate::tools::cluster::{Cluster, text, wait_for};
+use crate::tools::http::Caller;
+use crate::tools::parts::{agents, gateways};
+use crate::tools::process;
+use crate::tools::world::{NODES, OPERATOR, SYSTEM, Tenant, Wish, World};
 
 const PROBE_IMAGE: &str = "localhost/stowage/probe:dev";
 
@@ -44,8 +44,8 @@ fn must_refuse(what: &str, result: Result<Value, kube::Error>, words: &[&str]) -
     match result {
         Ok(_) => bail!("{what}: admitted"),
         Err(e) => {
-            let said = e.to_string();
-            ensure!(words.iter().any(|word| said.contains(word)), "{what}: refused, but not with {words:?}: {said}");
+            let error = e.to_string();
+            ensure!(words.iter().any(|word| error.contains(word)), "{what}: refused, but not with {words:?}: {error}");
             Ok(())
         }
     }
@@ -62,7 +62,7 @@ pub async fn nobody_but_the_operator_gets_a_gpu_of_our_class(w: World) -> anyhow
     let eve = editor(&w, &tenant).await?;
     for (who, as_user) in [("cluster admin", admin), ("editor of the namespace", &eve)] {
         let refused = |what: &str, result| {
-            // An editor may not make claims at all, which RBAC says before the policies do.
+            // An editor may not make claims at all, which RBAC refuses before the policies.
             let words: &[&str] = if who == "cluster admin" { &["operator"] } else { &["operator", "forbidden"] };
             must_refuse(&format!("{who}: {what}"), result, words)
         };
@@ -155,12 +155,12 @@ async fn fetch_from(w: &World, tenant: &Tenant, pod: &str, url: &str) -> anyhow:
     Ok(if code == 0 { Ok(out) } else { Err(err) })
 }
 
-pub async fn a_stranger_pod_reaches_no_engine_agent_or_operator(w: World) -> anyhow::Result<()> {
+pub async fn a_pod_of_another_tenant_reaches_no_engine_agent_or_operator(w: World) -> anyhow::Result<()> {
     let (a, b) = (w.tenant("a").await?, w.tenant("b").await?);
     w.deploy_ready(&a, "chat", &Wish::default()).await?;
-    w.cluster().apply_value(&b.name, &pod(&b.name, "stranger", &json!({}))).await?;
-    wait_for("the stranger to run", Duration::from_secs(30), || async {
-        let pod = w.cluster().get("Pod", &b.name, "stranger").await?.unwrap_or_default();
+    w.cluster().apply_value(&b.name, &pod(&b.name, "other", &json!({}))).await?;
+    wait_for("the other tenant's pod to run", Duration::from_secs(30), || async {
+        let pod = w.cluster().get("Pod", &b.name, "other").await?.unwrap_or_default();
         Ok(if text(&pod, "/status/phase") == "Running" { Ok(()) } else { Err(pod["status"].to_string()) })
     })
     .await?;
@@ -168,7 +168,7 @@ pub async fn a_stranger_pod_reaches_no_engine_agent_or_operator(w: World) -> any
     for engine in w.pods(&a, "chat").await? {
         closed.push(format!("http://{}:8000/healthz", text(&engine, "/status/podIP")));
     }
-    for agent in w.cluster().list("Pod", NODES, "app.kubernetes.io/name=stowage-node-agent").await? {
+    for agent in agents(&w).await? {
         closed.push(format!("http://{}:8082/metrics", text(&agent, "/status/podIP")));
     }
     for operator in w.cluster().list("Pod", SYSTEM, "app.kubernetes.io/name=stowage-operator").await? {
@@ -178,16 +178,16 @@ pub async fn a_stranger_pod_reaches_no_engine_agent_or_operator(w: World) -> any
         closed.push(format!("http://{}:8081/stowage/v1/signals", text(&gateway, "/status/podIP")));
     }
     for url in &closed {
-        match fetch_from(&w, &b, "stranger", url).await? {
-            Ok(body) => bail!("the stranger reached {url}: {}", body.chars().take(80).collect::<String>()),
+        match fetch_from(&w, &b, "other", url).await? {
+            Ok(body) => bail!("the other tenant's pod reached {url}: {}", body.chars().take(80).collect::<String>()),
             // Not another reason, such as a program that did not start.
             Err(why) => ensure!(why.contains("deadline exceeded") || why.contains("refused"), "{url}: {why}"),
         }
     }
-    // Beside it: the gateway's front door is open to the same pod.
+    // Beside it: the same pod reaches the gateway.
     let gateway = w.cluster().get("Service", SYSTEM, "stowage-gateway").await?.context("no gateway Service")?;
     let url = format!("http://{}/healthz", text(&gateway, "/spec/clusterIP"));
-    fetch_from(&w, &b, "stranger", &url)
+    fetch_from(&w, &b, "other", &url)
         .await?
         .map_err(|e| anyhow::anyhow!("the gateway is not reachable from a pod: {e}"))?;
     Ok(())
@@ -210,18 +210,18 @@ pub async fn keys_decide_who_asks_and_what_they_see(w: World) -> anyhow::Result<
     let theirs = b.caller.chat("mine", "hello", 4).await?;
     ensure!(
         theirs.body.to_string().replace("mine", "M") == unknown.body.to_string().replace("no-such-model", "M"),
-        "a hidden model and one that does not exist are told apart: {} {}",
+        "a hidden model and one that does not exist can be distinguished: {} {}",
         theirs.body,
         unknown.body
     );
     let models = b.caller.get("/v1/models").await?;
     ensure!(models.body["data"].as_array().is_some_and(Vec::is_empty), "models of b: {}", models.body);
-    // Refused even beside a good one: it stands in somebody's log now.
+    // Refused even beside a good one: it is in a proxy's log now.
     for caller in [&none, &a.caller] {
         let path = format!("/v1/chat/completions?api_key={}", a.caller.key);
-        let query = caller.post(&path, &crate::http::chat_body("mine", "hi", 4)).await?;
-        let told = query.status == 401 && query.body.to_string().contains("URL");
-        ensure!(told, "a key in the query string: {} {}", query.status, query.body);
+        let query = caller.post(&path, &crate::tools::http::chat_body("mine", "hi", 4)).await?;
+        let refused = query.status == 401 && query.body.to_string().contains("URL");
+        ensure!(refused, "a key in the query string: {} {}", query.status, query.body);
     }
     // Revoked: the Secret's key changes, and within two seconds the old one is worth nothing.
     w.keys(&a.name, &[("test", "sk-another")]).await?;
@@ -282,8 +282,8 @@ pub async fn no_token_is_cached_across_tenants(w: World) -> anyhow::Result<()> {
     let shared = json!({"model": {"access": {"tenants": [b.name]}}});
     w.deploy_ready(&a, "chat", &Wish::default().overlay(shared)).await?;
     w.answers(&a, "chat").await?;
-    let question = "The harbour master keeps a long ledger of ships, cargoes, tides and weather. ".repeat(8);
-    let cached = |answer: &crate::http::Answer| {
+    let question = "The harbour master keeps a long ledger of ships, cargoes, tides and winds. ".repeat(8);
+    let cached = |answer: &crate::tools::http::Answer| {
         answer.body.pointer("/usage/prompt_tokens_details/cached_tokens").and_then(Value::as_u64).unwrap_or(0)
     };
     let ask = async |t: &Tenant| -> anyhow::Result<u64> {

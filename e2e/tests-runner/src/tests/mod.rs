@@ -2,19 +2,18 @@
 
 use std::pin::Pin;
 
-use crate::world::World;
+use crate::schedule::Needs;
+use crate::tools::world::World;
 
 mod chart;
-mod faults;
-mod gpus;
-mod intruders;
-mod lifecycle;
-mod nodes;
-mod objects;
-pub mod operators;
-mod placement;
-mod quickstart;
-mod scale;
+mod failing;
+mod isolation;
+mod placing;
+mod serving;
+
+use failing::{faults, gpus, nodes, operators};
+use placing::{objects, placement};
+use serving::{lifecycle, quickstart, scale};
 
 type Body = fn(World) -> Pin<Box<dyn Future<Output = anyhow::Result<()>>>>;
 
@@ -23,28 +22,35 @@ pub struct Test {
     pub name: &'static str,
     /// Runs only with `--long`.
     pub long: bool,
-    /// Begins when nothing of earlier tests is left: it needs whole GPUs, or replaces what all run on.
-    pub alone: bool,
+    /// What no other test uses meanwhile.
+    pub needs: Needs,
     pub limit_seconds: u64,
     pub body: Body,
 }
 
-/// `test!(module::function)`: a test named after its function; before it `alone` or `long` (alone, too).
+/// `test!(module::function)`: a test named after its function. Before it stands what it needs for itself: `alone`
+/// (the cluster), `node`, `agents`; `long` is a test that needs the cluster and runs only with `--long`.
 macro_rules! test {
     (long $module:ident :: $function:ident) => {
-        test!($module::$function, long: true, alone: true, limit: 7200)
+        test!($module::$function, long: true, needs: Needs::Cluster, limit: 7200)
     };
     (alone $module:ident :: $function:ident) => {
-        test!($module::$function, long: false, alone: true, limit: 420)
+        test!($module::$function, long: false, needs: Needs::Cluster, limit: 420)
+    };
+    (node $module:ident :: $function:ident) => {
+        test!($module::$function, long: false, needs: Needs::Node, limit: 420)
+    };
+    (agents $module:ident :: $function:ident) => {
+        test!($module::$function, long: false, needs: Needs::Agents, limit: 420)
     };
     ($module:ident :: $function:ident) => {
-        test!($module::$function, long: false, alone: false, limit: 420)
+        test!($module::$function, long: false, needs: Needs::Nothing, limit: 420)
     };
-    ($module:ident :: $function:ident, long: $long:expr, alone: $alone:expr, limit: $limit:expr) => {
+    ($module:ident :: $function:ident, long: $long:expr, needs: $needs:expr, limit: $limit:expr) => {
         Test {
             name: stringify!($function),
             long: $long,
-            alone: $alone,
+            needs: $needs,
             limit_seconds: $limit,
             body: |w| Box::pin($module::$function(w)),
         }
@@ -56,50 +62,50 @@ pub fn all() -> Vec<Test> {
         test!(quickstart::quickstart_answers_through_the_gateway_with_the_openai_client),
         test!(alone quickstart::a_model_is_ready_within_15_seconds_of_apply_when_warm),
         test!(quickstart::our_processes_stay_small),
-        test!(alone placement::two_tenants_share_one_gpu_and_a_third_waits_with_a_true_counterfactual),
+        test!(node placement::two_tenants_share_one_gpu_and_a_third_waits_with_a_true_counterfactual),
         test!(placement::restricted_pod_security_admits_all_but_the_agent),
-        test!(placement::the_drivers_sockets_are_registered_with_every_kubelet),
+        test!(agents placement::the_drivers_sockets_are_registered_with_every_kubelet),
         test!(objects::a_bad_object_of_each_rule_is_refused_with_its_message),
-        test!(objects::what_cannot_be_honoured_is_not_accepted_and_disturbs_nobody),
+        test!(objects::what_cannot_be_honoured_is_not_accepted_and_other_deployments_start),
         test!(objects::two_quotas_that_claim_one_namespace_leave_it_to_the_older),
-        test!(objects::a_tenant_over_its_limit_waits_and_others_do_not_notice),
-        test!(objects::a_model_that_cannot_be_loaded_is_said_in_the_condition_and_not_tried_for_ever),
-        test!(intruders::nobody_but_the_operator_gets_a_gpu_of_our_class),
-        test!(intruders::an_agent_writes_only_its_own_node),
-        test!(intruders::a_stranger_pod_reaches_no_engine_agent_or_operator),
-        test!(intruders::keys_decide_who_asks_and_what_they_see),
-        test!(intruders::private_routes_of_the_engine_cannot_be_reached_through_the_gateway),
-        test!(intruders::no_token_is_cached_across_tenants),
-        test!(alone gpus::who_takes_more_than_its_slice_is_evicted_and_its_neighbour_notices_nothing),
-        test!(gpus::a_short_peak_and_a_small_excess_evict_nobody),
-        test!(gpus::an_xid_takes_a_replica_out_of_routing_and_moves_it),
-        test!(gpus::an_uncorrectable_memory_error_moves_a_replica_until_the_device_is_reset),
+        test!(objects::a_tenant_over_its_limit_waits_while_others_are_placed),
+        test!(objects::a_model_that_cannot_be_loaded_is_reported_and_its_restarts_are_bounded),
+        test!(isolation::nobody_but_the_operator_gets_a_gpu_of_our_class),
+        test!(isolation::an_agent_writes_only_its_own_node),
+        test!(isolation::a_pod_of_another_tenant_reaches_no_engine_agent_or_operator),
+        test!(isolation::keys_decide_who_asks_and_what_they_see),
+        test!(isolation::private_routes_of_the_engine_cannot_be_reached_through_the_gateway),
+        test!(isolation::no_token_is_cached_across_tenants),
+        test!(node gpus::a_replica_over_its_slice_is_evicted_and_its_neighbour_keeps_serving),
+        test!(node gpus::a_short_peak_and_a_small_excess_evict_nobody),
+        test!(node gpus::an_xid_takes_a_replica_out_of_routing_and_moves_it),
+        test!(node gpus::an_uncorrectable_memory_error_moves_a_replica_until_the_device_is_reset),
         test!(alone gpus::an_xid_stops_routing_within_two_seconds_without_an_operator),
-        test!(gpus::a_truncated_scenario_is_survived),
-        test!(alone operators::an_operator_killed_after_a_write_is_taken_over_without_a_trace),
-        test!(long operators::an_operator_killed_after_every_write_is_taken_over_without_a_trace),
+        test!(node gpus::a_truncated_scenario_is_survived),
+        test!(alone operators::an_operator_killed_after_a_write_is_replaced_and_nothing_is_doubled),
+        test!(long operators::an_operator_killed_after_every_write_is_replaced_and_nothing_is_doubled),
         test!(alone operators::a_slow_and_failing_api_server_is_survived_with_bounded_requests),
         test!(alone operators::an_empty_list_deletes_nothing),
         test!(alone operators::an_api_server_that_restarts_loses_nothing),
         test!(alone operators::a_paused_leader_is_replaced_and_writes_nothing_when_it_wakes),
         test!(alone operators::without_an_operator_requests_go_on),
         test!(long operators::without_an_operator_for_five_minutes_no_stream_is_lost),
-        test!(alone faults::a_hung_engine_leaves_routing_and_its_neighbour_serves),
+        test!(faults::a_hung_engine_leaves_routing_and_its_neighbour_serves),
         test!(alone faults::a_killed_gateway_ends_only_its_own_streams),
-        test!(alone faults::deleted_resource_slices_come_back_and_pods_stay),
-        test!(alone faults::a_killed_agent_resumes_and_running_pods_stay),
-        test!(alone lifecycle::deleting_under_load_drains_without_a_failed_request),
+        test!(agents faults::deleted_resource_slices_come_back_and_pods_stay),
+        test!(agents faults::a_killed_agent_resumes_and_running_pods_stay),
+        test!(node lifecycle::deleting_under_load_drains_without_a_failed_request),
         test!(lifecycle::a_killed_engine_is_replaced_and_the_other_replica_serves),
         test!(lifecycle::with_one_replica_killed_requests_are_held_until_it_is_back),
         test!(alone scale::two_hundred_deployments_of_one_tenant_do_not_delay_another),
         // A ratio of times: on two cores, which the slow clients use as well, it is no condition of every change.
         test!(long scale::a_thousand_slow_clients_do_not_delay_others),
-        test!(alone nodes::an_agent_killed_between_the_steps_of_prepare_and_unprepare_resumes),
-        test!(alone nodes::a_truncated_checkpoint_is_rebuilt_and_running_pods_stay),
-        test!(alone nodes::a_full_disk_is_told_and_the_replica_goes_to_another_node),
-        test!(alone nodes::a_lost_node_leaves_routing_and_its_return_doubles_nothing),
+        test!(node nodes::an_agent_killed_between_the_steps_of_prepare_and_unprepare_resumes),
+        test!(node nodes::a_truncated_checkpoint_is_rebuilt_and_running_pods_stay),
+        test!(node nodes::a_full_disk_is_reported_and_the_replica_goes_to_another_node),
+        test!(node nodes::a_lost_node_leaves_routing_and_its_return_doubles_nothing),
         // The last two replace what the others run on.
-        test!(alone chart::helm_test_passes_and_an_upgrade_interrupts_nobody),
+        test!(alone chart::helm_test_passes_and_an_upgrade_interrupts_no_request),
         test!(alone chart::helm_uninstall_leaves_nothing_and_install_works_again),
     ]
 }

@@ -1,5 +1,5 @@
 //! A full disk in one container: a small file system with a copy of what was there, filled to the last byte, is
-//! mounted over a directory as this container sees it. Nobody else notices.
+//! mounted over a directory as this container sees it. No other process sees it.
 //!
 //! Entering another process's mounts needs a process with one thread, so this runs as a program of its own:
 //! `stowage-e2e full-disk PID DIR` and `stowage-e2e free-disk PID DIR`.

@@ -1,4 +1,4 @@
-//! Closed-loop load: a few clients that ask one question after the other until told to stop.
+//! Closed-loop load: a few clients that ask one question after the other until they are stopped.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
-use crate::http::Caller;
+use super::http::Caller;
 
 /// After a failure.
 const PAUSE: Duration = Duration::from_millis(100);

@@ -42,7 +42,7 @@ pub fn signal(pid: i32, signal: &str) -> anyhow::Result<()> {
 }
 
 /// What a server answers on the loopback address of the network that process `pid` is in, whatever the
-/// network policies say. The status stands on the first line.
+/// network policies allow. The status stands on the first line.
 pub async fn ask_inside(pid: i32, request: &[&str]) -> anyhow::Result<(u16, String)> {
     let net = format!("--net=/proc/{pid}/ns/net");
     let output = tokio::process::Command::new("nsenter")

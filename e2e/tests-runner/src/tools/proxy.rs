@@ -1,5 +1,5 @@
-//! A proxy in front of the API server that counts writes and can misbehave. An operator under test
-//! is given its plain loopback address; the proxy authenticates onward as whoever its client is.
+//! A proxy in front of the API server that counts writes and can inject faults. An operator under test
+//! is given its plain loopback address; the proxy authenticates as its own client.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 
 /// What the proxy does to requests beside passing them on.
 #[derive(Clone, Debug, Default)]
-pub enum Mischief {
+pub enum Fault {
     #[default]
     None,
     /// The n-th write reaches the server, its answer does not come back, and from then on nothing passes.
@@ -32,13 +32,14 @@ pub enum Mischief {
 
 struct Inner {
     client: kube::Client,
-    mischief: Mutex<Mischief>,
+    fault: Mutex<Fault>,
     requests: AtomicUsize,
-    writes: AtomicUsize,
+    /// Method and path of each, in order.
+    writes: Mutex<Vec<String>>,
     errors: AtomicUsize,
     cut: AtomicBool,
     emptied: AtomicUsize,
-    /// Told when open watches are to end.
+    /// Notified when open watches are to end.
     breaks: tokio::sync::Notify,
 }
 
@@ -52,12 +53,12 @@ pub struct Proxy {
 // === impl Proxy ===
 
 impl Proxy {
-    pub async fn start(client: kube::Client, mischief: Mischief) -> anyhow::Result<Self> {
+    pub async fn start(client: kube::Client, fault: Fault) -> anyhow::Result<Self> {
         let inner = Arc::new(Inner {
             client,
-            mischief: Mutex::new(mischief),
+            fault: Mutex::new(fault),
             requests: AtomicUsize::new(0),
-            writes: AtomicUsize::new(0),
+            writes: Mutex::default(),
             errors: AtomicUsize::new(0),
             cut: AtomicBool::new(false),
             emptied: AtomicUsize::new(0),
@@ -79,15 +80,15 @@ impl Proxy {
         let path = folder.join(format!("proxy-{}.kubeconfig", self.address.port()));
         let config = json!({"apiVersion": "v1", "kind": "Config", "current-context": "proxy",
             "clusters": [{"name": "proxy", "cluster": {"server": format!("http://{}", self.address)}}],
-            "users": [{"name": "nobody", "user": {}}],
-            "contexts": [{"name": "proxy", "context": {"cluster": "proxy", "user": "nobody"}}]});
+            "users": [{"name": "proxy", "user": {}}],
+            "contexts": [{"name": "proxy", "context": {"cluster": "proxy", "user": "proxy"}}]});
         std::fs::write(&path, config.to_string()).with_context(|| format!("write {}", path.display()))?;
         Ok(path)
     }
 
-    pub fn set(&self, mischief: Mischief) {
-        if let Ok(mut now) = self.inner.mischief.lock() {
-            *now = mischief;
+    pub fn set(&self, fault: Fault) {
+        if let Ok(mut now) = self.inner.fault.lock() {
+            *now = fault;
         }
         self.inner.breaks.notify_waiters();
     }
@@ -101,13 +102,18 @@ impl Proxy {
         self.inner.requests.load(Ordering::SeqCst)
     }
 
-    /// Writes of objects; Leases and Events do not count.
+    /// How many writes of objects there were; Leases and Events do not count.
     pub fn writes(&self) -> usize {
-        self.inner.writes.load(Ordering::SeqCst)
+        self.inner.writes.lock().map(|w| w.len()).unwrap_or_default()
+    }
+
+    /// The same writes, in order, as `METHOD path`.
+    pub fn written(&self) -> Vec<String> {
+        self.inner.writes.lock().map(|w| w.clone()).unwrap_or_default()
     }
 
     /// How many requests were looked at since the errors began.
-    pub fn troubled(&self) -> usize {
+    pub fn faulted(&self) -> usize {
         self.inner.errors.load(Ordering::SeqCst)
     }
 
@@ -128,22 +134,22 @@ async fn pass(State(inner): State<Arc<Inner>>, request: Request) -> Response {
         return silence().await;
     }
     let counts = is_write(&request);
-    let mischief = inner.mischief.lock().map(|m| m.clone()).unwrap_or_default();
-    match &mischief {
-        Mischief::Slow(by) => tokio::time::sleep(*by).await,
-        Mischief::Errors(codes, times) => {
+    let fault = inner.fault.lock().map(|m| m.clone()).unwrap_or_default();
+    match &fault {
+        Fault::Slow(by) => tokio::time::sleep(*by).await,
+        Fault::Errors(codes, times) => {
             let n = inner.errors.fetch_add(1, Ordering::SeqCst);
             if n % 2 == 0 && n / 2 < *times && !codes.is_empty() {
                 return failure(codes[n / 2 % codes.len()]);
             }
         }
-        Mischief::EmptyLists(_) if is_read(&request, "/leases/") => {}
-        Mischief::EmptyLists(kind) if is_read(&request, kind) => return inner.empty(&request),
-        Mischief::EmptyLists(_) | Mischief::None | Mischief::CutAfterWrite(_) => {}
+        Fault::EmptyLists(_) if is_read(&request, "/leases/") => {}
+        Fault::EmptyLists(kind) if is_read(&request, kind) => return inner.empty(&request),
+        Fault::EmptyLists(_) | Fault::None | Fault::CutAfterWrite(_) => {}
     }
-    let number = if counts { inner.writes.fetch_add(1, Ordering::SeqCst) + 1 } else { 0 };
+    let number = if counts { inner.count(&request) } else { 0 };
     // Later writes must not slip through beside the one that is the last.
-    if let Mischief::CutAfterWrite(last) = mischief
+    if let Fault::CutAfterWrite(last) = fault
         && counts
         && number >= last
     {
@@ -194,10 +200,17 @@ async fn forward(inner: &Arc<Inner>, request: Request) -> Response {
 }
 
 impl Inner {
+    /// Records a write; its number, from 1.
+    fn count(&self, request: &Request) -> usize {
+        let Ok(mut writes) = self.writes.lock() else { return 0 };
+        writes.push(format!("{} {}", request.method(), request.uri().path()));
+        writes.len()
+    }
+
     /// A complete list of nothing, or the end of a watch.
     fn empty(&self, request: &Request) -> Response {
         if request.uri().query().is_some_and(|query| query.contains("watch=true")) {
-            // Said in the stream, as the API server says it of a version that is too old.
+            // Sent in the stream, as the API server does for a version that is too old.
             return axum::Json(json!({"type": "ERROR", "object": status(410)})).into_response();
         }
         self.emptied.fetch_add(1, Ordering::SeqCst);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use serde_json::Value;
 
-use crate::world::Env;
+use super::world::Env;
 
 /// One node's scenario, as it was before the test.
 pub struct Scenario {
@@ -54,5 +54,5 @@ pub fn device<'a>(scenario: &'a mut Value, uuid: &str) -> Option<&'a mut Value> 
     scenario["devices"].as_array_mut()?.iter_mut().find(|d| d["uuid"] == uuid)
 }
 
-/// Two seconds: what routing has to leave a bad replica.
+/// Two seconds: in which routing leaves a replica that failed.
 pub const OUT_OF_ROUTING: Duration = Duration::from_secs(2);

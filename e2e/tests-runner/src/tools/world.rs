@@ -8,9 +8,9 @@ use anyhow::Context;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use super::cluster::{Cluster, condition, text, wait_for};
+use super::http::Caller;
 use crate::Options;
-use crate::cluster::{Cluster, condition, text, wait_for};
-use crate::http::Caller;
 
 pub const SYSTEM: &str = "stowage-system";
 /// Who the operator is to the API server.
@@ -29,6 +29,8 @@ pub struct Env {
     pub python: Option<std::path::PathBuf>,
     pub xtask: Option<std::path::PathBuf>,
     pub root: std::path::PathBuf,
+    /// Nodes that are reserved for tests that need one for themselves.
+    pub reserved: Vec<String>,
 }
 
 /// A tenant of the test: its TenantQuota, its namespace, and a caller with its key. All three share one name.
@@ -60,6 +62,7 @@ impl Env {
             python: options.python.clone(),
             xtask: options.xtask.clone(),
             root: options.root.clone(),
+            reserved: Vec::new(),
         })
     }
 
@@ -72,9 +75,19 @@ impl Env {
             .output()
             .await
             .with_context(|| format!("run {}", xtask.display()))?;
-        let said = String::from_utf8_lossy(&output.stderr);
-        anyhow::ensure!(output.status.success(), "cluster {} failed: {said}", args.join(" "));
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        anyhow::ensure!(output.status.success(), "cluster {} failed: {stderr}", args.join(" "));
         Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    }
+
+    /// Starts what is missing of the local cluster.
+    pub async fn cluster_up(&self) -> anyhow::Result<()> {
+        self.cluster_command(&["up", "--nodes", "2"]).await.map(drop)
+    }
+
+    /// Whether a node is reserved for tests that need one for themselves.
+    pub fn is_reserved(&self, node: &str) -> bool {
+        self.reserved.iter().any(|reserved| reserved == node)
     }
 
     /// One of our own programs, built beside this one.
@@ -156,11 +169,15 @@ fn merge(into: &mut Value, patch: &Value) {
 #[derive(Clone)]
 pub struct World {
     pub env: Env,
+    /// The test's name.
+    pub test: &'static str,
     id: String,
+    node: Option<String>,
+    labels: Arc<Mutex<Vec<String>>>,
     made: Arc<Mutex<Vec<String>>>,
     objects: Arc<Mutex<Vec<(String, String, String)>>>,
-    /// The cluster's operators were asked to rest.
-    resting: Arc<AtomicBool>,
+    /// The cluster's operators were scaled to zero.
+    scaled_down: Arc<AtomicBool>,
 }
 
 static SERIAL: AtomicU32 = AtomicU32::new(0);
@@ -168,10 +185,42 @@ static SERIAL: AtomicU32 = AtomicU32::new(0);
 // === impl World ===
 
 impl World {
-    /// Names carry the process id and a serial number, so that runs and tests do not meet.
-    pub fn new(env: Env, _test: &str) -> Self {
+    /// Names carry the process id and a serial number, so that runs and tests do not share any.
+    pub fn new(env: Env, test: &'static str, node: Option<String>) -> Self {
         let id = format!("e2e-{}-{}", std::process::id(), SERIAL.fetch_add(1, Ordering::Relaxed));
-        Self { env, id, made: Arc::default(), objects: Arc::default(), resting: Arc::default() }
+        Self {
+            env,
+            test,
+            id,
+            node,
+            labels: Arc::default(),
+            made: Arc::default(),
+            objects: Arc::default(),
+            scaled_down: Arc::default(),
+        }
+    }
+
+    /// The node that this test has to itself; deployments reach it with `reserved::on`.
+    pub fn node(&self) -> anyhow::Result<&str> {
+        self.node.as_deref().context("this test needs a node for itself: start a cluster of three nodes or more")
+    }
+
+    /// A measurement or a remark that is printed whether or not the test passes.
+    pub fn note(&self, text: &str) {
+        println!("  {}: {text}", self.test);
+    }
+
+    /// The label key that only this test uses.
+    pub fn label(&self) -> String {
+        format!("e2e.stowage.dev/{}", self.id)
+    }
+
+    /// Gives a node this test's label until the test ends.
+    pub async fn label_node(&self, node: &str) -> anyhow::Result<()> {
+        if let Ok(mut labels) = self.labels.lock() {
+            labels.push(node.to_owned());
+        }
+        self.cluster().merge("Node", "", node, &json!({"metadata": {"labels": {self.label(): "yes"}}})).await
     }
 
     pub fn cluster(&self) -> &Cluster {
@@ -179,12 +228,12 @@ impl World {
     }
 
     pub fn note_operators(&self, replicas: u32) {
-        self.resting.store(replicas == 0, Ordering::Relaxed);
+        self.scaled_down.store(replicas == 0, Ordering::Relaxed);
     }
 
     /// Whether the test left the cluster without an operator.
     pub fn left_without_operators(&self) -> bool {
-        self.resting.load(Ordering::Relaxed)
+        self.scaled_down.load(Ordering::Relaxed)
     }
 
     /// A name that no other test uses.
@@ -339,7 +388,7 @@ impl World {
         .await
     }
 
-    /// What a person would look at when the test failed.
+    /// What one looks at when a test has failed.
     pub async fn print_evidence(&self) {
         let tenants = self.made.lock().map(|m| m.clone()).unwrap_or_default();
         for tenant in tenants {
@@ -364,8 +413,12 @@ impl World {
     pub async fn remove(&self) -> anyhow::Result<()> {
         let tenants = self.made.lock().map(|m| m.clone()).unwrap_or_default();
         let objects = self.objects.lock().map(|o| o.clone()).unwrap_or_default();
+        let labelled = self.labels.lock().map(|l| l.clone()).unwrap_or_default();
         for (kind, namespace, name) in objects {
             self.cluster().delete(&kind, &namespace, &name).await?;
+        }
+        for node in labelled {
+            self.cluster().merge("Node", "", &node, &json!({"metadata": {"labels": {self.label(): null}}})).await?;
         }
         for tenant in &tenants {
             for object in self.cluster().list("InferenceDeployment", tenant, "").await? {

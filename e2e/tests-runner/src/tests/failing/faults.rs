@@ -1,16 +1,17 @@
-//! Engines, gateways and agents die or hang; the line holds.
+//! Engines, gateways and agents end or hang; requests go on.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use serde_json::Value;
 
-use crate::cluster::{text, wait_for};
-use crate::http::Caller;
-use crate::load::Load;
-use crate::process;
-use crate::scenario::OUT_OF_ROUTING;
-use crate::world::{NODES, SYSTEM, Wish, World};
+use crate::tools::cluster::{text, wait_for};
+use crate::tools::http::Caller;
+use crate::tools::load::Load;
+use crate::tools::parts::agents;
+use crate::tools::process;
+use crate::tools::scenario::OUT_OF_ROUTING;
+use crate::tools::world::{SYSTEM, Wish, World};
 
 pub async fn a_hung_engine_leaves_routing_and_its_neighbour_serves(w: World) -> anyhow::Result<()> {
     let tenant = w.tenant("a").await?;
@@ -21,7 +22,7 @@ pub async fn a_hung_engine_leaves_routing_and_its_neighbour_serves(w: World) -> 
     process::signal(pid, "STOP")?;
     let stopped = Instant::now();
     let result = async {
-        tokio::time::sleep(OUT_OF_ROUTING).await; // what is promised is a time: after it, nobody waits on the hung one
+        tokio::time::sleep(OUT_OF_ROUTING).await; // what is promised is a time: after it, no request waits on the hung one
         for turn in 0..8 {
             let started = Instant::now();
             let answer = tenant.caller.chat("pair", &format!("Question {turn}: name a colour."), 8).await?;
@@ -97,7 +98,7 @@ async fn withdrawn_or_back(w: &World, gateway: &str) -> anyhow::Result<Result<()
     }
     let pod = w.cluster().get("Pod", SYSTEM, gateway).await?.unwrap_or_default();
     let restarted = pod.pointer("/status/containerStatuses/0/restartCount").and_then(Value::as_u64) > Some(0);
-    let ready = crate::cluster::condition(&pod, "Ready").is_some_and(|c| c.0 == "True");
+    let ready = crate::tools::cluster::condition(&pod, "Ready").is_some_and(|c| c.0 == "True");
     Ok(if restarted && ready { Ok(()) } else { Err(pod["status"]["containerStatuses"].to_string()) })
 }
 
@@ -105,8 +106,10 @@ pub async fn deleted_resource_slices_come_back_and_pods_stay(w: World) -> anyhow
     let tenant = w.tenant("a").await?;
     w.deploy_ready(&tenant, "chat", &Wish::default()).await?;
     let before = text(w.pods(&tenant, "chat").await?.first().context("no pod")?, "/metadata/uid");
-    let ours = |slices: Vec<Value>| {
-        slices.into_iter().filter(|s| text(s, "/spec/driver") == "gpu.stowage.dev").collect::<Vec<_>>()
+    let ours = |mut slices: Vec<Value>| {
+        slices.retain(|s| text(s, "/spec/driver") == "gpu.stowage.dev");
+        slices.retain(|s| !w.env.is_reserved(&text(s, "/spec/nodeName")));
+        slices
     };
     let slices = ours(w.cluster().list("ResourceSlice", "", "").await?);
     for slice in &slices {
@@ -126,7 +129,7 @@ pub async fn a_killed_agent_resumes_and_running_pods_stay(w: World) -> anyhow::R
     let tenant = w.tenant("a").await?;
     w.deploy_ready(&tenant, "chat", &Wish::default()).await?;
     let before = text(w.pods(&tenant, "chat").await?.first().context("no pod")?, "/metadata/uid");
-    for agent in w.cluster().list("Pod", NODES, "app.kubernetes.io/name=stowage-node-agent").await? {
+    for agent in agents(&w).await? {
         for pid in process::of_pod(&text(&agent, "/metadata/uid"), "stowage-node-agent") {
             process::signal(pid, "KILL")?;
         }

@@ -1,96 +1,28 @@
-//! The operator and the API server in trouble: crashes after any write, a paused leader, no operator at all, an
+//! Failures of the operator and of the API server: crashes after any write, a paused leader, no operator at all, an
 //! API server that is slow, failing, restarted or wrong.
 
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use serde_json::{Value, json};
 
-use crate::cluster::{text, wait_for};
-use crate::history::History;
-use crate::load::Load;
-use crate::process;
-use crate::proxy::{Mischief, Proxy};
-use crate::world::{OPERATOR, SYSTEM, Tenant, Wish, World};
+use crate::tools::cluster::{text, wait_for};
+use crate::tools::history::History;
+use crate::tools::load::Load;
+use crate::tools::operator::{LEASE, Operator, SHORT_LEASE, between};
+use crate::tools::parts::{operators, without_operators};
+use crate::tools::proxy::Fault;
+use crate::tools::world::{SYSTEM, Tenant, Wish, World};
 
 const H100: i64 = 80 << 30;
-/// Milliseconds after which the next operator of a crash test takes over.
-const SHORT_LEASE: u32 = 3000;
-/// The operator's default.
-const LEASE: u32 = 8000;
 /// Longer than any lease.
 const PAUSE: Duration = Duration::from_secs(30);
 /// Kinds that an operator watches.
 const WATCHED: usize = 11;
 /// In the arguments of an engine with [`other_model`].
 const OTHER_LENGTH: &str = "4096";
-/// Requests that an API server in trouble refuses.
-const TROUBLES: usize = 30;
-
-/// How many operators the cluster has of its own.
-pub async fn operators(w: &World, replicas: u32) -> anyhow::Result<()> {
-    w.note_operators(replicas);
-    w.cluster().merge("Deployment", SYSTEM, "stowage-operator", &json!({"spec": {"replicas": replicas}})).await?;
-    wait_for(&format!("{replicas} operators"), Duration::from_secs(60), || async {
-        let pods = w.cluster().list("Pod", SYSTEM, "app.kubernetes.io/name=stowage-operator").await?;
-        let ready =
-            pods.iter().filter(|p| crate::cluster::condition(p, "Ready").is_some_and(|c| c.0 == "True")).count();
-        Ok(if pods.len() == replicas as usize && ready == pods.len() {
-            Ok(())
-        } else {
-            Err(format!("{ready} of {} ready", pods.len()))
-        })
-    })
-    .await
-}
-
-/// The cluster's own operators rest while `body` runs, which may bring others. `World` brings them back for a test
-/// that ran out of time.
-pub async fn without_operators(w: &World, body: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
-    operators(w, 0).await?;
-    let result = body.await;
-    operators(w, 2).await?;
-    result
-}
-
-/// An operator of this test's own: the same program, as a process here, through the proxy.
-struct Operator(tokio::process::Child);
-
-impl Operator {
-    fn start(w: &World, proxy: &Proxy, lease_ms: u32) -> anyhow::Result<Self> {
-        let program = crate::world::Env::built("stowage-operator")?;
-        // Beside the program, so that a red test can be understood.
-        let log = std::fs::File::create(program.with_file_name(format!("{}.log", w.unique("operator"))))?;
-        let config = proxy.kubeconfig(&std::env::temp_dir())?;
-        let child = tokio::process::Command::new(&program)
-            .env("KUBECONFIG", config)
-            .args(["--admin-address", "127.0.0.1:0", "--identity", &w.unique("operator")])
-            .args(["--lease-ms", &lease_ms.to_string(), "--renew-ms", &(lease_ms / 4).to_string()])
-            .stdout(Stdio::null())
-            .stderr(log)
-            .kill_on_drop(true)
-            .spawn()
-            .with_context(|| format!("start {}", program.display()))?;
-        Ok(Self(child))
-    }
-
-    fn signal(&self, signal: &str) -> anyhow::Result<()> {
-        let pid = self.0.id().context("the operator has ended")?;
-        process::signal(i32::try_from(pid)?, signal)
-    }
-
-    async fn kill(mut self) -> anyhow::Result<()> {
-        self.0.kill().await.context("kill the operator")
-    }
-}
-
-/// A proxy that speaks to the API server as the operator's own account, so that policies and rights are the real ones.
-async fn between(w: &World, mischief: Mischief) -> anyhow::Result<Proxy> {
-    let groups = ["system:serviceaccounts", "system:serviceaccounts:stowage-system", "system:authenticated"];
-    let operator = w.cluster().impersonate(OPERATOR, &groups).await?;
-    Proxy::start(operator.client().clone(), mischief).await
-}
+/// Requests that a failing API server refuses.
+const ERRORS: usize = 30;
 
 /// What a scenario of writes does to the deployment `chat`.
 async fn act(w: &World, tenant: &Tenant, stage: Stage) -> anyhow::Result<()> {
@@ -157,7 +89,7 @@ async fn settled(w: &World, tenant: &Tenant, stage: Stage) -> anyhow::Result<()>
 
 /// Cuts an operator off after its n-th write of a stage, kills it, and lets a second one finish.
 async fn crash_after(w: &World, tenant: &Tenant, stage: Stage, n: usize) -> anyhow::Result<bool> {
-    let proxy = between(w, Mischief::CutAfterWrite(n)).await?;
+    let proxy = between(w, Fault::CutAfterWrite(n)).await?;
     let first = Operator::start(w, &proxy, SHORT_LEASE)?;
     act(w, tenant, stage).await?;
     let cut = wait_for("the cut", Duration::from_secs(60), || async {
@@ -170,7 +102,7 @@ async fn crash_after(w: &World, tenant: &Tenant, stage: Stage, n: usize) -> anyh
     .await
     .with_context(|| format!("{stage:?}, write {n}"))?;
     first.kill().await?;
-    let whole = between(w, Mischief::None).await?;
+    let whole = between(w, Fault::None).await?;
     let second = Operator::start(w, &whole, SHORT_LEASE)?;
     let outcome = settled(w, tenant, stage).await.with_context(|| format!("{stage:?}, killed after write {n}"));
     second.kill().await?;
@@ -209,9 +141,9 @@ async fn crashes(w: &World, points: impl Fn(Stage) -> Vec<usize>) -> anyhow::Res
     history.check(H100)
 }
 
-/// Brings `chat` to so many replicas (`None`: gone) with an operator that is left alone.
+/// Brings `chat` to so many replicas (`None`: gone) with an operator that is not disturbed.
 async fn reset(w: &World, tenant: &Tenant, replicas: Option<u32>) -> anyhow::Result<()> {
-    let proxy = between(w, Mischief::None).await?;
+    let proxy = between(w, Fault::None).await?;
     let operator = Operator::start(w, &proxy, SHORT_LEASE)?;
     let done = match replicas {
         Some(n) => w.deploy_ready(tenant, "chat", &Wish::default().replicas(n)).await,
@@ -224,7 +156,7 @@ async fn reset(w: &World, tenant: &Tenant, replicas: Option<u32>) -> anyhow::Res
     done
 }
 
-pub async fn an_operator_killed_after_a_write_is_taken_over_without_a_trace(w: World) -> anyhow::Result<()> {
+pub async fn an_operator_killed_after_a_write_is_replaced_and_nothing_is_doubled(w: World) -> anyhow::Result<()> {
     let points = |stage| match stage {
         Stage::Create => vec![3],
         Stage::Grow => vec![2],
@@ -235,7 +167,7 @@ pub async fn an_operator_killed_after_a_write_is_taken_over_without_a_trace(w: W
     without_operators(&w, crashes(&w, points)).await
 }
 
-pub async fn an_operator_killed_after_every_write_is_taken_over_without_a_trace(w: World) -> anyhow::Result<()> {
+pub async fn an_operator_killed_after_every_write_is_replaced_and_nothing_is_doubled(w: World) -> anyhow::Result<()> {
     without_operators(&w, crashes(&w, |_| (1..=30).collect())).await
 }
 
@@ -245,17 +177,17 @@ pub async fn a_slow_and_failing_api_server_is_survived_with_bounded_requests(w: 
 
 async fn failing_api_server(w: &World) -> anyhow::Result<()> {
     let tenant = w.tenant("a").await?;
-    let proxy = between(w, Mischief::None).await?;
+    let proxy = between(w, Fault::None).await?;
     let operator = Operator::start(w, &proxy, LEASE)?;
     w.deploy_ready(&tenant, "chat", &Wish::default()).await?;
-    proxy.set(Mischief::Errors(vec![409, 410, 429, 500], TROUBLES));
+    proxy.set(Fault::Errors(vec![409, 410, 429, 500], ERRORS));
     let (requests, started) = (proxy.requests(), Instant::now());
     w.deploy(&tenant, "chat", &Wish::default().replicas(2)).await?;
     w.ready(&tenant, "chat", 2).await?;
     let per_minute = (proxy.requests() - requests) as f64 / started.elapsed().as_secs_f64() * 60.0;
-    ensure!(proxy.troubled() >= 20, "only {} requests met trouble: the test proves nothing", proxy.troubled());
+    ensure!(proxy.faulted() >= 20, "only {} requests met an error: the test proves nothing", proxy.faulted());
     ensure!(per_minute < 1500.0, "{per_minute:.0} requests a minute while every second one failed");
-    proxy.set(Mischief::Slow(Duration::from_secs(2)));
+    proxy.set(Fault::Slow(Duration::from_secs(2)));
     w.deploy(&tenant, "chat", &Wish::default().replicas(1)).await?;
     settled(w, &tenant, Stage::Shrink).await?;
     operator.kill().await
@@ -268,7 +200,7 @@ pub async fn a_paused_leader_is_replaced_and_writes_nothing_when_it_wakes(w: Wor
 
 async fn paused_leader(w: &World) -> anyhow::Result<()> {
     let tenant = w.tenant("a").await?;
-    let (before, after) = (between(w, Mischief::None).await?, between(w, Mischief::None).await?);
+    let (before, after) = (between(w, Fault::None).await?, between(w, Fault::None).await?);
     let first = Operator::start(w, &before, LEASE)?;
     w.deploy_ready(&tenant, "chat", &Wish::default()).await?;
     let second = Operator::start(w, &after, LEASE)?;
@@ -280,32 +212,32 @@ async fn paused_leader(w: &World) -> anyhow::Result<()> {
         Ok(if now != old && !now.is_empty() { Ok(()) } else { Err(now) })
     })
     .await?;
-    println!("  taken over {:.1} s after the pause began", stopped.elapsed().as_secs_f64());
-    // The world moves on while the first one sleeps: what it knew would make it write.
+    w.note(&format!("taken over {:.1} s after the pause began", stopped.elapsed().as_secs_f64()));
+    // The cluster changes while the first one is paused: what it knows is out of date and would make it write.
     w.cluster().delete("InferenceDeployment", &tenant.name, "chat").await?;
     w.gone(&tenant, "chat", Duration::from_secs(60)).await?;
     w.deploy_ready(&tenant, "next", &Wish::default().replicas(2)).await?;
     tokio::time::sleep(PAUSE.saturating_sub(stopped.elapsed())).await; // a lease that is long over is what is tested
     let (writes, new) = (before.writes(), holder(w).await?);
     first.signal("CONT")?;
-    // There is something to do as soon as it wakes, and it sees that as well as the new one.
+    // There is something to do as soon as it runs again, and it sees that as well as the new one.
     w.deploy_ready(&tenant, "next", &Wish::default().replicas(3)).await?;
     let (wrote, now) = (before.writes() - writes, holder(w).await?);
     first.kill().await?;
     second.kill().await?;
-    ensure!(wrote == 0 && now == new, "the old leader woke and wrote {wrote} times; the lease is {now}'s");
-    ensure!(before.requests() > 0, "the old leader never spoke through its proxy: the test proves nothing");
+    ensure!(wrote == 0 && now == new, "the old leader ran again and wrote {wrote} times; the lease is {now}'s");
+    ensure!(before.requests() > 0, "the old leader sent nothing through its proxy: the test proves nothing");
     Ok(())
 }
 
-/// Lists that are complete and empty, and watches that are over (410): nothing is given up for that.
+/// Lists that are complete and empty, and watches that are over (410): nothing is deleted for that.
 pub async fn an_empty_list_deletes_nothing(w: World) -> anyhow::Result<()> {
     without_operators(&w, empty_lists(&w)).await
 }
 
 async fn empty_lists(w: &World) -> anyhow::Result<()> {
     let tenant = w.tenant("a").await?;
-    let proxy = between(w, Mischief::None).await?;
+    let proxy = between(w, Fault::None).await?;
     let operator = Operator::start(w, &proxy, LEASE)?;
     w.deploy_ready(&tenant, "chat", &Wish::default()).await?;
     let ids = async || -> anyhow::Result<Vec<String>> {
@@ -316,16 +248,16 @@ async fn empty_lists(w: &World) -> anyhow::Result<()> {
     // Pods alone: what is wanted seems to be missing. Then everything.
     for (kind, lists) in [("/pods", 3), ("", 2 * WATCHED)] {
         let (writes, emptied) = (proxy.writes(), proxy.emptied());
-        proxy.set(Mischief::EmptyLists(kind));
+        proxy.set(Fault::EmptyLists(kind));
         wait_for("the kinds to be listed again and again, empty", Duration::from_secs(30), || async {
-            let told = proxy.emptied() - emptied;
-            Ok(if told >= lists { Ok(()) } else { Err(format!("{told} empty lists")) })
+            let lately = proxy.emptied() - emptied;
+            Ok(if lately >= lists { Ok(()) } else { Err(format!("{lately} empty lists")) })
         })
         .await?;
         let (now, wrote) = (ids().await?, proxy.writes() - writes);
         ensure!(now == before, "pods and claims were {before:?}, after empty lists they are {now:?}");
-        ensure!(wrote == 0, "{wrote} writes on the strength of empty lists of {kind:?}");
-        proxy.set(Mischief::None);
+        ensure!(wrote == 0, "{wrote} writes because of empty lists of {kind:?}");
+        proxy.set(Fault::None);
     }
     w.deploy(&tenant, "chat", &Wish::default().replicas(2)).await?;
     w.ready(&tenant, "chat", 2).await?;
@@ -345,7 +277,7 @@ pub async fn an_api_server_that_restarts_loses_nothing(w: World) -> anyhow::Resu
         Ok(if load.succeeded() >= at + 12 { Ok(()) } else { Err(load.succeeded().to_string()) })
     })
     .await;
-    w.env.cluster_command(&["up", "--nodes", "2"]).await.context("start the API server again")?;
+    w.env.cluster_up().await.context("start the API server again")?;
     enough?;
     w.deploy(&tenant, "chat", &Wish::default().replicas(2)).await?;
     w.ready(&tenant, "chat", 2).await?;

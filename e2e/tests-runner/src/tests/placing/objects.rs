@@ -1,4 +1,4 @@
-//! Bad objects: each rule refuses with a message that says what to write instead, and disturbs nobody.
+//! Bad objects: each rule refuses with a message that names what to write instead, and other objects are not affected.
 
 use std::time::Duration;
 
@@ -6,8 +6,8 @@ use anyhow::{Context, bail, ensure};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::cluster::{condition, wait_for};
-use crate::world::{Tenant, Wish, World};
+use crate::tools::cluster::{condition, wait_for};
+use crate::tools::world::{Tenant, Wish, World};
 
 /// Stored, but `Accepted=False`: what only the operator can see.
 fn not_accepted() -> Vec<(&'static str, Value, &'static str)> {
@@ -59,7 +59,7 @@ fn documents(yaml: &str) -> anyhow::Result<Vec<Value>> {
     serde_yaml::Deserializer::from_str(yaml).map(|document| Ok(Value::deserialize(document)?)).collect()
 }
 
-pub async fn what_cannot_be_honoured_is_not_accepted_and_disturbs_nobody(w: World) -> anyhow::Result<()> {
+pub async fn what_cannot_be_honoured_is_not_accepted_and_other_deployments_start(w: World) -> anyhow::Result<()> {
     let tenant = w.tenant("a").await?;
     for (i, (what, overlay, word)) in not_accepted().into_iter().enumerate() {
         let name = format!("bad-{i}");
@@ -72,12 +72,12 @@ pub async fn what_cannot_be_honoured_is_not_accepted_and_disturbs_nobody(w: Worl
 
 /// Waits for a refusal, in whichever condition it stands, that mentions `word`.
 async fn refused(w: &World, tenant: &Tenant, name: &str, what: &str, word: &str) -> anyhow::Result<()> {
-    let said = |o: &Value| {
+    let refused = |o: &Value| {
         ["Accepted", "Placed", "QuotaReserved"]
             .iter()
             .any(|c| condition(o, c).is_some_and(|(s, _, m)| s == "False" && m.contains(word)))
     };
-    w.until(tenant, name, &format!("{what}: refused with {word}"), Duration::from_secs(15), said).await?;
+    w.until(tenant, name, &format!("{what}: refused with {word}"), Duration::from_secs(15), refused).await?;
     Ok(())
 }
 
@@ -98,7 +98,7 @@ pub async fn two_quotas_that_claim_one_namespace_leave_it_to_the_older(w: World)
     w.deploy_ready(&tenant, "chat", &Wish::default()).await
 }
 
-pub async fn a_tenant_over_its_limit_waits_and_others_do_not_notice(w: World) -> anyhow::Result<()> {
+pub async fn a_tenant_over_its_limit_waits_while_others_are_placed(w: World) -> anyhow::Result<()> {
     let small = w.tenant_with("small", json!({"gpus": [{"class": "h100-80g", "nominalQuota": "110m"}]})).await?;
     let other = w.tenant("other").await?;
     w.deploy(&small, "greedy", &Wish::default().replicas(3).slice("4Gi", 5)).await?;
@@ -110,7 +110,7 @@ pub async fn a_tenant_over_its_limit_waits_and_others_do_not_notice(w: World) ->
     .await?;
     w.deploy_ready(&other, "chat", &Wish::default()).await?;
     ensure!(w.pods(&small, "greedy").await?.len() == 2, "a pod for a replica over quota");
-    // What it said would help does help.
+    // The change that the counterfactual names does help.
     w.cluster()
         .merge(
             "TenantQuota",
@@ -122,30 +122,28 @@ pub async fn a_tenant_over_its_limit_waits_and_others_do_not_notice(w: World) ->
     w.ready(&small, "greedy", 3).await
 }
 
-/// Name, image, file, and what its refusal must say.
+/// Name, image, file, and what its refusal must contain.
 const BAD_MODELS: [(&str, &str, &str, &str); 3] = [
-    ("missing", crate::world::MODEL_IMAGE, "/not-there.gguf", "not-there.gguf"),
+    ("missing", crate::tools::world::MODEL_IMAGE, "/not-there.gguf", "not-there.gguf"),
     ("garbage", "localhost/stowage/probe:dev", "/models/garbage.gguf", "no GGUF file"),
     ("truncated", "localhost/stowage/probe:dev", "/models/truncated.gguf", "truncated"),
 ];
 
 /// Models that cannot be loaded: the reason stands in the condition, `status` names the next step, and the pod
 /// does not loop hot.
-pub async fn a_model_that_cannot_be_loaded_is_said_in_the_condition_and_not_tried_for_ever(
-    w: World,
-) -> anyhow::Result<()> {
+pub async fn a_model_that_cannot_be_loaded_is_reported_and_its_restarts_are_bounded(w: World) -> anyhow::Result<()> {
     let tenant = w.tenant("a").await?;
     for (name, image, path, _) in BAD_MODELS {
         let source = json!({"model": {"source": {"image": {"reference": image, "path": path}}}});
         w.deploy(&tenant, name, &Wish::default().overlay(source)).await?;
     }
     for (name, _, path, word) in BAD_MODELS {
-        let told = format!("Ready=False with {path} and {word}");
-        w.until(&tenant, name, &told, Duration::from_secs(60), |o| {
+        let wanted = format!("Ready=False with {path} and {word}");
+        w.until(&tenant, name, &wanted, Duration::from_secs(60), |o| {
             condition(o, "Ready").is_some_and(|(s, _, m)| s == "False" && m.contains(path) && m.contains(word))
         })
         .await?;
-        let shown = tokio::process::Command::new(crate::world::Env::built("kubectl-stowage")?)
+        let shown = tokio::process::Command::new(crate::tools::world::Env::built("kubectl-stowage")?)
             .args(["status", name, "-n", &tenant.name])
             .output()
             .await?;

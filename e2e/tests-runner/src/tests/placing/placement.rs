@@ -1,20 +1,20 @@
-//! Who gets which slice, and what is said about those who wait.
+//! Which tenant gets which slice, and the reasons given to those that wait.
 
 use std::time::Duration;
 
 use anyhow::ensure;
 use serde_json::{Value, json};
 
-use crate::cluster::{condition, text};
-use crate::world::{NODES, Wish, World};
+use crate::reserved::on;
+use crate::tools::cluster::{condition, text};
+use crate::tools::world::{NODES, Wish, World};
 
-/// Whatever else runs on the GPU that is left (the quickstart's tenth, say) still fits beside the two.
 pub async fn two_tenants_share_one_gpu_and_a_third_waits_with_a_true_counterfactual(w: World) -> anyhow::Result<()> {
     let (a, b, c) = (w.tenant("a").await?, w.tenant("b").await?, w.tenant("c").await?);
-    let node = json!({"podTemplate": {"nodeSelector": {"kubernetes.io/hostname": "node1"}}});
-    // Seven whole GPUs of node1 are taken first, so that one is left for the three.
-    let whole =
-        json!({"podTemplate": node["podTemplate"], "variants": [{"name": "whole", "class": "h100-80g", "count": 7}]});
+    let node = on(w.node()?);
+    // Seven whole GPUs of the node are taken first, so that one is left for the three.
+    let mut whole = node.clone();
+    whole["variants"] = json!([{"name": "whole", "class": "h100-80g", "count": 7}]);
     let filler = w.tenant_with("filler", json!({"gpus": [{"class": "h100-80g", "nominalQuota": "8"}]})).await?;
     w.deploy_ready(&filler, "filler", &Wish::default().overlay(whole)).await?;
 
@@ -80,11 +80,10 @@ pub async fn the_drivers_sockets_are_registered_with_every_kubelet(w: World) -> 
         ensure!(ours > 0, "no ResourceSlice of ours for {name}");
     }
     // A pod whose claim is prepared on each node proves the registration: the kubelet calls only plugins it knows.
+    // On reserved nodes, the tests that have them do the same.
     let tenant = w.tenant("a").await?;
-    for node in &nodes {
-        let name = text(node, "/metadata/name");
-        let pin = json!({"podTemplate": {"nodeSelector": {"kubernetes.io/hostname": name}}});
-        w.deploy_ready(&tenant, &format!("on-{name}"), &Wish::default().overlay(pin)).await?;
+    for name in nodes.iter().map(|n| text(n, "/metadata/name")).filter(|n| !w.env.is_reserved(n)) {
+        w.deploy_ready(&tenant, &format!("on-{name}"), &Wish::default().overlay(on(&name))).await?;
     }
     Ok(())
 }

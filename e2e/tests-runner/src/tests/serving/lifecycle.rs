@@ -1,14 +1,15 @@
-//! Ends and losses: nothing in flight is dropped, and what dies is replaced.
+//! Deletion and crashes: no request in flight is dropped, and what ends unexpectedly is replaced.
 
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use serde_json::json;
 
-use crate::cluster::{text, wait_for};
-use crate::load::Load;
-use crate::process;
-use crate::world::{Tenant, Wish, World};
+use crate::reserved::on;
+use crate::tools::cluster::{text, wait_for};
+use crate::tools::load::Load;
+use crate::tools::process;
+use crate::tools::world::{Tenant, Wish, World};
 
 /// Waits until the load has had `count` answers: then requests are in flight at any moment.
 async fn under_way(load: &Load, count: usize) -> anyhow::Result<()> {
@@ -20,8 +21,7 @@ async fn under_way(load: &Load, count: usize) -> anyhow::Result<()> {
 
 pub async fn deleting_under_load_drains_without_a_failed_request(w: World) -> anyhow::Result<()> {
     let tenant = w.tenant_with("a", json!({"gpus": [{"class": "h100-80g", "nominalQuota": "9"}]})).await?;
-    w.deploy_ready(&tenant, "going", &Wish::default()).await?;
-    let node = text(w.pods(&tenant, "going").await?.first().context("no pod")?, "/spec/nodeName");
+    w.deploy_ready(&tenant, "going", &Wish::default().overlay(on(w.node()?))).await?;
     w.answers(&tenant, "going").await?;
     let load = Load::start(&tenant.caller, "going", 4, 48);
     under_way(&load, 4).await?;
@@ -33,8 +33,8 @@ pub async fn deleting_under_load_drains_without_a_failed_request(w: World) -> an
     ensure!(lost.is_empty(), "{} requests lost: {:?}", lost.len(), &lost[..lost.len().min(3)]);
     w.gone(&tenant, "going", Duration::from_secs(60)).await?;
     // The slice is free again: a replica that needs every GPU of the node whole can be placed there.
-    let all = json!({"podTemplate": {"nodeSelector": {"kubernetes.io/hostname": node}},
-        "variants": [{"name": "whole", "class": "h100-80g", "count": 8}]});
+    let mut all = on(w.node()?);
+    all["variants"] = json!([{"name": "whole", "class": "h100-80g", "count": 8}]);
     w.deploy_ready(&tenant, "next", &Wish::default().overlay(all)).await
 }
 

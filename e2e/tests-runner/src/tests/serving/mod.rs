@@ -1,0 +1,5 @@
+//! Requests from apply to delete: a first answer, ends and losses, many at once.
+
+pub mod lifecycle;
+pub mod quickstart;
+pub mod scale;
