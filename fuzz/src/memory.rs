@@ -1,4 +1,4 @@
-//! Counts what each thread allocates, so that a target can say what an input may cost.
+//! Counts what each thread allocates, so that a target can limit what an input may cost.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;

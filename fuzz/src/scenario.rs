@@ -16,7 +16,7 @@ use stowage_node_agent::view::{Attribution, Picture, Source};
 use crate::{one_line, within};
 
 /// What is accepted is what the agent sees, and what it makes of it adds up; what is refused leaves
-/// the scenario before it in force, and says why.
+/// the scenario before it in force, and reports the reason.
 pub fn scenario(data: &[u8]) {
     let parsed = within(64, data, || Scenario::parse(data));
     let node = NODE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -34,7 +34,7 @@ pub fn scenario(data: &[u8]) {
         }
         Err(_) => {
             let path = node.scenario.display().to_string();
-            let why = store.last_error().expect("a refused file is told of");
+            let why = store.last_error().expect("a refused file has a reason");
             one_line(why);
             assert!(why.starts_with(&path), "{why} does not name the file");
             assert_eq!(reader.facts().expect("the one before is served"), before);
@@ -67,7 +67,7 @@ impl Node {
         Self { scenario, reader }
     }
 
-    /// Replaces the scenario by rename, as people are told to.
+    /// Replaces the scenario by rename, as the documentation asks.
     fn replace(&self, text: &[u8]) {
         let draft = self.scenario.with_extension("tmp");
         std::fs::write(&draft, text)
@@ -100,15 +100,15 @@ fn is_served(reader: &Reader, scenario: &Scenario) {
         assert!(reading.used_bytes.is_none_or(|used| used <= device.memory_bytes), "{reading:?}");
         assert!(reading.sm_percent.is_none_or(|percent| percent <= 100), "{reading:?}");
     }
-    every_event_is_told_once(reader, &uuids, scenario);
+    every_event_is_seen_once(reader, &uuids, scenario);
     can_be_published(&facts, &readings, reader.driver_version());
 }
 
-fn every_event_is_told_once(reader: &Reader, uuids: &[String], scenario: &Scenario) {
+fn every_event_is_seen_once(reader: &Reader, uuids: &[String], scenario: &Scenario) {
     let Ok((events, _)) = reader.events(uuids) else { return };
     let most: usize = scenario.devices.iter().map(|device| device.xid_events.len() + 1).sum();
-    let told = (0..=most).take_while(|_| matches!(events.wait(0), Ok(Some(_)))).count();
-    assert!(told <= most, "more than {most} events");
+    let seen = (0..=most).take_while(|_| matches!(events.wait(0), Ok(Some(_)))).count();
+    assert!(seen <= most, "more than {most} events");
 }
 
 fn can_be_published(facts: &[GpuFacts], readings: &[GpuReading], driver: Option<String>) {

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::{Mutex, Once};
 
 /// Runs each input on a thread named after its file, so that a panic, and even a stack that is not
-/// enough, says which one it was.
+/// enough, names it.
 fn replay(target: &str, run: fn(&[u8])) {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
