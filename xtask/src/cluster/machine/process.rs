@@ -88,8 +88,8 @@ pub fn ensure(layout: &Layout, bin: &Path, name: &str, argv: &[String]) -> Resul
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).current_dir("/");
     // Not the caller's environment: its proxies and kubeconfigs are not the cluster's.
     command.env_clear().env("PATH", search_path(bin)).env("HOME", &layout.state);
-    // SAFETY: setsid is async-signal-safe and has no effect on memory.
-    unsafe { command.pre_exec(|| if libc::setsid() < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }) };
+    // SAFETY: only system calls that are async-signal-safe and have no effect on memory.
+    unsafe { command.pre_exec(detach) };
     let mut child = command.spawn().with_context(|| format!("cannot start {name}"))?;
     wait::until(&format!("starting {name}"), Duration::from_secs(20), || {
         if let Some(process) = read(&record) {
@@ -100,6 +100,17 @@ pub fn ensure(layout: &Layout, bin: &Path, name: &str, argv: &[String]) -> Resul
             None => Ok(wait::Seen::NotYet("no record yet".into())),
         }
     })
+}
+
+/// In the new process: a session of its own, and none of the launcher's files. A lock that the launcher's caller holds
+/// on one of them would otherwise live as long as the cluster.
+fn detach() -> std::io::Result<()> {
+    // SAFETY: plain system calls on numbers.
+    let done = unsafe {
+        libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC);
+        libc::setsid()
+    };
+    if done < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// An error that quotes the log when the process `name` is not alive.
