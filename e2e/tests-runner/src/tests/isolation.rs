@@ -4,12 +4,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use serde_json::{Value, json};
+use stowage_contracts::names;
 
 use crate::tools::cluster::{Cluster, text, wait_for};
 use crate::tools::http::Caller;
 use crate::tools::parts::{agents, gateways};
 use crate::tools::process;
-use crate::tools::world::{NODES, OPERATOR, SYSTEM, Tenant, Wish, World};
+use crate::tools::world::{NODES, SYSTEM, Tenant, Wish, World};
 
 const PROBE_IMAGE: &str = "localhost/stowage/probe:dev";
 
@@ -80,7 +81,7 @@ pub async fn nobody_but_the_operator_gets_a_gpu_of_our_class(w: World) -> anyhow
     let operator = w
         .cluster()
         .impersonate(
-            OPERATOR,
+            &names::operator_username(),
             &["system:serviceaccounts", "system:serviceaccounts:stowage-system", "system:authenticated"],
         )
         .await?;
@@ -109,7 +110,7 @@ pub async fn an_agent_writes_only_its_own_node(w: World) -> anyhow::Result<()> {
     }
     for (node, allowed) in [(&nodes[0], true), (&nodes[1], false)] {
         let slice = json!({"apiVersion": "resource.k8s.io/v1", "kind": "ResourceSlice", "metadata": {"name": w.unique(node)},
-            "spec": {"driver": "gpu.stowage.dev", "nodeName": node, "devices": [],
+            "spec": {"driver": names::DRIVER, "nodeName": node, "devices": [],
                 "pool": {"name": w.unique("pool"), "generation": 1, "resourceSliceCount": 1}}});
         w.also_remove("ResourceSlice", "", &w.unique(node));
         match (allowed, agent.create("", &slice).await) {
@@ -155,6 +156,10 @@ async fn fetch_from(w: &World, tenant: &Tenant, pod: &str, url: &str) -> anyhow:
     Ok(if code == 0 { Ok(out) } else { Err(err) })
 }
 
+fn address(pod: &Value, port: u16, path: &str) -> String {
+    format!("http://{}:{port}{path}", text(pod, "/status/podIP"))
+}
+
 pub async fn a_pod_of_another_tenant_reaches_no_engine_agent_or_operator(w: World) -> anyhow::Result<()> {
     let (a, b) = (w.tenant("a").await?, w.tenant("b").await?);
     w.deploy_ready(&a, "chat", &Wish::default()).await?;
@@ -166,16 +171,16 @@ pub async fn a_pod_of_another_tenant_reaches_no_engine_agent_or_operator(w: Worl
     .await?;
     let mut closed = Vec::new();
     for engine in w.pods(&a, "chat").await? {
-        closed.push(format!("http://{}:8000/healthz", text(&engine, "/status/podIP")));
+        closed.push(address(&engine, names::ENGINE_PORT, names::PATH_HEALTHZ));
     }
     for agent in agents(&w).await? {
-        closed.push(format!("http://{}:8082/metrics", text(&agent, "/status/podIP")));
+        closed.push(address(&agent, names::NODE_AGENT_ADMIN_PORT, names::PATH_METRICS));
     }
     for operator in w.cluster().list("Pod", SYSTEM, "app.kubernetes.io/name=stowage-operator").await? {
-        closed.push(format!("http://{}:8081/stowage/v1/decisions", text(&operator, "/status/podIP")));
+        closed.push(address(&operator, names::OPERATOR_ADMIN_PORT, names::PATH_DECISIONS));
     }
     for gateway in w.cluster().list("Pod", SYSTEM, "app.kubernetes.io/name=stowage-gateway").await? {
-        closed.push(format!("http://{}:8081/stowage/v1/signals", text(&gateway, "/status/podIP")));
+        closed.push(address(&gateway, names::GATEWAY_ADMIN_PORT, names::PATH_SIGNALS));
     }
     for url in &closed {
         match fetch_from(&w, &b, "other", url).await? {

@@ -108,7 +108,7 @@ fn record(log: &Mutex<Vec<Change>>, change: Option<Change>) {
 }
 
 fn pod(pod: &Pod) -> Change {
-    let index = pod.annotations().get("stowage.dev/replica-index").cloned().unwrap_or_default();
+    let index = pod.annotations().get(stowage_contracts::names::ANNOTATION_REPLICA_INDEX).cloned().unwrap_or_default();
     let over = pod.status.as_ref().and_then(|s| s.phase.as_deref()).is_some_and(|p| p == "Failed" || p == "Succeeded");
     Change::Pod { name: pod.name_any(), index, alive: !over && pod.metadata.deletion_timestamp.is_none() }
 }

@@ -7,7 +7,7 @@ use anyhow::Context;
 
 use super::process;
 use super::proxy::{Fault, Proxy};
-use super::world::{Env, OPERATOR, World};
+use super::world::{Env, World};
 
 /// Milliseconds after which the next operator of a crash test takes over.
 pub const SHORT_LEASE: u32 = 3000;
@@ -51,6 +51,6 @@ impl Operator {
 /// A proxy that sends requests to the API server as the operator's own account, so that policies and rights are the real ones.
 pub async fn between(w: &World, fault: Fault) -> anyhow::Result<Proxy> {
     let groups = ["system:serviceaccounts", "system:serviceaccounts:stowage-system", "system:authenticated"];
-    let operator = w.cluster().impersonate(OPERATOR, &groups).await?;
+    let operator = w.cluster().impersonate(&stowage_contracts::names::operator_username(), &groups).await?;
     Proxy::start(operator.client().clone(), fault).await
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use serde_json::{Value, json};
+use stowage_contracts::names;
 
 use super::cluster::{Cluster, condition, text, wait_for};
 use super::process;
@@ -43,7 +44,8 @@ pub async fn gateways_on(w: &World, node: Option<&str>) -> anyhow::Result<Vec<i3
 
 /// Whether a gateway keeps a replica out of routing.
 pub async fn refused(gateway: i32, tenant: &Tenant, pod: &str) -> anyhow::Result<Result<(), String>> {
-    let (status, body) = process::ask_inside(gateway, &["http://127.0.0.1:8081/stowage/v1/signals"]).await?;
+    let url = format!("http://127.0.0.1:{}{}", names::GATEWAY_ADMIN_PORT, names::PATH_SIGNALS);
+    let (status, body) = process::ask_inside(gateway, &[&url]).await?;
     ensure!(status == 200, "the gateway's signals answered {status}");
     let signals: Value = serde_json::from_str(&body).context("parse the gateway's signals")?;
     let models = signals["models"].as_array().into_iter().flatten();

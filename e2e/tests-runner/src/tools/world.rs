@@ -7,15 +7,14 @@ use std::time::Duration;
 use anyhow::Context;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use stowage_contracts::names;
 
 use super::cluster::{Cluster, condition, text, wait_for};
 use super::http::Caller;
 use crate::Options;
 
-pub const SYSTEM: &str = "stowage-system";
-/// Who the operator is to the API server.
-pub const OPERATOR: &str = "system:serviceaccount:stowage-system:stowage-operator";
-pub const NODES: &str = "stowage-node";
+pub use stowage_contracts::names::{NODE_NAMESPACE as NODES, SYSTEM_NAMESPACE as SYSTEM};
+
 /// The image volume that `cargo xtask model` writes, and its file.
 pub const MODEL_IMAGE: &str = "localhost/models/smollm2:q4";
 
@@ -284,7 +283,7 @@ impl World {
     pub async fn keys(&self, tenant: &str, keys: &[(&str, &str)]) -> anyhow::Result<()> {
         let data: serde_json::Map<String, Value> =
             keys.iter().map(|(name, key)| ((*name).to_owned(), json!(hex(&Sha256::digest(key.as_bytes()))))).collect();
-        let object = json!({"apiVersion": "v1", "kind": "Secret", "type": "stowage.dev/api-keys",
+        let object = json!({"apiVersion": "v1", "kind": "Secret", "type": names::API_KEYS_SECRET_TYPE,
             "metadata": {"name": tenant, "namespace": SYSTEM}, "stringData": data});
         self.cluster().apply_value(SYSTEM, &object).await?;
         Ok(())
@@ -330,11 +329,11 @@ impl World {
     }
 
     pub async fn pods(&self, tenant: &Tenant, deployment: &str) -> anyhow::Result<Vec<Value>> {
-        self.cluster().list("Pod", &tenant.name, &format!("stowage.dev/deployment={deployment}")).await
+        self.cluster().list("Pod", &tenant.name, &format!("{}={deployment}", names::LABEL_DEPLOYMENT)).await
     }
 
     pub async fn claims(&self, tenant: &Tenant, deployment: &str) -> anyhow::Result<Vec<Value>> {
-        self.cluster().list("ResourceClaim", &tenant.name, &format!("stowage.dev/deployment={deployment}")).await
+        self.cluster().list("ResourceClaim", &tenant.name, &format!("{}={deployment}", names::LABEL_DEPLOYMENT)).await
     }
 
     /// Waits until neither the deployment nor a pod or claim of it is left.
@@ -368,7 +367,7 @@ impl World {
     /// The uuid behind a pool's device, from the published ResourceSlices.
     async fn device(&self, pool: &str, device: &str) -> anyhow::Result<String> {
         for slice in self.cluster().list("ResourceSlice", "", "").await? {
-            if text(&slice, "/spec/driver") != "gpu.stowage.dev" || text(&slice, "/spec/pool/name") != pool {
+            if text(&slice, "/spec/driver") != names::DRIVER || text(&slice, "/spec/pool/name") != pool {
                 continue;
             }
             let devices = slice.pointer("/spec/devices").and_then(Value::as_array).cloned().unwrap_or_default();

@@ -107,7 +107,7 @@ pub async fn deleted_resource_slices_come_back_and_pods_stay(w: World) -> anyhow
     w.deploy_ready(&tenant, "chat", &Wish::default()).await?;
     let before = text(w.pods(&tenant, "chat").await?.first().context("no pod")?, "/metadata/uid");
     let ours = |mut slices: Vec<Value>| {
-        slices.retain(|s| text(s, "/spec/driver") == "gpu.stowage.dev");
+        slices.retain(|s| text(s, "/spec/driver") == stowage_contracts::names::DRIVER);
         slices.retain(|s| !w.env.is_reserved(&text(s, "/spec/nodeName")));
         slices
     };

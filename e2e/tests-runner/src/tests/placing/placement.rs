@@ -75,7 +75,9 @@ pub async fn the_drivers_sockets_are_registered_with_every_kubelet(w: World) -> 
         let name = text(node, "/metadata/name");
         let ours = slices
             .iter()
-            .filter(|s| text(s, "/spec/nodeName") == name && text(s, "/spec/driver") == "gpu.stowage.dev")
+            .filter(|s| {
+                text(s, "/spec/nodeName") == name && text(s, "/spec/driver") == stowage_contracts::names::DRIVER
+            })
             .count();
         ensure!(ours > 0, "no ResourceSlice of ours for {name}");
     }
