@@ -1,12 +1,15 @@
 //! The API of Stowage: group `stowage.dev`, version `v1alpha1`, six kinds.
 //!
-//! This crate holds the wide types that users write and controllers report with, and the one `validate` that turns wide into narrow. It has no behaviour: nothing here
-//! talks to a cluster, reads a clock or decides where anything runs.
+//! This crate holds the wide types that users write and controllers report with, and the one `validate` that turns
+//! wide into narrow. It has no behaviour: nothing here talks to a cluster, reads a clock or decides where anything
+//! runs.
 //!
-//! * a file per kind: [`inference_deployment`] (status in [`deployment_status`]), [`gpu_class`],
-//!   [`tenant_quota`], [`inference_runtime`], [`gpu_node`], [`inference_batch`]
-//! * [`conditions`]: every condition type and reason
-//! * [`quantity`]: text to bytes, milli-units and durations
+//! In the order in which they build on each other:
+//! * [`conditions`], [`quantity`], [`syntax`]: reasons, and the shapes of text
+//! * [`rules`]: what the API server checks, with the messages
+//! * [`kinds`]: a file per kind, each field with its rules beside it
+//! * [`support`]: what this release does not honour
+//! * [`validate`]: wide to narrow; [`crd`]: the manifests
 //!
 //! The CRD manifests in `charts/stowage-crds` are generated from [`all_crds`] and compared in tests.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -15,27 +18,22 @@
 
 pub mod conditions;
 pub mod crd;
-pub mod deployment_status;
-pub mod gpu_class;
-pub mod gpu_node;
-pub mod inference_batch;
-pub mod inference_deployment;
-pub mod inference_runtime;
-pub mod model;
-pub mod pod_template;
+pub mod kinds;
 pub mod quantity;
 pub mod rules;
-mod schema;
-pub mod tenant_quota;
+pub mod support;
+pub mod syntax;
 pub mod validate;
 
 pub use stowage_contracts::names;
 
 pub use crd::all_crds;
-pub use deployment_status::InferenceDeploymentStatus;
-pub use gpu_class::{GpuClass, GpuClassSpec, GpuClassStatus};
-pub use gpu_node::{GpuNode, GpuNodeSpec, GpuNodeStatus};
-pub use inference_batch::{InferenceBatch, InferenceBatchSpec, InferenceBatchStatus};
-pub use inference_deployment::{InferenceDeployment, InferenceDeploymentSpec};
-pub use inference_runtime::{InferenceRuntime, InferenceRuntimeSpec, InferenceRuntimeStatus};
-pub use tenant_quota::{TenantQuota, TenantQuotaSpec, TenantQuotaStatus};
+pub use kinds::deployment_status::{self, InferenceDeploymentStatus};
+pub use kinds::gpu_class::{self, GpuClass, GpuClassSpec, GpuClassStatus};
+pub use kinds::gpu_node::{self, GpuNode, GpuNodeSpec, GpuNodeStatus};
+pub use kinds::inference_batch::{self, InferenceBatch, InferenceBatchSpec, InferenceBatchStatus};
+pub use kinds::inference_deployment::{self, InferenceDeployment, InferenceDeploymentSpec};
+pub use kinds::inference_runtime::{self, InferenceRuntime, InferenceRuntimeSpec, InferenceRuntimeStatus};
+pub use kinds::model;
+pub use kinds::pod_template;
+pub use kinds::tenant_quota::{self, TenantQuota, TenantQuotaSpec, TenantQuotaStatus};

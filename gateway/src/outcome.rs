@@ -126,9 +126,7 @@ pub fn unplaced(reason: Unplaced, deployment: &Deployment) -> Refused {
             Outcome::NoReplica,
             ApiError::unavailable(
                 "model_waking",
-                format!(
-                    "{model} has no ready replica, and {limit} requests wait for one already (scaling.coldStart.maxHeld)."
-                ),
+                format!("{model} has no ready replica, and {limit} requests wait for one already."),
                 5,
             ),
         ),

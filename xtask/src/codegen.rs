@@ -1,5 +1,5 @@
-//! Writes what is generated from the types: the CRDs' YAML. The files are committed, so a change of
-//! a type is visible as a diff in review.
+//! Writes what is generated from the types: the CRDs' YAML and the page of unsupported fields. The files are
+//! committed, so a change of a type is visible in a diff.
 //!
 //! `cargo test -p stowage-crds` compares too; this is the command that its message names.
 
@@ -13,22 +13,22 @@ const CRDS: &str = "charts/stowage-crds/templates";
 /// Writes the files, or with `check` fails when one would change.
 pub fn run(check: bool) -> anyhow::Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let folder = root.join(CRDS);
-    let wanted = stowage_crds::crd::manifests();
+    let wanted = stowage_crds::crd::generated();
     let mut stale = Vec::new();
-    for (name, content) in &wanted {
-        let path = folder.join(name);
+    for (file, content) in &wanted {
+        let path = root.join(file);
         if std::fs::read_to_string(&path).is_ok_and(|found| found == *content) {
             continue;
         }
-        stale.push(format!("{CRDS}/{name}"));
+        stale.push(file.clone());
         if !check {
-            std::fs::create_dir_all(&folder).with_context(|| format!("creating {CRDS}"))?;
-            std::fs::write(&path, content).with_context(|| format!("writing {CRDS}/{name}"))?;
-            println!("wrote {CRDS}/{name}");
+            let folder = path.parent().context("a generated file lies in a folder")?;
+            std::fs::create_dir_all(folder).with_context(|| format!("creating the folder of {file}"))?;
+            std::fs::write(&path, content).with_context(|| format!("writing {file}"))?;
+            println!("wrote {file}");
         }
     }
-    for name in orphans(&folder, &wanted)? {
+    for name in orphans(&root.join(CRDS), &stowage_crds::crd::manifests())? {
         stale.push(format!("{CRDS}/{name} (no kind of this name)"));
     }
     ensure!(!check || stale.is_empty(), "out of date: {}; run `cargo xtask codegen` and commit", stale.join(", "));

@@ -1,10 +1,10 @@
 //! `GpuClass`, narrow.
 
 use super::{Refusal, Refusals};
-use crate::gpu_class::{GpuSelector, SharingMode};
-use crate::quantity::{parse_bytes, parse_micros};
+use crate::gpu_class::GpuSelector;
+use crate::quantity::{MAX_MEMORY_BYTES, MIN_MEMORY_BYTES, parse_bytes, parse_micros};
 use crate::rules::class as rules;
-use crate::{GpuClassSpec, gpu_node::GpuDevice};
+use crate::{GpuClassSpec, gpu_node::GpuDevice, support};
 
 /// An accepted GpuClass.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,19 +31,22 @@ impl AcceptedClass {
     }
 }
 
-/// Judges a GpuClass.
+/// Parses and checks a GpuClass.
 pub fn validate_class(spec: &GpuClassSpec) -> Result<AcceptedClass, Vec<Refusal>> {
-    let GpuClassSpec { selector, price_per_hour, currency, allowed_sharing, allow_soft_sharing } = spec;
+    let GpuClassSpec { selector, price_per_hour, currency, allowed_sharing: _, allow_soft_sharing } = spec;
     let GpuSelector { product_names, min_memory, architectures } = selector;
     let mut refusals = Refusals::default();
+    refusals.unsupported(spec, support::CLASS);
 
     let selects = !product_names.is_empty() || min_memory.is_some() || !architectures.is_empty();
     refusals.require(selects, "spec.selector", &rules::SELECTS);
     let min_memory_bytes = match min_memory {
         None => 0,
-        Some(quantity) => refusals.parsed("spec.selector.minMemory", parse_bytes(quantity)).unwrap_or(1),
+        Some(quantity) => refusals.parsed("spec.selector.minMemory", parse_bytes(quantity)).unwrap_or(MIN_MEMORY_BYTES),
     };
     refusals.require(min_memory.is_none() || min_memory_bytes > 0, "spec.selector.minMemory", &rules::MIN_MEMORY);
+    let sane = matches!(min_memory_bytes, 0 | MIN_MEMORY_BYTES..=MAX_MEMORY_BYTES);
+    refusals.require(sane, "spec.selector.minMemory", &rules::MIN_MEMORY_RANGE);
 
     refusals.require(price_per_hour.is_some() == currency.is_some(), "spec", &rules::PRICE_NEEDS_CURRENCY);
     let micros = price_per_hour.as_deref().and_then(|text| refusals.parsed("spec.pricePerHour", parse_micros(text)));
@@ -51,8 +54,6 @@ pub fn validate_class(spec: &GpuClassSpec) -> Result<AcceptedClass, Vec<Refusal>
         let known = code.len() == 3 && code.bytes().all(|letter| letter.is_ascii_uppercase());
         refusals.require(known, "spec.currency", &rules::CURRENCY);
     }
-    let shared = allowed_sharing.iter().all(|mode| *mode == SharingMode::EngineBudget);
-    refusals.require(shared, "spec.allowedSharing", &rules::SHARING);
 
     refusals.into_result(AcceptedClass {
         product_names: product_names.clone(),

@@ -1,20 +1,25 @@
 //! `InferenceDeployment`, narrow.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
+use super::pod::{self, AcceptedPod};
 use super::{Refusal, Refusals, unique};
-use crate::InferenceDeploymentSpec;
 use crate::inference_deployment::{
-    Accelerator, Access, Adapter, EnvVar, ImageSource, Isolation, IsolationLevel, Model, ModelSource, Nodes,
-    PodTemplate, PullSecret, Resources, Rollout, RolloutStrategy, Runtime, RuntimeOptions, Scaling, ScalingMode,
-    ServiceClass, Sharing, Toleration, TolerationOperator, Variant,
+    Accelerator, Access, ImageSource, Isolation, IsolationLevel, Model, ModelSource, Nodes, Rollout, Runtime,
+    RuntimeOptions, Scaling, ScalingMode, Variant,
 };
-use crate::names::{LABEL_MANAGED_BY, MAX_DEPLOYMENT_NAME, RESERVED_ENV_PREFIX, RESERVED_KEY_PREFIX};
-use crate::quantity::{ParseError, parse_bytes, parse_duration, parse_milli};
+use crate::names::MAX_DEPLOYMENT_NAME;
+use crate::quantity::{MAX_MEMORY_BYTES, MIN_MEMORY_BYTES, ParseError, parse_bytes, parse_duration, parse_milli};
 use crate::rules::{Reason, deployment as rules};
+use crate::syntax::{is_dns_subdomain, is_image_reference, is_model_name};
+use crate::{InferenceDeploymentSpec, support};
+
+/// Longest drain: a pod that drains keeps its GPUs.
+const MAX_DRAIN: Duration = Duration::from_secs(24 * 3600);
+/// 10,000 cores.
+const MAX_CPU_MILLI: u64 = 10_000_000;
 
 /// An accepted InferenceDeployment: everything parsed, every default filled in.
 #[derive(Clone, Debug, PartialEq)]
@@ -82,79 +87,35 @@ pub enum AcceptedAccelerator {
     },
 }
 
-/// What the pod carries beyond what the operator sets.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct AcceptedPod {
-    pub labels: BTreeMap<String, String>,
-    pub annotations: BTreeMap<String, String>,
-    pub node_selector: BTreeMap<String, String>,
-    pub tolerations: Vec<Toleration>,
-    pub priority_class_name: Option<String>,
-    pub image_pull_secrets: Vec<String>,
-    pub service_account_name: Option<String>,
-    pub resources: AcceptedResources,
-    pub env: Vec<EnvVar>,
-}
-
-/// A container's resources; keys are `cpu`, `memory` and `ephemeral-storage`, values parse.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct AcceptedResources {
-    pub requests: BTreeMap<String, Quantity>,
-    pub limits: BTreeMap<String, Quantity>,
-}
-
-impl AcceptedResources {
-    /// Requested milli-CPU, 0 when nothing is said. A limit without a request is the request, as in Kubernetes.
-    pub fn cpu_milli(&self) -> u64 {
-        self.requested("cpu").and_then(|quantity| parse_milli(quantity).ok()).unwrap_or(0)
-    }
-
-    /// Requested bytes of host memory, 0 when nothing is said.
-    pub fn memory_bytes(&self) -> u64 {
-        self.requested("memory").and_then(|quantity| parse_bytes(quantity).ok()).unwrap_or(0)
-    }
-
-    fn requested(&self, key: &str) -> Option<&Quantity> {
-        self.requests.get(key).or_else(|| self.limits.get(key))
-    }
-}
-
-/// Judges an InferenceDeployment of this name.
+/// Parses and checks an InferenceDeployment of this name.
 pub fn validate_deployment(name: &str, spec: &InferenceDeploymentSpec) -> Result<AcceptedDeployment, Vec<Refusal>> {
     let InferenceDeploymentSpec {
         model,
         runtime,
-        service_class,
-        objectives,
+        service_class: _,
+        objectives: _,
         variants,
         isolation,
         replicas,
         scaling,
         pod_template,
         rollout,
-        disaggregation,
+        disaggregation: _,
         nodes,
     } = spec;
     let mut refusals = Refusals::default();
     object_name(&mut refusals, name);
-    refusals.require(*service_class == ServiceClass::Interactive, "spec.serviceClass", &rules::SERVICE_CLASS);
-    refusals.require(objectives.is_none(), "spec.objectives", &rules::OBJECTIVES);
-    refusals.require(disaggregation.is_none(), "spec.disaggregation", &rules::DISAGGREGATION);
-    let single = nodes.as_ref().is_none_or(|Nodes { count }| *count == 1);
-    refusals.require(single, "spec.nodes.count", &rules::NODES);
-    rolled_out(&mut refusals, rollout.as_ref());
+    refusals.unsupported(spec, support::DEPLOYMENT);
+    // Refused by the table, but for the one value that asks for nothing.
+    let (None | Some(Rollout { strategy: _, canary: _ })) = rollout;
+    let (None | Some(Nodes { count: _ })) = nodes;
 
     let served = served(&mut refusals, name, model);
     let engine = engine(&mut refusals, runtime);
-    let Isolation { level, sharing } = isolation;
-    refusals.require(
-        matches!(sharing, Sharing::Auto | Sharing::EngineBudget),
-        "spec.isolation.sharing",
-        &rules::SHARING,
-    );
+    let Isolation { level, sharing: _ } = isolation;
     let accepted_variants = shapes(&mut refusals, variants);
     let drain_timeout = scaled(&mut refusals, scaling, *replicas);
-    let pod = pod_template.as_ref().map(|template| pod(&mut refusals, template)).unwrap_or_default();
+    let pod = pod_template.as_ref().map(|template| pod::accepted(&mut refusals, template)).unwrap_or_default();
 
     let (model_name, image, access) = served;
     let accepted = image.zip(drain_timeout).map(|(image, drain_timeout)| AcceptedDeployment {
@@ -184,51 +145,38 @@ fn object_name(refusals: &mut Refusals, name: &str) {
     refusals.require(shaped, "metadata.name", &rules::NAME_SHAPE);
 }
 
-fn rolled_out(refusals: &mut Refusals, rollout: Option<&Rollout>) {
-    let Some(Rollout { strategy, canary }) = rollout else { return };
-    refusals.require(*strategy == RolloutStrategy::Auto, "spec.rollout.strategy", &rules::CANARY);
-    refusals.require(canary.is_none(), "spec.rollout.canary", &rules::CANARY);
-}
-
 fn served(refusals: &mut Refusals, object: &str, model: &Model) -> (String, Option<AcceptedImage>, Vec<String>) {
-    let Model { name, source, adapters, access } = model;
-    refusals.require(adapters.is_empty(), "spec.model.adapters", &rules::ADAPTERS);
-    for (index, Adapter { name: _, source }) in adapters.iter().enumerate() {
-        source_of(refusals, &format!("spec.model.adapters[{index}].source"), source);
-    }
+    let Model { name, source, adapters: _, access } = model;
     let image = source_of(refusals, "spec.model.source", source);
     let access = access.as_ref().map(|Access { tenants }| tenants.clone()).unwrap_or_default();
+    let tenants_sound = access.iter().all(|tenant| is_dns_subdomain(tenant));
+    refusals.require(tenants_sound, "spec.model.access.tenants", &rules::TENANTS);
+    let sendable = name.as_ref().is_none_or(|name| is_model_name(name));
+    refusals.require(sendable, "spec.model.name", &rules::MODEL_NAME);
     (name.clone().unwrap_or_else(|| object.to_owned()), image, access)
 }
 
 fn source_of(refusals: &mut Refusals, field: &str, source: &ModelSource) -> Option<AcceptedImage> {
     let ModelSource { image, hugging_face, http, s3, persistent_volume_claim } = source;
-    let others = [
-        ("huggingFace", hugging_face.is_some()),
-        ("http", http.is_some()),
-        ("s3", s3.is_some()),
-        ("persistentVolumeClaim", persistent_volume_claim.is_some()),
-    ];
-    let given = others.iter().filter(|(_, given)| *given);
-    refusals.require(usize::from(image.is_some()) + given.clone().count() == 1, field, &rules::ONE_SOURCE);
-    for (kind, _) in given {
-        refusals.rule(format!("{field}.{kind}"), &rules::ONLY_IMAGES);
-    }
+    let given =
+        [image.is_some(), hugging_face.is_some(), http.is_some(), s3.is_some(), persistent_volume_claim.is_some()];
+    refusals.require(given.iter().filter(|given| **given).count() == 1, field, &rules::ONE_SOURCE);
     let ImageSource { reference, path } = image.as_ref()?;
     let absolute = path.starts_with('/') && !path.contains("..") && path.len() > 1;
     refusals.require(absolute, format!("{field}.image.path"), &rules::IMAGE_PATH);
+    refusals.require(is_image_reference(reference), format!("{field}.image.reference"), &rules::IMAGE_REFERENCE);
     Some(AcceptedImage { reference: reference.clone(), path: path.clone() })
 }
 
 fn engine(refusals: &mut Refusals, runtime: &Runtime) -> AcceptedOptions {
-    let Runtime { r#ref: _, options, extra_args } = runtime;
+    let Runtime { r#ref, options, extra_args } = runtime;
+    refusals.require(is_dns_subdomain(r#ref), "spec.runtime.ref", &rules::OBJECT_NAME);
     let flags = extra_args.iter().all(|arg| arg.starts_with("--"));
     refusals.require(flags, "spec.runtime.extraArgs", &rules::EXTRA_ARGS);
-    let Some(RuntimeOptions { max_model_len, quantization, kv_cache_type, prefix_caching, speculative }) = options
+    let Some(RuntimeOptions { max_model_len, quantization, kv_cache_type, prefix_caching, speculative: _ }) = options
     else {
         return AcceptedOptions::default();
     };
-    refusals.require(speculative.is_none(), "spec.runtime.options.speculative", &rules::SPECULATIVE);
     if *max_model_len == Some(0) {
         let message =
             "0 tokens leave no room for a prompt; write at least 1, or leave it out for the model's own limit";
@@ -264,10 +212,11 @@ fn shapes(refusals: &mut Refusals, variants: &[Variant]) -> Vec<AcceptedVariant>
 }
 
 fn gpu(refusals: &mut Refusals, at: &str, variant: &Variant) -> Option<AcceptedAccelerator> {
-    let Variant { name: _, accelerator: _, class, count, memory, compute, mig_profile, cpu } = variant;
+    let Variant { name: _, accelerator: _, class, count, memory, compute, mig_profile: _, cpu } = variant;
     refusals.require(class.is_some(), format!("{at}.class"), &rules::GPU_CLASS);
+    let class_sound = class.as_ref().is_none_or(|class| is_dns_subdomain(class));
+    refusals.require(class_sound, format!("{at}.class"), &rules::OBJECT_NAME);
     refusals.require(cpu.is_none(), format!("{at}.cpu"), &rules::GPU_HAS_NO_CPU);
-    refusals.require(mig_profile.is_none(), format!("{at}.migProfile"), &rules::MIG_PROFILE);
     if *count == Some(0) {
         refusals.push(format!("{at}.count"), Reason::Invalid, "a replica needs at least one GPU; write count: 1");
     }
@@ -279,15 +228,9 @@ fn gpu(refusals: &mut Refusals, at: &str, variant: &Variant) -> Option<AcceptedA
         );
     }
     let memory_bytes = match memory {
-        None => {
-            refusals.require(compute.is_none(), format!("{at}.memory"), &rules::MEMORY_ABSENT);
-            None
-        }
-        Some(text) if text.0 == "Auto" => {
-            refusals.rule(format!("{at}.memory"), &rules::MEMORY_AUTO);
-            None
-        }
-        Some(quantity) => Some(positive(refusals, format!("{at}.memory"), parse_bytes(quantity), &rules::MEMORY)?),
+        None => None,
+        Some(text) if text.0 == "Auto" => None,
+        Some(quantity) => Some(bytes(refusals, at, quantity)?),
     };
     Some(AcceptedAccelerator::Gpu {
         class: class.clone()?,
@@ -301,9 +244,19 @@ fn cpu(refusals: &mut Refusals, at: &str, variant: &Variant) -> Option<AcceptedA
     let Variant { name: _, accelerator: _, class, count, memory, compute, mig_profile, cpu } = variant;
     let plain = class.is_none() && count.is_none() && compute.is_none() && mig_profile.is_none();
     refusals.require(plain && cpu.is_some() && memory.is_some(), at, &rules::CPU_FIELDS);
-    let cpu_milli = positive(refusals, format!("{at}.cpu"), parse_milli(cpu.as_ref()?), &rules::CPU);
-    let memory_bytes = positive(refusals, format!("{at}.memory"), parse_bytes(memory.as_ref()?), &rules::MEMORY);
+    let cores = format!("{at}.cpu");
+    let cpu_milli = positive(refusals, cores.clone(), parse_milli(cpu.as_ref()?), &rules::CPU);
+    refusals.require(cpu_milli.is_none_or(|milli| milli <= MAX_CPU_MILLI), cores, &rules::CPU_RANGE);
+    let memory_bytes = bytes(refusals, at, memory.as_ref()?);
     Some(AcceptedAccelerator::Cpu { cpu_milli: cpu_milli?, memory_bytes: memory_bytes? })
+}
+
+/// A variant's memory.
+fn bytes(refusals: &mut Refusals, at: &str, memory: &Quantity) -> Option<u64> {
+    let field = format!("{at}.memory");
+    let bytes = positive(refusals, field.clone(), parse_bytes(memory), &rules::MEMORY)?;
+    refusals.require((MIN_MEMORY_BYTES..=MAX_MEMORY_BYTES).contains(&bytes), field, &rules::MEMORY_RANGE);
+    Some(bytes)
 }
 
 /// The number when it is above zero.
@@ -319,74 +272,16 @@ fn positive(
 }
 
 fn scaled(refusals: &mut Refusals, scaling: &Scaling, replicas: u32) -> Option<Duration> {
-    let Scaling { mode, min_replicas, max_replicas, objective, idle, cold_start, drain_timeout } = scaling;
+    let Scaling { mode, min_replicas, max_replicas, objective: _, idle: _, cold_start: _, drain_timeout } = scaling;
     let manual = *mode == ScalingMode::Manual;
-    refusals.require(manual, "spec.scaling.mode", &rules::SCALING_MODE);
-    refusals.require(manual || replicas == 0, "spec.replicas", &rules::REPLICAS_OUTSIDE_MANUAL);
-    for (field, given) in [
-        ("minReplicas", min_replicas.is_some()),
-        ("maxReplicas", max_replicas.is_some()),
-        ("objective", objective.is_some()),
-        ("idle", idle.is_some()),
-        ("coldStart", cold_start.is_some()),
-    ] {
-        refusals.require(!given, format!("spec.scaling.{field}"), &rules::SCALING_FIELDS);
-    }
+    refusals.require(manual || replicas == 1, "spec.replicas", &rules::REPLICAS_OUTSIDE_MANUAL);
     let ordered = min_replicas.zip(*max_replicas).is_none_or(|(least, most)| least <= most);
     refusals.require(ordered, "spec.scaling", &rules::MIN_MAX);
-    refusals.parsed("spec.scaling.drainTimeout", parse_duration(drain_timeout))
-}
-
-fn pod(refusals: &mut Refusals, template: &PodTemplate) -> AcceptedPod {
-    let PodTemplate {
-        labels,
-        annotations,
-        node_selector,
-        tolerations,
-        topology_spread_constraints,
-        priority_class_name,
-        image_pull_secrets,
-        service_account_name,
-        resources: wanted,
-        env,
-    } = template;
-    let at = |field: &str| format!("spec.podTemplate.{field}");
-    let ours = |key: &String| key.starts_with(RESERVED_KEY_PREFIX);
-    refusals.require(!labels.keys().any(|key| ours(key) || key == LABEL_MANAGED_BY), at("labels"), &rules::LABELS);
-    refusals.require(!annotations.keys().any(ours), at("annotations"), &rules::ANNOTATIONS);
-    let spread = !topology_spread_constraints.is_empty();
-    refusals.require(!spread, at("topologySpreadConstraints"), &rules::TOPOLOGY_SPREAD);
-    let reserved = env.iter().any(|entry| entry.name.starts_with(RESERVED_ENV_PREFIX));
-    refusals.require(!reserved, at("env"), &rules::ENV);
-    unique(refusals, &at("env"), env.iter().map(|entry| entry.name.as_str()));
-    for (index, toleration) in tolerations.iter().enumerate() {
-        let Toleration { key, operator, value, effect: _ } = toleration;
-        let exists = *operator == Some(TolerationOperator::Exists);
-        let sound = !(exists && value.is_some()) && (key.is_some() || exists);
-        refusals.require(sound, at(&format!("tolerations[{index}]")), &rules::TOLERATION);
-    }
-    AcceptedPod {
-        labels: labels.clone(),
-        annotations: annotations.clone(),
-        node_selector: node_selector.clone(),
-        tolerations: tolerations.clone(),
-        priority_class_name: priority_class_name.clone(),
-        image_pull_secrets: image_pull_secrets.iter().map(|PullSecret { name }| name.clone()).collect(),
-        service_account_name: service_account_name.clone(),
-        resources: resources(refusals, "spec.podTemplate.resources", wanted.as_ref()),
-        env: env.clone(),
-    }
-}
-
-/// Resources of a container: known keys, values that parse.
-pub(super) fn resources(refusals: &mut Refusals, at: &str, wanted: Option<&Resources>) -> AcceptedResources {
-    let Some(Resources { requests, limits }) = wanted else { return AcceptedResources::default() };
-    for (kind, map) in [("requests", requests), ("limits", limits)] {
-        for (key, quantity) in map {
-            let known = matches!(key.as_str(), "cpu" | "memory" | "ephemeral-storage");
-            refusals.require(known, format!("{at}.{kind}"), &rules::RESOURCES);
-            refusals.parsed(format!("{at}.{kind}.{key}"), parse_milli(quantity));
-        }
-    }
-    AcceptedResources { requests: requests.clone(), limits: limits.clone() }
+    let field = "spec.scaling.drainTimeout";
+    let timeout = match parse_duration(drain_timeout) {
+        Err(ParseError::TooLong(_)) => None,
+        parsed => Some(refusals.parsed(field, parsed)?),
+    };
+    refusals.require(timeout.is_some_and(|timeout| timeout <= MAX_DRAIN), field, &rules::DRAIN_TIMEOUT_LONG);
+    timeout
 }

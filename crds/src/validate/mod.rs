@@ -2,14 +2,15 @@
 //!
 //! The operator turns refusals into `Accepted=False`, the CLI prints them, and both call the same
 //! functions. They repeat the CRD's own rules on purpose: an object may have been stored before a rule
-//! existed. What is *not* here is anything that needs another object (does the class exist, is the flag
-//! allowed by the runtime); that is the operator's and the `runtimes` crate's.
+//! existed. Not here: anything that needs another object (whether the class exists, whether the runtime allows
+//! the flag); the operator and the `runtimes` crate decide that.
 //!
-//! Every spec field is destructured without `..`: a new field does not compile until somebody decides
-//! whether it is honoured or refused.
+//! Every spec field is destructured without `..`, so a new field compiles only once it is used here or refused by
+//! a row of [`crate::support`].
 
 mod class;
 mod deployment;
+mod pod;
 mod quota;
 mod runtime;
 
@@ -19,15 +20,16 @@ use serde::{Deserialize, Serialize};
 
 pub use class::{AcceptedClass, validate_class};
 pub use deployment::{
-    AcceptedAccelerator, AcceptedDeployment, AcceptedImage, AcceptedOptions, AcceptedPod, AcceptedResources,
-    AcceptedVariant, validate_deployment,
+    AcceptedAccelerator, AcceptedDeployment, AcceptedImage, AcceptedOptions, AcceptedVariant, validate_deployment,
 };
+pub use pod::{AcceptedPod, AcceptedResources};
 pub use quota::{AcceptedGpuQuota, AcceptedQuota, validate_quota};
 pub use runtime::{AcceptedRuntime, validate_runtime};
 
 use crate::quantity::ParseError;
 use crate::rules::{CelRule, Reason};
-use crate::{InferenceBatchSpec, rules};
+use crate::support::Unsupported;
+use crate::{InferenceBatchSpec, support};
 
 /// One thing that is wrong with a spec.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -57,13 +59,13 @@ pub fn reason(refusals: &[Refusal]) -> Reason {
 }
 
 /// No InferenceBatch is accepted by this release.
-pub fn validate_batch(_: &InferenceBatchSpec) -> Result<(), Vec<Refusal>> {
+pub fn validate_batch(spec: &InferenceBatchSpec) -> Result<(), Vec<Refusal>> {
     let mut refusals = Refusals::default();
-    refusals.rule("spec", &rules::batch::NO_BATCHES);
+    refusals.unsupported(spec, support::BATCH);
     refusals.into_result(())
 }
 
-/// Collects, so that a user sees everything at once.
+/// Collects all of them, so that a user sees everything at once.
 #[derive(Debug, Default)]
 struct Refusals(Vec<Refusal>);
 
@@ -72,14 +74,17 @@ impl Refusals {
         self.0.push(Refusal { field: field.into(), reason, message: message.into() });
     }
 
-    fn rule(&mut self, field: impl Into<String>, rule: &CelRule) {
-        self.push(field, rule.reason, rule.message);
-    }
-
     /// Refuses by the rule unless it holds.
     fn require(&mut self, holds: bool, field: impl Into<String>, rule: &CelRule) {
         if !holds {
-            self.rule(field, rule);
+            self.push(field, Reason::Invalid, rule.message);
+        }
+    }
+
+    /// Refuses every field that this release does not honour.
+    fn unsupported<S>(&mut self, spec: &S, table: &[Unsupported<S>]) {
+        for row in table.iter().filter(|row| (row.given)(spec)) {
+            self.push(row.path(), Reason::NotSupportedYet, row.message);
         }
     }
 
@@ -94,7 +99,7 @@ impl Refusals {
     }
 }
 
-/// Whether every name occurs once; the API server sees to it where a list is a map.
+/// Refuses names that occur twice; where a list is a map, the API server refuses them first.
 fn unique<'a>(refusals: &mut Refusals, field: &str, names: impl Iterator<Item = &'a str>) {
     let mut seen = std::collections::BTreeSet::new();
     for name in names {

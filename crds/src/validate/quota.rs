@@ -1,10 +1,16 @@
 //! `TenantQuota`, narrow.
 
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+
 use super::{Refusal, Refusals, unique};
-use crate::TenantQuotaSpec;
 use crate::quantity::parse_milli;
-use crate::rules::quota as rules;
+use crate::rules::{deployment, pod, quota as rules};
+use crate::syntax::{LABEL_MAX, is_dns_label, is_dns_subdomain};
 use crate::tenant_quota::{ApiKeys, Credentials, GpuQuota};
+use crate::{TenantQuotaSpec, support};
+
+/// A million GPUs.
+const MAX_GPUS_MILLI: u64 = 1_000_000_000;
 
 /// An accepted TenantQuota.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,16 +34,25 @@ pub struct AcceptedGpuQuota {
     pub lending_milli: Option<u64>,
 }
 
-/// Judges a TenantQuota. Whether another one owns a namespace is the operator's question.
-pub fn validate_quota(spec: &TenantQuotaSpec) -> Result<AcceptedQuota, Vec<Refusal>> {
-    let TenantQuotaSpec { namespaces, cohort, weight, gpus, tokens, spend, min_runtime, reclaim_grace, credentials } =
-        spec;
+/// Parses and checks a TenantQuota of this name. Whether another one owns a namespace is decided with all of them at
+/// hand, by the operator.
+pub fn validate_quota(name: &str, spec: &TenantQuotaSpec) -> Result<AcceptedQuota, Vec<Refusal>> {
+    let TenantQuotaSpec {
+        namespaces,
+        cohort,
+        weight: _,
+        gpus,
+        tokens: _,
+        spend: _,
+        min_runtime: _,
+        reclaim_grace: _,
+        credentials,
+    } = spec;
     let mut refusals = Refusals::default();
-    refusals.require(weight.is_none_or(|weight| weight == 1), "spec.weight", &rules::WEIGHT);
-    refusals.require(tokens.is_none(), "spec.tokens", &rules::TOKENS);
-    refusals.require(spend.is_none(), "spec.spend", &rules::SPEND);
-    refusals.require(min_runtime.is_none(), "spec.minRuntime", &rules::RECLAIM);
-    refusals.require(reclaim_grace.is_none(), "spec.reclaimGrace", &rules::RECLAIM);
+    refusals.unsupported(spec, support::QUOTA);
+    refusals.require(name.len() <= LABEL_MAX, "metadata.name", &rules::NAME_LENGTH);
+    let possible = namespaces.iter().all(|namespace| is_dns_label(namespace));
+    refusals.require(possible, "spec.namespaces", &rules::NAMESPACES);
     unique(&mut refusals, "spec.namespaces", namespaces.iter().map(String::as_str));
     unique(&mut refusals, "spec.gpus", gpus.iter().map(|gpu| gpu.class.as_str()));
     let borrows = gpus.iter().any(|gpu| gpu.borrowing_limit.is_some() || gpu.lending_limit.is_some());
@@ -56,24 +71,26 @@ pub fn validate_quota(spec: &TenantQuotaSpec) -> Result<AcceptedQuota, Vec<Refus
 fn gpu(refusals: &mut Refusals, index: usize, quota: &GpuQuota) -> Option<AcceptedGpuQuota> {
     let GpuQuota { class, nominal_quota, borrowing_limit, lending_limit } = quota;
     let at = |field: &str| format!("spec.gpus[{index}].{field}");
-    let nominal = refusals.parsed(at("nominalQuota"), parse_milli(nominal_quota));
-    let borrowing = match borrowing_limit {
-        None => Some(0),
-        Some(limit) => refusals.parsed(at("borrowingLimit"), parse_milli(limit)),
+    refusals.require(is_dns_subdomain(class), at("class"), &deployment::OBJECT_NAME);
+    let mut number = |field: &str, quantity: &Quantity| {
+        let milli = refusals.parsed(at(field), parse_milli(quantity))?;
+        refusals.require(milli <= MAX_GPUS_MILLI, at(field), &rules::QUANTITY_RANGE);
+        Some(milli)
     };
-    let lending = match lending_limit {
-        None => Some(None),
-        Some(limit) => refusals.parsed(at("lendingLimit"), parse_milli(limit)).map(Some),
-    };
+    let nominal = number("nominalQuota", nominal_quota);
+    let borrowing = borrowing_limit.as_ref().map_or(Some(0), |limit| number("borrowingLimit", limit));
+    let lending = lending_limit.as_ref().map_or(Some(None), |limit| number("lendingLimit", limit).map(Some));
     let (nominal_milli, borrowing_milli, lending_milli) = (nominal?, borrowing?, lending?);
     refusals.require(lending_milli.is_none_or(|most| most <= nominal_milli), at("lendingLimit"), &rules::LENDING);
     Some(AcceptedGpuQuota { class: class.clone(), nominal_milli, borrowing_milli, lending_milli })
 }
 
 fn secrets(refusals: &mut Refusals, credentials: &Credentials) -> Vec<String> {
-    let Credentials { api_keys, jwt, service_accounts } = credentials;
-    refusals.require(jwt.is_none(), "spec.credentials.jwt", &rules::JWT);
-    refusals.require(*service_accounts != Some(true), "spec.credentials.serviceAccounts", &rules::SERVICE_ACCOUNTS);
+    let Credentials { api_keys, jwt: _, service_accounts: _ } = credentials;
+    for (index, ApiKeys { secret_name }) in api_keys.iter().enumerate() {
+        let field = format!("spec.credentials.apiKeys[{index}].secretName");
+        refusals.require(is_dns_subdomain(secret_name), field, &pod::OBJECT_NAME);
+    }
     unique(refusals, "spec.credentials.apiKeys", api_keys.iter().map(|keys| keys.secret_name.as_str()));
     api_keys.iter().map(|ApiKeys { secret_name }| secret_name.clone()).collect()
 }

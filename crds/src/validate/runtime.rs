@@ -1,13 +1,14 @@
-//! `InferenceRuntime`, narrow. Placeholders in `args` are judged where they are filled: in the
+//! `InferenceRuntime`, narrow. Placeholders in `args` are checked where they are filled in: in the
 //! `runtimes` crate.
 
-use super::deployment::resources;
-use super::{AcceptedResources, Refusal, Refusals, unique};
-use crate::InferenceRuntimeSpec;
+use super::pod::{env_names, resources};
+use super::{AcceptedResources, Refusal, Refusals};
 use crate::inference_deployment::EnvVar;
 use crate::inference_runtime::{AdapterName, Capabilities, HttpProbe, Probes, PullPolicy};
 use crate::names::{ENGINE_PORT, RESERVED_ENV_PREFIX};
 use crate::rules::runtime as rules;
+use crate::syntax::is_image_reference;
+use crate::{InferenceRuntimeSpec, support};
 
 /// An accepted InferenceRuntime.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,7 +30,7 @@ pub struct AcceptedRuntime {
     pub capabilities: Capabilities,
 }
 
-/// Judges an InferenceRuntime.
+/// Parses and checks an InferenceRuntime.
 pub fn validate_runtime(spec: &InferenceRuntimeSpec) -> Result<AcceptedRuntime, Vec<Refusal>> {
     let InferenceRuntimeSpec {
         adapter,
@@ -46,13 +47,13 @@ pub fn validate_runtime(spec: &InferenceRuntimeSpec) -> Result<AcceptedRuntime, 
         capabilities,
     } = spec;
     let mut refusals = Refusals::default();
-    let known = matches!(adapter, AdapterName::Stowage | AdapterName::Vllm | AdapterName::Sglang);
-    refusals.require(known, "spec.adapter", &rules::ADAPTER);
+    refusals.unsupported(spec, support::RUNTIME);
+    refusals.require(is_image_reference(image), "spec.image", &rules::IMAGE);
     let flags = allowed_args.iter().all(|flag| flag.starts_with("--") && !flag.contains('='));
     refusals.require(flags, "spec.allowedArgs", &rules::ALLOWED_ARGS);
     let ours = env.iter().any(|entry| entry.name.starts_with(RESERVED_ENV_PREFIX));
     refusals.require(!ours, "spec.env", &rules::ENV);
-    unique(&mut refusals, "spec.env", env.iter().map(|entry| entry.name.as_str()));
+    env_names(&mut refusals, "spec.env", env);
     let probes = probes.clone().unwrap_or_default();
     let Probes { readiness, liveness, startup } = &probes;
     for (name, probe) in [("readiness", readiness), ("liveness", liveness), ("startup", startup)] {

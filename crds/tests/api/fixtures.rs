@@ -54,7 +54,11 @@ pub fn judge(object: &Value) -> Option<Result<(), Vec<Refusal>>> {
             validate::validate_deployment(&name, &read.spec).map(|_| ())
         }
         "GpuClass" => validate::validate_class(&read::<GpuClass>(object).spec).map(|_| ()),
-        "TenantQuota" => validate::validate_quota(&read::<TenantQuota>(object).spec).map(|_| ()),
+        "TenantQuota" => {
+            let read: TenantQuota = read(object);
+            let name = read.metadata.name.clone().unwrap_or_default();
+            validate::validate_quota(&name, &read.spec).map(|_| ())
+        }
         "InferenceRuntime" => validate::validate_runtime(&read::<InferenceRuntime>(object).spec).map(|_| ()),
         "InferenceBatch" => validate::validate_batch(&read::<InferenceBatch>(object).spec),
         "GpuNode" => {

@@ -1,80 +1,80 @@
-//! Nothing in a spec is ignored: each leaf of each schema stands in the table below, as honoured or
-//! refused, and is shown to be so.
-
-use std::collections::BTreeMap;
+//! Nothing in a spec is ignored: each leaf of each schema is honoured, or refused by a row of the table of what this
+//! release does not support.
 
 use serde_json::{Value, json};
+use stowage_crds::support::{Honoured, Row, rows};
 
-use crate::fixtures::{documents, here, judge, yaml_files};
+use crate::fixtures::{documents, here, judge, repository, yaml_files};
 use crate::schema::{at, is_set, leaves, sample, schemas, set};
 
-/// `Kind path verdict`. Verdicts: `honoured`; `refused`; `only A,B`: these values are honoured, every other
-/// one of the enum is refused; `declared`: a statement about an image, which asks for nothing.
-const TABLE: &str = include_str!("leaves.txt");
-
-#[test]
-fn every_leaf_stands_in_the_table() {
-    let table = table();
-    let mut found = BTreeMap::new();
+/// Kind and path of every leaf of a spec.
+fn all_leaves() -> Vec<(String, String)> {
+    let mut found = Vec::new();
     for (kind, schema) in schemas() {
         let mut paths = Vec::new();
         leaves(&schema["properties"]["spec"], "spec", &mut paths);
-        for path in paths.into_iter().filter(|path| path != "spec") {
-            found.insert((kind.clone(), path), ());
-        }
+        found.extend(paths.into_iter().filter(|path| path != "spec").map(|path| (kind.clone(), path)));
     }
-    let missing: Vec<_> = found.keys().filter(|leaf| !table.contains_key(leaf)).collect();
-    let stale: Vec<_> = table.keys().filter(|leaf| !found.contains_key(leaf)).collect();
-    assert!(missing.is_empty(), "not in leaves.txt, so nobody decided about them: {missing:#?}");
-    assert!(stale.is_empty(), "in leaves.txt, but not in the schema: {stale:#?}");
+    found
+}
+
+fn refused(kind: &str, path: &str) -> bool {
+    rows().iter().any(|row| row.refuses_leaf(kind, path))
 }
 
 #[test]
-fn honoured_leaves_are_accepted_in_some_manifest() {
+fn honoured_leaf_is_accepted_in_some_manifest() {
     let good: Vec<Value> = yaml_files(&here().join("good")).iter().flat_map(|path| documents(path)).collect();
-    for ((kind, path), verdict) in table() {
+    for (kind, path) in all_leaves().into_iter().filter(|(kind, path)| !refused(kind, path)) {
         let shown = good.iter().any(|object| object["kind"] == kind.as_str() && is_set(object, &path));
-        if verdict != "refused" {
-            assert!(shown, "{kind} {path} is {verdict}, but no manifest in tests/good sets it");
-        }
+        assert!(shown, "{kind} {path} is in no row of support.rs and in no manifest of tests/good");
     }
 }
 
 #[test]
-fn refused_leaves_are_refused() {
+fn refused_leaf_is_refused_as_not_supported_yet() {
     let schemas = schemas();
-    for ((kind, path), verdict) in table() {
-        let schema = &schemas[&kind];
-        let leaf = at(schema, &path);
-        let values: Vec<Value> = match verdict.strip_prefix("only ") {
-            Some(honoured) => {
-                let honoured: Vec<&str> = honoured.split(',').collect();
-                let all = leaf["enum"].as_array().unwrap_or_else(|| panic!("{path} is no enum")).iter();
-                all.filter(|value| !honoured.contains(&value.as_str().unwrap())).cloned().collect()
-            }
-            None if verdict == "refused" => vec![refusable(leaf)],
-            None => continue,
-        };
-        for value in values {
-            let mut object = base(&kind);
-            set(&mut object, schema, &path, value.clone());
-            let refusals = judge(&object).unwrap().expect_err(&format!("{kind} {path}: {value} is accepted"));
-            let parent = path.rsplit_once('.').unwrap().0;
-            let near = |field: &str| {
-                let field = field.replace("[0]", "[]");
-                path.starts_with(&field) || field.starts_with(parent)
-            };
-            assert!(refusals.iter().any(|refusal| near(&refusal.field)), "{kind} {path}: {refusals:#?}");
+    for (kind, path) in all_leaves().into_iter().filter(|(kind, path)| refused(kind, path)) {
+        let mut object = base(&kind);
+        set(&mut object, &schemas[&kind], &path, sample(at(&schemas[&kind], &path)));
+        assert_not_supported(&kind, &path, &object);
+    }
+}
+
+#[test]
+fn value_outside_the_honoured_ones_is_refused() {
+    let schemas = schemas();
+    for row in rows() {
+        let Honoured::Only(honoured) = row.honoured else { continue };
+        let path = if row.fields.is_empty() { row.at.to_owned() } else { row.path() };
+        for value in others(at(&schemas[row.kind], &path), honoured) {
+            let mut object = base(row.kind);
+            set(&mut object, &schemas[row.kind], &path, value);
+            assert_not_supported(row.kind, &path, &object);
         }
     }
 }
 
-/// A value that is not the default: a default asks for nothing.
-fn refusable(leaf: &Value) -> Value {
-    match leaf["type"].as_str() {
-        Some("integer") => json!(2),
-        _ => sample(leaf),
-    }
+/// Values that the schema has beside the honoured ones.
+fn others(leaf: &Value, honoured: &[&str]) -> Vec<Value> {
+    let all = match (leaf["enum"].as_array(), leaf["type"].as_str()) {
+        (Some(values), _) => values.clone(),
+        (None, Some("boolean")) => vec![json!(true), json!(false)],
+        _ => vec![json!(1), json!(2)],
+    };
+    let others: Vec<Value> = all
+        .into_iter()
+        .filter(|value| !honoured.iter().any(|literal| literal.replace('\'', "\"") == value.to_string()))
+        .collect();
+    assert!(!others.is_empty(), "{leaf} has no value that is refused");
+    others
+}
+
+fn assert_not_supported(kind: &str, path: &str, object: &Value) {
+    let refusals = judge(object).unwrap().expect_err(&format!("{kind} {path} is accepted"));
+    let near = |field: &str| path.starts_with(field) || field.starts_with(path.rsplit_once('.').unwrap().0);
+    let found = refusals.iter().any(|refusal| refusal.reason.as_str() == "NotSupportedYet" && near(&refusal.field));
+    assert!(found, "{kind} {path}: {refusals:#?}");
 }
 
 /// An accepted object of the kind, with only what is needed.
@@ -99,13 +99,46 @@ fn base(kind: &str) -> Value {
     object
 }
 
-fn table() -> BTreeMap<(String, String), String> {
-    let lines = TABLE.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
-    lines
-        .map(|line| {
-            let mut words = line.splitn(3, ' ').map(str::to_owned);
-            let mut word = || words.next().unwrap_or_else(|| panic!("leaves.txt: {line}"));
-            ((word(), word()), word())
-        })
-        .collect()
+/// `coldStart.maxHeld`: the last two steps of a path are in no other text.
+fn ends_of(row: &Row) -> Vec<String> {
+    let parent = row.at.rsplit('.').next().unwrap_or_default().trim_end_matches("[]").to_owned();
+    row.fields.iter().map(|field| format!("{parent}.{field}")).filter(|end| !end.starts_with("spec.")).collect()
+}
+
+#[test]
+fn no_other_part_recommends_a_field_that_is_refused() {
+    let ends: Vec<String> =
+        rows().iter().filter(|row| !matches!(row.honoured, Honoured::Only(_))).flat_map(ends_of).collect();
+    let folders = ["operator/src", "gateway/src", "planner/src", "node-agent/src", "runtimes/src", "cli/src"];
+    for file in folders.iter().flat_map(|folder| rust_files(&repository().join(folder))) {
+        let text = std::fs::read_to_string(&file).unwrap();
+        for end in ends.iter().filter(|end| *end != "variants.memory") {
+            assert!(
+                !text.contains(&format!("{end} ")) && !text.contains(&format!("{end}.")),
+                "{}: {end}",
+                file.display()
+            );
+        }
+    }
+}
+
+fn rust_files(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display())) {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files.extend(rust_files(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            files.push(path);
+        }
+    }
+    files
+}
+
+#[test]
+fn page_of_unsupported_fields_names_each_row() {
+    let page = stowage_crds::support::page();
+    for row in rows() {
+        assert!(page.contains(row.message), "{}", row.message);
+    }
 }

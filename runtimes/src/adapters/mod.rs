@@ -71,10 +71,11 @@ pub fn adapter(name: AdapterName) -> Result<&'static dyn Adapter, Refusal> {
         | AdapterName::Triton
         | AdapterName::Onnxruntime
         | AdapterName::Pytorch
-        | AdapterName::Deepspeed => {
-            let rule = &stowage_crds::rules::runtime::ADAPTER;
-            Err(Refusal::new("InferenceRuntime spec.adapter", reasons::NOT_SUPPORTED_YET, rule.message))
-        }
+        | AdapterName::Deepspeed => Err(Refusal::new(
+            "InferenceRuntime spec.adapter",
+            reasons::NOT_SUPPORTED_YET,
+            stowage_crds::support::ADAPTERS,
+        )),
     }
 }
 

@@ -7,12 +7,14 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{InferenceDeploymentStatus, names, rules, schema};
+use super::{deployment_status::InferenceDeploymentStatus, schema};
+use crate::{names, rules};
 
-pub use crate::model::{
+pub use super::deployment_status::Tier;
+pub use super::model::{
     Access, Adapter, HttpSource, HuggingFaceSource, ImageSource, Model, ModelSource, S3Source, SecretRef, VolumeSource,
 };
-pub use crate::pod_template::{
+pub use super::pod_template::{
     EnvVar, PodTemplate, PullSecret, Resources, TaintEffect, Toleration, TolerationOperator, TopologySpread,
 };
 
@@ -55,10 +57,7 @@ pub use crate::pod_template::{
         label_selector_path = ".status.selector"
     )
 )]
-#[x_kube(validation = rules::deployment::SCALING_MODE.cel())]
 #[x_kube(validation = rules::deployment::REPLICAS_OUTSIDE_MANUAL.cel())]
-#[x_kube(validation = rules::deployment::OBJECTIVES.cel())]
-#[x_kube(validation = rules::deployment::DISAGGREGATION.cel())]
 #[serde(rename_all = "camelCase")]
 pub struct InferenceDeploymentSpec {
     /// What is served.
@@ -70,7 +69,6 @@ pub struct InferenceDeploymentSpec {
 
     /// What kind of work this is; it decides which objectives count.
     #[serde(default)]
-    #[x_kube(validation = rules::deployment::SERVICE_CLASS.cel())]
     pub service_class: ServiceClass,
 
     /// What the autoscaler and the gateway aim for.
@@ -86,8 +84,8 @@ pub struct InferenceDeploymentSpec {
     #[serde(default)]
     pub isolation: Isolation,
 
-    /// Wanted replicas in scaling mode Manual, also through the scale subresource. 0 runs none; it stays 0 in the other modes.
-    #[serde(default)]
+    /// Wanted replicas in scaling mode Manual, also through the scale subresource. 0 runs none. Absent: 1.
+    #[serde(default = "one")]
     #[schemars(range(min = 0, max = 1000))]
     pub replicas: u32,
 
@@ -119,6 +117,7 @@ pub struct Runtime {
     /// Name of an InferenceRuntime.
     #[serde(default = "default_runtime")]
     #[schemars(length(min = 1, max = 63))]
+    #[x_kube(validation = rules::deployment::OBJECT_NAME.cel())]
     pub r#ref: String,
     /// Options that every runtime understands or refuses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -142,7 +141,6 @@ impl Default for Runtime {
 
 /// Options that every runtime understands or refuses.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[x_kube(validation = rules::deployment::SPECULATIVE.cel())]
 #[serde(rename_all = "camelCase")]
 pub struct RuntimeOptions {
     /// Longest prompt plus answer, in tokens. Absent: the model's own limit.
@@ -221,19 +219,20 @@ pub struct Objectives {
 #[x_kube(validation = rules::deployment::GPU_CLASS.cel())]
 #[x_kube(validation = rules::deployment::CPU_FIELDS.cel())]
 #[x_kube(validation = rules::deployment::GPU_HAS_NO_CPU.cel())]
-#[x_kube(validation = rules::deployment::MIG_PROFILE.cel())]
-#[x_kube(validation = rules::deployment::MEMORY_ABSENT.cel())]
 #[serde(rename_all = "camelCase")]
 pub struct Variant {
     /// Name, unique in the deployment.
     #[schemars(length(min = 1, max = 63))]
     pub name: String,
-    /// What it computes on. CPU is never chosen silently: only where a variant says so.
-    #[serde(default)]
+    /// What it computes on. Absent: GPU. The CPU is used only by variants that name it.
+    // No default in the schema: the API server would write it into a list, and the next `kubectl apply` would
+    // find a difference.
+    #[serde(default, skip_serializing_if = "Accelerator::is_gpu")]
     pub accelerator: Accelerator,
     /// Name of a GpuClass; needed on GPU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
+    #[x_kube(validation = rules::deployment::OBJECT_NAME.cel())]
     pub class: Option<String>,
     /// GPUs per replica; more than one is tensor parallel inside one NVLink island. Absent: 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -243,7 +242,7 @@ pub struct Variant {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::quantity")]
     #[x_kube(validation = rules::deployment::MEMORY.cel())]
-    #[x_kube(validation = rules::deployment::MEMORY_AUTO.cel())]
+    #[x_kube(validation = rules::deployment::MEMORY_RANGE.cel())]
     pub memory: Option<Quantity>,
     /// Per cent of each GPU's streaming multiprocessors. Absent: all of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -257,6 +256,7 @@ pub struct Variant {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::quantity")]
     #[x_kube(validation = rules::deployment::CPU.cel())]
+    #[x_kube(validation = rules::deployment::CPU_RANGE.cel())]
     pub cpu: Option<Quantity>,
 }
 
@@ -269,6 +269,12 @@ pub enum Accelerator {
     CPU,
 }
 
+impl Accelerator {
+    fn is_gpu(&self) -> bool {
+        *self == Self::GPU
+    }
+}
+
 /// How much is shared with whom.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -278,7 +284,6 @@ pub struct Isolation {
     pub level: IsolationLevel,
     /// How slices of one GPU are kept apart; Auto takes what the class allows.
     #[serde(default)]
-    #[x_kube(validation = rules::deployment::SHARING.cel())]
     pub sharing: Sharing,
 }
 
@@ -306,11 +311,10 @@ pub enum Sharing {
 
 /// Who decides the number of replicas.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[x_kube(validation = rules::deployment::SCALING_FIELDS.cel())]
 #[x_kube(validation = rules::deployment::MIN_MAX.cel())]
 #[serde(rename_all = "camelCase")]
 pub struct Scaling {
-    /// Active: the operator. Advisory: it only says what it would do. Manual: spec.replicas, so kubectl scale or an HPA.
+    /// Active: the operator. Advisory: the operator reports what it would do, and changes nothing. Manual: spec.replicas, so kubectl scale or an HPA.
     #[serde(default)]
     pub mode: ScalingMode,
     /// Fewest replicas; 0 allows scale to zero.
@@ -334,6 +338,7 @@ pub struct Scaling {
     #[serde(default = "default_drain_timeout")]
     #[schemars(schema_with = "schema::duration")]
     #[x_kube(validation = rules::deployment::DRAIN_TIMEOUT.cel())]
+    #[x_kube(validation = rules::deployment::DRAIN_TIMEOUT_LONG.cel())]
     pub drain_timeout: String,
 }
 
@@ -384,17 +389,6 @@ pub struct Idle {
     pub tier: Tier,
 }
 
-/// Where a replica and its weights are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
-#[schemars(inline)]
-pub enum Tier {
-    #[default]
-    Running,
-    Asleep,
-    Cached,
-    Cold,
-}
-
 /// What happens to requests for a model at zero.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -409,7 +403,6 @@ pub struct ColdStart {
 
 /// How a change reaches the replicas.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[x_kube(validation = rules::deployment::CANARY.cel())]
 #[serde(rename_all = "camelCase")]
 pub struct Rollout {
     /// Auto surges where GPUs are free and replaces one by one where they are not.
@@ -479,7 +472,6 @@ pub struct Pool {
 
 /// Nodes per replica.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[x_kube(validation = rules::deployment::NODES.cel())]
 #[serde(rename_all = "camelCase")]
 pub struct Nodes {
     /// How many nodes one replica spans.

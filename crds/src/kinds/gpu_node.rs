@@ -9,7 +9,7 @@ use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 pub use stowage_contracts::summary::Health;
 
-use crate::{gpu_class::SharingMode, schema};
+use super::{gpu_class::SharingMode, schema};
 
 /// Nothing to wish for: a node is observed.
 #[derive(CustomResource, KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

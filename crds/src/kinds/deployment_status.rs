@@ -8,7 +8,7 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{inference_deployment::Tier, schema};
+use super::schema;
 
 /// Status of an InferenceDeployment.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -221,4 +221,15 @@ pub struct Cost {
     /// ISO 4217.
     #[schemars(length(max = 3))]
     pub currency: String,
+}
+
+/// Where a replica and its weights are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub enum Tier {
+    #[default]
+    Running,
+    Asleep,
+    Cached,
+    Cold,
 }

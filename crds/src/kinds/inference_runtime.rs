@@ -7,10 +7,11 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    inference_deployment::{EnvVar, Resources},
-    rules, schema,
+use super::{
+    pod_template::{EnvVar, Resources},
+    schema,
 };
+use crate::rules;
 
 /// An engine and how to run it.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -23,6 +24,7 @@ use crate::{
     category = "stowage",
     status = "InferenceRuntimeStatus",
     derive = "PartialEq",
+    validation = crate::rules::runtime::NAME_LENGTH.cel(),
     printcolumn(name = "Adapter", type_ = "string", json_path = ".spec.adapter"),
     printcolumn(name = "Version", type_ = "string", json_path = ".spec.version"),
     printcolumn(name = "Accepted", type_ = "string", json_path = ".status.conditions[?(@.type=='Accepted')].reason"),
@@ -33,13 +35,13 @@ use crate::{
 #[serde(rename_all = "camelCase")]
 pub struct InferenceRuntimeSpec {
     /// Which adapter knows this engine's flags, probes and metrics.
-    #[x_kube(validation = rules::runtime::ADAPTER.cel())]
     pub adapter: AdapterName,
     /// Version of the engine in the image, as people should see it.
     #[schemars(length(min = 1, max = 64))]
     pub version: String,
     /// Image of the engine container.
     #[schemars(length(min = 1, max = 512))]
+    #[x_kube(validation = rules::runtime::IMAGE.cel())]
     pub image: String,
     /// When the image is pulled. Absent: IfNotPresent.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -7,12 +7,12 @@ use crate::rules;
 
 /// What is served.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[x_kube(validation = rules::deployment::ADAPTERS.cel())]
 #[serde(rename_all = "camelCase")]
 pub struct Model {
     /// The model's name as clients send it. Absent: the object's name. Resolved inside the caller's tenant first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 128))]
+    #[x_kube(validation = rules::deployment::MODEL_NAME.cel())]
     pub name: Option<String>,
 
     /// Where the weights come from: exactly one source.
@@ -32,7 +32,6 @@ pub struct Model {
 /// Where weights come from: exactly one of the fields.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[x_kube(validation = rules::deployment::ONE_SOURCE.cel())]
-#[x_kube(validation = rules::deployment::ONLY_IMAGES.cel())]
 #[serde(rename_all = "camelCase")]
 pub struct ModelSource {
     /// An OCI image, mounted read-only.
@@ -58,6 +57,7 @@ pub struct ModelSource {
 pub struct ImageSource {
     /// Image reference; end it with `@sha256:…` to pin the content.
     #[schemars(length(min = 1, max = 512))]
+    #[x_kube(validation = rules::deployment::IMAGE_REFERENCE.cel())]
     pub reference: String,
     /// File or directory inside the image, for example /model.gguf.
     #[schemars(length(min = 1, max = 256))]
@@ -156,5 +156,6 @@ pub struct Access {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(min = 1, max = 63)))]
     #[x_kube(merge_strategy = ListMerge::Set)]
+    #[x_kube(validation = rules::deployment::TENANTS.cel())]
     pub tenants: Vec<String>,
 }

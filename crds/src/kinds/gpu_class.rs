@@ -7,7 +7,8 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{rules, schema};
+use super::schema;
+use crate::rules;
 
 /// A kind of GPU.
 #[derive(CustomResource, KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -20,6 +21,7 @@ use crate::{rules, schema};
     category = "stowage",
     status = "GpuClassStatus",
     derive = "PartialEq",
+    validation = crate::rules::class::NAME_LENGTH.cel(),
     printcolumn(name = "GPUs", type_ = "integer", json_path = ".status.gpus"),
     printcolumn(name = "Nodes", type_ = "integer", json_path = ".status.nodes"),
     printcolumn(name = "Price/h", type_ = "string", json_path = ".spec.pricePerHour"),
@@ -47,7 +49,6 @@ pub struct GpuClassSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 4))]
     #[x_kube(merge_strategy = ListMerge::Set)]
-    #[x_kube(validation = rules::class::SHARING.cel())]
     pub allowed_sharing: Vec<SharingMode>,
     /// Whether two tenants may share a GPU without MIG.
     #[serde(default)]
@@ -68,6 +69,7 @@ pub struct GpuSelector {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::quantity")]
     #[x_kube(validation = rules::class::MIN_MEMORY.cel())]
+    #[x_kube(validation = rules::class::MIN_MEMORY_RANGE.cel())]
     pub min_memory: Option<Quantity>,
     /// Architectures, for example Hopper. Absent: any.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

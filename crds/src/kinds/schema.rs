@@ -1,4 +1,4 @@
-//! Schema fragments that the derive cannot say: bounded text for quantities and durations.
+//! Schema fragments that the derive cannot express: bounded text for quantities and durations.
 //!
 //! Everything is bounded, because the API server refuses a CRD whose CEL rules could cost too much
 //! on unbounded text or lists.
@@ -23,7 +23,16 @@ pub fn quantity_map(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
-/// A map from text to text (labels, annotations, selectors).
+/// Labels, or a selector of labels. A value may be longer than Kubernetes allows, so that a rule can tell the reason.
+pub fn label_map(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "object",
+        "maxProperties": 32,
+        "additionalProperties": {"type": "string", "maxLength": 256}
+    })
+}
+
+/// A map from text to text (annotations).
 pub fn text_map(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "object",

@@ -7,19 +7,23 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{rules, schema};
+use super::schema;
+use crate::rules;
 
 /// What the pods carry beyond what the operator sets; merged last, where that is safe.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[x_kube(validation = rules::deployment::LABELS.cel())]
-#[x_kube(validation = rules::deployment::ANNOTATIONS.cel())]
-#[x_kube(validation = rules::deployment::TOPOLOGY_SPREAD.cel())]
-#[x_kube(validation = rules::deployment::ENV.cel())]
+#[x_kube(validation = rules::pod::LABELS.cel())]
+#[x_kube(validation = rules::pod::LABEL_KEYS.cel())]
+#[x_kube(validation = rules::pod::LABEL_VALUES.cel())]
+#[x_kube(validation = rules::pod::ANNOTATIONS.cel())]
+#[x_kube(validation = rules::pod::ANNOTATION_KEYS.cel())]
+#[x_kube(validation = rules::pod::NODE_SELECTOR.cel())]
+#[x_kube(validation = rules::pod::ENV.cel())]
 #[serde(rename_all = "camelCase")]
 pub struct PodTemplate {
     /// Further labels; keys of stowage.dev and app.kubernetes.io/managed-by are the operator's.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(schema_with = "schema::text_map")]
+    #[schemars(schema_with = "schema::label_map")]
     pub labels: BTreeMap<String, String>,
     /// Further annotations; keys of stowage.dev are the operator's.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -27,7 +31,7 @@ pub struct PodTemplate {
     pub annotations: BTreeMap<String, String>,
     /// Labels that a node must have.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(schema_with = "schema::text_map")]
+    #[schemars(schema_with = "schema::label_map")]
     pub node_selector: BTreeMap<String, String>,
     /// Taints that do not keep the pods away.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -40,6 +44,7 @@ pub struct PodTemplate {
     /// Name of a PriorityClass.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = rules::pod::OBJECT_NAME.cel())]
     pub priority_class_name: Option<String>,
     /// Secrets of the namespace for pulling the images.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -49,6 +54,7 @@ pub struct PodTemplate {
     /// ServiceAccount of the pods; its token is not mounted. Absent: default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = rules::pod::OBJECT_NAME.cel())]
     pub service_account_name: Option<String>,
     /// CPU and host memory of the engine container. Absent: the runtime's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -62,7 +68,8 @@ pub struct PodTemplate {
 
 /// A taint that does not keep the pods away.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[x_kube(validation = rules::deployment::TOLERATION.cel())]
+#[x_kube(validation = rules::pod::TOLERATION.cel())]
+#[x_kube(validation = rules::pod::TOLERATION_TAINT.cel())]
 #[serde(rename_all = "camelCase")]
 pub struct Toleration {
     /// Taint key. Absent with operator Exists: every taint.
@@ -116,12 +123,15 @@ pub struct TopologySpread {
 pub struct PullSecret {
     /// Name of the Secret.
     #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = rules::pod::OBJECT_NAME.cel())]
     pub name: String,
 }
 
 /// CPU and host memory.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[x_kube(validation = rules::deployment::RESOURCES.cel())]
+#[x_kube(validation = rules::pod::RESOURCES.cel())]
+#[x_kube(validation = rules::pod::RESOURCE_VALUES.cel())]
+#[x_kube(validation = rules::pod::REQUESTS_OVER_LIMITS.cel())]
 #[serde(rename_all = "camelCase")]
 pub struct Resources {
     /// What the scheduler sets aside.
@@ -140,9 +150,11 @@ pub struct Resources {
 pub struct EnvVar {
     /// Name.
     #[schemars(length(min = 1, max = 128))]
+    #[x_kube(validation = rules::pod::ENV_NAME.cel())]
     pub name: String,
-    /// Value, taken literally.
-    #[serde(default)]
+    /// Value, taken literally. Absent: empty.
+    // No default in the schema, as for a variant's accelerator.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 4096))]
     pub value: String,
 }

@@ -5,7 +5,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
-use crate::{rules, schema};
+use super::schema;
+use crate::rules;
 
 /// One tenant's budget.
 #[derive(CustomResource, KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -18,6 +19,7 @@ use crate::{rules, schema};
     category = "stowage",
     status = "TenantQuotaStatus",
     derive = "PartialEq",
+    validation = crate::rules::quota::NAME_LENGTH.cel(),
     printcolumn(name = "Namespaces", type_ = "string", json_path = ".spec.namespaces"),
     printcolumn(name = "Cohort", type_ = "string", json_path = ".spec.cohort"),
     printcolumn(name = "Next", type_ = "string", json_path = ".status.waiting[0].name"),
@@ -25,16 +27,13 @@ use crate::{rules, schema};
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     doc = "One tenant's budget: the namespaces it owns, GPUs, tokens, and the credentials of its clients."
 )]
-#[x_kube(validation = rules::quota::WEIGHT.cel())]
-#[x_kube(validation = rules::quota::TOKENS.cel())]
-#[x_kube(validation = rules::quota::SPEND.cel())]
-#[x_kube(validation = rules::quota::RECLAIM.cel())]
 #[x_kube(validation = rules::quota::NEEDS_COHORT.cel())]
 #[serde(rename_all = "camelCase")]
 pub struct TenantQuotaSpec {
     /// Namespaces of the tenant. One belongs to at most one tenant: the older TenantQuota keeps it.
     #[schemars(length(min = 1, max = 64), inner(length(min = 1, max = 63)))]
     #[x_kube(merge_strategy = ListMerge::Set)]
+    #[x_kube(validation = rules::quota::NAMESPACES.cel())]
     pub namespaces: Vec<String>,
     /// Tenants of one cohort borrow from each other. Absent: no borrowing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -75,20 +74,24 @@ pub struct TenantQuotaSpec {
 pub struct GpuQuota {
     /// Name of a GpuClass.
     #[schemars(length(min = 1, max = 63))]
+    #[x_kube(validation = rules::deployment::OBJECT_NAME.cel())]
     pub class: String,
     /// GPUs that are guaranteed, for example "4" or "500m". A slice is charged the larger of its memory share and its SM share.
     #[schemars(schema_with = "schema::quantity")]
     #[x_kube(validation = rules::quota::QUANTITY.cel())]
+    #[x_kube(validation = rules::quota::QUANTITY_RANGE.cel())]
     pub nominal_quota: Quantity,
     /// GPUs that may be borrowed from the cohort beyond it. Absent: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::quantity")]
     #[x_kube(validation = rules::quota::QUANTITY.cel())]
+    #[x_kube(validation = rules::quota::QUANTITY_RANGE.cel())]
     pub borrowing_limit: Option<Quantity>,
     /// GPUs of the guaranteed that others may borrow while idle. Absent: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::quantity")]
     #[x_kube(validation = rules::quota::QUANTITY.cel())]
+    #[x_kube(validation = rules::quota::QUANTITY_RANGE.cel())]
     pub lending_limit: Option<Quantity>,
 }
 
@@ -128,8 +131,6 @@ pub struct SpendQuota {
 
 /// How clients show who they are.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[x_kube(validation = rules::quota::JWT.cel())]
-#[x_kube(validation = rules::quota::SERVICE_ACCOUNTS.cel())]
 #[serde(rename_all = "camelCase")]
 pub struct Credentials {
     /// Secrets in stowage-system of type stowage.dev/api-keys, with SHA-256 hashes.
@@ -151,6 +152,7 @@ pub struct Credentials {
 pub struct ApiKeys {
     /// Name of the Secret in stowage-system.
     #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = rules::pod::OBJECT_NAME.cel())]
     pub secret_name: String,
 }
 

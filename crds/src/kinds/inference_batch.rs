@@ -1,11 +1,11 @@
-//! `InferenceBatch`: a file of requests that is worked off before a deadline.
+//! `InferenceBatch`: a file of requests that is processed before a deadline.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{deployment_status::Cost, rules, schema};
+use super::{deployment_status::Cost, schema};
 
 /// A file of requests.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -23,9 +23,8 @@ use crate::{deployment_status::Cost, rules, schema};
     printcolumn(name = "Completed", type_ = "integer", json_path = ".status.counts.completed"),
     printcolumn(name = "Total", type_ = "integer", json_path = ".status.counts.total"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
-    doc = "A file of requests that is worked off before a deadline."
+    doc = "A file of requests that is processed before a deadline."
 )]
-#[x_kube(validation = rules::batch::NO_BATCHES.cel())]
 #[serde(rename_all = "camelCase")]
 pub struct InferenceBatchSpec {
     /// Where the requests are: exactly one place, one JSON object per line.
@@ -65,7 +64,7 @@ pub struct BatchFile {
     pub url: Option<String>,
     /// A file on a volume of the namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub persistent_volume_claim: Option<crate::inference_deployment::VolumeSource>,
+    pub persistent_volume_claim: Option<super::model::VolumeSource>,
     /// Identifier of a file uploaded to /v1/files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 128))]
