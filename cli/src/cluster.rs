@@ -1,7 +1,7 @@
 //! The edge: everything that talks to the API server.
 //!
-//! Reads only. Errors say which read failed and what to try; [`ClusterError::unreachable`] decides
-//! between "the cluster says no" and "there is no cluster".
+//! Reads only. Errors name the read that failed and what to try; [`ClusterError::unreachable`] tells a refusal
+//! from a cluster that does not answer.
 
 use std::fmt::Debug;
 use std::path::Path;
@@ -22,6 +22,7 @@ pub struct ClusterError {
     what: String,
     source: Box<dyn std::error::Error + Send + Sync>,
     answered: bool,
+    forbidden: bool,
 }
 
 impl std::fmt::Display for ClusterError {
@@ -39,26 +40,38 @@ impl std::error::Error for ClusterError {}
 impl ClusterError {
     fn new(what: impl Into<String>, error: kube::Error) -> Self {
         let answered = matches!(error, kube::Error::Api(_));
+        let forbidden = matches!(&error, kube::Error::Api(status) if status.code == 403);
         let source: Box<dyn std::error::Error + Send + Sync> = match error {
             kube::Error::Api(status) => status.message.clone().into(),
             other => Box::new(other),
         };
-        ClusterError { what: what.into(), source, answered }
+        ClusterError { what: what.into(), source, answered, forbidden }
     }
 
-    /// No answer at all, in contrast to one that we do not like.
+    /// The server answered that this account may not do it.
+    pub fn forbidden(&self) -> bool {
+        self.forbidden
+    }
+
+    /// The same with what to do instead.
+    pub fn with_advice(mut self, advice: &str) -> Self {
+        self.source = format!("{}; {advice}", self.source).into();
+        self
+    }
+
+    /// No answer at all, in contrast to a refusal.
     pub fn unreachable(&self) -> bool {
         !self.answered
     }
 }
 
-/// What a read found, for checks that must tell absence from refusal.
+/// What a read found, where absence and refusal differ.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Read<T> {
     Got(T),
     /// The object or its whole kind does not exist.
     Absent,
-    /// The reader may not, or the server erred; its words.
+    /// The account may not, or the server failed; its message.
     Failed(String),
 }
 
@@ -77,6 +90,7 @@ impl Cluster {
             what: what.to_owned(),
             source,
             answered: false,
+            forbidden: false,
         };
         let options = KubeConfigOptions { context: context.map(str::to_owned), ..Default::default() };
         let config = match kubeconfig {
@@ -145,8 +159,7 @@ impl Cluster {
     where
         K: Clone + DeserializeOwned + Debug,
     {
-        let params = if labels.is_empty() { ListParams::default() } else { ListParams::default().labels(labels) };
-        let list = api.list(&params).await;
+        let list = api.list(&selected(labels)).await;
         Ok(list.map_err(|e| ClusterError::new(format!("listing {kinds}"), e))?.items)
     }
 
@@ -165,14 +178,22 @@ impl Cluster {
     where
         K: Clone + DeserializeOwned + Debug,
     {
-        match api.list(&ListParams::default()).await {
+        self.read_labelled(api, "").await
+    }
+
+    /// Those that a label selector selects; an empty one selects all.
+    pub async fn read_labelled<K>(&self, api: Api<K>, labels: &str) -> Read<Vec<K>>
+    where
+        K: Clone + DeserializeOwned + Debug,
+    {
+        match api.list(&selected(labels)).await {
             Ok(list) => Read::Got(list.items),
             Err(e) => refused(e),
         }
     }
 
     /// One GET on the operator's admin port, through the API server's proxy. Asks the leader's pod if
-    /// the Lease names one, since only the leader logs decisions; otherwise any pod of the Service.
+    /// the Lease names one, because only the leader records decisions; otherwise any pod of the Service.
     pub async fn operator<T: DeserializeOwned>(&self, path_and_query: &str) -> Result<T, ClusterError> {
         let mut last = None;
         for target in self.operator_targets().await {
@@ -187,6 +208,7 @@ impl Cluster {
             what: "asking the operator".to_owned(),
             source: "no address to ask".into(),
             answered: true,
+            forbidden: false,
         }))
     }
 
@@ -204,6 +226,10 @@ impl Cluster {
         let leader = leader.map(|pod| format!("pods/{pod}:{}", names::OPERATOR_ADMIN_PORT));
         leader.into_iter().chain([service]).collect()
     }
+}
+
+fn selected(labels: &str) -> ListParams {
+    if labels.is_empty() { ListParams::default() } else { ListParams::default().labels(labels) }
 }
 
 fn refused<T>(error: kube::Error) -> Read<T> {

@@ -1,8 +1,7 @@
-//! `explain`: why it is so. Shows the operator's last report about a deployment and its decision
-//! records, in the planner's words.
+//! `explain`: the reasons for a deployment's state. Shows the operator's last report about it and its decision
+//! records, as the planner renders them.
 //!
-//! When the operator cannot be asked, what it wrote into the object's status is shown instead, and
-//! that this is less.
+//! Where the operator cannot be asked, the object's status is shown instead, and a note names the cause.
 
 use std::fmt::Write as _;
 
@@ -17,6 +16,8 @@ use crate::out::{self, Format, Paint, Tone};
 
 /// The operator's last plan, of which only the report matters here.
 const PATH_LAST_PLAN: &str = "/stowage/v1/plan/last";
+/// Why a namespace user gets less.
+const NO_RIGHT: &str = "this account may not ask the operator (get on pods/proxy or services/proxy in stowage-system)";
 /// Decisions shown; `-o json` has all.
 const HISTORY: usize = 12;
 
@@ -35,7 +36,7 @@ struct Decisions {
 /// What `-o json` prints.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Told {
+struct Explanation {
     deployment: String,
     decided: Option<u64>,
     report: Option<DeploymentReport>,
@@ -60,29 +61,30 @@ pub(crate) async fn run(
     let query = format!("{}?since={since}&object={namespace}/{name}", names::PATH_DECISIONS);
     let decisions = cluster.operator::<Decisions>(&query).await.map(|d| d.decisions);
     let last = cluster.operator::<LastPlan>(PATH_LAST_PLAN).await;
-    let told = tell(namespace, name, last, decisions);
-    let yes = told.report.as_ref().is_none_or(answered);
-    let text = match out::machine(format, &told) {
+    let explanation = explanation(namespace, name, last, decisions);
+    let yes = explanation.report.as_ref().is_none_or(answered);
+    let text = match out::machine(format, &explanation) {
         Some(text) => text,
-        None => render(&told, &object, paint),
+        None => render(&explanation, &object, paint),
     };
     Ok(Answer { text, yes })
 }
 
-fn tell(
+fn explanation(
     namespace: &str,
     name: &str,
     last: Result<LastPlan, ClusterError>,
     decisions: Result<Vec<DecisionRecord>, ClusterError>,
-) -> Told {
+) -> Explanation {
     let deployment = format!("{namespace}/{name}");
     let (plan, mut note) = match last {
         Ok(plan) => (Some(plan), None),
+        Err(e) if e.forbidden() => (None, Some(NO_RIGHT.to_owned())),
         Err(e) => (None, Some(e.to_string())),
     };
     let frozen = plan.as_ref().and_then(|p| p.frozen.as_ref());
     if let Some(frozen) = frozen {
-        note = Some(format!("the operator decides nothing at present: {frozen}"));
+        note = Some(format!("planning is paused: {frozen}"));
     }
     let report = plan.and_then(|p| p.report);
     let decided = report.as_ref().map(|r| r.at);
@@ -95,10 +97,10 @@ fn tell(
     if own.is_none() && note.is_none() {
         note = Some("the operator's last plan does not mention it: see condition Accepted".to_owned());
     }
-    Told { deployment, decided, report: own, tenant, decisions: decisions.unwrap_or_default(), note }
+    Explanation { deployment, decided, report: own, tenant, decisions: decisions.unwrap_or_default(), note }
 }
 
-/// Whether nothing is in the way of what is wanted.
+/// Whether nothing prevents what is wanted.
 fn answered(r: &DeploymentReport) -> bool {
     match r.outcome {
         Outcome::OnTarget | Outcome::Starting | Outcome::Progressing | Outcome::Draining => true,
@@ -110,18 +112,18 @@ fn answered(r: &DeploymentReport) -> bool {
     }
 }
 
-fn render(told: &Told, object: &InferenceDeployment, paint: Paint) -> String {
-    let newest: Vec<DecisionRecord> = told.decisions.iter().rev().take(HISTORY).cloned().collect();
-    let mut out = match (&told.report, told.decided) {
-        (Some(report), Some(decided)) => render::explain(report, told.tenant.as_ref(), decided, &newest),
-        _ => from_status(&told.deployment, object),
+fn render(explanation: &Explanation, object: &InferenceDeployment, paint: Paint) -> String {
+    let newest: Vec<DecisionRecord> = explanation.decisions.iter().rev().take(HISTORY).cloned().collect();
+    let mut out = match (&explanation.report, explanation.decided) {
+        (Some(report), Some(decided)) => render::explain(report, explanation.tenant.as_ref(), decided, &newest),
+        _ => from_status(&explanation.deployment, object),
     };
-    if told.report.is_none() && !newest.is_empty() {
+    if explanation.report.is_none() && !newest.is_empty() {
         for r in &newest {
             let _ = writeln!(out, "{:<10} {}  {}", "history", render::clock(r.time), r.message);
         }
     }
-    if let Some(note) = &told.note {
+    if let Some(note) = &explanation.note {
         let first = note.lines().next().unwrap_or_default();
         let note = format!("note       from the object's status alone: {first}");
         let _ = writeln!(out, "{}", paint.paint(Tone::Faint, &note));
@@ -129,10 +131,10 @@ fn render(told: &Told, object: &InferenceDeployment, paint: Paint) -> String {
     out
 }
 
-/// What the operator left in the status: less than its report, and as old as it may be.
+/// What the operator wrote into the status: less than its report, and perhaps older.
 fn from_status(deployment: &str, object: &InferenceDeployment) -> String {
     let Some(status) = &object.status else {
-        return format!("{deployment} was not seen by the operator yet; try: kubectl stowage doctor\n");
+        return format!("{deployment}: the operator has written no status yet.\n");
     };
     let mut out = format!(
         "{deployment} wants {} replicas and has {}, {} Ready.\n",
@@ -211,16 +213,16 @@ deployments:
     }
 
     #[test]
-    fn a_refusal_is_explained_with_what_would_change_it() {
+    fn pending_deployment_is_explained_with_its_counterfactual() {
         let (last, records) = plan();
-        let told = tell("team-a", "chat", Ok(last), Ok(records));
-        assert!(!told.report.as_ref().is_none_or(answered));
-        golden("explain.txt", &render(&told, &yaml(OBJECT), Paint::OFF));
+        let explanation = explanation("team-a", "chat", Ok(last), Ok(records));
+        assert!(!explanation.report.as_ref().is_none_or(answered));
+        golden("explain.txt", &render(&explanation, &yaml(OBJECT), Paint::OFF));
     }
 
     #[test]
-    fn without_the_operator_the_status_is_shown_and_says_so() {
-        let told = Told {
+    fn status_is_shown_with_the_cause_when_the_operator_does_not_answer() {
+        let explanation = Explanation {
             deployment: "team-a/chat".into(),
             decided: None,
             report: None,
@@ -228,6 +230,6 @@ deployments:
             decisions: Vec::new(),
             note: Some("asking the operator: service unavailable".into()),
         };
-        golden("explain_from_status.txt", &render(&told, &yaml(OBJECT), Paint::OFF));
+        golden("explain_from_status.txt", &render(&explanation, &yaml(OBJECT), Paint::OFF));
     }
 }

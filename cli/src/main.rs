@@ -1,8 +1,8 @@
-//! `kubectl stowage`: what is, why, and what next, for people at a terminal.
+//! `kubectl stowage`: the state of deployments, its reasons and the next step, for people at a terminal.
 //!
 //! A file per command. Each gathers objects at the edge (`cluster`) and renders them with pure
-//! functions, which the tests call on fixtures. Nothing here decides anything: `explain` shows what
-//! the operator decided, in the planner's own words. Nothing is shown that was not measured.
+//! functions, which the tests call on fixtures. Nothing is decided here: `explain` shows what the operator
+//! decided, as the planner renders it. Nothing is shown that was not measured.
 //!
 //! Exit codes: 0 fine, 1 the answer is "no", 2 usage, 3 the cluster cannot be reached.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -53,12 +53,12 @@ pub struct Global {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// What is: one deployment, or all of them.
+    /// The state of one deployment, or of all of them.
     Status {
         /// Name of an InferenceDeployment.
         name: Option<String>,
     },
-    /// Why it is so: the last decision about a deployment and what would change it.
+    /// The last decision about a deployment, its reasons and what would change it.
     Explain {
         /// Name of an InferenceDeployment.
         name: String,
@@ -66,7 +66,7 @@ enum Command {
         #[arg(long, default_value = "1h")]
         since: String,
     },
-    /// Whether this installation is sound, and what mends it.
+    /// Whether this installation works, and how to fix what does not.
     Doctor,
 }
 
@@ -104,7 +104,7 @@ async fn main() -> ExitCode {
     }
 }
 
-/// What a command says, and whether the answer is "yes".
+/// What a command prints, and whether the answer is "yes".
 pub struct Answer {
     pub text: String,
     pub yes: bool,

@@ -1,21 +1,30 @@
-//! `doctor`: whether this installation is sound. Gathers [`Facts`]; [`checks`] judges them.
+//! `doctor`: whether this installation works. Gathers [`Facts`]; the checks are functions from facts to what was
+//! found, what follows from it and the command that fixes it. They stand in the order in which things depend on each
+//! other, so the first failure is the one to look at.
 
-mod checks;
+mod check;
+mod helm;
+mod installation;
+mod nodes;
+mod users;
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use k8s_openapi::api::admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::Pod;
-use k8s_openapi::api::resource::v1::{DeviceClass, ResourceSlice};
+use k8s_openapi::api::core::v1::{Pod, Secret, Service};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceSlice};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use stowage_crds::{GpuClass, GpuNode, InferenceDeployment, InferenceRuntime, TenantQuota, names};
 
 use crate::Answer;
 use crate::cluster::{Cluster, ClusterError, Read};
 use crate::out::{self, Format, Paint, Tone};
-use checks::{Check, Finding};
+use check::{Check, Finding};
 
 /// Everything that the checks look at. A read that failed is a fact too.
 pub(crate) struct Facts {
@@ -36,11 +45,44 @@ pub(crate) struct Facts {
     pub runtimes: Read<Vec<InferenceRuntime>>,
     pub quotas: Read<Vec<TenantQuota>>,
     pub deployments: Read<Vec<InferenceDeployment>>,
+    /// The Secrets that TenantQuotas name, by name.
+    pub secrets: BTreeMap<String, Read<Secret>>,
+    /// Everything that the operator created.
+    pub owned: Read<Vec<Owned>>,
+}
+
+/// An object that the operator created.
+pub(crate) struct Owned {
+    /// As `kubectl` names it.
+    pub kind: &'static str,
+    pub meta: ObjectMeta,
+}
+
+fn all(f: &Facts, now: jiff::Timestamp) -> Vec<Check> {
+    vec![
+        installation::kubernetes(f),
+        installation::dra(f),
+        installation::crds(f),
+        installation::device_class(f),
+        installation::policies(f),
+        installation::leader(f, now),
+        installation::operator(f),
+        nodes::agents(f),
+        nodes::gpu_nodes(f, now),
+        nodes::gpus(f),
+        nodes::slices(f),
+        nodes::classes(f),
+        users::runtimes(f),
+        installation::gateway(f),
+        users::tenants(f),
+        users::keys(f),
+        users::leftovers(f),
+    ]
 }
 
 pub(crate) async fn run(cluster: &Cluster, format: Option<Format>, paint: Paint) -> Result<Answer, ClusterError> {
     let facts = gather(cluster).await?;
-    let checks = checks::all(&facts, jiff::Timestamp::now());
+    let checks = all(&facts, jiff::Timestamp::now());
     let yes = checks.iter().all(|c| c.finding != Finding::Fail);
     let text = match out::machine(format, &checks) {
         Some(text) => text,
@@ -54,6 +96,11 @@ async fn gather(c: &Cluster) -> Result<Facts, ClusterError> {
     let version = c.version().await?;
     let system = names::SYSTEM_NAMESPACE;
     let node = names::NODE_NAMESPACE;
+    let quotas: Read<Vec<TenantQuota>> = c.read_all(c.all()).await;
+    let mut secrets = BTreeMap::new();
+    for name in quotas.got().into_iter().flatten().flat_map(key_secrets) {
+        secrets.insert(name.to_owned(), c.read(c.within::<Secret>(system), name).await);
+    }
     Ok(Facts {
         version,
         dra: c.serves("resource.k8s.io", "v1").await,
@@ -70,9 +117,46 @@ async fn gather(c: &Cluster) -> Result<Facts, ClusterError> {
         nodes: c.read_all(c.all()).await,
         classes: c.read_all(c.all()).await,
         runtimes: c.read_all(c.all()).await,
-        quotas: c.read_all(c.all()).await,
+        quotas,
         deployments: c.read_all(c.all()).await,
+        secrets,
+        owned: owned(c).await,
     })
+}
+
+fn key_secrets(quota: &TenantQuota) -> impl Iterator<Item = &str> {
+    quota.spec.credentials.iter().flat_map(|given| &given.api_keys).map(|keys| keys.secret_name.as_str())
+}
+
+async fn owned(c: &Cluster) -> Read<Vec<Owned>> {
+    let mut all = Vec::new();
+    let lists = [
+        created::<Pod>(c, "pod").await,
+        created::<ResourceClaim>(c, "resourceclaim").await,
+        created::<Service>(c, "service").await,
+        created::<NetworkPolicy>(c, "networkpolicy").await,
+    ];
+    for list in lists {
+        match list {
+            Read::Got(list) => all.extend(list),
+            Read::Absent => return Read::Absent,
+            Read::Failed(why) => return Read::Failed(why),
+        }
+    }
+    Read::Got(all)
+}
+
+/// Objects of one kind that carry the labels of a deployment of ours.
+async fn created<K>(c: &Cluster, kind: &'static str) -> Read<Vec<Owned>>
+where
+    K: kube::Resource<DynamicType = ()> + Clone + serde::de::DeserializeOwned + std::fmt::Debug,
+{
+    let labels = format!("{}={},{}", names::LABEL_MANAGED_BY, names::MANAGED_BY, names::LABEL_DEPLOYMENT);
+    match c.read_labelled(c.all::<K>(), &labels).await {
+        Read::Got(list) => Read::Got(list.iter().map(|o| Owned { kind, meta: o.meta().clone() }).collect()),
+        Read::Absent => Read::Absent,
+        Read::Failed(why) => Read::Failed(why),
+    }
 }
 
 fn render(checks: &[Check], paint: Paint) -> String {
@@ -90,8 +174,8 @@ fn render(checks: &[Check], paint: Paint) -> String {
         if let Some(means) = &c.means {
             let _ = writeln!(out, "{indent}means  {means}");
         }
-        if let Some(mend) = &c.mend {
-            let _ = writeln!(out, "{indent}mend   {}", paint.paint(Tone::Strong, mend));
+        if let Some(fix) = &c.fix {
+            let _ = writeln!(out, "{indent}fix    {}", paint.paint(Tone::Strong, fix));
         }
     }
     let failed = checks.iter().filter(|c| c.finding == Finding::Fail).count();

@@ -1,11 +1,13 @@
-//! A sound installation, and the same with one thing broken at a time.
+//! A working installation, and the same with one fault at a time.
 
+use super::installation::POLICIES;
 use super::*;
 use crate::testing::{golden, now, yaml};
 
-const POLICIES: [&str; 3] = ["stowage-claims", "stowage-claim-templates", "stowage-pods"];
+/// As Helm marks what it installs.
+const RELEASE: &str = "annotations: {meta.helm.sh/release-name: prod, meta.helm.sh/release-namespace: default}";
 
-fn sound() -> Facts {
+fn working() -> Facts {
     let crd = |name: String| -> CustomResourceDefinition {
         yaml(&format!(
             "{{metadata: {{name: {name}}}, spec: {{group: g, scope: Cluster, names: {{kind: K, plural: k}}, versions: []}}, \
@@ -14,7 +16,7 @@ fn sound() -> Facts {
     };
     let deployment = |ready: u32| -> Deployment {
         yaml(&format!(
-            "{{metadata: {{}}, spec: {{replicas: 2, selector: {{}}, template: {{}}}}, status: {{readyReplicas: {ready}}}}}"
+            "{{metadata: {{{RELEASE}}}, spec: {{replicas: 2, selector: {{}}, template: {{}}}}, status: {{readyReplicas: {ready}}}}}"
         ))
     };
     Facts {
@@ -22,9 +24,9 @@ fn sound() -> Facts {
         dra: Read::Got(true),
         crds: Read::Got(stowage_crds::all_crds().into_iter().filter_map(|c| c.metadata.name).map(crd).collect()),
         device_class: Read::Got(yaml("{metadata: {name: stowage-gpu}, spec: {}}")),
-        policies: Read::Got(POLICIES.map(|n| yaml(&format!("{{metadata: {{name: {n}}}}}"))).to_vec()),
+        policies: Read::Got(POLICIES.iter().map(|n| yaml(&format!("{{metadata: {{name: {n}}}}}"))).collect()),
         bindings: Read::Got(
-            POLICIES.map(|n| yaml(&format!("{{metadata: {{name: {n}}}, spec: {{policyName: {n}}}}}"))).to_vec(),
+            POLICIES.iter().map(|n| yaml(&format!("{{metadata: {{name: {n}}}, spec: {{policyName: {n}}}}}"))).collect(),
         ),
         lease: Read::Got(yaml(
             "{metadata: {}, spec: {holderIdentity: stowage-operator-7d9-x2, leaseDurationSeconds: 8, renewTime: '2026-03-01T11:59:58.500000Z'}}",
@@ -45,33 +47,151 @@ fn sound() -> Facts {
         classes: Read::Got(vec![yaml(
             "{apiVersion: stowage.dev/v1alpha1, kind: GpuClass, metadata: {name: h100-80g}, spec: {selector: {productNames: [NVIDIA H100 80GB HBM3]}}}",
         )]),
-        runtimes: Read::Got(Vec::new()),
-        quotas: Read::Got(vec![yaml(
-            "{apiVersion: stowage.dev/v1alpha1, kind: TenantQuota, metadata: {name: team-a}, spec: {namespaces: [team-a]}}",
+        runtimes: Read::Got(vec![yaml(
+            "{apiVersion: stowage.dev/v1alpha1, kind: InferenceRuntime, metadata: {name: stowage-engine}, spec: {adapter: stowage, version: '1', image: e}}",
         )]),
-        deployments: Read::Got(Vec::new()),
+        quotas: Read::Got(vec![yaml(
+            "{apiVersion: stowage.dev/v1alpha1, kind: TenantQuota, metadata: {name: team-a}, spec: {namespaces: [team-a], \
+             credentials: {apiKeys: [{secretName: team-a-keys}]}}}",
+        )]),
+        deployments: Read::Got(vec![yaml(DEPLOYMENT)]),
+        secrets: [("team-a-keys".to_owned(), Read::Got(secret("stowage.dev/api-keys", &"0a".repeat(32))))].into(),
+        owned: Read::Got(vec![owned("pod", "chat-a", "1234"), owned("resourceclaim", "stowage-chat-a", "1234")]),
     }
 }
 
-fn finding(f: &Facts, name: &str) -> Finding {
-    checks::all(f, now()).iter().find(|c| c.name == name).unwrap().finding
+const DEPLOYMENT: &str = "
+apiVersion: stowage.dev/v1alpha1
+kind: InferenceDeployment
+metadata: {name: chat, namespace: team-a, uid: '1234'}
+spec: {model: {source: {image: {reference: r, path: /m}}}, variants: [{name: v, class: h100-80g}]}
+";
+
+fn secret(kind: &str, value: &str) -> Secret {
+    let data = serde_json::json!({"alice": k8s_openapi::ByteString(value.as_bytes().to_vec())});
+    serde_json::from_value(serde_json::json!({"metadata": {"name": "team-a-keys"}, "type": kind, "data": data}))
+        .unwrap()
 }
 
-/// Breaks one thing and names the one check that must notice.
+fn owned(kind: &'static str, name: &str, owner: &str) -> Owned {
+    let meta = format!(
+        "{{name: {name}, namespace: team-a, ownerReferences: [{{apiVersion: stowage.dev/v1alpha1, kind: InferenceDeployment, name: chat, uid: '{owner}'}}]}}"
+    );
+    Owned { kind, meta: yaml(&meta) }
+}
+
+fn check(f: &Facts, name: &str) -> Check {
+    all(f, now()).into_iter().find(|c| c.name == name).unwrap()
+}
+
+fn finding(f: &Facts, name: &str) -> Finding {
+    check(f, name).finding
+}
+
+/// Breaks one thing and names the check that must notice it.
 fn notices(name: &str, want: Finding, break_it: impl FnOnce(&mut Facts)) {
-    let mut f = sound();
-    assert_ne!(finding(&f, name), want, "{name} is fine before");
+    let mut f = working();
+    assert_ne!(finding(&f, name), want, "{name} passes before");
     break_it(&mut f);
     assert_eq!(finding(&f, name), want, "{name}");
 }
 
 #[test]
-fn a_nearly_sound_installation_reads_well() {
-    golden("doctor.txt", &render(&checks::all(&sound(), now()), Paint::OFF));
+fn missing_bundled_runtime_is_reported_with_the_upgrade_of_the_release_that_is_there() {
+    let mut f = working();
+    f.runtimes = Read::Got(Vec::new());
+    golden("doctor.txt", &render(&all(&f, now()), Paint::OFF));
 }
 
 #[test]
-fn every_breakage_is_noticed_by_its_check() {
+fn working_installation_passes_every_check() {
+    for check in all(&working(), now()) {
+        assert_eq!(check.finding, Finding::Ok, "{check:?}");
+    }
+}
+
+#[test]
+fn remedy_of_a_missing_chart_is_the_command_of_the_readme() {
+    let mut f = working();
+    f.operator = Read::Absent;
+    f.gateway = Read::Absent;
+    let fix = check(&f, "operator").fix.unwrap();
+    assert!(fix.starts_with("helm install stowage charts/stowage --set image.registry="), "{fix}");
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md")).unwrap();
+    for command in
+        ["helm install stowage charts/stowage --set image.registry=", "helm install stowage-crds charts/stowage-crds"]
+    {
+        assert!(readme.contains(command), "README.md has no {command}");
+    }
+}
+
+#[test]
+fn missing_runtime_of_a_user_is_no_fault_of_the_chart() {
+    let mut f = working();
+    f.deployments = Read::Got(vec![yaml(&DEPLOYMENT.replace("spec: {", "spec: {runtime: {ref: vllm}, "))]);
+    let check = check(&f, "runtimes");
+    assert_eq!(check.finding, Finding::Fail);
+    assert!(check.found.contains("vllm (named by team-a/chat)"), "{}", check.found);
+    let fix = check.fix.unwrap();
+    assert!(fix.contains("kubectl -n team-a edit infd chat") && !fix.contains("helm"), "{fix}");
+}
+
+#[test]
+fn unusable_key_secret_is_reported_with_its_fault_and_without_its_value() {
+    let keys = |read: Read<Secret>| {
+        let mut f = working();
+        f.secrets.insert("team-a-keys".to_owned(), read);
+        check(&f, "API keys")
+    };
+    for (read, fault) in [
+        (Read::Absent, "no such Secret"),
+        (Read::Got(secret("Opaque", &"0a".repeat(32))), "its type is Opaque"),
+        (Read::Got(secret("stowage.dev/api-keys", "sk-plaintext")), "the value of alice"),
+    ] {
+        let check = keys(read);
+        assert_eq!(check.finding, Finding::Warn);
+        assert!(check.found.contains(fault) && !check.found.contains("sk-plaintext"), "{}", check.found);
+    }
+    assert_eq!(keys(Read::Failed("forbidden".into())).finding, Finding::Unknown);
+}
+
+#[test]
+fn object_whose_deployment_is_gone_is_listed_with_the_command_that_deletes_it() {
+    let mut f = working();
+    let mut alone = owned("pod", "chat-b", "1234");
+    alone.meta.owner_references = None;
+    f.owned = Read::Got(vec![owned("pod", "chat-a", "1234"), alone, owned("resourceclaim", "stowage-chat-b", "gone")]);
+    let check = check(&f, "leftovers");
+    assert_eq!(check.finding, Finding::Warn);
+    assert!(check.found.contains("pod team-a/chat-b") && !check.found.contains("chat-a"), "{}", check.found);
+    assert_eq!(check.fix.as_deref(), Some("kubectl -n team-a delete pod/chat-b resourceclaim/stowage-chat-b"));
+}
+
+#[test]
+fn remedy_of_an_unclassified_gpu_is_a_class_that_is_accepted() {
+    let mut f = working();
+    f.classes = Read::Got(Vec::new());
+    let fix = check(&f, "GpuClasses").fix.unwrap();
+    let json = fix.strip_prefix("echo '").unwrap().strip_suffix("' | kubectl apply -f -").unwrap();
+    let class: GpuClass = serde_json::from_str(json).unwrap();
+    assert_eq!(class.metadata.name.as_deref(), Some("h100-80gb-hbm3"));
+    stowage_crds::validate::validate_class(&class.spec).unwrap();
+}
+
+#[test]
+fn policies_are_those_of_the_chart() {
+    let chart = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/golden/stowage.yaml")).unwrap();
+    let documents = chart.split("\n---").filter(|document| document.contains("\nkind: ValidatingAdmissionPolicy\n"));
+    let mut found: Vec<&str> =
+        documents.filter_map(|document| document.lines().find_map(|line| line.strip_prefix("  name: "))).collect();
+    let mut wanted = POLICIES.to_vec();
+    found.sort_unstable();
+    wanted.sort_unstable();
+    assert_eq!(found, wanted);
+}
+
+#[test]
+fn every_fault_is_noticed_by_its_check() {
     notices("kubernetes", Finding::Warn, |f| f.version = (1, 35, "v1.35.0".into()));
     notices("kubernetes", Finding::Fail, |f| f.version = (1, 33, "v1.33.0".into()));
     notices("device API", Finding::Fail, |f| f.dra = Read::Got(false));

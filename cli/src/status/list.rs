@@ -54,7 +54,7 @@ fn cells(d: &InferenceDeployment, wide: bool, now: Timestamp) -> Vec<String> {
         status.map(|s| s.desired_replicas.to_string()).unwrap_or_default(),
         text(|s| &s.gpus),
         text(|s| &s.class),
-        ready.map(|c| c.reason.clone()).unwrap_or_else(|| "NotSeenYet".to_owned()),
+        ready.map(|c| c.reason.clone()).unwrap_or_else(|| "NoStatusYet".to_owned()),
         cost.unwrap_or_default(),
         short_age(d.metadata.creation_timestamp.as_ref().map(|t| t.0), now),
     ];

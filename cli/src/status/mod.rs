@@ -1,4 +1,7 @@
-//! `status`: what is. Gathers; [`one`](mod@one) and [`list`](mod@list) render.
+//! `status`: the state of deployments. Gathers; [`one`](mod@one) and [`list`](mod@list) render.
+//!
+//! Only the deployment itself must be readable. Who has rights in one namespace alone gets the rest without GPU
+//! sizes and budget, and a line that names what could not be read.
 
 mod list;
 mod one;
@@ -8,7 +11,7 @@ use serde::Serialize;
 use stowage_crds::{GpuNode, InferenceDeployment, TenantQuota, names};
 
 use crate::Answer;
-use crate::cluster::{Cluster, ClusterError};
+use crate::cluster::{Cluster, ClusterError, Read};
 use crate::out::{self, Format, Paint};
 
 /// Everything that `status NAME` shows.
@@ -20,6 +23,34 @@ pub(crate) struct View {
     pub gpu_nodes: Vec<GpuNode>,
     /// The TenantQuota that lists the namespace.
     pub tenant_quota: Option<TenantQuota>,
+    /// What this account could not read, and the server's message.
+    pub unread: Vec<Unread>,
+}
+
+/// Objects that were not read.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Unread {
+    /// For example `GpuNodes`.
+    pub kinds: &'static str,
+    /// What is missing in the output because of it.
+    pub missing: &'static str,
+    pub message: String,
+}
+
+/// What was read; what was not becomes an entry of `unread`.
+fn readable<T>(read: Read<Vec<T>>, kinds: &'static str, missing: &'static str, unread: &mut Vec<Unread>) -> Vec<T> {
+    match read {
+        Read::Got(list) => list,
+        Read::Absent => {
+            unread.push(Unread { kinds, missing, message: "the kind is not installed".to_owned() });
+            Vec::new()
+        }
+        Read::Failed(message) => {
+            unread.push(Unread { kinds, missing, message });
+            Vec::new()
+        }
+    }
 }
 
 pub(crate) async fn one(
@@ -32,10 +63,14 @@ pub(crate) async fn one(
     let kind = format!("InferenceDeployment {namespace}");
     let deployment: InferenceDeployment = cluster.get(cluster.within(namespace), &kind, name).await?;
     let labels = format!("{}={name}", names::LABEL_DEPLOYMENT);
-    let pods = cluster.list(cluster.within::<Pod>(namespace), "pods", &labels).await?;
-    let gpu_nodes = cluster.list(cluster.all::<GpuNode>(), "GpuNodes", "").await?;
-    let quotas = cluster.list(cluster.all::<TenantQuota>(), "TenantQuotas", "").await?;
-    let view = View { tenant_quota: owner_of(namespace, quotas), deployment, pods, gpu_nodes };
+    let mut unread = Vec::new();
+    let pods = cluster.read_labelled(cluster.within::<Pod>(namespace), &labels).await;
+    let pods = readable(pods, "pods", "the state of each replica", &mut unread);
+    let gpu_nodes = cluster.read_all(cluster.all::<GpuNode>()).await;
+    let gpu_nodes = readable(gpu_nodes, "GpuNodes", "the size of the GPUs", &mut unread);
+    let quotas = cluster.read_all(cluster.all::<TenantQuota>()).await;
+    let quotas = readable(quotas, "TenantQuotas", "the tenant's budget", &mut unread);
+    let view = View { tenant_quota: owner_of(namespace, quotas), deployment, pods, gpu_nodes, unread };
     let yes = ready(&view.deployment);
     let text = match out::machine(format, &view) {
         Some(text) => text,
@@ -54,7 +89,11 @@ pub(crate) async fn list(
         Some(ns) => cluster.within::<InferenceDeployment>(ns),
         None => cluster.all::<InferenceDeployment>(),
     };
-    let mut all = cluster.list(api, "InferenceDeployments", "").await?;
+    let all = cluster.list(api, "InferenceDeployments", "").await;
+    let mut all = all.map_err(|e| match namespace {
+        None if e.forbidden() => e.with_advice("name a namespace of yours with -n instead of -A"),
+        _ => e,
+    })?;
     all.sort_by(|a, b| (&a.metadata.namespace, &a.metadata.name).cmp(&(&b.metadata.namespace, &b.metadata.name)));
     let text = match out::machine(format, &all) {
         Some(text) => text,

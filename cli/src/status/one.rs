@@ -19,7 +19,12 @@ pub(crate) fn render(view: &View, wide: bool, now: Timestamp, paint: Paint) -> S
     let name = view.deployment.metadata.name.clone().unwrap_or_default();
     let namespace = view.deployment.metadata.namespace.clone().unwrap_or_default();
     let Some(status) = &view.deployment.status else {
-        return format!("{namespace}/{name}  not seen by the operator yet; if this stays: kubectl stowage doctor\n");
+        let next = if view.unread.is_empty() {
+            "if this does not change: kubectl stowage doctor"
+        } else {
+            "if this does not change, ask an administrator of the cluster whether the operator runs"
+        };
+        return format!("{namespace}/{name}  the operator has written no status yet; {next}\n");
     };
     let mut out = headline(view, status, paint);
     let mut lines: Vec<(&str, String)> = Vec::new();
@@ -39,6 +44,7 @@ pub(crate) fn render(view: &View, wide: bool, now: Timestamp, paint: Paint) -> S
     if wide {
         lines.extend(effective(status));
     }
+    lines.extend(unread(view, wide).into_iter().map(|text| ("not read", text)));
     let mut previous = "";
     for (label, text) in lines {
         let shown = if label == previous { "" } else { label };
@@ -81,18 +87,27 @@ fn condition<'a>(status: &'a InferenceDeploymentStatus, kind: &str) -> Option<&'
     status.conditions.iter().find(|c| c.type_ == kind)
 }
 
-/// What is not as it should be: the always-present conditions that are false, the others while they
-/// are true. The same words are said once. Wide: all.
+/// What this account may not read. Wide: with the server's message.
+fn unread(view: &View, wide: bool) -> Vec<String> {
+    let line = |u: &super::Unread| {
+        let message = if wide { format!(" ({})", u.message) } else { String::new() };
+        format!("{}, so {} is not shown{message}", u.kinds, u.missing)
+    };
+    view.unread.iter().map(line).collect()
+}
+
+/// Conditions that need attention: the always-present ones while they are false, the others while they
+/// are true. The same message is shown once. Wide: all.
 fn conditions(status: &InferenceDeploymentStatus, wide: bool, paint: Paint) -> Vec<String> {
     let always = [types::ACCEPTED, types::QUOTA_RESERVED, types::PLACED, types::READY];
-    let mut said: Vec<&str> = Vec::new();
+    let mut shown: Vec<&str> = Vec::new();
     let mut out = Vec::new();
     for c in &status.conditions {
         let wrong = (c.status != "True") == always.contains(&c.type_.as_str());
-        if !wide && (!wrong || said.contains(&c.message.as_str())) {
+        if !wide && (!wrong || shown.contains(&c.message.as_str())) {
             continue;
         }
-        said.push(&c.message);
+        shown.push(&c.message);
         let head = format!("{}={} {}", c.type_, c.status, c.reason);
         let tone = if wrong { Tone::Warn } else { Tone::Faint };
         out.push(format!("{}: {}", paint.paint(tone, &head), c.message));
@@ -104,7 +119,7 @@ fn replicas(view: &View, status: &InferenceDeploymentStatus, now: Timestamp, pai
     let mut table = Table::default();
     for p in &status.placements {
         let pod = view.pods.iter().find(|pod| pod.metadata.name.as_ref() == Some(&p.name));
-        let state = pod.map_or_else(|| "no pod".to_owned(), pod_state);
+        let state = pod.map_or_else(|| without_pod(view, p), pod_state);
         let good = state == "Ready";
         let age = pod.and_then(|p| p.metadata.creation_timestamp.as_ref()).map(|t| t.0);
         table.row([
@@ -127,6 +142,15 @@ fn replicas(view: &View, status: &InferenceDeploymentStatus, now: Timestamp, pai
         table.row([name, node, String::new(), pod_state(pod), short_age(age, now)]);
     }
     table.render("", paint)
+}
+
+/// The state of a replica whose pod was not found, or not looked for.
+fn without_pod(view: &View, p: &Placement) -> String {
+    match (view.unread.iter().any(|u| u.kinds == "pods"), p.ready) {
+        (false, _) => "no pod".to_owned(),
+        (true, true) => "Ready".to_owned(),
+        (true, false) => "not Ready".to_owned(),
+    }
 }
 
 /// `node2 GPU-3f2a1b2c (simulated)`.
@@ -155,7 +179,7 @@ fn total(gpu: &PlacedGpu, nodes: &[GpuNode]) -> Option<u64> {
     parse_bytes(&device.memory).ok()
 }
 
-/// One word where it is well, the reason and the engine's last words where it is not.
+/// One word where the pod works; otherwise the reason, and the last line that the engine wrote.
 fn pod_state(pod: &Pod) -> String {
     let annotations = pod.metadata.annotations.as_ref();
     if pod.metadata.deletion_timestamp.is_some() {
@@ -169,20 +193,20 @@ fn pod_state(pod: &Pod) -> String {
     let engine = status.container_statuses.iter().flatten().find(|c| c.name == names::ENGINE_CONTAINER);
     if let Some(waiting) = engine.and_then(|c| c.state.as_ref()?.waiting.as_ref()) {
         let reason = waiting.reason.clone().unwrap_or_else(|| "Waiting".to_owned());
-        return with_words(reason, engine.and_then(last_words).or_else(|| waiting.message.clone()));
+        return with_message(reason, engine.and_then(last_line).or_else(|| waiting.message.clone()));
     }
     if conditions.clone().any(|c| c.type_ == "Ready" && c.status == "True") {
         return "Ready".to_owned();
     }
     if let Some(c) = conditions.clone().find(|c| c.type_ == "PodScheduled" && c.status != "True") {
-        return with_words("not scheduled".to_owned(), c.message.clone());
+        return with_message("not scheduled".to_owned(), c.message.clone());
     }
     let phase = status.phase.clone().unwrap_or_else(|| "Unknown".to_owned());
-    if phase == "Running" { "starting".to_owned() } else { with_words(phase, status.message.clone()) }
+    if phase == "Running" { "starting".to_owned() } else { with_message(phase, status.message.clone()) }
 }
 
 /// What the engine wrote before it ended.
-fn last_words(c: &k8s_openapi::api::core::v1::ContainerStatus) -> Option<String> {
+fn last_line(c: &k8s_openapi::api::core::v1::ContainerStatus) -> Option<String> {
     let ended = c.last_state.as_ref()?.terminated.as_ref()?;
     let words = ended.message.as_deref().unwrap_or_default().trim();
     let last = words.lines().last().unwrap_or_default();
@@ -192,7 +216,7 @@ fn last_words(c: &k8s_openapi::api::core::v1::ContainerStatus) -> Option<String>
     Some(last.to_owned())
 }
 
-fn with_words(reason: String, words: Option<String>) -> String {
+fn with_message(reason: String, words: Option<String>) -> String {
     match words.filter(|w| !w.is_empty()) {
         Some(words) => format!("{reason}: {words}"),
         None => reason,
@@ -270,21 +294,22 @@ mod tests {
             pods: vec![yaml(POD_READY), yaml(POD_BROKEN), yaml(POD_LEAVING)],
             gpu_nodes: vec![yaml(GPU_NODE)],
             tenant_quota: Some(yaml(QUOTA)),
+            unread: Vec::new(),
         }
     }
 
     #[test]
-    fn a_deployment_in_trouble_says_what_and_where() {
+    fn deployment_with_a_failing_replica_shows_reason_and_place() {
         golden("status_one.txt", &render(&view(""), false, now(), Paint::OFF));
     }
 
     #[test]
-    fn wide_shows_all_conditions_and_what_really_runs() {
+    fn wide_status_shows_all_conditions_image_and_arguments() {
         golden("status_one_wide.txt", &render(&view(""), true, now(), Paint::OFF));
     }
 
     #[test]
-    fn the_list_has_a_line_each() {
+    fn list_has_one_line_per_deployment() {
         let all = [yaml(DEPLOYMENT), yaml(UNSEEN)];
         let mut text = list::render(&all, Some("team-a"), false, now(), Paint::OFF);
         text += &list::render(&all, None, true, now(), Paint::OFF);
@@ -293,11 +318,35 @@ mod tests {
     }
 
     #[test]
-    fn an_object_without_status_is_not_an_error() {
+    fn object_without_status_is_shown_as_not_processed_yet() {
         let mut v = view("");
         v.deployment = yaml(UNSEEN);
         let text = render(&v, false, now(), Paint::OFF);
-        assert!(text.contains("not seen by the operator yet"), "{text}");
+        assert!(text.contains("has written no status yet") && text.contains("kubectl stowage doctor"), "{text}");
+        v.unread = unreadable();
+        let text = render(&v, false, now(), Paint::OFF);
+        assert!(text.contains("ask an administrator") && !text.contains("doctor"), "{text}");
+    }
+
+    /// What an account with rights in one namespace gets.
+    fn unreadable() -> Vec<super::super::Unread> {
+        let message = |kinds: &str| format!("{kinds}.stowage.dev is forbidden: User \"dev\" cannot list resource");
+        vec![
+            super::super::Unread { kinds: "GpuNodes", missing: "the size of the GPUs", message: message("gpunodes") },
+            super::super::Unread {
+                kinds: "TenantQuotas",
+                missing: "the tenant's budget",
+                message: message("tenantquotas"),
+            },
+        ]
+    }
+
+    #[test]
+    fn status_without_cluster_rights_names_what_is_not_shown() {
+        let mut v = view("");
+        (v.gpu_nodes, v.tenant_quota, v.unread) = (Vec::new(), None, unreadable());
+        let text = render(&v, false, now(), Paint::OFF) + &render(&v, true, now(), Paint::OFF);
+        golden("status_without_rights.txt", &text);
     }
 
     const UNSEEN: &str = "
