@@ -1,0 +1,58 @@
+// Command gitops asks the libraries of GitOps tools about objects of ours.
+//
+//	gitops kstatus < objects   each object's status as kstatus computes it: "InProgress message"
+//
+// Objects are JSON documents on standard input, one after the other; there is one line of output for each.
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"sigs.k8s.io/cli-utils/pkg/kstatus/status"
+)
+
+func main() {
+	if len(os.Args) != 2 || os.Args[1] != "kstatus" {
+		fmt.Fprintln(os.Stderr, "usage: gitops kstatus < objects")
+		os.Exit(2)
+	}
+	if err := each(os.Stdin, kstatus); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+func kstatus(object *unstructured.Unstructured) (string, error) {
+	result, err := status.Compute(object)
+	if err != nil {
+		return "", fmt.Errorf("compute the status of %s: %w", object.GetName(), err)
+	}
+	return fmt.Sprintf("%s %s", result.Status, result.Message), nil
+}
+
+// each prints what ask answers for every object.
+func each(input io.Reader, ask func(*unstructured.Unstructured) (string, error)) error {
+	decoder := json.NewDecoder(input)
+	for {
+		var document json.RawMessage
+		if err := decoder.Decode(&document); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return fmt.Errorf("read an object: %w", err)
+		}
+		object := &unstructured.Unstructured{}
+		if err := object.UnmarshalJSON(document); err != nil {
+			return fmt.Errorf("read an object: %w", err)
+		}
+		answer, err := ask(object)
+		if err != nil {
+			return err
+		}
+		fmt.Println(answer)
+	}
+}
