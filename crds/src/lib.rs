@@ -12,6 +12,7 @@
 //! * [`validate`]: wide to narrow; [`crd`]: the manifests
 //!
 //! The CRD manifests in `charts/stowage-crds` are generated from [`all_crds`] and compared in tests.
+#![deny(missing_docs)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 // Printer columns of one kind repeat the keys of kube's attribute (`type_`, `json_path`); that is how they are written.
 #![allow(clippy::duplicated_attributes)]

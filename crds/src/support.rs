@@ -34,7 +34,12 @@ pub enum Honoured {
     /// These values, as CEL literals; an absent field too.
     Only(&'static [&'static str]),
     /// What this CEL expression accepts, in words for the documentation.
-    Where { expression: &'static str, words: &'static str },
+    Where {
+        /// Must be true.
+        expression: &'static str,
+        /// The same for people.
+        words: &'static str,
+    },
 }
 
 /// InferenceDeployment.

@@ -67,7 +67,7 @@ pub(crate) async fn one(
     let pods = cluster.read_labelled(cluster.within::<Pod>(namespace), &labels).await;
     let pods = readable(pods, "pods", "the state of each replica", &mut unread);
     let gpu_nodes = cluster.read_all(cluster.all::<GpuNode>()).await;
-    let gpu_nodes = readable(gpu_nodes, "GpuNodes", "the size of the GPUs", &mut unread);
+    let gpu_nodes = readable(gpu_nodes, "GpuNodes", "the size of the GPUs and whether they are simulated", &mut unread);
     let quotas = cluster.read_all(cluster.all::<TenantQuota>()).await;
     let quotas = readable(quotas, "TenantQuotas", "the tenant's budget", &mut unread);
     let view = View { tenant_quota: owner_of(namespace, quotas), deployment, pods, gpu_nodes, unread };

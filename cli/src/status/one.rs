@@ -91,7 +91,7 @@ fn condition<'a>(status: &'a InferenceDeploymentStatus, kind: &str) -> Option<&'
 fn unread(view: &View, wide: bool) -> Vec<String> {
     let line = |u: &super::Unread| {
         let message = if wide { format!(" ({})", u.message) } else { String::new() };
-        format!("{}, so {} is not shown{message}", u.kinds, u.missing)
+        format!("{}; not shown: {}{message}", u.kinds, u.missing)
     };
     view.unread.iter().map(line).collect()
 }
@@ -332,7 +332,11 @@ mod tests {
     fn unreadable() -> Vec<super::super::Unread> {
         let message = |kinds: &str| format!("{kinds}.stowage.dev is forbidden: User \"dev\" cannot list resource");
         vec![
-            super::super::Unread { kinds: "GpuNodes", missing: "the size of the GPUs", message: message("gpunodes") },
+            super::super::Unread {
+                kinds: "GpuNodes",
+                missing: "the size of the GPUs and whether they are simulated",
+                message: message("gpunodes"),
+            },
             super::super::Unread {
                 kinds: "TenantQuotas",
                 missing: "the tenant's budget",

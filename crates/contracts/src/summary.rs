@@ -41,7 +41,10 @@ pub struct Summary {
 
 /// Whether work may run on a GPU. Also the verdict in a GpuNode's status.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
-#[schemars(inline, description = "Healthy takes work, Degraded keeps what it has, Unhealthy is drained and not routed to.")]
+#[schemars(
+    inline,
+    description = "Healthy takes work, Degraded keeps what it has, Unhealthy is drained and not routed to."
+)]
 pub enum Health {
     /// Takes work.
     #[default]

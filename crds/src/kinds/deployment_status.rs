@@ -194,12 +194,19 @@ pub struct Bottleneck {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub enum Stage {
+    /// Requests wait in the gateway.
     Queue,
+    /// Prompts are read more slowly than they arrive.
     Prefill,
+    /// The KV cache is full.
     KVCache,
+    /// Tokens are produced more slowly than wanted.
     Decode,
+    /// Time is spent between gateway and engine.
     Network,
+    /// A GPU is unhealthy or throttled.
     GPUHealth,
+    /// No stage limits.
     None,
 }
 
@@ -227,9 +234,13 @@ pub struct Cost {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub enum Tier {
+    /// A pod serves.
     #[default]
     Running,
+    /// Weights are in host memory; the slice is kept.
     Asleep,
+    /// No pod; weights are on the node.
     Cached,
+    /// No pod, and no weights on a node.
     Cold,
 }

@@ -81,6 +81,8 @@ pub struct GpuSelector {
 /// A way to keep slices of one GPU apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
+// Docs on the variants would replace the description of optional fields of this type in the CRD.
+#[allow(missing_docs)]
 pub enum SharingMode {
     MIG,
     MPS,

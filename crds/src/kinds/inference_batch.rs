@@ -75,10 +75,13 @@ pub struct BatchFile {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub enum BatchEndpoint {
+    /// Chat completions.
     #[serde(rename = "/v1/chat/completions")]
     ChatCompletions,
+    /// Text completions.
     #[serde(rename = "/v1/completions")]
     Completions,
+    /// Embeddings.
     #[serde(rename = "/v1/embeddings")]
     Embeddings,
 }
@@ -87,12 +90,16 @@ pub enum BatchEndpoint {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub enum Deadline {
+    /// Within one hour.
     #[serde(rename = "1h")]
     OneHour,
+    /// Within four hours.
     #[serde(rename = "4h")]
     FourHours,
+    /// Within 24 hours.
     #[serde(rename = "24h")]
     OneDay,
+    /// No deadline.
     BestEffort,
 }
 
@@ -137,6 +144,8 @@ pub struct BatchCounts {
 /// Whether a batch will meet its deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
+// Docs on the variants would replace the description of optional fields of this type in the CRD.
+#[allow(missing_docs)]
 pub enum DeadlineRisk {
     None,
     Some,

@@ -178,7 +178,9 @@ pub struct Speculative {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub enum SpeculativeMethod {
+    /// N-grams of the prompt.
     NGram,
+    /// A smaller model.
     DraftModel,
 }
 
@@ -186,9 +188,12 @@ pub enum SpeculativeMethod {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub enum ServiceClass {
+    /// A person waits for each token.
     #[default]
     Interactive,
+    /// A program waits for the whole answer.
     NearRealTime,
+    /// Nobody waits; there is a deadline.
     Batch,
 }
 
@@ -264,8 +269,10 @@ pub struct Variant {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub enum Accelerator {
+    /// A GPU, or a slice of one.
     #[default]
     GPU,
+    /// CPU cores.
     CPU,
 }
 
@@ -291,9 +298,12 @@ pub struct Isolation {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub enum IsolationLevel {
+    /// Slices of a GPU, beside others.
     #[default]
     Shared,
+    /// No other deployment on its GPUs.
     DedicatedGPU,
+    /// No other tenant on its nodes.
     DedicatedNode,
 }
 
@@ -301,11 +311,16 @@ pub enum IsolationLevel {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub enum Sharing {
+    /// What the class allows.
     #[default]
     Auto,
+    /// Hardware partitions (Multi-Instance GPU).
     MIG,
+    /// CUDA's Multi-Process Service.
     MPS,
+    /// Processes take turns.
     TimeSlice,
+    /// Each engine keeps to its byte budget; the node agent watches.
     EngineBudget,
 }
 
@@ -364,15 +379,20 @@ impl Default for Scaling {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub enum ScalingMode {
+    /// The operator decides.
     #[default]
     Active,
+    /// The operator reports what it would do.
     Advisory,
+    /// `spec.replicas` decides.
     Manual,
 }
 
 /// What is chosen among variants that meet the objectives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
+// Docs on the variants would replace the description of optional fields of this type in the CRD.
+#[allow(missing_docs)]
 pub enum ScalingObjective {
     Cost,
     Latency,
@@ -417,8 +437,10 @@ pub struct Rollout {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub enum RolloutStrategy {
+    /// Surge where GPUs are free, otherwise one by one.
     #[default]
     Auto,
+    /// A share of the traffic first.
     Canary,
 }
 

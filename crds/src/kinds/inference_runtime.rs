@@ -86,20 +86,30 @@ pub struct InferenceRuntimeSpec {
 #[serde(rename_all = "kebab-case")]
 #[schemars(inline)]
 pub enum AdapterName {
+    /// The bundled engine.
     Stowage,
+    /// vLLM.
     Vllm,
+    /// SGLang.
     Sglang,
+    /// TensorRT-LLM.
     #[serde(rename = "tensorrt-llm")]
     TensorrtLlm,
+    /// Triton Inference Server.
     Triton,
+    /// ONNX Runtime.
     Onnxruntime,
+    /// PyTorch.
     Pytorch,
+    /// DeepSpeed.
     Deepspeed,
 }
 
 /// When an image is pulled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
+// Docs on the variants would replace the description of optional fields of this type in the CRD.
+#[allow(missing_docs)]
 pub enum PullPolicy {
     Always,
     IfNotPresent,

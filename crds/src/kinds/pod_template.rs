@@ -91,6 +91,8 @@ pub struct Toleration {
 /// How a toleration compares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
+// Docs on the variants would replace the description of optional fields of this type in the CRD.
+#[allow(missing_docs)]
 pub enum TolerationOperator {
     Equal,
     Exists,
@@ -99,6 +101,8 @@ pub enum TolerationOperator {
 /// What a taint does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
+// Docs on the variants would replace the description of optional fields of this type in the CRD.
+#[allow(missing_docs)]
 pub enum TaintEffect {
     NoSchedule,
     PreferNoSchedule,

@@ -26,25 +26,32 @@ const MAX_CPU_MILLI: u64 = 10_000_000;
 pub struct AcceptedDeployment {
     /// As clients send it.
     pub model_name: String,
+    /// The weights.
     pub image: AcceptedImage,
     /// Tenants beside the owner that may call it.
     pub access: Vec<String>,
     /// Name of an InferenceRuntime.
     pub runtime: String,
+    /// Engine options.
     pub options: AcceptedOptions,
     /// Each begins with `--`; whether the runtime allows it is asked when the container is built.
     pub extra_args: Vec<String>,
     /// At least one; names are unique.
     pub variants: Vec<AcceptedVariant>,
+    /// With whom replicas share.
     pub isolation: IsolationLevel,
+    /// Wanted; 0 runs none.
     pub replicas: u32,
+    /// At most 24 h.
     pub drain_timeout: Duration,
+    /// What the pods carry beyond what the operator sets.
     pub pod: AcceptedPod,
 }
 
 /// Weights in an OCI image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AcceptedImage {
+    /// A valid image reference.
     pub reference: String,
     /// Begins with `/`, without `..`.
     pub path: String,
@@ -59,20 +66,25 @@ pub struct AcceptedOptions {
     pub quantization: Option<String>,
     /// `None`: Auto.
     pub kv_cache_type: Option<String>,
+    /// `None`: on where the runtime can.
     pub prefix_caching: Option<bool>,
 }
 
 /// One shape of a replica.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AcceptedVariant {
+    /// Unique in the deployment.
     pub name: String,
+    /// What it computes on.
     pub accelerator: AcceptedAccelerator,
 }
 
 /// What a replica needs to compute on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AcceptedAccelerator {
+    /// GPUs, or the same slice of each.
     Gpu {
+        /// Name of a GpuClass.
         class: String,
         /// At least 1.
         count: u32,
@@ -81,8 +93,11 @@ pub enum AcceptedAccelerator {
         /// Per cent of each GPU's SMs, 1 to 100; `None`: all.
         sm_percent: Option<u32>,
     },
+    /// CPU cores only.
     Cpu {
+        /// Thousandths of a core, above 0.
         cpu_milli: u64,
+        /// Of the container, above 0.
         memory_bytes: u64,
     },
 }

@@ -14,21 +14,32 @@ use crate::syntax::{is_dns_subdomain, is_env_name, is_label_value, is_qualified_
 /// What the pod carries beyond what the operator sets.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct AcceptedPod {
+    /// Valid labels without the operator's keys.
     pub labels: BTreeMap<String, String>,
+    /// Valid annotations without the operator's keys.
     pub annotations: BTreeMap<String, String>,
+    /// Labels that a node must have.
     pub node_selector: BTreeMap<String, String>,
+    /// Taints that do not matter.
     pub tolerations: Vec<Toleration>,
+    /// `None`: the cluster's default.
     pub priority_class_name: Option<String>,
+    /// Secrets in the deployment's namespace.
     pub image_pull_secrets: Vec<String>,
+    /// `None`: `default`.
     pub service_account_name: Option<String>,
+    /// Of the engine container; empty: the runtime's.
     pub resources: AcceptedResources,
+    /// Valid names without the operator's prefix, each once.
     pub env: Vec<EnvVar>,
 }
 
 /// A container's resources; keys are `cpu`, `memory` and `ephemeral-storage`, values parse.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct AcceptedResources {
+    /// What the scheduler sets aside; at most the limits.
     pub requests: BTreeMap<String, Quantity>,
+    /// What the container may not exceed.
     pub limits: BTreeMap<String, Quantity>,
 }
 

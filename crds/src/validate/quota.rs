@@ -15,9 +15,11 @@ const MAX_GPUS_MILLI: u64 = 1_000_000_000;
 /// An accepted TenantQuota.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AcceptedQuota {
+    /// Each once; at least one.
     pub namespaces: Vec<String>,
     /// Who borrows from whom; `None`: nobody.
     pub cohort: Option<String>,
+    /// One per class; a class that is not listed has none.
     pub gpus: Vec<AcceptedGpuQuota>,
     /// Secrets in `stowage-system`.
     pub key_secrets: Vec<String>,
@@ -26,7 +28,9 @@ pub struct AcceptedQuota {
 /// GPUs of one class, in thousandths of a GPU.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AcceptedGpuQuota {
+    /// Name of a GpuClass.
     pub class: String,
+    /// Guaranteed; 0: everything is borrowed.
     pub nominal_milli: u64,
     /// Most that may be held beyond nominal.
     pub borrowing_milli: u64,

@@ -13,20 +13,29 @@ use crate::{InferenceRuntimeSpec, support};
 /// An accepted InferenceRuntime.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AcceptedRuntime {
+    /// One that this release has.
     pub adapter: AdapterName,
+    /// As people should see it.
     pub version: String,
+    /// A valid image reference.
     pub image: String,
+    /// When the image is pulled.
     pub image_pull_policy: PullPolicy,
     /// Empty: the image's.
     pub command: Vec<String>,
     /// Empty: the adapter's.
     pub args: Vec<String>,
+    /// Valid names without the operator's prefix, each once.
     pub env: Vec<EnvVar>,
+    /// Serves HTTP.
     pub port: u16,
+    /// In place of the adapter's.
     pub probes: Probes,
+    /// Where a deployment gives none.
     pub resources: AcceptedResources,
     /// Flags without values.
     pub allowed_args: Vec<String>,
+    /// What the image can do.
     pub capabilities: Capabilities,
 }
 

@@ -39,3 +39,22 @@ fn every_good_manifest_is_accepted() {
         }
     }
 }
+
+/// The API server writes defaults into list items, and `kubectl apply` compares whole lists: the next apply would find
+/// a difference.
+#[test]
+fn no_default_lies_inside_a_list() {
+    for (kind, schema) in crate::schema::schemas() {
+        assert_no_default(&kind, "spec", &schema["properties"]["spec"], false);
+    }
+}
+
+fn assert_no_default(kind: &str, path: &str, schema: &serde_json::Value, in_list: bool) {
+    assert!(!in_list || schema.get("default").is_none(), "{kind} {path} has the default {}", schema["default"]);
+    for (name, property) in schema["properties"].as_object().into_iter().flatten() {
+        assert_no_default(kind, &format!("{path}.{name}"), property, in_list);
+    }
+    if schema["items"].is_object() {
+        assert_no_default(kind, &format!("{path}[]"), &schema["items"], true);
+    }
+}

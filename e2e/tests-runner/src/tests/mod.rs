@@ -7,6 +7,7 @@ use crate::tools::world::World;
 
 mod chart;
 mod failing;
+mod gitops;
 mod isolation;
 mod placing;
 mod serving;
@@ -70,6 +71,9 @@ pub fn all() -> Vec<Test> {
         test!(objects::two_quotas_that_claim_one_namespace_leave_it_to_the_older),
         test!(objects::a_tenant_over_its_limit_waits_while_others_are_placed),
         test!(objects::a_model_that_cannot_be_loaded_is_reported_and_its_restarts_are_bounded),
+        test!(gitops::manifest_applied_twice_is_unchanged),
+        test!(gitops::omitted_replicas_are_one_and_scaling_is_kept),
+        test!(gitops::kstatus_is_current_in_progress_or_failed),
         test!(isolation::nobody_but_the_operator_gets_a_gpu_of_our_class),
         test!(isolation::an_agent_writes_only_its_own_node),
         test!(isolation::a_pod_of_another_tenant_reaches_no_engine_agent_or_operator),

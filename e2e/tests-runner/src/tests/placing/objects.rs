@@ -55,7 +55,8 @@ pub async fn a_bad_object_of_each_rule_is_refused_with_its_message(w: World) -> 
     Ok(())
 }
 
-fn documents(yaml: &str) -> anyhow::Result<Vec<Value>> {
+/// The documents of a YAML file.
+pub fn documents(yaml: &str) -> anyhow::Result<Vec<Value>> {
     serde_yaml::Deserializer::from_str(yaml).map(|document| Ok(Value::deserialize(document)?)).collect()
 }
 
