@@ -125,15 +125,15 @@ impl ApiError {
     }
 
     /// 400: a prompt of `found` tokens (at least, where counting stopped early) does not fit into a
-    /// context of `limit`. In OpenAI's words, by which LiteLLM, LangChain and agents recognise the error
-    /// and shorten the conversation.
+    /// context of `limit`. In OpenAI's words, by which LiteLLM and agents recognise the error and shorten
+    /// the conversation; with the code, which LangChain looks for in the message.
     pub fn context_length(param: &str, found: TokenCount, limit: usize) -> Self {
         let found = match found {
             TokenCount::Exactly(tokens) => tokens.to_string(),
             TokenCount::AtLeast(tokens) => format!("at least {tokens}"),
         };
         let message = format!(
-            "This model's maximum context length is {limit} tokens. However, your {param} resulted in {found} tokens. Please reduce the length of the {param}."
+            "This model's maximum context length is {limit} tokens. However, your {param} resulted in {found} tokens. Please reduce the length of the {param} (context_length_exceeded)."
         );
         Self::invalid(param, "context_length_exceeded", message)
     }
@@ -252,7 +252,8 @@ mod tests {
     fn context_overflow_is_worded_as_clients_expect() {
         let err = ApiError::context_length("messages", TokenCount::Exactly(9000), 8192);
         assert_eq!(err.code, "context_length_exceeded");
-        // What LiteLLM looks for; LangChain looks for the code.
+        // LiteLLM looks for the first, LangChain for the last: its client library shows the message alone.
+        assert!(err.message.contains("context_length_exceeded"), "{}", err.message);
         assert!(err.message.contains("This model's maximum context length is 8192 tokens."), "{}", err.message);
         assert!(err.message.contains("your messages resulted in 9000 tokens."), "{}", err.message);
         let early = ApiError::context_length("prompt", TokenCount::AtLeast(9000), 8192);

@@ -293,6 +293,27 @@ fn common_extensions_are_read() {
     refused(chat(&format!(r#","stop_token_ids":[{ids}]"#)), "invalid_value", "stop_token_ids", "at most 256");
 }
 
+/// What programs send when nothing is configured, as their sources have it.
+#[test]
+fn default_bodies_of_benchmarks_and_harnesses_are_read() {
+    let usage = r#""stream":true,"stream_options":{"include_usage":true,"continuous_usage_stats":true}"#;
+    // guidellm 0.8.1, with and without a wanted length.
+    for length in [r#""max_completion_tokens":9,"stop":null,"ignore_eos":true"#, r#""max_completion_tokens":9"#] {
+        let content = r#"[{"type":"text","text":"hi"}]"#;
+        let body = format!(r#"{{"model":"m",{usage},{length},"messages":[{{"role":"user","content":{content}}}]}}"#);
+        assert!(chat_body(&body).is_ok(), "{body}");
+    }
+    for length in [r#""max_tokens":9,"stop":null,"ignore_eos":true"#, r#""max_tokens":9"#] {
+        assert!(completion(&format!(r#","prompt":"hi",{usage},{length}"#)).is_ok(), "{length}");
+    }
+    // lm-evaluation-harness 0.4.13: log-likelihoods, and texts.
+    let scored =
+        completion(r#","prompt":[[1,2],[3]],"temperature":0,"max_tokens":1,"logprobs":1,"seed":1234,"echo":true"#);
+    assert!(scored.unwrap().echo);
+    let generated = r#","prompt":["a"],"max_tokens":256,"temperature":0,"stop":["\n\n","Q:"],"seed":1234"#;
+    assert!(completion(generated).is_ok());
+}
+
 #[test]
 fn template_fields_are_read_and_contradictions_refused() {
     let template = |extra: &str| chat(extra).map(|request| request.template);

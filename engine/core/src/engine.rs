@@ -49,10 +49,19 @@ pub enum Event {
     Finished {
         id: RequestId,
         reason: FinishReason,
-        /// The token that ended it, with [`FinishReason::Stop`].
-        stop_token: Option<u32>,
+        /// What ended it, with [`FinishReason::Stop`].
+        stop: Option<StopToken>,
         usage: Usage,
     },
+}
+
+/// The token that ended an answer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StopToken {
+    /// One of the request's stop tokens.
+    pub token: u32,
+    /// Where the request asked for them.
+    pub logprobs: Option<TokenLogprobs>,
 }
 
 /// Why a request was not taken.
@@ -282,23 +291,22 @@ impl<E: Executor> Engine<E> {
         let position = sequence.tokens.len();
         let sampled = self.sampler.sample(logits, &request.sampling, &sequence.counts, forbidden, position);
         let Ok(token) = sampled else { return self.finish(id, FinishReason::Failed, None, events) };
-        let stops = request.stop_tokens.contains(&token);
         let is_last = sequence.generated() + 1 >= request.max_tokens;
-        if !stops {
-            let logprobs = request.logprobs.map(|top| logprobs(logits, token, top.into()));
-            events.push(Event::Token { id, token, logprobs });
-        }
+        let logprobs = request.logprobs.map(|top| logprobs(logits, token, top.into()));
+        let stops = request.stop_tokens.contains(&token);
         self.scheduler.push(id, token);
         if stops {
-            self.finish(id, FinishReason::Stop, Some(token), events);
-        } else if is_last {
+            return self.finish(id, FinishReason::Stop, Some(StopToken { token, logprobs }), events);
+        }
+        events.push(Event::Token { id, token, logprobs });
+        if is_last {
             self.finish(id, FinishReason::Length, None, events);
         }
     }
 
-    fn finish(&mut self, id: RequestId, reason: FinishReason, stop_token: Option<u32>, events: &mut Vec<Event>) {
+    fn finish(&mut self, id: RequestId, reason: FinishReason, stop: Option<StopToken>, events: &mut Vec<Event>) {
         if let Some(sequence) = self.scheduler.remove(id) {
-            events.push(Event::Finished { id, reason, stop_token, usage: sequence.usage() });
+            events.push(Event::Finished { id, reason, stop, usage: sequence.usage() });
         }
     }
 

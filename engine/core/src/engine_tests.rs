@@ -356,12 +356,15 @@ fn min_tokens_keeps_the_answer_from_stopping_earlier() {
 fn a_stop_names_the_token_that_ended_the_answer() {
     let mut engine = engine(64, 512);
     let early = (0..60).map(|kind| request(kind, prompt(kind as u32, 5), 100)).find(|r| alone(r).len() < 99);
-    engine.submit(early.expect("one in forty tokens is a stop")).unwrap();
+    let early = early.expect("one in forty tokens is a stop");
+    engine.submit(Request { logprobs: Some(1), ..early }).unwrap();
     let mut events = Vec::new();
     while engine.has_work() {
         engine.step(&mut events).unwrap();
     }
-    assert!(matches!(events.last(), Some(Event::Finished { stop_token: Some(STOP), .. })), "{:?}", events.last());
+    let Some(Event::Finished { stop: Some(stop), .. }) = events.last() else { panic!("{:?}", events.last()) };
+    assert_eq!(stop.token, STOP);
+    assert_eq!(stop.logprobs.as_ref().unwrap().top[0].token, STOP);
 }
 
 /// Fails on the steps it is told to, and like a real device leaves garbage in what it was writing.

@@ -13,7 +13,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use stowage_contracts::load::LoadReport;
-use stowage_engine_core::engine::{Engine, EngineConfig, Event, Refusal};
+use stowage_engine_core::engine::{Engine, EngineConfig, Event, Refusal, StopToken};
 use stowage_engine_core::executor::Executor;
 use stowage_engine_core::fit::CostFit;
 use stowage_engine_core::request::{FinishReason, Request, RequestId};
@@ -42,10 +42,10 @@ pub enum Update {
         token: u32,
         logprobs: Option<TokenLogprobs>,
     },
-    /// `stop_token` is the one that ended the answer, with [`FinishReason::Stop`].
+    /// `stop` is what ended the answer, with [`FinishReason::Stop`].
     Finished {
         reason: FinishReason,
-        stop_token: Option<u32>,
+        stop: Option<StopToken>,
     },
 }
 
@@ -287,7 +287,7 @@ impl<E: Executor> Worker<E> {
                 Event::Admitted { id, cached_tokens } => (id, Update::Admitted { cached_tokens }),
                 Event::Token { id, token, logprobs } => (id, Update::Token { token, logprobs }),
                 Event::Prompt { id, logprobs } => (id, Update::Prompt { logprobs }),
-                Event::Finished { id, reason, stop_token, .. } => (id, Update::Finished { reason, stop_token }),
+                Event::Finished { id, reason, stop, .. } => (id, Update::Finished { reason, stop }),
             };
             let is_last = matches!(update, Update::Finished { .. });
             if let Some(owner) = self.owners.get(&id) {

@@ -241,9 +241,9 @@ fn an_incomplete_character_at_the_end_is_dropped_and_scored_by_its_bytes() {
     assert_eq!(answer(&server, r#","max_tokens":3"#), ("a".to_owned(), "length".to_owned()));
     let body = format!(r#"{{"model":"{MODEL}","prompt":"x","temperature":0,"logprobs":20}}"#);
     let whole = server.post(TEXT, &body).json()["choices"][0]["logprobs"].clone();
-    let labels = ["a", "bytes:\\xf0", "bytes:\\x9f", "bytes:\\x98", "bytes:\\x80", "bytes:\\xc3"];
+    let labels = ["a", "bytes:\\xf0", "bytes:\\x9f", "bytes:\\x98", "bytes:\\x80", "bytes:\\xc3", "<|im_end|>"];
     assert_eq!(whole["tokens"], serde_json::json!(labels));
-    assert_eq!(whole["text_offset"], serde_json::json!([0, 1, 1, 1, 1, 2]));
+    assert_eq!(whole["text_offset"], serde_json::json!([0, 1, 1, 1, 1, 2, 2]));
     for alternatives in whole["top_logprobs"].as_array().unwrap() {
         assert!(alternatives.as_object().unwrap().len() >= 20, "no two tokens share a key: {alternatives}");
     }
@@ -262,8 +262,8 @@ fn control_tokens_have_their_names_in_logprobs() {
     let server = scripted(&[START, u32::from(b'a'), END]);
     let body = format!(r#"{{"model":"{MODEL}","prompt":"x","temperature":0,"logprobs":1}}"#);
     let logprobs = server.post(TEXT, &body).json()["choices"][0]["logprobs"].clone();
-    assert_eq!(logprobs["tokens"], serde_json::json!(["<|im_start|>", "a"]));
-    assert_eq!(logprobs["text_offset"], serde_json::json!([0, 0]), "the name is not in the text");
+    assert_eq!(logprobs["tokens"], serde_json::json!(["<|im_start|>", "a", "<|im_end|>"]), "the end has one, too");
+    assert_eq!(logprobs["text_offset"], serde_json::json!([0, 0, 1]), "the name is not in the text");
     let body = format!(
         r#"{{"model":"{MODEL}","messages":[{{"role":"user","content":"x"}}],"max_tokens":1,"logprobs":true,"top_logprobs":1,"temperature":0}}"#
     );
@@ -273,6 +273,26 @@ fn control_tokens_have_their_names_in_logprobs() {
         (&content[0]["token"], &content[0]["top_logprobs"][0]["token"]),
         (&"<|im_start|>".into(), &"<|im_start|>".into())
     );
+}
+
+/// lm-evaluation-harness takes the entries after the context and leaves out the last, which it asked to be
+/// generated.
+#[test]
+fn one_generated_token_is_one_entry_even_where_it_ends_the_answer() {
+    let server = scripted(&[END]);
+    let body = format!(
+        r#"{{"model":"{MODEL}","prompt":[[104],[104]],"temperature":0,"max_tokens":1,"logprobs":1,"seed":1234,"echo":true}}"#
+    );
+    let json = server.post(TEXT, &body).json();
+    for choice in json["choices"].as_array().unwrap() {
+        assert_eq!((&choice["text"], &choice["finish_reason"]), (&"h".into(), &"stop".into()));
+        assert_eq!(choice["logprobs"]["tokens"], serde_json::json!(["h", "<|im_end|>"]));
+        assert_eq!(choice["logprobs"]["token_logprobs"].as_array().unwrap().len(), 2);
+    }
+    let chat = format!(
+        r#"{{"model":"{MODEL}","messages":[{{"role":"user","content":"x"}}],"logprobs":true,"temperature":0}}"#
+    );
+    assert_eq!(server.post(CHAT, &chat).json()["choices"][0]["logprobs"]["content"], serde_json::json!([]));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use stowage_engine_core::engine::StopToken;
 use stowage_engine_core::request;
 use stowage_engine_core::sampling::TokenLogprobs;
 use stowage_openai_api::{ApiError, FinishReason, Output};
@@ -45,10 +46,12 @@ struct EndsOf {
     show_control: bool,
     /// Stop strings count from this many tokens on.
     min_tokens: usize,
+    /// The token that ended the answer has log-probabilities too.
+    score_stop: bool,
 }
 
 impl Ends {
-    pub(super) fn new(text: &TextModel, output: &Output) -> Self {
+    pub(super) fn new(text: &TextModel, output: &Output, score_stop: bool) -> Self {
         let named: Vec<u32> = output.stop.iter().filter_map(|stop| text.control_token(stop)).collect();
         let own = if output.ignore_eos { &[] } else { text.end_tokens() };
         let mut tokens: Vec<u32> = [own, &output.stop_token_ids, &named].concat();
@@ -61,6 +64,7 @@ impl Ends {
             include: output.include_stop,
             show_control: !output.skip_special_tokens,
             min_tokens: output.min_tokens as usize,
+            score_stop,
         }))
     }
 
@@ -194,9 +198,9 @@ impl Choice {
                         return Some(Ok(delta));
                     }
                 }
-                Update::Finished { reason, stop_token } => {
+                Update::Finished { reason, stop } => {
                     self.done = true;
-                    return Some(self.end(app, reason, stop_token, account));
+                    return Some(self.end(app, reason, stop, account));
                 }
             }
         }
@@ -227,15 +231,16 @@ impl Choice {
         &mut self,
         app: &App,
         reason: request::FinishReason,
-        stop_token: Option<u32>,
+        stop: Option<StopToken>,
         account: &mut Account,
     ) -> Result<Delta, ApiError> {
+        let offset = self.base + self.text.characters();
         let mut text = self.text.finish();
         let finish = match reason {
             request::FinishReason::Stop => {
                 // The token that ended the answer is one too, though the client does not see it.
                 account.completion += 1;
-                text.push_str(&stop_token.map(|token| self.ends.text_of(&app.text, token)).unwrap_or_default());
+                text.push_str(&stop.as_ref().map(|stop| self.ends.text_of(&app.text, stop.token)).unwrap_or_default());
                 FinishReason::Stop
             }
             request::FinishReason::Length => FinishReason::Length,
@@ -243,7 +248,9 @@ impl Choice {
                 return Err(ApiError::internal("The engine failed while it computed this answer. Try again."));
             }
         };
-        Ok(Delta { index: self.index, text, scored: Vec::new(), finish: Some(finish) })
+        let score = |stop: StopToken| Some(Scored { token: stop.token, logprobs: Some(stop.logprobs?), offset });
+        let scored = stop.filter(|_| self.ends.0.score_stop).and_then(score).into_iter().collect();
+        Ok(Delta { index: self.index, text, scored, finish: Some(finish) })
     }
 }
 

@@ -35,6 +35,7 @@ async fn prepare(app: &App, headers: &HeaderMap, body: Body) -> Result<Job, ApiE
         output: request.output,
         caller: caller.with_cache_salt(&request.cache_salt),
         param: "prompt",
+        score_stop: true,
         places,
     })
 }

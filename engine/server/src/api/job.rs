@@ -22,6 +22,9 @@ pub(super) struct Job {
     pub(super) caller: Caller,
     /// The field that an error names when a prompt is too long.
     pub(super) param: &'static str,
+    /// The token that ended an answer has log-probabilities too: the older API counts it among the
+    /// answer's tokens, and evaluation harnesses rely on it; chat does not.
+    pub(super) score_stop: bool,
     /// Sequences that the engine keeps free for it.
     pub(super) places: Share,
 }
@@ -93,10 +96,10 @@ pub(super) async fn start(app: &App, job: Job, mut account: Account) -> Result<G
 }
 
 async fn submit(app: &App, job: Job, account: &mut Account) -> Result<Vec<Choice>, ApiError> {
-    let Job { prompts, sampling, output, caller, param, places } = job;
+    let Job { prompts, sampling, output, caller, param, score_stop, places } = job;
     account.hold(places);
     let seed = sampling.seed.map_or_else(random, |seed| seed as u64);
-    let ends = Ends::new(&app.text, &output);
+    let ends = Ends::new(&app.text, &output, score_stop);
     let mut choices = Vec::new();
     for prompt in &prompts {
         for n in 0..output.n {
