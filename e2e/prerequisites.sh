@@ -19,6 +19,8 @@ need curl curl
 need strip binutils
 need python3 python3
 need unshare util-linux
+need node nodejs
+need npm npm
 for more in "$@"; do need "$more" "$more"; done
 [ -e /usr/include/seccomp.h ] || missing="$missing libseccomp-dev"
 [ -x /bin/busybox ] || missing="$missing busybox-static"

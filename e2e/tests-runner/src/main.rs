@@ -42,9 +42,12 @@ pub struct Options {
     /// State directory of the local cluster; tests that end nodes or edit scenarios need it.
     #[arg(long, env = "STOWAGE_STATE")]
     state: Option<std::path::PathBuf>,
-    /// A Python with the `openai` package.
+    /// A Python with the packages of e2e/clients/requirements.txt.
     #[arg(long, env = "STOWAGE_PYTHON")]
     python: Option<std::path::PathBuf>,
+    /// The scripts of e2e/clients, beside the packages that those for Node import.
+    #[arg(long, env = "STOWAGE_CLIENTS")]
+    clients: Option<std::path::PathBuf>,
     /// The program behind `cargo xtask`; tests that end nodes need it.
     #[arg(long, env = "STOWAGE_XTASK")]
     xtask: Option<std::path::PathBuf>,

@@ -1,16 +1,16 @@
 //! `cargo xtask test` and `cargo xtask e2e`: the suites, one after the other, and one last line that
 //! counts what passed and failed in all of them.
 
+mod clients;
 mod count;
 pub mod fuzz;
 
-use crate::base::{paths, python, sh};
+use crate::base::{paths, sh};
 use crate::product;
 use crate::programs::build;
 use anyhow::{Context, Result, bail};
 use count::Count;
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -148,7 +148,8 @@ fn end_to_end(filter: &[String], long: bool) -> Result<Count> {
         .env("KUBECONFIG", &target.kubeconfig)
         .env("STOWAGE_URL", &endpoint.url)
         .env("STOWAGE_ROOT", paths::repo());
-    tests.env("STOWAGE_PYTHON", openai_client()?);
+    let clients = clients::ensure()?;
+    tests.env("STOWAGE_PYTHON", clients.python).env("STOWAGE_CLIENTS", clients.folder);
     tests.env("STOWAGE_XTASK", product::program()?);
     if let Some(bin) = &target.bin {
         tests.env("STOWAGE_BIN", bin);
@@ -158,11 +159,6 @@ fn end_to_end(filter: &[String], long: bool) -> Result<Count> {
         tests.arg("--long");
     }
     counted(&mut tests)
-}
-
-/// A Python with the `openai` client.
-fn openai_client() -> Result<PathBuf> {
-    python::ensure("e2e-venv", "import openai", &["openai"], &[]).context("install the openai client")
 }
 
 /// One `cargo …` suite.

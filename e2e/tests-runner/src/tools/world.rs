@@ -26,6 +26,7 @@ pub struct Env {
     pub bin: Option<std::path::PathBuf>,
     pub state: Option<std::path::PathBuf>,
     pub python: Option<std::path::PathBuf>,
+    pub clients: Option<std::path::PathBuf>,
     pub xtask: Option<std::path::PathBuf>,
     pub root: std::path::PathBuf,
     /// Nodes that are reserved for tests that need one for themselves.
@@ -59,6 +60,7 @@ impl Env {
             bin: options.bin.clone(),
             state: options.state.clone(),
             python: options.python.clone(),
+            clients: options.clients.clone(),
             xtask: options.xtask.clone(),
             root: options.root.clone(),
             reserved: Vec::new(),

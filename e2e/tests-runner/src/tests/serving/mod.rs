@@ -1,5 +1,6 @@
 //! Requests from apply to delete: a first answer, ends and losses, many at once.
 
+pub mod clients;
 pub mod lifecycle;
 pub mod quickstart;
 pub mod scale;
