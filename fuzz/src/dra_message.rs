@@ -10,12 +10,12 @@ use k8s_openapi::api::resource::v1::ResourceClaim;
 use prost::Message;
 use serde_json::{Value, json};
 use stowage_crds::names;
-use stowage_node_agent::claims::{ClaimSource, LookupError};
-use stowage_node_agent::dra::DraService;
-use stowage_node_agent::dra::api::v1::dra_plugin_server::DraPlugin;
-use stowage_node_agent::dra::api::{health, registration, v1};
-use stowage_node_agent::model::GpuFacts;
-use stowage_node_agent::prepare::{Paths, Preparer};
+use stowage_node_agent::device::model::GpuFacts;
+use stowage_node_agent::dra::claims::{ClaimSource, LookupError};
+use stowage_node_agent::dra::plugin::DraService;
+use stowage_node_agent::dra::plugin::api::v1::dra_plugin_server::DraPlugin;
+use stowage_node_agent::dra::plugin::api::{health, registration, v1};
+use stowage_node_agent::dra::prepare::{Paths, Preparer};
 use tonic::Request;
 
 use crate::{one_line, scratch, within};

@@ -6,12 +6,12 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use fake_nvml::{Profile, Scenario, Store};
 use jiff::Timestamp;
-use stowage_node_agent::checkpoint::Checkpoint;
-use stowage_node_agent::inventory;
-use stowage_node_agent::model::{GpuFacts, GpuReading};
-use stowage_node_agent::nvml::Reader;
-use stowage_node_agent::summary::Summary;
-use stowage_node_agent::view::{Attribution, Picture, Source};
+use stowage_node_agent::device::inventory;
+use stowage_node_agent::device::model::{GpuFacts, GpuReading};
+use stowage_node_agent::device::nvml::Reader;
+use stowage_node_agent::dra::checkpoint::Checkpoint;
+use stowage_node_agent::serve::summary::Summary;
+use stowage_node_agent::usage::view::{Attribution, Picture, Source};
 
 use crate::{one_line, within};
 

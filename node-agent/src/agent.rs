@@ -10,16 +10,16 @@ use stowage_telemetry::{health, metrics as telemetry_metrics};
 use tokio::sync::{mpsc, watch};
 
 use crate::args::Args;
-use crate::attribution::KernelAttribution;
-use crate::claims::KubeClaims;
-use crate::dra::{self, DeviceVerdicts, Sockets};
-use crate::http;
-use crate::metrics::Metrics;
-use crate::model::GpuFacts;
-use crate::prepare::{Paths, Preparer, Refusals};
-use crate::sampler::{self, News};
-use crate::slices::{Publisher, by_device_name};
-use crate::view::{Picture, Trouble, View};
+use crate::device::model::GpuFacts;
+use crate::device::sampler::{self, News};
+use crate::dra::claims::KubeClaims;
+use crate::dra::plugin::{self, DeviceVerdicts, Sockets};
+use crate::dra::prepare::{Paths, Preparer, Refusals};
+use crate::dra::slices::{Publisher, by_device_name};
+use crate::serve::http;
+use crate::serve::metrics::Metrics;
+use crate::usage::attribution::KernelAttribution;
+use crate::usage::view::{Picture, Trouble, View};
 
 /// The kubelet forgets a device's health after 30 s.
 const HEALTH_HEARTBEAT: Duration = Duration::from_secs(10);
@@ -55,11 +55,11 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let plugin = tokio::spawn({
         let (sockets, preparer, registered, stopped) =
             (sockets.clone(), Arc::clone(&preparer), registered.clone(), stop.subscribe());
-        async move { dra::serve(&sockets, preparer, verdicts_seen, registered, stopped).await }
+        async move { plugin::serve(&sockets, preparer, verdicts_seen, registered, stopped).await }
     });
     let refusals = preparer.refusals();
     tokio::spawn(forget_abandoned(preparer));
-    tokio::spawn(crate::gpunode::run(client.clone(), args.node_name.clone(), views_seen.clone()));
+    tokio::spawn(crate::serve::gpunode::run(client.clone(), args.node_name.clone(), views_seen.clone()));
     let publisher = Publisher {
         client,
         node: args.node_name.clone(),
@@ -146,7 +146,7 @@ struct Painter {
     simulated: bool,
     scenario: Option<fake_nvml::Store>,
     reports: PathBuf,
-    checkpoint: watch::Receiver<Arc<crate::checkpoint::Checkpoint>>,
+    checkpoint: watch::Receiver<Arc<crate::dra::checkpoint::Checkpoint>>,
     refusals: watch::Receiver<Refusals>,
     gpus: watch::Sender<Arc<Vec<GpuFacts>>>,
     views: watch::Sender<Arc<View>>,

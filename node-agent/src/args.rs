@@ -88,7 +88,7 @@ pub fn ensure_scenario(path: &Path, profile: Profile, node: &str) -> std::io::Re
     if let Some(dir) = path.parent() {
         std::fs::create_dir_all(dir)?;
     }
-    crate::checkpoint::write_atomically(path, profile.scenario(node).to_json().as_bytes())?;
+    crate::dra::files::write_atomically(path, profile.scenario(node).to_json().as_bytes())?;
     Ok(true)
 }
 

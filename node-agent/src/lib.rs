@@ -4,35 +4,15 @@
 //! a verdict per GPU for operator and gateways), prepares claims for the kubelet as a DRA driver, and
 //! compares each second what is used with what was promised. It places, evicts and routes nothing.
 //!
-//! | decides, without I/O | acts |
-//! |---|---|
-//! | [`inventory`]: what is published of a GPU | [`nvml`], [`sampler`]: ask NVML |
-//! | [`health`]: may work run on it | [`gpunode`], [`slices`]: write to the API server |
-//! | [`overshoot`]: who uses more than promised | [`attribution`]: whose process is it |
-//! | [`grant`]: what a claim grants, to whom | [`claims`]: read claims and pods |
-//! | [`checkpoint`]: what is promised, may this be too | [`prepare`]: directories, files, order |
-//! | [`cdi`]: what a container is given | [`dra`]: the kubelet's sockets |
-//! | [`view`], [`summary`]: the picture of the node | [`http`], [`metrics`]: show it |
+//! Data flows in this order, and a module uses only those before it: [`device`] reads the GPUs and
+//! decides what they are and whether work may run on them; [`dra`] promises them to claims and hands
+//! them to containers; [`usage`] compares what runs with what was promised; [`serve`] reports all of
+//! it; [`agent`] starts the parts and connects them.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod agent;
 pub mod args;
-pub mod attribution;
-pub mod cdi;
-pub mod checkpoint;
-pub mod claims;
+pub mod device;
 pub mod dra;
-pub mod gpunode;
-pub mod grant;
-pub mod health;
-pub mod http;
-pub mod inventory;
-pub mod metrics;
-pub mod model;
-pub mod nvml;
-pub mod overshoot;
-pub mod prepare;
-pub mod sampler;
-pub mod slices;
-pub mod summary;
-pub mod view;
+pub mod serve;
+pub mod usage;

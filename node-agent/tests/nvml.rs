@@ -11,12 +11,11 @@ use fake_nvml::Profile;
 use fake_nvml::scenario::{CallError, Measured, Process, ProcessMemory, XidEvent};
 use jiff::{SignedDuration, Timestamp};
 use stowage_crds::gpu_node::Health;
-use stowage_node_agent::attribution::KernelAttribution;
-use stowage_node_agent::checkpoint::{Checkpoint, Entry, GrantedDevice, Stage};
-use stowage_node_agent::inventory;
-use stowage_node_agent::model::{Reach, Recovery};
-use stowage_node_agent::nvml::Told;
-use stowage_node_agent::view::{Picture, Source};
+use stowage_node_agent::device::inventory;
+use stowage_node_agent::device::model::{Reach, Recovery, Told};
+use stowage_node_agent::dra::checkpoint::{Checkpoint, Entry, GrantedDevice, Stage};
+use stowage_node_agent::usage::attribution::KernelAttribution;
+use stowage_node_agent::usage::view::{Picture, Source};
 
 fn xid(id: u64, xid: u64) -> XidEvent {
     XidEvent { id, xid, at: None }
@@ -181,7 +180,7 @@ fn a_claim_that_uses_more_than_promised_is_found_after_five_samples() {
     assert_eq!((overshoot.claim_uid.as_str(), *source), ("u1", Source::Report));
     assert_eq!(overshoot.samples.last().unwrap().1, 3 << 30);
     assert_eq!(picture.view.verdicts[&uuid].health, Health::Healthy);
-    let summary = stowage_node_agent::summary::Summary::of("node1", &picture.view, now);
+    let summary = stowage_node_agent::serve::summary::Summary::of("node1", &picture.view, now);
     let told = &summary.overshoots[0];
     assert_eq!((told.pod.as_str(), told.samples, told.headroom), ("x", 6, true));
 }

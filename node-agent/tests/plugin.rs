@@ -11,16 +11,16 @@ use common::{FakeApi, Holder, claim_and_pod};
 use hyper_util::rt::TokioIo;
 use proptest::prelude::*;
 use serde_json::Value;
-use stowage_node_agent::checkpoint::{Checkpoint, Stage};
-use stowage_node_agent::dra::api::health::dra_resource_health_client::DraResourceHealthClient;
-use stowage_node_agent::dra::api::health::{HealthStatus, NodeWatchResourcesRequest};
-use stowage_node_agent::dra::api::registration::registration_client::RegistrationClient;
-use stowage_node_agent::dra::api::registration::{InfoRequest, RegistrationStatus};
-use stowage_node_agent::dra::api::v1::dra_plugin_client::DraPluginClient;
-use stowage_node_agent::dra::api::v1::{Claim, NodePrepareResourcesRequest, NodeUnprepareResourcesRequest};
-use stowage_node_agent::dra::{self, DeviceVerdicts, Sockets};
-use stowage_node_agent::model::{GpuFacts, Health, Verdict};
-use stowage_node_agent::prepare::{Paths, Preparer};
+use stowage_node_agent::device::model::{GpuFacts, Health, Verdict};
+use stowage_node_agent::dra::checkpoint::{Checkpoint, Stage};
+use stowage_node_agent::dra::plugin::api::health::dra_resource_health_client::DraResourceHealthClient;
+use stowage_node_agent::dra::plugin::api::health::{HealthStatus, NodeWatchResourcesRequest};
+use stowage_node_agent::dra::plugin::api::registration::registration_client::RegistrationClient;
+use stowage_node_agent::dra::plugin::api::registration::{InfoRequest, RegistrationStatus};
+use stowage_node_agent::dra::plugin::api::v1::dra_plugin_client::DraPluginClient;
+use stowage_node_agent::dra::plugin::api::v1::{Claim, NodePrepareResourcesRequest, NodeUnprepareResourcesRequest};
+use stowage_node_agent::dra::plugin::{self, DeviceVerdicts, Sockets};
+use stowage_node_agent::dra::prepare::{Paths, Preparer};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tonic::transport::{Channel, Endpoint};
@@ -82,7 +82,7 @@ impl Machine {
         let (registered_by, registered) = watch::channel(Err("not yet".to_owned()));
         let task = tokio::spawn({
             let (sockets, preparer) = (sockets.clone(), Arc::clone(&preparer));
-            async move { dra::serve(&sockets, preparer, verdicts_seen, registered_by, stopped).await }
+            async move { plugin::serve(&sockets, preparer, verdicts_seen, registered_by, stopped).await }
         });
         Agent { sockets, stop, verdicts, registered, problem, checkpoint, preparer, task }
     }
@@ -360,7 +360,7 @@ proptest! {
         let before = entries(machine.dir.path());
         let (_, facts) = watch::channel(Arc::new(gpus()));
         let (preparer, _, _) = Preparer::open("node1", true, machine.paths(), machine.api.clone(), facts).unwrap();
-        let asked = stowage_node_agent::grant::ClaimRef { namespace, name, uid };
+        let asked = stowage_node_agent::dra::grant::ClaimRef { namespace, name, uid };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             if unprepare {

@@ -9,8 +9,8 @@ use fake_nvml::Scenario;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use serde_json::{Value, json};
-use stowage_node_agent::claims::{ClaimSource, LookupError};
-use stowage_node_agent::nvml::Reader;
+use stowage_node_agent::device::nvml::Reader;
+use stowage_node_agent::dra::claims::{ClaimSource, LookupError};
 
 /// Where cargo put the library: the test's binary lies in `deps`, the library there or one above.
 pub fn library() -> PathBuf {

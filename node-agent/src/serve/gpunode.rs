@@ -1,5 +1,5 @@
 //! Writes this node's GpuNode: at once when something changed, otherwise once a minute as a sign of
-//! life. What it says is decided in [`crate::inventory`].
+//! life. What it says is decided in [`crate::device::inventory`].
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,9 +16,9 @@ use stowage_crds::names::API_VERSION;
 use stowage_crds::{GpuNode, GpuNodeStatus};
 use tokio::sync::watch;
 
-use crate::inventory;
-use crate::slices::{FIELD_MANAGER, owner};
-use crate::view::{Trouble, View};
+use crate::device::inventory;
+use crate::dra::slices::{FIELD_MANAGER, owner};
+use crate::usage::view::{Trouble, View};
 
 /// As the type's documentation promises: at most so long without a write.
 const QUIET: Duration = Duration::from_secs(60);

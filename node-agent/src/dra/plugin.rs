@@ -21,9 +21,9 @@ use tokio_stream::wrappers::{UnixListenerStream, WatchStream};
 use tonic::transport::Server;
 use tonic::{Request, Response, Status};
 
-use crate::grant::ClaimRef;
-use crate::model::{Health, Verdict};
-use crate::prepare::{Prepared, Preparer};
+use crate::device::model::{Health, Verdict};
+use crate::dra::grant::ClaimRef;
+use crate::dra::prepare::{Prepared, Preparer};
 
 /// Generated from `proto/`.
 #[allow(missing_docs, clippy::all)]

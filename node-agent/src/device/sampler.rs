@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use crate::model::{GpuFacts, GpuReading};
-use crate::nvml::{Reader, Told};
+use crate::device::model::{GpuFacts, GpuReading, Told};
+use crate::device::nvml::Reader;
 
 const EVERY: Duration = Duration::from_secs(1);
 /// How often the list of GPUs is read again: hardware rarely comes back by itself.

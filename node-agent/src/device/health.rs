@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use jiff::{SignedDuration, Timestamp};
 use stowage_crds::conditions::reasons;
 
-use crate::model::{GpuReading, Health, Reach, Recovery, Verdict};
+use crate::device::model::{GpuReading, Health, Reach, Recovery, Verdict};
 
 /// Readings in a row without a complaint before a GPU is healthy again.
 pub const CALM_READINGS: u32 = 3;

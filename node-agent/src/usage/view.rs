@@ -9,12 +9,11 @@ use std::collections::BTreeMap;
 use jiff::{SignedDuration, Timestamp};
 use stowage_crds::conditions::reasons;
 
-use crate::checkpoint::Checkpoint;
-use crate::health::{HealthBook, XidClass, classify};
-use crate::model::{GpuFacts, GpuReading, Health, Reach, Verdict};
-use crate::nvml::Told;
-use crate::overshoot::{Detector, Overshoot, Use};
-use crate::prepare::{Refusals, Unprepared};
+use crate::device::health::{HealthBook, XidClass, classify};
+use crate::device::model::{GpuFacts, GpuReading, Health, Reach, Told, Verdict};
+use crate::dra::checkpoint::Checkpoint;
+use crate::dra::prepare::{Refusals, Unprepared};
+use crate::usage::overshoot::{Detector, Overshoot, Use};
 
 /// A state of the agent itself that somebody should know of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -282,109 +281,7 @@ impl XidClass {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checkpoint::{Entry, GrantedDevice, Stage};
-    use crate::model::ProcessUse;
-    use crate::summary::Summary;
-    use std::sync::Arc;
-
-    const GIB: u64 = 1 << 30;
-
-    /// Pid n belongs to claim `c<n>`, pids from 100 on to nobody.
-    struct ByPid;
-
-    impl Attribution for ByPid {
-        fn claim_of(&self, pid: u32, _: &Checkpoint) -> Option<(String, Source)> {
-            (pid < 100).then(|| (format!("c{pid}"), Source::Nvml))
-        }
-    }
-
-    fn gpu() -> GpuFacts {
-        GpuFacts {
-            index: 0,
-            uuid: "g".to_owned(),
-            product: "NVIDIA L4".to_owned(),
-            memory_bytes: 8 * GIB,
-            reserved_bytes: 0,
-            sm_count: 58,
-            architecture: None,
-            numa_node: None,
-            pci_bus_id: None,
-            nvlink_bus_ids: Vec::new(),
-            minor: None,
-            mig_enabled: None,
-            mig_profiles: Vec::new(),
-        }
-    }
-
-    /// Claims c1, c2, … with these promises in GiB.
-    fn promised(gib: &[u64]) -> Arc<Checkpoint> {
-        let mut checkpoint = Checkpoint::default();
-        for (index, gib) in gib.iter().enumerate() {
-            let device = GrantedDevice {
-                request: "gpu".to_owned(),
-                pool: "n".to_owned(),
-                device: "gpu-0".to_owned(),
-                uuid: "g".to_owned(),
-                memory_bytes: gib * GIB,
-                sm_percent: 10,
-                share_id: None,
-            };
-            let entry = Entry {
-                namespace: "a".to_owned(),
-                name: format!("stowage-{index}"),
-                pod: format!("pod-{index}"),
-                pod_uid: String::new(),
-                tenant: String::new(),
-                stage: Stage::Completed,
-                devices: vec![device],
-            };
-            checkpoint.claims.insert(format!("c{}", index + 1), entry);
-        }
-        Arc::new(checkpoint)
-    }
-
-    /// Processes (pid, GiB) for five seconds; `None`: the list cannot be read.
-    fn after_five_seconds(checkpoint: &Arc<Checkpoint>, processes: Option<&[(u32, u64)]>) -> Summary {
-        let mut now = Timestamp::UNIX_EPOCH;
-        let mut picture = Picture::new(false, now);
-        picture.facts(vec![gpu()], None);
-        for _ in 0..5 {
-            now += SignedDuration::from_secs(1);
-            let mut reading = GpuReading::unreachable("g", Reach::Ok);
-            reading.processes = processes.map(|all| {
-                all.iter().map(|(pid, gib)| ProcessUse { pid: *pid, bytes: gib * GIB, sm_percent: 60 }).collect()
-            });
-            picture.readings(vec![reading], Arc::clone(checkpoint), &ByPid, now);
-        }
-        Summary::of("n", &picture.view, now)
-    }
-
-    #[test]
-    fn processes_of_one_claim_add_up_and_strangers_are_shown_apart() {
-        let summary = after_five_seconds(&promised(&[4, 1]), Some(&[(1, 1), (1, 2), (100, 3)]));
-        let used: Vec<_> =
-            summary.claims.iter().map(|c| (c.devices[0].used_bytes, c.devices[0].used_sm_percent)).collect();
-        assert_eq!(used, [(Some(3 * GIB), Some(100)), (Some(0), Some(0))]);
-        assert_eq!(summary.devices[0].unclaimed_bytes, 3 * GIB);
-        assert!(summary.overshoots.is_empty());
-    }
-
-    #[test]
-    fn a_list_that_cannot_be_read_is_unknown_use_and_no_overshoot() {
-        let summary = after_five_seconds(&promised(&[1]), None);
-        assert_eq!(summary.claims[0].devices[0].used_bytes, None);
-        assert!(summary.overshoots.is_empty());
-    }
-
-    #[test]
-    fn headroom_is_what_the_others_leave_of_their_promises() {
-        let check = |promises: &[u64], expect: bool| {
-            let summary = after_five_seconds(&promised(promises), Some(&[(1, 3)]));
-            assert_eq!((summary.overshoots.len(), summary.overshoots[0].headroom), (1, expect), "{promises:?}");
-        };
-        check(&[1, 5], true);
-        check(&[1, 6], false);
-    }
+    use crate::usage::fixtures::{ByPid, promised};
 
     #[test]
     fn gpus_shown_from_memory_take_no_new_work_until_the_scenario_can_be_read_again() {

@@ -1,4 +1,4 @@
-//! The only file that asks NVML anything. Turns its answers into [`crate::model`]; decides nothing.
+//! The only file that asks NVML anything. Turns its answers into [`crate::device::model`]; decides nothing.
 //!
 //! On a simulated node another library is loaded and nothing else differs. Calls block, so this
 //! runs on threads of its own. A call that a GPU does not support leaves its field empty; only
@@ -16,7 +16,7 @@ use nvml_wrapper::structs::device::FieldId;
 use nvml_wrapper::sys_exports::field_id::NVML_FI_DEV_GET_GPU_RECOVERY_ACTION;
 use nvml_wrapper::{Device, EventSet, Nvml};
 
-use crate::model::{GpuFacts, GpuReading, ProcessUse, Reach, Recovery};
+use crate::device::model::{GpuFacts, GpuReading, ProcessUse, Reach, Recovery, Told};
 
 /// NVML has at most this many links per GPU (`NVML_NVLINK_MAX_LINKS`).
 const MAX_LINKS: u32 = 18;
@@ -101,13 +101,6 @@ impl Reader {
         }
         Ok((Events { set }, missed))
     }
-}
-
-/// Something that NVML told without being asked.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Told {
-    Xid { uuid: String, xid: u64 },
-    EccDoubleBit { uuid: String },
 }
 
 /// A registered event set.

@@ -6,9 +6,9 @@
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::inventory;
-use crate::model::Health;
-use crate::view::{Used, View};
+use crate::device::inventory;
+use crate::device::model::Health;
+use crate::usage::view::{Used, View};
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -64,7 +64,7 @@ pub struct Claim {
     pub namespace: String,
     pub name: String,
     pub pod: String,
-    pub stage: crate::checkpoint::Stage,
+    pub stage: crate::dra::checkpoint::Stage,
     pub devices: Vec<ClaimDevice>,
 }
 
@@ -166,7 +166,7 @@ impl Summary {
 }
 
 fn refusals(view: &View) -> Vec<Refused> {
-    let refused = |(uid, refused): (&String, &crate::prepare::Unprepared)| Refused {
+    let refused = |(uid, refused): (&String, &crate::dra::prepare::Unprepared)| Refused {
         namespace: refused.namespace.clone(),
         claim: refused.name.clone(),
         claim_uid: uid.clone(),
@@ -178,7 +178,7 @@ fn refusals(view: &View) -> Vec<Refused> {
 
 fn devices(view: &View, now: Timestamp) -> Vec<Device> {
     let promisable = inventory::promisable(&view.facts);
-    let device = |facts: &crate::model::GpuFacts| {
+    let device = |facts: &crate::device::model::GpuFacts| {
         let promised = view.checkpoint.promised(&facts.uuid, None);
         let verdict = view.verdicts.get(&facts.uuid);
         let reading = view.readings.get(&facts.uuid);
@@ -209,7 +209,7 @@ fn claims(view: &View) -> Vec<Claim> {
     let used = |uid: &str, gpu: &str| -> Option<Used> {
         view.uses.iter().find(|held| held.claim_uid == uid && held.gpu == gpu).and_then(|held| held.used)
     };
-    let claim = |(uid, entry): (&String, &crate::checkpoint::Entry)| Claim {
+    let claim = |(uid, entry): (&String, &crate::dra::checkpoint::Entry)| Claim {
         uid: uid.clone(),
         namespace: entry.namespace.clone(),
         name: entry.name.clone(),
@@ -266,4 +266,60 @@ fn headroom(view: &View, gpu: &str) -> bool {
         sum.saturating_add(promised.max(held.used.map_or(0, |used| used.bytes)))
     });
     needed <= total
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use jiff::SignedDuration;
+
+    use super::*;
+    use crate::device::model::{GpuReading, ProcessUse, Reach};
+    use crate::dra::checkpoint::Checkpoint;
+    use crate::usage::fixtures::{ByPid, GIB, gpu, promised};
+    use crate::usage::view::Picture;
+
+    /// Processes (pid, GiB) for five seconds; `None`: the list cannot be read.
+    fn after_five_seconds(checkpoint: &Arc<Checkpoint>, processes: Option<&[(u32, u64)]>) -> Summary {
+        let mut now = Timestamp::UNIX_EPOCH;
+        let mut picture = Picture::new(false, now);
+        picture.facts(vec![gpu()], None);
+        for _ in 0..5 {
+            now += SignedDuration::from_secs(1);
+            let mut reading = GpuReading::unreachable("g", Reach::Ok);
+            reading.processes = processes.map(|all| {
+                all.iter().map(|(pid, gib)| ProcessUse { pid: *pid, bytes: gib * GIB, sm_percent: 60 }).collect()
+            });
+            picture.readings(vec![reading], Arc::clone(checkpoint), &ByPid, now);
+        }
+        Summary::of("n", &picture.view, now)
+    }
+
+    #[test]
+    fn processes_of_one_claim_add_up_and_strangers_are_shown_apart() {
+        let summary = after_five_seconds(&promised(&[4, 1]), Some(&[(1, 1), (1, 2), (100, 3)]));
+        let used: Vec<_> =
+            summary.claims.iter().map(|c| (c.devices[0].used_bytes, c.devices[0].used_sm_percent)).collect();
+        assert_eq!(used, [(Some(3 * GIB), Some(100)), (Some(0), Some(0))]);
+        assert_eq!(summary.devices[0].unclaimed_bytes, 3 * GIB);
+        assert!(summary.overshoots.is_empty());
+    }
+
+    #[test]
+    fn a_list_that_cannot_be_read_is_unknown_use_and_no_overshoot() {
+        let summary = after_five_seconds(&promised(&[1]), None);
+        assert_eq!(summary.claims[0].devices[0].used_bytes, None);
+        assert!(summary.overshoots.is_empty());
+    }
+
+    #[test]
+    fn headroom_is_what_the_others_leave_of_their_promises() {
+        let check = |promises: &[u64], expect: bool| {
+            let summary = after_five_seconds(&promised(promises), Some(&[(1, 3)]));
+            assert_eq!((summary.overshoots.len(), summary.overshoots[0].headroom), (1, expect), "{promises:?}");
+        };
+        check(&[1, 5], true);
+        check(&[1, 6], false);
+    }
 }

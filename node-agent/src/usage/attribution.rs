@@ -7,8 +7,8 @@ use std::path::PathBuf;
 
 use fake_nvml::reports::lock_holder;
 
-use crate::checkpoint::Checkpoint;
-use crate::view::{Attribution, Source};
+use crate::dra::checkpoint::Checkpoint;
+use crate::usage::view::{Attribution, Source};
 
 /// Looks into `/proc` and the report directories. Needs the host's pid namespace.
 pub struct KernelAttribution {

@@ -19,8 +19,8 @@ use kube::{Api, Client};
 use stowage_crds::names::DRIVER;
 use tokio::sync::{Notify, watch};
 
-use crate::inventory;
-use crate::model::GpuFacts;
+use crate::device::inventory;
+use crate::device::model::GpuFacts;
 
 /// The most a slice may hold.
 const MAX_DEVICES: usize = 128;

@@ -3,7 +3,7 @@
 //! One at a time on this node, also across two agents in a rolling update: each operation holds a
 //! file lock and starts from the checkpoint on disk. The order makes every crash harmless:
 //! `PrepareStarted` on disk → directory and CDI file → `Completed` on disk; unprepare goes the other
-//! way and forgets last. Both can be repeated. Whether to grant is decided in [`crate::grant`] and
+//! way and forgets last. Both can be repeated. Whether to grant is decided in [`crate::dra::grant`] and
 //! [`Checkpoint::admit`]. What could not be prepared is kept with its reason ([`Unprepared`]), so that
 //! the operator can take the replica elsewhere.
 
@@ -18,12 +18,12 @@ use fake_nvml::reports::{ClaimFile, lock_holder};
 use jiff::Timestamp;
 use tokio::sync::{Mutex, watch};
 
-use crate::cdi::{self, CdiContext};
-use crate::checkpoint::{Checkpoint, CheckpointStore, Entry, OverCommit, SaveError, Stage};
-use crate::claims::{ClaimSource, LookupError};
-use crate::grant::{self, ClaimRef, Refusal};
-use crate::inventory;
-use crate::model::GpuFacts;
+use crate::device::inventory;
+use crate::device::model::GpuFacts;
+use crate::dra::cdi::{self, CdiContext};
+use crate::dra::checkpoint::{Checkpoint, CheckpointStore, Entry, OverCommit, SaveError, Stage};
+use crate::dra::claims::{ClaimSource, LookupError};
+use crate::dra::grant::{self, ClaimRef, Refusal};
 
 /// Where this node's files are.
 #[derive(Debug, Clone)]
@@ -263,7 +263,7 @@ impl Preparer {
         let text = serde_json::to_vec(&claim).unwrap_or_default();
         let made = std::fs::create_dir_all(&dir)
             .and_then(|()| open_to_engine(&dir))
-            .and_then(|()| crate::checkpoint::write_atomically(&dir.join("claim.json"), &text));
+            .and_then(|()| crate::dra::files::write_atomically(&dir.join("claim.json"), &text));
         made.map_err(|source| PrepareError::File { what: dir.display().to_string(), source })
     }
 

@@ -17,8 +17,8 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 
-use crate::summary::Summary;
-use crate::view::View;
+use crate::serve::summary::Summary;
+use crate::usage::view::View;
 
 /// A line at least so often, so that silence means that we are gone.
 const HEARTBEAT: Duration = Duration::from_secs(10);

@@ -16,7 +16,7 @@ use stowage_crds::gpu_node::{GpuDevice, GpuNodeStatus, Verdict as PublishedVerdi
 use stowage_crds::names;
 use stowage_crds::quantity::bytes_quantity;
 
-use crate::model::{GpuFacts, Health, Verdict};
+use crate::device::model::{GpuFacts, Health, Verdict};
 
 /// What can be promised of a GPU.
 #[derive(Debug, Clone, PartialEq, Eq)]

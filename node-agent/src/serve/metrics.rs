@@ -11,9 +11,9 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use stowage_telemetry::metrics::Registry;
 
-use crate::inventory;
-use crate::model::Health;
-use crate::view::{Trouble, View};
+use crate::device::inventory;
+use crate::device::model::Health;
+use crate::usage::view::{Trouble, View};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Gpu {

@@ -10,8 +10,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference}
 use stowage_crds::names;
 use stowage_crds::quantity::parse_bytes;
 
-use crate::checkpoint::{Entry, GrantedDevice, Stage};
-use crate::inventory::Promisable;
+use crate::device::inventory::Promisable;
+use crate::dra::checkpoint::{Entry, GrantedDevice, Stage};
 
 /// A claim as the kubelet names it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 //! The plain data that the agent's decisions work on: what a GPU is, and one reading of it.
 //!
-//! Made by [`crate::nvml`], used by everything else. Nothing here touches a device.
+//! Nothing here touches a device.
 
 /// What a GPU is. Changes with the hardware only.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,6 +92,13 @@ impl GpuReading {
             processes: None,
         }
     }
+}
+
+/// Something that NVML told without being asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Told {
+    Xid { uuid: String, xid: u64 },
+    EccDoubleBit { uuid: String },
 }
 
 /// Whether work may run on a GPU, with the reason (a constant of `stowage_crds::conditions`).

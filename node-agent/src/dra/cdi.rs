@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use stowage_crds::names;
 
-use crate::checkpoint::{Entry, Stage, write_atomically};
+use crate::dra::checkpoint::{Entry, Stage};
+use crate::dra::files::write_atomically;
 
 /// Where the report directory is mounted in the container.
 pub const REPORT_MOUNT: &str = "/run/stowage/report";
@@ -185,7 +186,7 @@ pub fn rescue(dir: &Path) -> std::io::Result<BTreeMap<String, Entry>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checkpoint::GrantedDevice;
+    use crate::dra::checkpoint::GrantedDevice;
 
     fn entry() -> Entry {
         let device = |index: u32, sm_percent| GrantedDevice {
