@@ -1,7 +1,8 @@
-//! What every command uses: paths, other programs, waiting, progress, Python environments. Knows nothing of
+//! What every command uses: paths, private files, other programs, waiting, progress, Python environments. Knows nothing of
 //! Stowage or of Kubernetes.
 
 pub mod paths;
+pub mod private;
 pub mod progress;
 pub mod python;
 pub mod sh;

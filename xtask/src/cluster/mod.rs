@@ -7,7 +7,7 @@ pub mod machine;
 mod parts;
 mod shape;
 
-use crate::base::{paths, wait};
+use crate::base::{paths, private, wait};
 use crate::programs::build;
 use anyhow::{Context, Result};
 use commands::{check, down, forward, load, status, up};
@@ -68,6 +68,9 @@ enum Action {
 
 pub fn run(args: Args) -> Result<()> {
     let layout = Layout::new(args.state_dir.as_deref(), &paths::repo())?;
+    if !matches!(args.action, Action::Build { .. }) {
+        private::check_state(&layout.state)?;
+    }
     match args.action {
         Action::Build { kubernetes } => {
             println!("{}", build::ensure(&kubernetes)?.display());

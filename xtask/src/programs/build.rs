@@ -3,7 +3,7 @@
 //! finds it there, and a change of one part builds that part.
 
 use crate::base::progress::Progress;
-use crate::base::{paths, sh};
+use crate::base::{paths, private, sh};
 use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
 use std::fs::{self, File};
@@ -103,7 +103,8 @@ fn parts(version: &str) -> Vec<Part> {
 /// The folder with all programs; builds those that the cache lacks.
 pub fn ensure(version: &str) -> Result<PathBuf> {
     let cache = paths::cache().join("cluster");
-    fs::create_dir_all(cache.join("parts")).with_context(|| format!("making the cache {}", cache.display()))?;
+    private::make_programs(&cache.join("parts"))?;
+    private::check_programs(&cache)?;
     let parts = parts(version);
     let sources = paths::repo().join("e2e/cluster");
     let mut hashed = Vec::new();

@@ -2,6 +2,7 @@
 //! is missing, so that the same function starts, repairs and does nothing.
 
 use super::down;
+use crate::base::private;
 use crate::base::progress::seconds;
 use crate::base::wait::{self, Seen};
 use crate::cluster::machine::{network, prereq, process};
@@ -36,7 +37,7 @@ pub fn run(layout: &Layout, args: &Args) -> Result<()> {
         Some(state) => state,
         None => {
             down::clean(layout).context("cleaning what an earlier cluster left")?;
-            std::fs::create_dir_all(&layout.state)?;
+            private::make_state(&layout.state)?;
             State {
                 version: args.kubernetes.clone(),
                 bin,
@@ -72,6 +73,7 @@ fn running(layout: &Layout, args: &Args) -> Result<Option<State>> {
         eprintln!("the cluster in {} is dead: starting anew", layout.state.display());
         return Ok(None);
     }
+    private::check_programs(&state.bin)?;
     if state.version != args.kubernetes || state.gpu_profile != args.gpu_profile {
         bail!(
             "a cluster with Kubernetes {} and {} runs in {}: end it with `cargo xtask cluster down`, or use another --state-dir",

@@ -1,6 +1,7 @@
 //! One certificate authority, the key that signs service account tokens, and a key pair with a
-//! kubeconfig for each client. All of it dies with the cluster.
+//! kubeconfig for each client. Only the caller can read the keys. All of it ends with the cluster.
 
+use crate::base::private;
 use crate::cluster::shape::layout::{API_SERVICE_IP, Layout, node_name};
 use anyhow::{Context, Result};
 use rcgen::{
@@ -15,7 +16,7 @@ type Authority = CertifiedIssuer<'static, KeyPair>;
 /// Writes what is missing: all of it, or the files of nodes that were added.
 pub fn ensure(layout: &Layout, nodes: usize, api_port: u16) -> Result<()> {
     let dir = layout.pki();
-    fs::create_dir_all(&dir)?;
+    private::make(&dir)?;
     let ca = authority(&dir)?;
     let inside = format!("https://{}:6443", layout.control_ip());
     if !dir.join("apiserver.crt").exists() {
@@ -32,11 +33,11 @@ pub fn ensure(layout: &Layout, nodes: usize, api_port: u16) -> Result<()> {
     for (name, user, group) in users {
         if !dir.join(format!("{name}.kubeconfig")).exists() {
             client(&dir, &ca, &name, &user, group)?;
-            fs::write(dir.join(format!("{name}.kubeconfig")), kubeconfig(&dir, &name, &inside)?)?;
+            private::write(&dir.join(format!("{name}.kubeconfig")), kubeconfig(&dir, &name, &inside)?)?;
         }
     }
     let outside = kubeconfig(&dir, "admin", &format!("https://127.0.0.1:{api_port}"))?;
-    fs::write(layout.kubeconfig(), outside).context("writing the kubeconfig")
+    private::write(&layout.kubeconfig(), outside)
 }
 
 fn authority(dir: &Path) -> Result<Authority> {
@@ -53,14 +54,14 @@ fn authority(dir: &Path) -> Result<Authority> {
     let ca = CertifiedIssuer::self_signed(params, key)?;
     if !cert_file.exists() {
         fs::write(cert_file, ca.pem())?;
-        fs::write(key_file, pem)?;
+        private::write(&key_file, pem)?;
     }
     Ok(ca)
 }
 
 fn service_account_key(dir: &Path) -> Result<()> {
     let key = KeyPair::generate()?;
-    fs::write(dir.join("sa.key"), key.serialize_pem())?;
+    private::write(&dir.join("sa.key"), key.serialize_pem())?;
     fs::write(dir.join("sa.pub"), key.public_key_pem())?;
     Ok(())
 }
@@ -97,7 +98,7 @@ fn named(common: &str, organization: Option<&str>) -> CertificateParams {
 fn issue(dir: &Path, ca: &Authority, file: &str, params: CertificateParams) -> Result<()> {
     let key = KeyPair::generate()?;
     let cert = params.signed_by(&key, ca).with_context(|| format!("issuing {file}"))?;
-    fs::write(dir.join(format!("{file}.key")), key.serialize_pem())?;
+    private::write(&dir.join(format!("{file}.key")), key.serialize_pem())?;
     fs::write(dir.join(format!("{file}.crt")), cert.pem())?;
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! What a cluster was asked to be, and how far its start came: `cluster.json` in the state directory.
 
 use super::layout::Layout;
+use crate::base::private;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -47,7 +48,11 @@ impl State {
     /// Of a cluster that must be there.
     pub fn required(layout: &Layout) -> Result<Self> {
         let hint = "start one with `cargo xtask cluster up`";
-        Self::load(layout).with_context(|| format!("no cluster in {}: {hint}", layout.state.display()))
+        let state = Self::load(layout).with_context(|| format!("no cluster in {}: {hint}", layout.state.display()))?;
+        if state.bin.exists() {
+            private::check_programs(&state.bin)?;
+        }
+        Ok(state)
     }
 
     /// Replaces the file in one step.
