@@ -43,6 +43,8 @@ pub mod reasons {
     pub const CAPABILITY_MISSING: &str = "CapabilityMissing";
     /// `extraArgs` has a flag that the runtime's `allowedArgs` does not list, or that the operator manages.
     pub const ARG_NOT_ALLOWED: &str = "ArgNotAllowed";
+    /// `podTemplate.env` has a variable that the runtime's `allowedEnv` does not list, or that can run code.
+    pub const ENV_NOT_ALLOWED: &str = "EnvNotAllowed";
     /// A variant or a quota names no GpuClass.
     pub const CLASS_NOT_FOUND: &str = "ClassNotFound";
     /// No TenantQuota lists the namespace.

@@ -6,7 +6,6 @@
 
 use crate::gpu_class::SharingMode;
 use crate::inference_deployment::{Accelerator, RolloutStrategy, ScalingMode, ServiceClass, Sharing, Variant};
-use crate::inference_runtime::AdapterName;
 use crate::rules::Reason;
 use crate::{GpuClassSpec, InferenceBatchSpec, InferenceDeploymentSpec, InferenceRuntimeSpec, TenantQuotaSpec};
 
@@ -239,7 +238,7 @@ pub const RUNTIME: &[Unsupported<InferenceRuntimeSpec>] = &[Unsupported {
     at: "spec",
     fields: &["adapter"],
     honoured: Honoured::Only(&["'stowage'", "'vllm'", "'sglang'"]),
-    given: |spec| !matches!(spec.adapter, AdapterName::Stowage | AdapterName::Vllm | AdapterName::Sglang),
+    given: |spec| !spec.adapter.supported(),
     message: ADAPTERS,
 }];
 

@@ -4,10 +4,12 @@
 //! Pure, one file per engine in [`adapters`]. An adapter renders only what it knows to be true of its
 //! engine; what it cannot render is refused with what to write instead, never left out. Not here: where
 //! the container runs, its volumes, its security context and its resources; those are the operator's.
+#![deny(missing_docs)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod adapters;
 mod container;
+mod env;
 mod extra_args;
 mod placeholders;
 
@@ -23,12 +25,15 @@ pub use adapters::{Adapter, MetricNames, adapter};
 /// Everything that an adapter may look at.
 #[derive(Clone, Debug)]
 pub struct Facts<'a> {
+    /// The runtime that the deployment names.
     pub runtime: &'a AcceptedRuntime,
+    /// The deployment's `spec.runtime.options`.
     pub options: &'a AcceptedOptions,
     /// Where the weights are inside the container, for example `/models/model.gguf`.
     pub model_path: String,
     /// As clients send it.
     pub model_name: &'a str,
+    /// The GPUs or CPUs of one replica.
     pub granted: &'a AcceptedAccelerator,
     /// Seconds that running requests may take after SIGTERM.
     pub drain_seconds: u64,
@@ -37,23 +42,30 @@ pub struct Facts<'a> {
 /// A container, as far as the engine decides.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Engine {
+    /// Image reference.
     pub image: String,
+    /// When the image is pulled.
     pub pull_policy: PullPolicy,
     /// Empty: the image's entry point.
     pub command: Vec<String>,
+    /// Arguments, in order.
     pub args: Vec<String>,
-    /// Name and value, in order; a later one of the same name wins.
+    /// Name and value, each name once.
     pub env: Vec<(String, String)>,
+    /// Port that serves HTTP.
     pub port: u16,
+    /// Takes requests.
     pub readiness: HttpProbe,
+    /// Is restarted when it fails.
     pub liveness: HttpProbe,
+    /// Has started; the others wait for it.
     pub startup: HttpProbe,
 }
 
 /// Why an engine cannot be started as asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// Path in the InferenceDeployment, or in the InferenceRuntime where the text says so.
+    /// Path in the InferenceDeployment, or in the InferenceRuntime where the text begins so.
     pub field: String,
     /// A constant of [`stowage_crds::conditions::reasons`].
     pub reason: &'static str,
@@ -103,19 +115,18 @@ pub fn engine(
     });
     refusals.extend(extra_args::overridden(&base, &options));
     refusals.extend(extra_args::refused(&deployment.extra_args, runtime, adapter));
+    refusals.extend(env::refused(&deployment.pod.env, runtime, adapter));
     if !refusals.is_empty() {
         return Err(refusals);
     }
     let Probes { readiness, liveness, startup } = &runtime.probes;
     let defaults = adapter.probes();
-    let mut env: Vec<(String, String)> = adapter.env().iter().map(|(name, value)| own(name, value)).collect();
-    env.extend(runtime.env.iter().chain(&deployment.pod.env).map(|entry| own(&entry.name, &entry.value)));
     Ok(Engine {
         image: runtime.image.clone(),
         pull_policy: runtime.image_pull_policy,
         command: if runtime.command.is_empty() { adapter.command() } else { runtime.command.clone() },
         args: [base, options, deployment.extra_args.clone()].concat(),
-        env,
+        env: env::of(runtime, &deployment.pod.env, adapter),
         port: runtime.port,
         readiness: readiness.clone().unwrap_or(defaults.readiness),
         liveness: liveness.clone().unwrap_or(defaults.liveness),
@@ -157,10 +168,6 @@ fn capabilities(facts: &Facts<'_>) -> Vec<Refusal> {
         refusals.push(Refusal::missing("spec.variants[].count", message));
     }
     refusals
-}
-
-fn own(name: &str, value: &str) -> (String, String) {
-    (name.to_owned(), value.to_owned())
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use stowage_crds::validate::{
     AcceptedRuntime, AcceptedVariant,
 };
 
-use crate::{check, engine};
+use crate::{adapter, check, engine};
 
 fn runtime(adapter: AdapterName) -> AcceptedRuntime {
     AcceptedRuntime {
@@ -24,6 +24,7 @@ fn runtime(adapter: AdapterName) -> AcceptedRuntime {
         probes: Probes::default(),
         resources: AcceptedResources::default(),
         allowed_args: vec![],
+        allowed_env: vec![],
         capabilities: Capabilities { prefix_caching: true, ..Capabilities::default() },
     }
 }
@@ -56,6 +57,23 @@ fn deployment(options: AcceptedOptions) -> AcceptedDeployment {
     }
 }
 
+fn variable(name: &str, value: &str) -> EnvVar {
+    EnvVar { name: name.into(), value: value.into() }
+}
+
+#[test]
+fn each_supported_adapter_exists_and_the_rule_of_the_schema_names_it() {
+    let rows = stowage_crds::support::rows();
+    let row = rows.iter().find(|row| row.kind == "InferenceRuntime" && row.path() == "spec.adapter").unwrap();
+    let rule = row.expression();
+    for name in AdapterName::ALL {
+        assert_eq!(adapter(name).is_ok(), name.supported(), "{name:?}");
+        let text = serde_json::to_value(name).unwrap();
+        let quoted = format!("self.adapter == '{}'", text.as_str().unwrap());
+        assert_eq!(rule.contains(&quoted), name.supported(), "{name:?}");
+    }
+}
+
 /// The whole command line.
 fn line(runtime: &AcceptedRuntime, deployment: &AcceptedDeployment, granted: &AcceptedAccelerator) -> String {
     let engine = engine(runtime, deployment, granted).unwrap();
@@ -68,7 +86,7 @@ fn refused(runtime: &AcceptedRuntime, deployment: &AcceptedDeployment, granted: 
 }
 
 #[test]
-fn the_bundled_engine_takes_its_gpu_budget_from_the_claim() {
+fn bundled_engine_takes_its_gpu_budget_from_the_claim() {
     let plain = deployment(AcceptedOptions::default());
     assert_eq!(
         line(&runtime(AdapterName::Stowage), &plain, &slice()),
@@ -77,7 +95,7 @@ fn the_bundled_engine_takes_its_gpu_budget_from_the_claim() {
 }
 
 #[test]
-fn the_bundled_engine_gets_options_and_a_budget_on_cpu() {
+fn bundled_engine_gets_options_and_a_budget_on_cpu() {
     let mut runtime = runtime(AdapterName::Stowage);
     runtime.capabilities.kv_cache_types = vec!["bf16".into()];
     let options = AcceptedOptions {
@@ -144,7 +162,7 @@ fn engines_without_an_adapter_are_refused() {
 }
 
 #[test]
-fn a_runtimes_own_args_replace_the_adapters_and_are_filled_in() {
+fn runtimes_own_args_replace_the_adapters_and_are_filled_in() {
     let mut runtime = runtime(AdapterName::Stowage);
     runtime.args = ["serve", "--model={model.path}", "--name", "{model.name}", "--json={{\"port\": {port}}}"]
         .map(str::to_owned)
@@ -173,7 +191,7 @@ fn placeholders_that_mean_nothing_are_named() {
 }
 
 #[test]
-fn a_flag_of_the_runtimes_own_args_cannot_be_chosen_again() {
+fn flag_of_the_runtimes_own_args_cannot_be_chosen_again() {
     let mut runtime = runtime(AdapterName::Stowage);
     runtime.args = ["serve", "--max-model-len=512"].map(str::to_owned).into();
     let options = AcceptedOptions { max_model_len: Some(4096), ..AcceptedOptions::default() };
@@ -197,18 +215,66 @@ fn extra_args_come_from_the_list_and_are_never_the_operators() {
 }
 
 #[test]
-fn a_users_environment_comes_after_the_runtimes() {
+fn environment_is_the_runtimes_then_what_it_allows_and_last_what_is_fixed() {
     let mut runtime = runtime(AdapterName::Vllm);
-    runtime.env = vec![EnvVar { name: "A".into(), value: "1".into() }];
+    runtime.env = vec![variable("A", "1"), variable("NVIDIA_VISIBLE_DEVICES", "all")];
+    runtime.allowed_env = vec!["B".into(), "NOT_ASKED".into()];
     let mut asked = deployment(AcceptedOptions::default());
-    asked.pod.env = vec![EnvVar { name: "B".into(), value: "2".into() }];
+    asked.pod.env = vec![variable("B", "2")];
     let engine = engine(&runtime, &asked, &whole(1)).unwrap();
     let names: Vec<&str> = engine.env.iter().map(|(name, _)| name.as_str()).collect();
-    assert_eq!(names, ["HOME", "HF_HUB_OFFLINE", "VLLM_NO_USAGE_STATS", "A", "B"]);
+    let own = ["HOME", "HF_HUB_OFFLINE", "VLLM_NO_USAGE_STATS"];
+    assert_eq!(names, [own.as_slice(), &["A", "B", "NVIDIA_VISIBLE_DEVICES"]].concat());
+    assert_eq!(engine.env.last().unwrap().1, "void");
 }
 
 #[test]
-fn the_container_has_port_and_probes() {
+fn engine_on_cpu_gets_no_devices_of_the_node_either() {
+    let engine = engine(&runtime(AdapterName::Stowage), &deployment(AcceptedOptions::default()), &cpu()).unwrap();
+    assert_eq!(engine.env, [("NVIDIA_VISIBLE_DEVICES".to_owned(), "void".to_owned())]);
+}
+
+#[test]
+fn environment_that_the_runtime_does_not_allow_is_refused() {
+    let mut runtime = runtime(AdapterName::Vllm);
+    let mut asked = deployment(AcceptedOptions::default());
+    asked.pod.env = vec![variable("LOG_LEVEL", "debug")];
+    assert_eq!(
+        refused(&runtime, &asked, &whole(1)),
+        "EnvNotAllowed spec.podTemplate.env[0]: LOG_LEVEL is not allowed, this runtime allows no further environment; remove it, or ask the platform team for it in allowedEnv"
+    );
+    runtime.allowed_env = vec!["LOG_LEVEL".into()];
+    assert!(engine(&runtime, &asked, &whole(1)).is_ok());
+    asked.pod.env.push(variable("log_level", "debug"));
+    assert_eq!(
+        refused(&runtime, &asked, &whole(1)),
+        "EnvNotAllowed spec.podTemplate.env[1]: log_level is not allowed; this runtime allows LOG_LEVEL"
+    );
+}
+
+#[test]
+fn variable_that_runs_code_or_chooses_devices_is_refused_even_if_listed() {
+    for name in [
+        "PYTHONPATH",
+        "PYTHONSTARTUP",
+        "LD_PRELOAD",
+        "LD_LIBRARY_PATH",
+        "PATH",
+        "BASH_ENV",
+        "NVIDIA_VISIBLE_DEVICES",
+        "CUDA_VISIBLE_DEVICES",
+        "HOME",
+    ] {
+        let mut runtime = runtime(AdapterName::Vllm);
+        runtime.allowed_env = vec![name.into()];
+        let mut asked = deployment(AcceptedOptions::default());
+        asked.pod.env = vec![variable(name, "/models")];
+        assert!(refused(&runtime, &asked, &whole(1)).starts_with("EnvNotAllowed spec.podTemplate.env[0]: "), "{name}");
+    }
+}
+
+#[test]
+fn container_has_port_and_probes() {
     let container =
         engine(&runtime(AdapterName::Stowage), &deployment(AcceptedOptions::default()), &slice()).unwrap().container();
     let readiness = container.readiness_probe.unwrap();

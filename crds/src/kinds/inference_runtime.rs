@@ -76,6 +76,12 @@ pub struct InferenceRuntimeSpec {
     #[x_kube(merge_strategy = ListMerge::Set)]
     #[x_kube(validation = rules::runtime::ALLOWED_ARGS.cel())]
     pub allowed_args: Vec<String>,
+    /// Environment variables that deployments may set in podTemplate.env, for example LOG_LEVEL. Empty: none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 128)))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    #[x_kube(validation = rules::runtime::ALLOWED_ENV.cel())]
+    pub allowed_env: Vec<String>,
     /// What the engine in this image can do. Absent: nothing beyond plain generation.
     #[serde(default)]
     pub capabilities: Capabilities,
@@ -103,6 +109,26 @@ pub enum AdapterName {
     Pytorch,
     /// DeepSpeed.
     Deepspeed,
+}
+
+impl AdapterName {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::Stowage,
+        Self::Vllm,
+        Self::Sglang,
+        Self::TensorrtLlm,
+        Self::Triton,
+        Self::Onnxruntime,
+        Self::Pytorch,
+        Self::Deepspeed,
+    ];
+
+    /// Whether this release has the adapter. The one list: `support` repeats it for the API server, the crate
+    /// `runtimes` has an adapter for each, and a test compares both with this.
+    pub fn supported(self) -> bool {
+        matches!(self, Self::Stowage | Self::Vllm | Self::Sglang)
+    }
 }
 
 /// When an image is pulled.

@@ -17,6 +17,11 @@ pub const ALLOWED_ARGS: CelRule = invalid(
     "self.all(flag, flag.startsWith('--') && !flag.contains('='))",
     "allowedArgs names flags without values; write for example --seed",
 );
+/// Names of variables that deployments may set.
+pub const ALLOWED_ENV: CelRule = invalid(
+    "self.all(name, name.matches('^[A-Za-z_][A-Za-z0-9_]*$') && !name.startsWith('STOWAGE_'))",
+    "allowedEnv names environment variables, and none that begins with STOWAGE_; write for example LOG_LEVEL",
+);
 /// Variables that the operator sets.
 pub const ENV: CelRule = invalid(
     "self.all(entry, !entry.name.startsWith('STOWAGE_'))",

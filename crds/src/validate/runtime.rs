@@ -35,6 +35,8 @@ pub struct AcceptedRuntime {
     pub resources: AcceptedResources,
     /// Flags without values.
     pub allowed_args: Vec<String>,
+    /// Names of environment variables.
+    pub allowed_env: Vec<String>,
     /// What the image can do.
     pub capabilities: Capabilities,
 }
@@ -53,6 +55,7 @@ pub fn validate_runtime(spec: &InferenceRuntimeSpec) -> Result<AcceptedRuntime, 
         probes,
         resources: wanted,
         allowed_args,
+        allowed_env,
         capabilities,
     } = spec;
     let mut refusals = Refusals::default();
@@ -60,6 +63,8 @@ pub fn validate_runtime(spec: &InferenceRuntimeSpec) -> Result<AcceptedRuntime, 
     refusals.require(is_image_reference(image), "spec.image", &rules::IMAGE);
     let flags = allowed_args.iter().all(|flag| flag.starts_with("--") && !flag.contains('='));
     refusals.require(flags, "spec.allowedArgs", &rules::ALLOWED_ARGS);
+    let names = allowed_env.iter().all(|name| is_variable(name) && !name.starts_with(RESERVED_ENV_PREFIX));
+    refusals.require(names, "spec.allowedEnv", &rules::ALLOWED_ENV);
     let ours = env.iter().any(|entry| entry.name.starts_with(RESERVED_ENV_PREFIX));
     refusals.require(!ours, "spec.env", &rules::ENV);
     env_names(&mut refusals, "spec.env", env);
@@ -82,6 +87,12 @@ pub fn validate_runtime(spec: &InferenceRuntimeSpec) -> Result<AcceptedRuntime, 
         probes,
         resources,
         allowed_args: allowed_args.clone(),
+        allowed_env: allowed_env.clone(),
         capabilities: capabilities.clone(),
     })
+}
+
+fn is_variable(name: &str) -> bool {
+    let letter = |byte: u8| byte.is_ascii_alphabetic() || byte == b'_';
+    name.bytes().next().is_some_and(letter) && name.bytes().all(|byte| letter(byte) || byte.is_ascii_digit())
 }

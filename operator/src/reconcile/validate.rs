@@ -208,6 +208,7 @@ fn spec_hash(spec: &InferenceDeploymentSpec, runtime: &AcceptedRuntime) -> Strin
         probes,
         resources,
         allowed_args: _,
+        allowed_env: _,
         capabilities: _,
     } = runtime;
     let adapter: &AdapterName = adapter;

@@ -12,7 +12,7 @@ use crate::{Facts, Refusal};
 
 /// One engine's flags, probes and metrics.
 pub trait Adapter: Sync {
-    /// Entry point where neither runtime nor image says; empty: the image's.
+    /// Entry point where neither runtime nor image gives one; empty: the image's.
     fn command(&self) -> Vec<String> {
         Vec::new()
     }
@@ -28,10 +28,10 @@ pub trait Adapter: Sync {
         &[]
     }
 
-    /// Probes where the runtime does not say.
+    /// Probes where the runtime gives none.
     fn probes(&self) -> AllProbes;
 
-    /// Flags that the operator sets; nobody passes them in `extraArgs`, whatever `allowedArgs` lists.
+    /// Flags that the operator sets; a deployment cannot pass them in `extraArgs`, whatever `allowedArgs` lists.
     fn managed(&self) -> &'static [&'static str];
 
     /// Where its figures are on `/metrics`.
@@ -41,8 +41,11 @@ pub trait Adapter: Sync {
 /// The three probes of a container.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AllProbes {
+    /// Takes requests.
     pub readiness: HttpProbe,
+    /// Is restarted when it fails.
     pub liveness: HttpProbe,
+    /// Has started; the others wait for it.
     pub startup: HttpProbe,
 }
 
@@ -61,7 +64,7 @@ pub struct MetricNames {
     pub itl: Option<&'static str>,
 }
 
-/// The adapter of this name.
+/// The adapter of this name. An error for those that `AdapterName::supported` does not list.
 pub fn adapter(name: AdapterName) -> Result<&'static dyn Adapter, Refusal> {
     match name {
         AdapterName::Stowage => Ok(&stowage::Stowage),
