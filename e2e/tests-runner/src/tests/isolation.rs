@@ -32,7 +32,7 @@ fn pod(namespace: &str, name: &str, overlay: &Value) -> Value {
 }
 
 /// A user bound to the stock role `edit` in the tenant's namespace.
-async fn editor(w: &World, tenant: &Tenant) -> anyhow::Result<Cluster> {
+pub async fn editor(w: &World, tenant: &Tenant) -> anyhow::Result<Cluster> {
     let binding = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": "editor", "namespace": tenant.name},
         "subjects": [{"kind": "User", "name": "eve", "apiGroup": "rbac.authorization.k8s.io"}],
         "roleRef": {"kind": "ClusterRole", "name": "edit", "apiGroup": "rbac.authorization.k8s.io"}});
@@ -41,7 +41,7 @@ async fn editor(w: &World, tenant: &Tenant) -> anyhow::Result<Cluster> {
 }
 
 /// Refused, and with one of these words.
-fn must_refuse(what: &str, result: Result<Value, kube::Error>, words: &[&str]) -> anyhow::Result<()> {
+pub fn must_refuse(what: &str, result: Result<Value, kube::Error>, words: &[&str]) -> anyhow::Result<()> {
     match result {
         Ok(_) => bail!("{what}: admitted"),
         Err(e) => {

@@ -9,6 +9,7 @@ mod chart;
 mod failing;
 mod gitops;
 mod isolation;
+mod isolation_objects;
 mod placing;
 mod serving;
 
@@ -81,6 +82,10 @@ pub fn all() -> Vec<Test> {
         test!(isolation::keys_decide_who_asks_and_what_they_see),
         test!(isolation::private_routes_of_the_engine_cannot_be_reached_through_the_gateway),
         test!(isolation::no_token_is_cached_across_tenants),
+        test!(isolation_objects::editor_changes_nothing_that_the_operator_set_in_a_pod),
+        test!(isolation_objects::editor_changes_nothing_that_the_operator_set_in_a_claim),
+        test!(isolation_objects::stock_edit_role_has_no_right_beyond_the_documented_ones),
+        test!(isolation_objects::hostile_container_fills_only_its_own_report_directory),
         test!(node gpus::a_replica_over_its_slice_is_evicted_and_its_neighbour_keeps_serving),
         test!(node gpus::a_short_peak_and_a_small_excess_evict_nobody),
         test!(node gpus::an_xid_takes_a_replica_out_of_routing_and_moves_it),

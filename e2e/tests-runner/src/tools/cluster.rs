@@ -24,6 +24,7 @@ const KINDS: &[(&str, &str, &str, &str, bool)] = &[
     ("coordination.k8s.io", "v1", "Lease", "leases", true),
     ("discovery.k8s.io", "v1", "EndpointSlice", "endpointslices", true),
     ("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies", true),
+    ("rbac.authorization.k8s.io", "v1", "Role", "roles", true),
     ("rbac.authorization.k8s.io", "v1", "RoleBinding", "rolebindings", true),
     ("rbac.authorization.k8s.io", "v1", "ClusterRoleBinding", "clusterrolebindings", false),
     ("resource.k8s.io", "v1", "DeviceClass", "deviceclasses", false),
@@ -134,6 +135,24 @@ impl Cluster {
             .await
             .with_context(|| format!("patch {kind} {namespace}/{name}"))?;
         Ok(())
+    }
+
+    /// A merge patch of the object or, with a name, of its subresource; the API server's own refusal.
+    pub async fn patch_part(
+        &self,
+        kind: &str,
+        namespace: &str,
+        name: &str,
+        subresource: &str,
+        patch: &Value,
+    ) -> Result<Value, kube::Error> {
+        let api = self.api(kind, namespace).map_err(|e| kube::Error::Service(e.into()))?;
+        let (params, patch) = (PatchParams::default(), Patch::Merge(patch));
+        let patched = match subresource {
+            "" => api.patch(name, &params, &patch).await?,
+            sub => api.patch_subresource(sub, name, &params, &patch).await?,
+        };
+        serde_json::to_value(patched).map_err(kube::Error::SerdeError)
     }
 }
 
