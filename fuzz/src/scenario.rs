@@ -4,14 +4,14 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
-use fake_nvml::{Profile, Scenario, Store};
 use jiff::Timestamp;
+use stowage_gpu_scenario::{Profile, Scenario, Store};
 use stowage_node_agent::device::inventory;
 use stowage_node_agent::device::model::{GpuFacts, GpuReading};
 use stowage_node_agent::device::nvml::Reader;
 use stowage_node_agent::dra::checkpoint::Checkpoint;
-use stowage_node_agent::serve::summary::Summary;
-use stowage_node_agent::usage::view::{Attribution, Picture, Source};
+use stowage_node_agent::serve::summary;
+use stowage_node_agent::usage::view::{Attribution, NodeState};
 
 use crate::{one_line, within};
 
@@ -62,7 +62,7 @@ impl Node {
         let scenario = folder.join("fuzz-scenario.json");
         std::fs::write(&scenario, sound()).expect("write the scenario");
         // SAFETY: once per process; nothing else here reads or writes the environment.
-        unsafe { std::env::set_var(fake_nvml::SCENARIO_ENV, &scenario) };
+        unsafe { std::env::set_var(stowage_gpu_scenario::SCENARIO_ENV, &scenario) };
         let reader = Reader::open(Some(&library(folder))).expect("the simulated NVML");
         Self { scenario, reader }
     }
@@ -113,22 +113,22 @@ fn every_event_is_seen_once(reader: &Reader, uuids: &[String], scenario: &Scenar
 
 fn can_be_published(facts: &[GpuFacts], readings: &[GpuReading], driver: Option<String>) {
     let now = Timestamp::UNIX_EPOCH;
-    let mut picture = Picture::new(true, now);
-    picture.facts(facts.to_vec(), driver.clone());
+    let mut state = NodeState::new(true, now);
+    state.facts(facts.to_vec(), driver.clone());
     for _ in 0..2 {
-        picture.readings(readings.to_vec(), Arc::new(Checkpoint::default()), &Evenly, now);
+        state.readings(readings.to_vec(), Arc::new(Checkpoint::default()), &Evenly, now);
     }
-    let published = serde_json::to_string(&Summary::of("node1", &picture.view, now));
+    let published = serde_json::to_string(&summary::of("node1", &state.view, now));
     published.expect("a summary is JSON");
     inventory::slice_devices(facts);
-    inventory::node_status(facts, &picture.view.verdicts, driver, true);
+    inventory::node_status(facts, &state.view.verdicts, driver, true);
 }
 
 /// Every other process belongs to a claim.
 struct Evenly;
 
 impl Attribution for Evenly {
-    fn claim_of(&self, pid: u32, _: &Checkpoint) -> Option<(String, Source)> {
-        pid.is_multiple_of(2).then(|| ("claim".to_owned(), Source::Nvml))
+    fn claim_of(&self, pid: u32, _: &Checkpoint) -> Option<String> {
+        pid.is_multiple_of(2).then(|| "claim".to_owned())
     }
 }

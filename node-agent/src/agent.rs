@@ -1,6 +1,5 @@
-//! Wires the parts together: threads that read, the picture they make, and who looks at it.
+//! Starts the parts and connects them: threads that read GPUs, the state of the node, and who reads it.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -11,7 +10,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::args::Args;
 use crate::device::model::GpuFacts;
-use crate::device::sampler::{self, News};
+use crate::device::sampler::{self, SamplerMessage};
 use crate::dra::claims::KubeClaims;
 use crate::dra::plugin::{self, DeviceVerdicts, Sockets};
 use crate::dra::prepare::{Paths, Preparer, Refusals};
@@ -19,13 +18,13 @@ use crate::dra::slices::{Publisher, by_device_name};
 use crate::serve::http;
 use crate::serve::metrics::Metrics;
 use crate::usage::attribution::KernelAttribution;
-use crate::usage::view::{Picture, Trouble, View};
+use crate::usage::view::{NodeState, NodeView, Trouble};
 
-/// The kubelet forgets a device's health after 30 s.
+/// The kubelet drops a device's health after 30 s without an update.
 const HEALTH_HEARTBEAT: Duration = Duration::from_secs(10);
-/// Without news from the sampler for so long, a restart is the cure.
+/// Without a message from the sampler for so long, the agent is restarted.
 const STUCK_AFTER: Duration = Duration::from_secs(60);
-/// Preparations cut short are looked at so often, until the API server has answered once.
+/// How often unfinished preparations are checked, until the API server has answered once.
 const ABANDONED_RETRY: Duration = Duration::from_secs(10);
 
 /// Runs until a signal comes. Everything that was prepared stays prepared.
@@ -45,7 +44,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
 
     let mut registry = telemetry_metrics::registry();
     let metrics = Metrics::register(&mut registry);
-    let (views, views_seen) = watch::channel(Arc::new(View::empty(simulated, Timestamp::now())));
+    let (views, views_seen) = watch::channel(Arc::new(NodeView::empty(simulated, Timestamp::now())));
     let (verdicts, verdicts_seen) = watch::channel(DeviceVerdicts::default());
     let registered = watch::Sender::new(Err("the kubelet has not registered the driver yet".to_owned()));
     let (elsewhere, api_trouble) = (watch::Sender::new(None), watch::Sender::new(None));
@@ -70,13 +69,12 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     };
     tokio::spawn(publisher.run());
 
-    let (news, heard) = mpsc::channel(64);
+    let (messages, received) = mpsc::channel(64);
     let threads_stop = Arc::new(AtomicBool::new(false));
-    sampler::start(args.library(), news, Arc::clone(&threads_stop))?;
-    let painter = Painter {
+    sampler::start(args.library(), messages, Arc::clone(&threads_stop))?;
+    let updater = Updater {
         simulated,
-        scenario: simulated.then(|| fake_nvml::Store::new(args.scenario())),
-        reports: paths.reports(),
+        scenario: simulated.then(|| stowage_gpu_scenario::Store::new(args.scenario())),
         checkpoint,
         refusals,
         gpus,
@@ -88,7 +86,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         alive: alive.clone(),
         rebuilt,
     };
-    tokio::spawn(painter.run(heard));
+    tokio::spawn(updater.run(received));
 
     let api = http::Api { node: args.node_name.clone(), views: views_seen.clone() };
     let router = http::router(api, registry, healthz(alive), readyz(registered, views_seen));
@@ -118,7 +116,7 @@ fn healthz(alive: watch::Sender<Instant>) -> health::Check {
     })
 }
 
-fn readyz(registered: watch::Sender<Result<(), String>>, views: watch::Receiver<Arc<View>>) -> health::Check {
+fn readyz(registered: watch::Sender<Result<(), String>>, views: watch::Receiver<Arc<NodeView>>) -> health::Check {
     Arc::new(move || {
         if let Some((_, message)) = views.borrow().troubles.get(&Trouble::NvmlUnavailable) {
             return Err(message.clone());
@@ -141,15 +139,14 @@ async fn forget_abandoned(preparer: Arc<Preparer>) {
     }
 }
 
-/// Takes the news, keeps the picture, shows it.
-struct Painter {
+/// Takes the sampler's messages, keeps the state of the node, and publishes it.
+struct Updater {
     simulated: bool,
-    scenario: Option<fake_nvml::Store>,
-    reports: PathBuf,
+    scenario: Option<stowage_gpu_scenario::Store>,
     checkpoint: watch::Receiver<Arc<crate::dra::checkpoint::Checkpoint>>,
     refusals: watch::Receiver<Refusals>,
     gpus: watch::Sender<Arc<Vec<GpuFacts>>>,
-    views: watch::Sender<Arc<View>>,
+    views: watch::Sender<Arc<NodeView>>,
     verdicts: watch::Sender<DeviceVerdicts>,
     elsewhere: watch::Receiver<Option<String>>,
     api_trouble: watch::Receiver<Option<String>>,
@@ -158,20 +155,20 @@ struct Painter {
     rebuilt: Option<String>,
 }
 
-impl Painter {
-    async fn run(mut self, mut news: mpsc::Receiver<News>) {
-        let mut picture = Picture::new(self.simulated, Timestamp::now());
-        let attribution = KernelAttribution { reports: self.reports.clone() };
+impl Updater {
+    async fn run(mut self, mut messages: mpsc::Receiver<SamplerMessage>) {
+        let mut state = NodeState::new(self.simulated, Timestamp::now());
+        let attribution = KernelAttribution::default();
         if let Some(message) = self.rebuilt.take() {
             tracing::error!("{message}");
-            picture.trouble(Trouble::CheckpointRebuilt, Some(message), Timestamp::now());
+            state.trouble(Trouble::CheckpointRebuilt, Some(message), Timestamp::now());
         }
-        let mut told_kubelet = Instant::now();
-        while let Some(heard) = news.recv().await {
+        let mut reported_to_kubelet = Instant::now();
+        while let Some(message) = messages.recv().await {
             let now = Timestamp::now();
             self.alive.send_replace(Instant::now());
-            match heard {
-                News::Facts { facts, driver_version } => {
+            match message {
+                SamplerMessage::Facts { facts, driver_version } => {
                     self.gpus.send_if_modified(|known| {
                         let changed = **known != facts;
                         if changed {
@@ -179,42 +176,42 @@ impl Painter {
                         }
                         changed
                     });
-                    picture.facts(facts, driver_version);
-                    picture.trouble(Trouble::NvmlUnavailable, None, now);
+                    state.facts(facts, driver_version);
+                    state.trouble(Trouble::NvmlUnavailable, None, now);
                 }
-                News::Readings(readings) => {
+                SamplerMessage::Readings(readings) => {
                     let checkpoint = Arc::clone(&self.checkpoint.borrow());
-                    picture.readings(readings, checkpoint, &attribution, now);
-                    picture.refusals(&self.refusals.borrow(), now);
-                    self.troubles(&mut picture, now);
+                    state.readings(readings, checkpoint, &attribution, now);
+                    state.refusals(&self.refusals.borrow(), now);
+                    self.troubles(&mut state, now);
                 }
-                News::Told(told) => {
-                    tracing::warn!(?told, "the driver reports an error");
-                    picture.told(&told, now);
+                SamplerMessage::Event(event) => {
+                    tracing::warn!(?event, "the driver reports an error");
+                    state.event(&event, now);
                 }
-                News::Unavailable(why) => {
+                SamplerMessage::Unavailable(why) => {
                     tracing::error!(why, "NVML cannot be used");
-                    picture.trouble(Trouble::NvmlUnavailable, Some(why), now);
+                    state.trouble(Trouble::NvmlUnavailable, Some(why), now);
                     // On a simulated node the reason is most likely the scenario.
-                    self.troubles(&mut picture, now);
+                    self.troubles(&mut state, now);
                 }
             }
-            let heartbeat = told_kubelet.elapsed() >= HEALTH_HEARTBEAT;
+            let heartbeat = reported_to_kubelet.elapsed() >= HEALTH_HEARTBEAT;
             if heartbeat {
-                told_kubelet = Instant::now();
+                reported_to_kubelet = Instant::now();
             }
-            self.show(&picture.view, heartbeat, now);
+            self.show(&state.view, heartbeat, now);
         }
     }
 
-    fn troubles(&mut self, picture: &mut Picture, now: Timestamp) {
+    fn troubles(&mut self, state: &mut NodeState, now: Timestamp) {
         let scenario = self.scenario.as_mut().and_then(|store| store.last_error().map(str::to_owned));
-        picture.trouble(Trouble::ScenarioInvalid, scenario, now);
-        picture.trouble(Trouble::ManagedElsewhere, self.elsewhere.borrow().clone(), now);
-        picture.trouble(Trouble::ApiServer, self.api_trouble.borrow().clone(), now);
+        state.trouble(Trouble::ScenarioInvalid, scenario, now);
+        state.trouble(Trouble::ManagedElsewhere, self.elsewhere.borrow().clone(), now);
+        state.trouble(Trouble::ApiServer, self.api_trouble.borrow().clone(), now);
     }
 
-    fn show(&self, view: &View, heartbeat: bool, now: Timestamp) {
+    fn show(&self, view: &NodeView, heartbeat: bool, now: Timestamp) {
         self.metrics.set(view, now);
         let by_name: DeviceVerdicts = Arc::new(by_device_name(&view.facts, &view.verdicts));
         self.verdicts.send_if_modified(|shown| {
@@ -226,7 +223,7 @@ impl Painter {
         self.views.send_replace(Arc::new(view.clone()));
     }
 
-    fn log_changes(&self, view: &View) {
+    fn log_changes(&self, view: &NodeView) {
         let before = self.views.borrow();
         for (uuid, verdict) in &view.verdicts {
             let old = before.verdicts.get(uuid);
@@ -234,18 +231,13 @@ impl Painter {
                 tracing::warn!(gpu = uuid, health = ?verdict.health, reason = verdict.reason, message = verdict.message, "verdict changed");
             }
         }
-        for (overshoot, source) in &view.overshoots {
-            if !before
-                .overshoots
-                .iter()
-                .any(|(old, _)| old.claim_uid == overshoot.claim_uid && old.gpu == overshoot.gpu)
-            {
+        for overshoot in &view.overshoots {
+            if !before.overshoots.iter().any(|old| old.claim_uid == overshoot.claim_uid && old.gpu == overshoot.gpu) {
                 tracing::warn!(
                     claim = overshoot.claim_uid,
                     gpu = overshoot.gpu,
                     promised = overshoot.promised_bytes,
                     used = overshoot.samples.last().map(|(_, bytes)| *bytes),
-                    source = source.name(),
                     "claim uses more than promised"
                 );
             }

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use clap::Parser;
-use fake_nvml::Profile;
-use stowage_crds::names::NODE_AGENT_ADMIN_PORT;
+use stowage_contracts::names::{NODE_AGENT_ADMIN_PORT, NODE_STATE_DIR};
+use stowage_gpu_scenario::Profile;
 
 /// Reads the GPUs of this node, publishes them, and prepares the claims on them.
 #[derive(Debug, Clone, Parser)]
@@ -23,7 +23,7 @@ pub struct Args {
     #[arg(long, env = "STOWAGE_SIMULATED_PROFILE", value_parser = optional_profile)]
     pub simulated_profile: Option<ProfileChoice>,
     /// checkpoint.json, scenario.json, reports/. The same path on the host.
-    #[arg(long, env = "STOWAGE_STATE_DIR", default_value = "/var/lib/stowage")]
+    #[arg(long, env = "STOWAGE_STATE_DIR", default_value = NODE_STATE_DIR)]
     pub state_dir: PathBuf,
     /// Where CDI files go.
     #[arg(long, env = "STOWAGE_CDI_DIR", default_value = "/var/run/cdi")]
@@ -52,7 +52,7 @@ fn optional_profile(text: &str) -> Result<ProfileChoice, String> {
     }
     text.parse()
         .map(|profile| ProfileChoice(Some(profile)))
-        .map_err(|err: fake_nvml::profiles::UnknownProfile| err.to_string())
+        .map_err(|err: stowage_gpu_scenario::profiles::UnknownProfile| err.to_string())
 }
 
 impl Args {
@@ -97,14 +97,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_empty_profile_is_none_and_a_wrong_one_is_refused_with_the_choices() {
+    fn empty_profile_is_none_and_a_wrong_one_is_refused_with_the_choices() {
         assert_eq!(optional_profile(""), Ok(ProfileChoice(None)));
         assert_eq!(optional_profile("l4-x1"), Ok(ProfileChoice(Some(Profile::L4x1))));
         assert!(optional_profile("h200").unwrap_err().contains("h100-80g-x8"));
     }
 
     #[test]
-    fn a_scenario_is_made_once_and_never_overwritten() {
+    fn scenario_is_made_once_and_never_overwritten() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state").join("scenario.json");
         assert!(ensure_scenario(&path, Profile::L4x1, "n").unwrap());

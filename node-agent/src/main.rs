@@ -16,8 +16,8 @@ fn main() -> anyhow::Result<()> {
         tracing::info!(%profile, scenario = %scenario.display(), made, "GPUs of this node are simulated");
         // SAFETY: no other thread exists yet.
         unsafe {
-            std::env::set_var(fake_nvml::SCENARIO_ENV, &scenario);
-            std::env::set_var(fake_nvml::REPORTS_ENV, args.state_dir.join("reports"));
+            std::env::set_var(stowage_gpu_scenario::SCENARIO_ENV, &scenario);
+            std::env::set_var(stowage_gpu_scenario::REPORTS_ENV, args.state_dir.join("reports"));
         }
     }
     // Two workers: one may wait for a disk while the other answers the kubelet's GetInfo in time.

@@ -6,23 +6,24 @@ mod common;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use common::{Holder, Node};
-use fake_nvml::Profile;
-use fake_nvml::scenario::{CallError, Measured, Process, ProcessMemory, XidEvent};
+use common::{Engine, Node, pod_uid};
 use jiff::{SignedDuration, Timestamp};
 use stowage_crds::gpu_node::Health;
+use stowage_gpu_scenario::Profile;
+use stowage_gpu_scenario::scenario::{CallError, Measured, Process, ProcessMemory, XidEvent};
 use stowage_node_agent::device::inventory;
-use stowage_node_agent::device::model::{Reach, Recovery, Told};
+use stowage_node_agent::device::model::{DeviceEvent, Reach, Recovery};
+use stowage_node_agent::device::process::Processes;
 use stowage_node_agent::dra::checkpoint::{Checkpoint, Entry, GrantedDevice, Stage};
 use stowage_node_agent::usage::attribution::KernelAttribution;
-use stowage_node_agent::usage::view::{Picture, Source};
+use stowage_node_agent::usage::view::NodeState;
 
 fn xid(id: u64, xid: u64) -> XidEvent {
     XidEvent { id, xid, at: None }
 }
 
 #[test]
-fn an_h100_machine_is_read_as_nvidia_documents_it() {
+fn h100_machine_is_read_as_nvidia_documents_it() {
     let node = Node::new(&Profile::H100x8.scenario("node1"));
     let facts = node.reader().facts().unwrap();
     assert_eq!(facts.len(), 8);
@@ -42,7 +43,7 @@ fn an_h100_machine_is_read_as_nvidia_documents_it() {
 }
 
 #[test]
-fn a_mixed_machine_has_two_islands_and_lone_l4s() {
+fn mixed_machine_has_two_islands_and_single_l4s() {
     let node = Node::new(&Profile::Mixed.scenario("node1"));
     let facts = node.reader().facts().unwrap();
     let status = inventory::node_status(&facts, &BTreeMap::new(), None, true);
@@ -53,7 +54,7 @@ fn a_mixed_machine_has_two_islands_and_lone_l4s() {
 }
 
 #[test]
-fn faults_of_the_scenario_arrive_as_nvml_reports_them() {
+fn faults_of_the_scenario_are_read_as_nvml_reports_them() {
     let mut scenario = Profile::H100x8.scenario("node1");
     scenario.devices[0].lost = true;
     scenario.devices[1].xid_events = vec![xid(1, 48)];
@@ -74,7 +75,7 @@ fn faults_of_the_scenario_arrive_as_nvml_reports_them() {
 }
 
 #[test]
-fn an_xid_is_told_by_the_event_set_and_a_lost_gpu_does_not_silence_the_others() {
+fn event_set_reports_an_xid_also_beside_a_lost_gpu() {
     let mut scenario = Profile::H100x8.scenario("node1");
     scenario.devices[0].lost = true;
     let node = Node::new(&scenario);
@@ -84,17 +85,17 @@ fn an_xid_is_told_by_the_event_set_and_a_lost_gpu_does_not_silence_the_others() 
     assert_eq!(events.wait(0).unwrap(), None);
     scenario.devices[5].xid_events = vec![xid(7, 79)];
     node.set(&scenario);
-    assert_eq!(events.wait(2000).unwrap(), Some(Told::Xid { uuid: uuids[5].clone(), xid: 79 }));
+    assert_eq!(events.wait(2000).unwrap(), Some(DeviceEvent::Xid { uuid: uuids[5].clone(), xid: 79 }));
     assert_eq!(events.wait(0).unwrap(), None);
 }
 
 #[test]
-fn a_truncated_scenario_changes_nothing_that_nvml_says() {
+fn truncated_scenario_changes_no_answer_of_nvml() {
     let scenario = Profile::L4x1.scenario("node1");
     let node = Node::new(&scenario);
     std::fs::write(node.scenario(), "{\"version\": 1, \"dev").unwrap();
     assert_eq!(node.reader().facts().unwrap().len(), 1);
-    let mut store = fake_nvml::Store::new(node.scenario());
+    let mut store = stowage_gpu_scenario::Store::new(node.scenario());
     assert!(store.last_error().unwrap().contains("cannot parse"));
 }
 
@@ -111,11 +112,9 @@ fn processes_report_by_lock_and_vanish_with_their_process() {
         mps: false,
     }];
     let node = Node::new(&scenario);
-    let dir = node.reports().join("u1");
-    std::fs::create_dir(&dir).unwrap();
-    let claim = serde_json::json!({"uuids": [uuid], "namespace": "a", "name": "stowage-x", "pod": "x"});
-    std::fs::write(dir.join("claim.json"), claim.to_string()).unwrap();
-    let holder = Holder::start(&dir, 3 << 30);
+    std::os::unix::fs::symlink(format!("/proc/{me}"), node.proc().join(me.to_string())).unwrap();
+    node.claim("u1", &uuid, "x");
+    let holder = Engine::start(&node.proc(), "x", 3 << 30);
     // The library's look at the processes is good for 100 ms.
     let seen = |pid: u32| -> Option<u64> {
         std::thread::sleep(std::time::Duration::from_millis(150));
@@ -132,18 +131,15 @@ fn processes_report_by_lock_and_vanish_with_their_process() {
     assert_eq!(seen(pid), None);
 }
 
-/// The whole way: a real process reports, the library lists it, the lock tells whose it is, the
-/// picture finds the overshoot after five samples and not before.
+/// The whole way: a real process reports, the library lists it, its control group names its pod, and the
+/// overshoot is found after five samples and not before.
 #[test]
-fn a_claim_that_uses_more_than_promised_is_found_after_five_samples() {
+fn claim_that_uses_more_than_promised_is_found_after_five_samples() {
     let scenario = Profile::L4x1.scenario("node1");
     let uuid = scenario.devices[0].uuid.clone();
     let node = Node::new(&scenario);
-    let dir = node.reports().join("u1");
-    std::fs::create_dir(&dir).unwrap();
-    let claim = serde_json::json!({"uuids": [uuid], "namespace": "a", "name": "stowage-x", "pod": "x"});
-    std::fs::write(dir.join("claim.json"), claim.to_string()).unwrap();
-    let _holder = Holder::start(&dir, 3 << 30);
+    node.claim("u1", &uuid, "x");
+    let _engine = Engine::start(&node.proc(), "x", 3 << 30);
 
     let device = GrantedDevice {
         request: "gpu".to_owned(),
@@ -158,7 +154,7 @@ fn a_claim_that_uses_more_than_promised_is_found_after_five_samples() {
         namespace: "a".to_owned(),
         name: "stowage-x".to_owned(),
         pod: "x".to_owned(),
-        pod_uid: "p".to_owned(),
+        pod_uid: pod_uid("x"),
         tenant: "t".to_owned(),
         stage: Stage::Completed,
         devices: vec![device],
@@ -166,21 +162,21 @@ fn a_claim_that_uses_more_than_promised_is_found_after_five_samples() {
     let mut checkpoint = Checkpoint::default();
     checkpoint.claims.insert("u1".to_owned(), entry);
     let checkpoint = Arc::new(checkpoint);
-    let attribution = KernelAttribution { reports: node.reports() };
+    let attribution = KernelAttribution { processes: Processes::at(&node.proc()) };
     let mut now = Timestamp::now();
-    let mut picture = Picture::new(true, now);
-    picture.facts(node.reader().facts().unwrap(), None);
+    let mut state = NodeState::new(true, now);
+    state.facts(node.reader().facts().unwrap(), None);
     for sample in 1..=6 {
         now += SignedDuration::from_secs(1);
         let readings = node.reader().read(std::slice::from_ref(&uuid));
-        picture.readings(readings, Arc::clone(&checkpoint), &attribution, now);
-        assert_eq!(picture.view.overshoots.len(), usize::from(sample >= 5), "sample {sample}");
+        state.readings(readings, Arc::clone(&checkpoint), &attribution, now);
+        assert_eq!(state.view.overshoots.len(), usize::from(sample >= 5), "sample {sample}");
     }
-    let (overshoot, source) = &picture.view.overshoots[0];
-    assert_eq!((overshoot.claim_uid.as_str(), *source), ("u1", Source::Report));
+    let overshoot = &state.view.overshoots[0];
+    assert_eq!(overshoot.claim_uid, "u1");
     assert_eq!(overshoot.samples.last().unwrap().1, 3 << 30);
-    assert_eq!(picture.view.verdicts[&uuid].health, Health::Healthy);
-    let summary = stowage_node_agent::serve::summary::Summary::of("node1", &picture.view, now);
-    let told = &summary.overshoots[0];
-    assert_eq!((told.pod.as_str(), told.samples, told.headroom), ("x", 6, true));
+    assert_eq!(state.view.verdicts[&uuid].health, Health::Healthy);
+    let summary = stowage_node_agent::serve::summary::of("node1", &state.view, now);
+    let reported = &summary.overshoots[0];
+    assert_eq!((reported.pod.as_str(), reported.samples, reported.headroom), ("x", 6, true));
 }

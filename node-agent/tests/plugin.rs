@@ -7,11 +7,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use common::{FakeApi, Holder, claim_and_pod};
+use common::{Engine, FakeApi, claim_and_pod};
 use hyper_util::rt::TokioIo;
 use proptest::prelude::*;
+use rustix::fs::{Mode, OFlags};
 use serde_json::Value;
 use stowage_node_agent::device::model::{GpuFacts, Health, Verdict};
+use stowage_node_agent::device::process::Processes;
 use stowage_node_agent::dra::checkpoint::{Checkpoint, Stage};
 use stowage_node_agent::dra::plugin::api::health::dra_resource_health_client::DraResourceHealthClient;
 use stowage_node_agent::dra::plugin::api::health::{HealthStatus, NodeWatchResourcesRequest};
@@ -64,7 +66,14 @@ struct Agent {
 
 impl Machine {
     fn new() -> Self {
-        Self { dir: tempfile::tempdir().unwrap(), api: Arc::default() }
+        let machine = Self { dir: tempfile::tempdir().unwrap(), api: Arc::default() };
+        std::fs::create_dir(machine.proc()).unwrap();
+        machine
+    }
+
+    /// What stands for `/proc`.
+    fn proc(&self) -> PathBuf {
+        self.dir.path().join("proc")
     }
 
     fn paths(&self) -> Paths {
@@ -73,8 +82,9 @@ impl Machine {
 
     fn agent(&self, pod_uid: &str) -> Agent {
         let (_, facts) = watch::channel(Arc::new(gpus()));
-        let (preparer, checkpoint, problem) =
+        let (mut preparer, checkpoint, problem) =
             Preparer::open("node1", true, self.paths(), self.api.clone(), facts).unwrap();
+        preparer.processes = Processes::at(&self.proc());
         let preparer = Arc::new(preparer);
         let sockets = Sockets::new(&self.dir.path().join("p"), &self.dir.path().join("r"), pod_uid);
         let (stop, stopped) = watch::channel(false);
@@ -155,7 +165,7 @@ impl Agent {
 }
 
 #[tokio::test]
-async fn the_kubelet_registers_the_driver_and_sockets_go_with_the_agent() {
+async fn kubelet_registers_the_driver_and_sockets_end_with_the_agent() {
     let machine = Machine::new();
     let agent = machine.agent("pod-1");
     assert!(agent.sockets.registration.to_str().unwrap().ends_with("gpu.stowage.dev-pod-1@reg.sock"));
@@ -176,7 +186,7 @@ async fn the_kubelet_registers_the_driver_and_sockets_go_with_the_agent() {
 }
 
 #[tokio::test]
-async fn a_new_agent_serves_beside_the_old_one_and_clears_away_the_dead() {
+async fn new_agent_serves_beside_the_old_one_and_removes_stale_sockets() {
     let machine = Machine::new();
     let old = machine.agent("old");
     connect(&old.sockets.registration).await;
@@ -198,7 +208,7 @@ async fn a_new_agent_serves_beside_the_old_one_and_clears_away_the_dead() {
 }
 
 #[tokio::test]
-async fn a_claim_is_prepared_as_granted_and_taken_back() {
+async fn claim_is_prepared_as_granted_and_unprepared() {
     let machine = Machine::new();
     let agent = machine.agent("x");
     machine.put("one", "gpu-1", "4Gi", "40");
@@ -212,9 +222,11 @@ async fn a_claim_is_prepared_as_granted_and_taken_back() {
     let report: Value =
         serde_json::from_slice(&std::fs::read(machine.reports("uid-one").join("claim.json")).unwrap()).unwrap();
     assert_eq!((report["pod"].as_str(), report["uuids"][0].as_str()), (Some("one"), Some("GPU-1")));
-    // The pod may write there, and may not replace what the agent wrote.
-    let mode = std::os::unix::fs::PermissionsExt::mode(&machine.reports("uid-one").metadata().unwrap().permissions());
-    assert_eq!(mode & 0o7777, 0o1777);
+    // Neither this directory nor another of the host is the pod's to write.
+    let mode = std::os::unix::fs::PermissionsExt::mode(&machine.paths().reports().metadata().unwrap().permissions());
+    assert_eq!(mode & 0o7777, 0o700);
+    let mounts = cdi.pointer("/devices/0/containerEdits/mounts").unwrap().as_array().unwrap();
+    assert!(mounts.iter().all(|mount| mount["type"] == "tmpfs"), "{mounts:?}");
     assert_eq!(machine.on_disk().pointer("/claims/uid-one/stage").unwrap(), "Completed");
 
     // Again: the same answer, also without an API server.
@@ -229,7 +241,7 @@ async fn a_claim_is_prepared_as_granted_and_taken_back() {
 }
 
 #[tokio::test]
-async fn two_claims_share_a_gpu_a_third_is_refused_until_one_is_gone() {
+async fn third_claim_on_a_full_gpu_is_refused_until_one_is_unprepared() {
     let machine = Machine::new();
     let agent = machine.agent("x");
     machine.put("one", "gpu-0", "4Gi", "50");
@@ -238,13 +250,15 @@ async fn two_claims_share_a_gpu_a_third_is_refused_until_one_is_gone() {
     agent.prepare("one").await.unwrap();
     agent.prepare("two").await.unwrap();
     let err = agent.prepare("three").await.unwrap_err();
-    assert!(err.contains("over-commit GPU-0") && err.contains("a/stowage-one, a/stowage-two"), "{err}");
+    assert!(err.contains("over-commit GPU-0"), "{err}");
+    // The message becomes an event in the namespace of the refused claim, and the others may be another tenant's.
+    assert!(!err.contains("stowage-one") && !err.contains("stowage-two"), "{err}");
     agent.unprepare("two").await.unwrap();
     agent.prepare("three").await.unwrap();
 }
 
 #[tokio::test]
-async fn a_claim_that_is_gone_without_unprepare_does_not_hold_its_room_for_ever() {
+async fn deleted_claim_without_processes_gives_its_room_to_another() {
     let machine = Machine::new();
     let agent = machine.agent("x");
     machine.put("one", "gpu-0", "8Gi", "100");
@@ -253,9 +267,9 @@ async fn a_claim_that_is_gone_without_unprepare_does_not_hold_its_room_for_ever(
     assert!(agent.prepare("two").await.is_err());
     machine.api.claims.lock().unwrap().remove("stowage-one");
     // Gone from the API server, but its process still runs: the room is taken.
-    let holder = Holder::start(&machine.reports("uid-one"), 1);
+    let engine = Engine::start(&machine.proc(), "one", 1);
     assert!(agent.prepare("two").await.unwrap_err().contains("over-commit"));
-    drop(holder);
+    drop(engine);
     agent.prepare("two").await.unwrap();
     assert!(!machine.cdi_file("uid-one").exists());
 }
@@ -266,10 +280,10 @@ async fn refusals_reach_the_kubelet_with_their_reason() {
     let agent = machine.agent("x");
     let err = agent.prepare("nobody").await.unwrap_err();
     assert!(err.contains("claim stowage-nobody does not exist"), "{err}");
-    let (claim, mut pod) = claim_and_pod("thief", "gpu-0", "1Gi", "1");
+    let (claim, mut pod) = claim_and_pod("other", "gpu-0", "1Gi", "1");
     pod["metadata"]["labels"] = serde_json::json!({});
     machine.api.put(claim, pod);
-    let err = agent.prepare("thief").await.unwrap_err();
+    let err = agent.prepare("other").await.unwrap_err();
     assert!(err.contains("Only pods made by the operator may"), "{err}");
     *machine.api.down.lock().unwrap() = true;
     machine.put("one", "gpu-0", "1Gi", "1");
@@ -277,9 +291,48 @@ async fn refusals_reach_the_kubelet_with_their_reason() {
     assert!(agent.checkpoint.borrow().claims.is_empty());
 }
 
+/// What a hostile pod of an earlier version leaves: its report directory was on the host's disk.
+#[tokio::test]
+async fn deep_report_directory_delays_neither_unprepare_nor_another_claim() {
+    let machine = Machine::new();
+    let agent = machine.agent("x");
+    machine.put("one", "gpu-0", "8Gi", "100");
+    machine.put("two", "gpu-0", "8Gi", "100");
+    agent.prepare("one").await.unwrap();
+    let mut at = rustix::fs::open(machine.reports("uid-one"), OFlags::DIRECTORY, Mode::empty()).unwrap();
+    for _ in 0..2_000 {
+        rustix::fs::mkdirat(&at, "d", Mode::RWXU).unwrap();
+        at = rustix::fs::openat(&at, "d", OFlags::DIRECTORY, Mode::empty()).unwrap();
+    }
+    drop(at);
+    agent.unprepare("one").await.unwrap();
+    assert!(!machine.reports("uid-one").exists());
+    agent.prepare("two").await.unwrap();
+    let removed = machine.paths().state.join("removed");
+    while !entries(&removed).is_empty() {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// As root without `fs.protected_symlinks`, the agent would write where the link leads.
+#[tokio::test]
+async fn link_in_the_report_directory_is_not_written_through_at_a_repeated_prepare() {
+    let machine = Machine::new();
+    let agent = machine.agent("x");
+    machine.put("one", "gpu-0", "8Gi", "100");
+    agent.prepare("one").await.unwrap();
+    let secret = machine.dir.path().join("passwd");
+    std::fs::write(&secret, "root").unwrap();
+    std::os::unix::fs::symlink(&secret, machine.reports("uid-one").join("claim.tmp")).unwrap();
+    std::fs::remove_file(machine.cdi_file("uid-one")).unwrap();
+    agent.prepare("one").await.unwrap();
+    assert_eq!(std::fs::read(&secret).unwrap(), b"root");
+    assert!(machine.cdi_file("uid-one").exists());
+}
+
 /// A crash between `PrepareStarted` and `Completed`, made by a CDI directory that cannot be used.
 #[tokio::test]
-async fn a_preparation_cut_short_keeps_its_room_and_is_completed_by_the_next_agent() {
+async fn unfinished_preparation_keeps_its_room_and_is_completed_by_the_next_agent() {
     let machine = Machine::new();
     machine.put("one", "gpu-0", "8Gi", "100");
     machine.put("two", "gpu-0", "1Gi", "1");
@@ -300,7 +353,7 @@ async fn a_preparation_cut_short_keeps_its_room_and_is_completed_by_the_next_age
 }
 
 #[tokio::test]
-async fn a_preparation_cut_short_whose_claim_is_gone_is_forgotten_at_the_next_start() {
+async fn unfinished_preparation_of_a_deleted_claim_is_dropped_at_the_next_start() {
     let machine = Machine::new();
     machine.put("one", "gpu-0", "8Gi", "100");
     std::fs::write(machine.paths().cdi, "a file in the way").unwrap();
@@ -316,7 +369,7 @@ async fn a_preparation_cut_short_whose_claim_is_gone_is_forgotten_at_the_next_st
 }
 
 #[tokio::test]
-async fn a_truncated_checkpoint_is_rebuilt_and_still_guards_the_gpu() {
+async fn truncated_checkpoint_is_rebuilt_and_over_commit_is_still_refused() {
     let machine = Machine::new();
     machine.put("one", "gpu-0", "8Gi", "100");
     machine.put("two", "gpu-0", "1Gi", "1");
@@ -333,7 +386,7 @@ async fn a_truncated_checkpoint_is_rebuilt_and_still_guards_the_gpu() {
 }
 
 #[tokio::test]
-async fn the_kubelet_is_told_of_unhealthy_devices() {
+async fn kubelet_receives_the_health_of_devices() {
     let machine = Machine::new();
     let agent = machine.agent("x");
     let verdict = |health| Verdict { health, reason: "", message: String::new(), since: jiff::Timestamp::UNIX_EPOCH };

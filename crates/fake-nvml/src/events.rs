@@ -1,17 +1,17 @@
-//! Event sets: which faults of the scenario an observer has not been told yet.
+//! Event sets: which faults of the scenario an observer has not received yet.
 //!
-//! Pure bookkeeping; the waiting is done by the caller. An Xid is told once per set. A rise of the
-//! volatile uncorrected ECC counter is told as a double-bit error, a rise of the corrected one as a
-//! single-bit error. Faults that are listed when a device is registered are told as well: they say
+//! Pure bookkeeping; the waiting is done by the caller. An Xid is reported once per set. A rise of the
+//! volatile uncorrected ECC counter is reported as a double-bit error, a rise of the corrected one as a
+//! single-bit error. Faults that are listed when a device is registered are reported as well: they say
 //! what state the GPU is in.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use nvml_wrapper_sys::bindings as sys;
 
-use crate::scenario::Scenario;
+use stowage_gpu_scenario::scenario::Scenario;
 
-/// All that is told here, as NVML's mask of event types.
+/// All that is reported here, as NVML's mask of event types.
 pub const SUPPORTED: u64 = (sys::nvmlEventTypeXidCriticalError
     | sys::nvmlEventTypeDoubleBitEccError
     | sys::nvmlEventTypeSingleBitEccError) as u64;
@@ -26,13 +26,13 @@ pub struct Event {
     pub data: u64,
 }
 
-/// What one observer registered for and has been told.
+/// What one observer registered for and has been reported.
 #[derive(Debug, Default)]
 pub struct EventSet {
     /// uuid → mask of event types.
     registered: BTreeMap<String, u64>,
-    told: BTreeSet<(String, u64)>,
-    /// uuid → (corrected, uncorrected) volatile ECC errors as last told.
+    reported: BTreeSet<(String, u64)>,
+    /// uuid → (corrected, uncorrected) volatile ECC errors as last reported.
     ecc: BTreeMap<String, (u64, u64)>,
 }
 
@@ -41,7 +41,7 @@ impl EventSet {
         *self.registered.entry(uuid.to_owned()).or_default() |= mask;
     }
 
-    /// The next event that has not been told, if any; it counts as told afterwards.
+    /// The next event that was not reported, if any; it counts as reported afterwards.
     pub fn next(&mut self, scenario: &Scenario) -> Option<Event> {
         self.forget_cleared(scenario);
         self.next_xid(scenario).or_else(|| self.next_ecc(scenario))
@@ -49,7 +49,7 @@ impl EventSet {
 
     /// An event that was taken out of the scenario and put in again is a new one.
     fn forget_cleared(&mut self, scenario: &Scenario) {
-        self.told.retain(|(uuid, id)| {
+        self.reported.retain(|(uuid, id)| {
             scenario.devices.iter().any(|d| d.uuid == *uuid && d.xid_events.iter().any(|event| event.id == *id))
         });
     }
@@ -61,7 +61,7 @@ impl EventSet {
                 continue;
             }
             for event in &device.xid_events {
-                if self.told.insert((device.uuid.clone(), event.id)) {
+                if self.reported.insert((device.uuid.clone(), event.id)) {
                     return Some(Event { uuid: device.uuid.clone(), kind, data: event.xid });
                 }
             }
@@ -75,19 +75,19 @@ impl EventSet {
                 continue;
             };
             let now = (device.ecc.volatile_corrected, device.ecc.volatile_uncorrected);
-            let told = self.ecc.entry(device.uuid.clone()).or_insert((0, 0));
-            // Fewer than told: the counters were reset.
-            told.0 = told.0.min(now.0);
-            told.1 = told.1.min(now.1);
+            let reported = self.ecc.entry(device.uuid.clone()).or_insert((0, 0));
+            // Fewer than reported: the counters were reset.
+            reported.0 = reported.0.min(now.0);
+            reported.1 = reported.1.min(now.1);
             let event = |kind: u32| Some(Event { uuid: device.uuid.clone(), kind: u64::from(kind), data: 0 });
-            if now.1 > told.1 {
-                told.1 = now.1;
+            if now.1 > reported.1 {
+                reported.1 = now.1;
                 if mask & u64::from(sys::nvmlEventTypeDoubleBitEccError) != 0 {
                     return event(sys::nvmlEventTypeDoubleBitEccError);
                 }
             }
-            if now.0 > told.0 {
-                told.0 = now.0;
+            if now.0 > reported.0 {
+                reported.0 = now.0;
                 if mask & u64::from(sys::nvmlEventTypeSingleBitEccError) != 0 {
                     return event(sys::nvmlEventTypeSingleBitEccError);
                 }
@@ -100,8 +100,8 @@ impl EventSet {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Profile;
-    use crate::scenario::XidEvent;
+    use stowage_gpu_scenario::Profile;
+    use stowage_gpu_scenario::scenario::XidEvent;
 
     fn with_xid(ids: &[u64]) -> Scenario {
         let mut scenario = Profile::L4x1.scenario("n");
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn each_xid_is_told_once_and_again_after_a_reset() {
+    fn xid_is_reported_once_and_again_after_a_reset() {
         let mut set = registered();
         assert_eq!(set.next(&with_xid(&[1, 2])).unwrap().data, 79);
         assert!(set.next(&with_xid(&[1, 2])).is_some());
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rise_of_the_ecc_counter_is_told_once_per_rise() {
+    fn rise_of_the_ecc_counter_is_reported_once() {
         let mut set = registered();
         let with = |uncorrected| {
             let mut scenario = Profile::L4x1.scenario("n");

@@ -3,10 +3,10 @@
 //!
 //! The node agent loads this library instead of `libnvidia-ml.so`; nothing else differs, so the
 //! NVML code that runs in tests and in the demo is the code that ships. What the library knows:
-//! - the **scenario** (`STOWAGE_FAKE_NVML_SCENARIO`, see [`scenario`]): devices, faults, explicit
+//! - the **scenario** (`STOWAGE_FAKE_NVML_SCENARIO`, see [`stowage_gpu_scenario`]): devices, faults, explicit
 //!   processes. Re-read when the file changes; a broken file leaves the last good one in force.
-//! - the **reports** (`STOWAGE_FAKE_NVML_REPORTS`, see [`reports`]): processes that say they run on
-//!   a simulated GPU, found by the lock they hold, their size reported or read from `/proc`.
+//! - the **reports** (`STOWAGE_FAKE_NVML_REPORTS`, see `reports`): the claims, whose pods' processes
+//!   are found by the lock they hold, their size reported or read from `/proc`.
 //!
 //! It computes nothing that a GPU would compute, enforces no limit, and leaves out every symbol
 //! that Stowage does not call: a missing symbol is an error of that call, as with an old driver.
@@ -14,16 +14,7 @@
 
 mod events;
 mod ffi;
-pub mod profiles;
-pub mod reports;
-pub mod scenario;
-pub mod store;
+mod reports;
 
-pub use profiles::Profile;
-pub use scenario::Scenario;
-pub use store::Store;
-
-/// Environment variable with the scenario's path, read at `nvmlInit`.
-pub const SCENARIO_ENV: &str = "STOWAGE_FAKE_NVML_SCENARIO";
-/// Environment variable with the directory of usage reports, read at `nvmlInit`. Optional.
-pub const REPORTS_ENV: &str = "STOWAGE_FAKE_NVML_REPORTS";
+/// Environment variable with the directory that replaces `/proc`, read at `nvmlInit`. For tests.
+pub const PROC_ENV: &str = "STOWAGE_FAKE_NVML_PROC";

@@ -1,12 +1,13 @@
-//! Whether work may run on a GPU: a verdict per device from readings and from what NVML tells.
+//! Whether work may run on a GPU: a verdict per device from readings and from NVML's events.
 //!
-//! Pure; time comes in as an argument. Bad news counts at once, because gateways stop routing on it;
-//! good news has to last for [`CALM_READINGS`] readings, so a flapping GPU does not flap the fleet.
+//! Pure; time comes in as an argument. A complaint counts at once, because gateways stop routing on it;
+//! a GPU is healthy again after [`CALM_READINGS`] readings without one, so that a GPU that comes and goes
+//! does not move replicas each time.
 //!
-//! An Xid by which only the application died (a wrong address, an assertion) says nothing against
-//! the GPU: it is counted, not judged. One that ends work on the GPU holds until the driver, which
+//! An Xid by which only the application died (a wrong address, an assertion) changes no verdict:
+//! it is counted. One that ends work on the GPU holds until the driver, which
 //! is asked each second, has wanted a recovery and wants none any more, or for
-//! [`DRIVER_CONTENT_AFTER`] has not wanted any. Where the driver cannot be asked (older than r560),
+//! [`NO_RECOVERY_AFTER`] has not wanted any. Where the driver cannot be asked (older than r560),
 //! it holds until the GPU was lost and came back, which is what a reset looks like from here.
 
 use std::collections::BTreeMap;
@@ -24,15 +25,15 @@ const FAILED_READINGS: u32 = 3;
 const SLOW_READINGS: u32 = 10;
 /// How long an Xid that calls for attention, but ends nothing, keeps a GPU degraded.
 const ATTENTION_FOR: SignedDuration = SignedDuration::from_mins(10);
-/// A driver that wants no recovery for so long after an Xid is believed.
-const DRIVER_CONTENT_AFTER: SignedDuration = SignedDuration::from_secs(60);
+/// After so long without a request for recovery by the driver, an Xid no longer counts.
+const NO_RECOVERY_AFTER: SignedDuration = SignedDuration::from_secs(60);
 
 /// What an Xid means for the GPU it happened on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum XidClass {
     /// The application's fault; the GPU is fine.
     Application,
-    /// It works on, but somebody should look.
+    /// The GPU works on; an engineer should look at it.
     Attention,
     /// It does no work until it is reset.
     Ends,
@@ -86,7 +87,7 @@ impl HealthBook {
         self.records.iter().map(|(uuid, record)| (uuid.clone(), record.verdict.clone())).collect()
     }
 
-    /// NVML told of an Xid.
+    /// NVML reported an Xid.
     pub fn xid(&mut self, uuid: &str, xid: u64, now: Timestamp) {
         let record = self.record(uuid, now);
         match classify(xid) {
@@ -130,7 +131,7 @@ impl Record {
             ended.recovery_seen = true;
         } else if reading.reach == Reach::Ok {
             let content = reading.recovery == Some(Recovery::None);
-            let long = now.duration_since(ended.at) > DRIVER_CONTENT_AFTER;
+            let long = now.duration_since(ended.at) > NO_RECOVERY_AFTER;
             if ended.recovery_seen && reading.recovery != Some(Recovery::Needed) || content && long {
                 self.ended = None;
                 self.attention = None;
@@ -159,7 +160,7 @@ impl Record {
         self.verdict = Verdict { health, reason, message, since };
     }
 
-    /// The worst thing to be said, first.
+    /// The gravest complaint.
     fn complaint(&self, reading: Option<&GpuReading>) -> Option<(Health, &'static str, String)> {
         if let Some(Reach::Lost(why)) = reading.map(|r| &r.reach) {
             let message = format!("the driver no longer sees the GPU ({why}); reset the GPU or reboot the node");
@@ -318,7 +319,7 @@ mod tests {
             &[Xid(48), Wait(600), Read(cannot_be_asked), Read(cannot_be_asked), Read(cannot_be_asked)],
             "Unhealthy Xid",
         );
-        check("two failed readings are weather", &[Read(fine), Read(failed), Read(failed)], "Healthy");
+        check("fewer than three failed readings are ignored", &[Read(fine), Read(failed), Read(failed)], "Healthy");
         check(
             "three are a complaint",
             &[Read(fine), Read(failed), Read(failed), Read(failed)],

@@ -1,4 +1,4 @@
-//! From what NVML says of the GPUs to what is published: devices of a ResourceSlice, and the status
+//! From NVML's facts about the GPUs to what is published: devices of a ResourceSlice, and the status
 //! of the GpuNode.
 //!
 //! Pure. Both are functions of the same facts, so scheduler and planner see the same GPU. Totals are
@@ -12,8 +12,8 @@ use k8s_openapi::api::resource::v1::{
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use stowage_contracts::names;
 use stowage_crds::gpu_node::{GpuDevice, GpuNodeStatus, Verdict as PublishedVerdict};
-use stowage_crds::names;
 use stowage_crds::quantity::bytes_quantity;
 
 use crate::device::model::{GpuFacts, Health, Verdict};
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gpu_in_mig_mode_is_not_published_whole() {
+    fn gpu_in_mig_mode_is_not_published_whole() {
         let mut cut = gpu(0, 1024, &[]);
         cut.mig_enabled = Some(true);
         assert!(slice_devices(&[cut]).is_empty());
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn a_verdict_is_published_with_reason_only_when_there_is_one() {
+    fn verdict_is_published_with_reason_only_when_there_is_one() {
         let since = jiff::Timestamp::UNIX_EPOCH;
         let bad = Verdict { health: Health::Unhealthy, reason: "Xid", message: "Xid 79".to_owned(), since };
         let good = Verdict { health: Health::Healthy, reason: "", message: String::new(), since };

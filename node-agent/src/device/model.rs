@@ -13,7 +13,7 @@ pub struct GpuFacts {
     pub memory_bytes: u64,
     /// What the driver keeps of it, bytes.
     pub reserved_bytes: u64,
-    /// 0: NVML does not tell.
+    /// 0: unknown.
     pub sm_count: u32,
     pub architecture: Option<String>,
     pub numa_node: Option<u32>,
@@ -71,7 +71,7 @@ pub struct GpuReading {
     pub ecc_corrected: Option<u64>,
     pub ecc_uncorrected: Option<u64>,
     pub recovery: Option<Recovery>,
-    /// `None`: the list could not be read, which is not the same as nobody there.
+    /// `None`: the list could not be read, which is not the same as no process.
     pub processes: Option<Vec<ProcessUse>>,
 }
 
@@ -94,9 +94,9 @@ impl GpuReading {
     }
 }
 
-/// Something that NVML told without being asked.
+/// An event that NVML reports.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Told {
+pub enum DeviceEvent {
     Xid { uuid: String, xid: u64 },
     EccDoubleBit { uuid: String },
 }

@@ -1,8 +1,8 @@
-//! The only file that asks NVML anything. Turns its answers into [`crate::device::model`]; decides nothing.
+//! The only file that calls NVML. Turns its answers into [`crate::device::model`]; decides nothing.
 //!
 //! On a simulated node another library is loaded and nothing else differs. Calls block, so this
 //! runs on threads of its own. A call that a GPU does not support leaves its field empty; only
-//! "cannot be reached" is told apart, because it is a verdict on the GPU and not on the call.
+//! "cannot be reached" has a value of its own, because it is a verdict on the GPU and not on the call.
 
 use std::path::Path;
 
@@ -16,7 +16,7 @@ use nvml_wrapper::structs::device::FieldId;
 use nvml_wrapper::sys_exports::field_id::NVML_FI_DEV_GET_GPU_RECOVERY_ACTION;
 use nvml_wrapper::{Device, EventSet, Nvml};
 
-use crate::device::model::{GpuFacts, GpuReading, ProcessUse, Reach, Recovery, Told};
+use crate::device::model::{DeviceEvent, GpuFacts, GpuReading, ProcessUse, Reach, Recovery};
 
 /// NVML has at most this many links per GPU (`NVML_NVLINK_MAX_LINKS`).
 const MAX_LINKS: u32 = 18;
@@ -72,8 +72,7 @@ impl Reader {
             .collect()
     }
 
-    /// A set that hears of Xid and ECC errors on the GPUs that can be registered, and how many
-    /// could not.
+    /// A set of Xid and ECC events of the GPUs that can be registered, and how many could not.
     pub fn events(&self, uuids: &[String]) -> Result<(Events<'_>, usize), NvmlError> {
         let wanted = EventTypes::CRITICAL_XID_ERROR | EventTypes::DOUBLE_BIT_ECC_ERROR;
         let mut set = self.nvml.create_event_set()?;
@@ -110,7 +109,7 @@ pub struct Events<'nvml> {
 
 impl Events<'_> {
     /// Blocks up to `timeout_ms`; `Ok(None)` when nothing came.
-    pub fn wait(&self, timeout_ms: u32) -> Result<Option<Told>, NvmlError> {
+    pub fn wait(&self, timeout_ms: u32) -> Result<Option<DeviceEvent>, NvmlError> {
         let event = match self.set.wait(timeout_ms) {
             Ok(event) => event,
             Err(NvmlError::Timeout) => return Ok(None),
@@ -123,10 +122,10 @@ impl Events<'_> {
                 Some(XidError::Value(xid)) => xid,
                 Some(XidError::Unknown) | None => 999,
             };
-            return Ok(Some(Told::Xid { uuid, xid }));
+            return Ok(Some(DeviceEvent::Xid { uuid, xid }));
         }
         let ecc = event.event_type.contains(EventTypes::DOUBLE_BIT_ECC_ERROR);
-        Ok(ecc.then_some(Told::EccDoubleBit { uuid }))
+        Ok(ecc.then_some(DeviceEvent::EccDoubleBit { uuid }))
     }
 }
 

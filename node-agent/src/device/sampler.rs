@@ -1,5 +1,5 @@
 //! Two threads that ask NVML, because its calls block: one takes a reading each second, one waits
-//! for events. What they find is sent on; nothing is decided here.
+//! for events. What they read is sent on; nothing is decided here.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use crate::device::model::{GpuFacts, GpuReading, Told};
+use crate::device::model::{DeviceEvent, GpuFacts, GpuReading};
 use crate::device::nvml::Reader;
 
 const EVERY: Duration = Duration::from_secs(1);
@@ -19,31 +19,35 @@ const EVENT_WAIT_MS: u32 = 1000;
 
 /// What the threads found.
 #[derive(Debug)]
-pub enum News {
+pub enum SamplerMessage {
     Facts {
         facts: Vec<GpuFacts>,
         driver_version: Option<String>,
     },
     Readings(Vec<GpuReading>),
-    Told(Told),
+    Event(DeviceEvent),
     /// NVML cannot be used; tried again.
     Unavailable(String),
 }
 
-/// Starts both threads. They end when `stop` is set or nobody listens.
-pub fn start(library: Option<PathBuf>, news: mpsc::Sender<News>, stop: Arc<AtomicBool>) -> std::io::Result<()> {
-    std::thread::Builder::new().name("nvml".to_owned()).spawn(move || sample(library, &news, &stop))?;
+/// Starts both threads. They end when `stop` is set or the receiver is gone.
+pub fn start(
+    library: Option<PathBuf>,
+    messages: mpsc::Sender<SamplerMessage>,
+    stop: Arc<AtomicBool>,
+) -> std::io::Result<()> {
+    std::thread::Builder::new().name("nvml".to_owned()).spawn(move || sample(library, &messages, &stop))?;
     Ok(())
 }
 
-/// Known devices, never forgotten: one that is not listed any more has fallen off the bus.
+/// Known devices. None is removed: one that is not listed any more has fallen off the bus.
 type Known = Arc<Mutex<Vec<GpuFacts>>>;
 
 fn uuids(known: &Known) -> Vec<String> {
     known.lock().unwrap_or_else(PoisonError::into_inner).iter().map(|gpu| gpu.uuid.clone()).collect()
 }
 
-fn sample(library: Option<PathBuf>, news: &mpsc::Sender<News>, stop: &Arc<AtomicBool>) {
+fn sample(library: Option<PathBuf>, messages: &mpsc::Sender<SamplerMessage>, stop: &Arc<AtomicBool>) {
     let reader = loop {
         if stop.load(Ordering::Relaxed) {
             return;
@@ -52,7 +56,7 @@ fn sample(library: Option<PathBuf>, news: &mpsc::Sender<News>, stop: &Arc<Atomic
             Ok(reader) => break Arc::new(reader),
             Err(err) => {
                 let why = std::error::Error::source(&err).map_or_else(String::new, |source| format!(": {source}"));
-                if news.blocking_send(News::Unavailable(format!("{err}{why}"))).is_err() {
+                if messages.blocking_send(SamplerMessage::Unavailable(format!("{err}{why}"))).is_err() {
                     return;
                 }
                 std::thread::sleep(REOPEN_AFTER);
@@ -60,7 +64,7 @@ fn sample(library: Option<PathBuf>, news: &mpsc::Sender<News>, stop: &Arc<Atomic
         }
     };
     let known: Known = Known::default();
-    let events = (Arc::clone(&reader), Arc::clone(&known), news.clone(), Arc::clone(stop));
+    let events = (Arc::clone(&reader), Arc::clone(&known), messages.clone(), Arc::clone(stop));
     let spawned = std::thread::Builder::new()
         .name("nvml-events".to_owned())
         .spawn(move || watch(&events.0, &events.1, &events.2, &events.3));
@@ -72,24 +76,24 @@ fn sample(library: Option<PathBuf>, news: &mpsc::Sender<News>, stop: &Arc<Atomic
         let started = Instant::now();
         if listed.is_none_or(|at| at.elapsed() >= RELIST_EVERY) {
             listed = Some(started);
-            if list(&reader, &known, news).is_err() {
+            if list(&reader, &known, messages).is_err() {
                 return;
             }
         }
-        if news.blocking_send(News::Readings(reader.read(&uuids(&known)))).is_err() {
+        if messages.blocking_send(SamplerMessage::Readings(reader.read(&uuids(&known)))).is_err() {
             return;
         }
         std::thread::sleep(EVERY.saturating_sub(started.elapsed()));
     }
 }
 
-/// Nobody listens any more.
+/// The receiver is gone.
 struct Gone;
 
-fn list(reader: &Reader, known: &Known, news: &mpsc::Sender<News>) -> Result<(), Gone> {
+fn list(reader: &Reader, known: &Known, messages: &mpsc::Sender<SamplerMessage>) -> Result<(), Gone> {
     let found = match reader.facts() {
         Ok(found) => found,
-        Err(err) => return news.blocking_send(News::Unavailable(err.to_string())).map_err(|_| Gone),
+        Err(err) => return messages.blocking_send(SamplerMessage::Unavailable(err.to_string())).map_err(|_| Gone),
     };
     let facts = {
         let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
@@ -97,10 +101,10 @@ fn list(reader: &Reader, known: &Known, news: &mpsc::Sender<News>) -> Result<(),
         known.clone()
     };
     let driver_version = reader.driver_version();
-    news.blocking_send(News::Facts { facts, driver_version }).map_err(|_| Gone)
+    messages.blocking_send(SamplerMessage::Facts { facts, driver_version }).map_err(|_| Gone)
 }
 
-/// What is found now, and what was known before and is not found: it has not ceased to exist.
+/// What is found now, and what was known before and is not found: it stays known.
 fn merge(known: &[GpuFacts], found: Vec<GpuFacts>) -> Vec<GpuFacts> {
     let missing = known.iter().filter(|old| found.iter().all(|new| new.uuid != old.uuid)).cloned();
     let mut all: Vec<GpuFacts> = missing.chain(found.iter().cloned()).collect();
@@ -108,7 +112,7 @@ fn merge(known: &[GpuFacts], found: Vec<GpuFacts>) -> Vec<GpuFacts> {
     all
 }
 
-fn watch(reader: &Reader, known: &Known, news: &mpsc::Sender<News>, stop: &AtomicBool) {
+fn watch(reader: &Reader, known: &Known, messages: &mpsc::Sender<SamplerMessage>, stop: &AtomicBool) {
     while !stop.load(Ordering::Relaxed) {
         let wanted = uuids(known);
         let (events, missed) = match reader.events(&wanted) {
@@ -130,8 +134,8 @@ fn watch(reader: &Reader, known: &Known, news: &mpsc::Sender<News>, stop: &Atomi
             }
             match events.wait(EVENT_WAIT_MS) {
                 Ok(None) => {}
-                Ok(Some(told)) => {
-                    if news.blocking_send(News::Told(told)).is_err() {
+                Ok(Some(event)) => {
+                    if messages.blocking_send(SamplerMessage::Event(event)).is_err() {
                         return;
                     }
                 }
@@ -167,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gpu_that_is_not_listed_any_more_is_still_known() {
+    fn gpu_that_is_not_listed_any_more_stays_known() {
         let known = [gpu(0, "a"), gpu(1, "b")];
         assert_eq!(merge(&known, vec![gpu(0, "a")]), known);
         assert_eq!(merge(&[], vec![gpu(1, "b"), gpu(0, "a")]), known);

@@ -8,13 +8,16 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use stowage_crds::names;
+use stowage_contracts::names;
 
 use crate::dra::checkpoint::{Entry, Stage};
 use crate::dra::files::write_atomically;
 
 /// Where the report directory is mounted in the container.
 pub const REPORT_MOUNT: &str = "/run/stowage/report";
+/// The report directory is a file system of its own, in the container's memory: it ends with the
+/// container, and a container can fill no more of it than this. An engine writes three small files.
+const REPORT_OPTIONS: [&str; 6] = ["size=256k", "nr_inodes=32", "mode=1777", "nosuid", "nodev", "noexec"];
 const ENTRY_ANNOTATION: &str = "stowage.dev/claim";
 
 /// What the edits of a claim depend on besides the claim.
@@ -23,8 +26,6 @@ pub struct CdiContext {
     pub simulated: bool,
     /// `/dev/nvidia<n>` by uuid, on real GPUs.
     pub minors: BTreeMap<String, u32>,
-    /// The claim's report directory on the host.
-    pub report_dir: PathBuf,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -62,8 +63,12 @@ struct DeviceNode {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Mount {
+    /// The source; for a `tmpfs` a name without meaning, which the format requires.
     host_path: String,
     container_path: String,
+    /// Absent: a bind mount, as earlier agents wrote.
+    #[serde(rename = "type", default, skip_serializing_if = "Option::is_none")]
+    fs_type: Option<String>,
     options: Vec<String>,
 }
 
@@ -118,23 +123,25 @@ fn slice_edits(entry: &Entry, context: &CdiContext) -> Edits {
     let uuids: Vec<&str> = entry.devices.iter().map(|device| device.uuid.as_str()).collect();
     let uuids = uuids.join(",");
     let mut env = vec![
-        format!("STOWAGE_GPU_MEMORY_BYTES={memory}"),
-        format!("STOWAGE_GPU_SM_PERCENT={sm}"),
-        format!("STOWAGE_GPU_UUIDS={uuids}"),
-        format!("STOWAGE_GPU_REPORT_DIR={REPORT_MOUNT}"),
+        format!("{}={memory}", names::ENV_GPU_MEMORY_BYTES),
+        format!("{}={sm}", names::ENV_GPU_SM_PERCENT),
+        format!("{}={uuids}", names::ENV_GPU_UUIDS),
+        format!("{}={REPORT_MOUNT}", names::ENV_GPU_REPORT_DIR),
     ];
+    // The NVIDIA runtime adds devices by this variable; the claim's are in this file, and no others.
+    env.push("NVIDIA_VISIBLE_DEVICES=void".to_owned());
     let mut device_nodes = Vec::new();
     if context.simulated {
-        env.push("STOWAGE_GPU_SIMULATED=1".to_owned());
+        env.push(format!("{}=1", names::ENV_GPU_SIMULATED));
     } else {
-        env.push(format!("NVIDIA_VISIBLE_DEVICES={uuids}"));
         env.push(format!("CUDA_VISIBLE_DEVICES={uuids}"));
         device_nodes.extend(["/dev/nvidiactl", "/dev/nvidia-uvm"].map(|path| DeviceNode { path: path.to_owned() }));
     }
     let mount = Mount {
-        host_path: context.report_dir.display().to_string(),
+        host_path: "tmpfs".to_owned(),
         container_path: REPORT_MOUNT.to_owned(),
-        options: ["rw", "nosuid", "nodev", "noexec", "bind"].map(str::to_owned).into(),
+        fs_type: Some("tmpfs".to_owned()),
+        options: REPORT_OPTIONS.map(str::to_owned).into(),
     };
     Edits { env, device_nodes, mounts: vec![mount] }
 }
@@ -210,11 +217,7 @@ mod tests {
     }
 
     fn context(simulated: bool) -> CdiContext {
-        CdiContext {
-            simulated,
-            minors: BTreeMap::from([("GPU-0".to_owned(), 0), ("GPU-1".to_owned(), 5)]),
-            report_dir: PathBuf::from("/var/lib/stowage/reports/u"),
-        }
+        CdiContext { simulated, minors: BTreeMap::from([("GPU-0".to_owned(), 0), ("GPU-1".to_owned(), 5)]) }
     }
 
     fn parsed(simulated: bool) -> Spec {
@@ -230,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn the_slice_is_the_sum_of_memory_and_the_least_share() {
+    fn slice_is_the_sum_of_memory_and_the_least_share() {
         let spec = parsed(true);
         let edits = &spec.devices[0].container_edits;
         assert_eq!(
@@ -240,11 +243,34 @@ mod tests {
                 "STOWAGE_GPU_SM_PERCENT=30",
                 "STOWAGE_GPU_UUIDS=GPU-0,GPU-1",
                 "STOWAGE_GPU_REPORT_DIR=/run/stowage/report",
+                "NVIDIA_VISIBLE_DEVICES=void",
                 "STOWAGE_GPU_SIMULATED=1",
             ]
         );
-        assert_eq!(edits.mounts[0].host_path, "/var/lib/stowage/reports/u");
         assert!(edits.device_nodes.is_empty() && spec.devices[2].container_edits.device_nodes.is_empty());
+    }
+
+    #[test]
+    fn report_directory_is_on_no_disk_and_has_a_limit() {
+        for simulated in [true, false] {
+            let spec = parsed(simulated);
+            let [mount] = spec.devices[0].container_edits.mounts.as_slice() else { panic!("one mount") };
+            assert_eq!((mount.fs_type.as_deref(), mount.host_path.as_str()), (Some("tmpfs"), "tmpfs"));
+            for option in ["size=256k", "nr_inodes=32", "nosuid", "nodev", "noexec"] {
+                assert!(mount.options.iter().any(|set| set == option), "{option}");
+            }
+            assert!(spec.devices.iter().skip(1).all(|device| device.container_edits.mounts.is_empty()));
+        }
+    }
+
+    #[test]
+    fn nvidia_runtime_adds_no_devices_of_its_own() {
+        for simulated in [true, false] {
+            let spec = parsed(simulated);
+            let env = spec.devices.iter().flat_map(|device| &device.container_edits.env);
+            let visible: Vec<_> = env.filter(|env| env.starts_with("NVIDIA_VISIBLE_DEVICES=")).collect();
+            assert_eq!(visible, ["NVIDIA_VISIBLE_DEVICES=void"]);
+        }
     }
 
     #[test]
@@ -255,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_checkpoint_is_found_again_in_the_files() {
+    fn lost_checkpoint_is_found_again_in_the_files() {
         let dir = tempfile::tempdir().unwrap();
         write(dir.path(), "u", &spec("u", &entry(), &context(true))).unwrap();
         std::fs::write(file(dir.path(), "broken"), "{").unwrap();

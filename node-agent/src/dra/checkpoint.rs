@@ -16,12 +16,7 @@ use crate::dra::files::write_atomically;
 
 const VERSION: u32 = 1;
 
-/// How far a claim's preparation is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Stage {
-    PrepareStarted,
-    Completed,
-}
+pub use stowage_contracts::summary::Stage;
 
 /// One GPU's part of a claim.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,8 +66,8 @@ pub struct Promised {
 /// The claim would have a GPU promised beyond what it has.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "refusing to over-commit {uuid}: {what} asked {asked}, promised to others {promised}, the GPU has {capacity}; \
-     claims there: {holders}. Delete the pod, it will be placed again"
+    "refusing to over-commit {uuid}: {what} asked {asked}, promised to others {promised}, the GPU has {capacity}. \
+     Delete the pod, it will be placed again; the log of the node agent names the claims there"
 )]
 pub struct OverCommit {
     pub uuid: String,
@@ -80,6 +75,7 @@ pub struct OverCommit {
     pub asked: u64,
     pub promised: u64,
     pub capacity: u64,
+    /// Namespaces and names of the claims there, for the log only: the message reaches the tenant of another one.
     pub holders: String,
     /// Uids of the claims in the way.
     pub in_the_way: Vec<String>,
@@ -172,9 +168,9 @@ pub struct CheckpointStore {
 }
 
 impl CheckpointStore {
-    /// Reads the file. A missing one is an empty checkpoint. One that cannot be understood is set
-    /// aside, and `rescue` says what is prepared on this node by other evidence; the text says so. A disk
-    /// that cannot be read says nothing about what is promised: that is an error.
+    /// Reads the file. A missing one is an empty checkpoint. One that cannot be parsed is set
+    /// aside, and `rescue` finds what is prepared on this node by other evidence; then the text reports it.
+    /// A disk that cannot be read is an error: what is promised is unknown.
     pub fn open(
         path: &Path,
         rescue: impl FnOnce() -> std::io::Result<BTreeMap<String, Entry>>,
@@ -281,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn over_commit_is_refused_and_the_holders_are_named() {
+    fn over_commit_is_refused_with_the_claims_in_the_way() {
         let check = |devices: Vec<GrantedDevice>, expect: Result<(), &str>| {
             let state = with(&[("one", vec![device(0, 5, 40)])]);
             let got = state.admit("new", &devices, &gpus());
@@ -304,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn a_claim_that_is_prepared_again_does_not_stand_in_its_own_way() {
+    fn claim_that_is_prepared_again_does_not_stand_in_its_own_way() {
         let state = with(&[("one", vec![device(0, 8, 100)])]);
         assert_eq!(state.admit("one", &[device(0, 8, 100)], &gpus()), Ok(()));
     }
@@ -331,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_write_changes_nothing_and_says_what_to_do() {
+    fn failed_write_changes_nothing_and_says_what_to_do() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("gone").join("checkpoint.json");
         let (mut store, _) = open(&path);
@@ -389,15 +385,15 @@ mod tests {
         }
 
         #[test]
-        fn no_bytes_make_the_parser_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+        fn parser_does_not_panic_whatever_the_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             let _ = Checkpoint::parse(&bytes);
         }
     }
 
     #[test]
-    fn a_checkpoint_that_cannot_be_read_is_an_error_and_stays_where_it_is() {
+    fn unreadable_checkpoint_is_an_error_and_stays_in_its_place() {
         let dir = tempfile::tempdir().unwrap();
-        // A directory in its place: reading it fails, and not because of what it says.
+        // A directory in its place: reading it fails, whatever its content.
         let path = dir.path().join("checkpoint.json");
         std::fs::create_dir(&path).unwrap();
         assert!(CheckpointStore::open(&path, || Ok(BTreeMap::new())).is_err());

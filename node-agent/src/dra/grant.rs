@@ -1,13 +1,13 @@
 //! From a claim and its pod to what this node grants, or the reason why not.
 //!
-//! Pure. The scheduler has allocated and admission policies guard who may ask; the agent looks
-//! again all the same, because it is the one that hands over the device. It trusts what the API
-//! server says *was* granted (`consumedCapacity`), never what the pod asks for.
+//! Pure. The scheduler has allocated and admission policies guard who may ask; the agent checks
+//! again, because it hands over the device. It believes what the API
+//! server reports as granted (`consumedCapacity`), never what the pod asks for.
 
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::resource::v1::{DeviceRequestAllocationResult, ResourceClaim};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
-use stowage_crds::names;
+use stowage_contracts::names;
 use stowage_crds::quantity::parse_bytes;
 
 use crate::device::inventory::Promisable;
@@ -45,7 +45,7 @@ pub enum Refusal {
     #[error("claim {0} is not reserved for exactly one pod")]
     Reserved(String),
     #[error("pod {pod} may not use claim {claim}: {why}. Only pods made by the operator may")]
-    Stranger { pod: String, claim: String, why: &'static str },
+    NotOperators { pod: String, claim: String, why: &'static str },
 }
 
 /// The pod for which the claim is reserved: (name, uid).
@@ -72,13 +72,13 @@ fn check_identity(claim: &ResourceClaim, asked: &ClaimRef) -> Result<(), Refusal
 pub fn check_pod(pod: Option<&Pod>, pod_uid: &str, claim: &ResourceClaim, node: &str) -> Result<(), Refusal> {
     let claim_name = claim.metadata.name.clone().unwrap_or_default();
     let pod_name = pod.and_then(|pod| pod.metadata.name.clone()).unwrap_or_default();
-    let refuse = |why| Err(Refusal::Stranger { pod: pod_name.clone(), claim: claim_name.clone(), why });
+    let refuse = |why| Err(Refusal::NotOperators { pod: pod_name.clone(), claim: claim_name.clone(), why });
     let Some(pod) = pod else { return refuse("the pod does not exist") };
     if pod.metadata.uid.as_deref() != Some(pod_uid) {
         return refuse("it is another pod of the same name");
     }
     if claim_name != format!("{}{pod_name}", names::CLAIM_PREFIX) {
-        return refuse("the names do not belong together");
+        return refuse("its name is not the one that belongs to the claim");
     }
     let managed = pod.metadata.labels.as_ref().and_then(|labels| labels.get(names::LABEL_MANAGED_BY));
     if managed.map(String::as_str) != Some(names::MANAGED_BY) {
@@ -289,7 +289,11 @@ mod tests {
         };
         check(pod(), claim(), "fine");
         check(set(pod(), "/metadata/uid", json!("p2")), claim(), "another pod of the same name");
-        check(set(pod(), "/metadata/name", json!("thief")), claim(), "names do not belong together");
+        check(
+            set(pod(), "/metadata/name", json!("other")),
+            claim(),
+            "its name is not the one that belongs to the claim",
+        );
         check(set(pod(), "/metadata/labels", json!({})), claim(), "operator's label");
         check(set(pod(), "/metadata/ownerReferences", json!([])), claim(), "not owned by");
         check(set(pod(), "/metadata/ownerReferences/0/apiVersion", json!("evil.dev/v1")), claim(), "not owned by");
@@ -298,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn a_claim_is_for_one_pod() {
+    fn claim_is_for_one_pod() {
         let check = |users: Value, fine: bool| {
             let claim: ResourceClaim = serde_json::from_value(set(claim(), "/status/reservedFor", users)).unwrap();
             assert_eq!(reserved_pod(&claim, &asked()).is_ok(), fine);

@@ -9,4 +9,5 @@ pub mod files;
 pub mod grant;
 pub mod plugin;
 pub mod prepare;
+pub mod remove;
 pub mod slices;

@@ -13,7 +13,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use futures::Stream;
-use stowage_crds::names::DRIVER;
+use stowage_contracts::names::DRIVER;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio_stream::StreamExt;
@@ -69,15 +69,15 @@ impl Sockets {
         }
     }
 
-    /// Removes our own; called on the way out, so that the kubelet does not dial the dead.
+    /// Removes this agent's sockets before it ends, so that the kubelet does not dial them any more.
     pub fn remove(&self) {
         for path in [&self.registration, &self.dra] {
             let _ = std::fs::remove_file(path);
         }
     }
 
-    /// Removes sockets of ours behind which nobody listens: of agents that were killed.
-    async fn remove_dead(&self) {
+    /// Removes sockets of agents that were killed: nothing accepts connections on them.
+    async fn remove_stale(&self) {
         let (dra, registration) = (("dra-", self.dra.parent()), (DRIVER, self.registration.parent()));
         for (prefix, dir) in [dra, registration] {
             let Some(Ok(entries)) = dir.map(std::fs::read_dir) else { continue };
@@ -92,7 +92,7 @@ impl Sockets {
     }
 }
 
-/// Serves all three interfaces until `stop` changes. `registered` is told what the kubelet says.
+/// Serves all three interfaces until `stop` changes. `registered` receives the kubelet's answer.
 pub async fn serve(
     sockets: &Sockets,
     preparer: Arc<Preparer>,
@@ -100,7 +100,7 @@ pub async fn serve(
     registered: watch::Sender<Result<(), String>>,
     stop: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
-    sockets.remove_dead().await;
+    sockets.remove_stale().await;
     let dra = UnixListenerStream::new(listen(&sockets.dra)?);
     let registration = UnixListenerStream::new(listen(&sockets.registration)?);
     let health = HealthService { pool: preparer.node.clone(), verdicts };

@@ -1,8 +1,9 @@
-//! Prepares and unprepares claims: checkpoint, report directory, CDI file.
+//! Prepares and unprepares claims: checkpoint, CDI file, on simulated nodes the claim's file for the
+//! simulated GPUs.
 //!
 //! One at a time on this node, also across two agents in a rolling update: each operation holds a
 //! file lock and starts from the checkpoint on disk. The order makes every crash harmless:
-//! `PrepareStarted` on disk → directory and CDI file → `Completed` on disk; unprepare goes the other
+//! `PrepareStarted` on disk → claim file and CDI file → `Completed` on disk; unprepare goes the other
 //! way and forgets last. Both can be repeated. Whether to grant is decided in [`crate::dra::grant`] and
 //! [`Checkpoint::admit`]. What could not be prepared is kept with its reason ([`Unprepared`]), so that
 //! the operator can take the replica elsewhere.
@@ -10,26 +11,30 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use fake_nvml::reports::{ClaimFile, lock_holder};
 use jiff::Timestamp;
+use stowage_contracts::usage::ClaimFile;
 use tokio::sync::{Mutex, watch};
 
 use crate::device::inventory;
 use crate::device::model::GpuFacts;
+use crate::device::process::Processes;
 use crate::dra::cdi::{self, CdiContext};
 use crate::dra::checkpoint::{Checkpoint, CheckpointStore, Entry, OverCommit, SaveError, Stage};
 use crate::dra::claims::{ClaimSource, LookupError};
+use crate::dra::files::write_atomically;
 use crate::dra::grant::{self, ClaimRef, Refusal};
+use crate::dra::remove::Remover;
 
 /// Where this node's files are.
 #[derive(Debug, Clone)]
 pub struct Paths {
     pub cdi: PathBuf,
-    /// `checkpoint.json`, `reports/`, `lock`.
+    /// `checkpoint.json`, `lock`, on simulated nodes `reports/`. No pod has any of it mounted.
     pub state: PathBuf,
 }
 
@@ -42,8 +47,13 @@ impl Paths {
         self.state.join("reports")
     }
 
+    /// Earlier versions let the claim's pod write here.
     fn report_dir(&self, uid: &str) -> PathBuf {
         self.reports().join(uid)
+    }
+
+    fn removed(&self) -> PathBuf {
+        self.state.join("removed")
     }
 }
 
@@ -92,6 +102,9 @@ pub struct Unprepared {
     pub message: String,
 }
 
+/// In the claim's directory below [`Paths::reports`].
+const CLAIM_FILE: &str = "claim.json";
+
 /// How long a claim waits for the first reading of the GPUs; it is refused after that.
 const FIRST_READING: Duration = Duration::from_secs(10);
 
@@ -103,17 +116,20 @@ pub struct Preparer {
     pub node: String,
     pub simulated: bool,
     pub paths: Paths,
-    /// Off only where somebody without an operator tries the driver by hand.
+    /// Off only where the driver is tried without an operator.
     pub operator_pods_only: bool,
+    /// Where processes of pods are looked up.
+    pub processes: Processes,
     claims: Arc<dyn ClaimSource>,
     gpus: watch::Receiver<Arc<Vec<GpuFacts>>>,
+    remover: Remover,
     /// The checkpoint as last seen; also what serialises this process.
     current: Mutex<watch::Sender<Arc<Checkpoint>>>,
     refusals: watch::Sender<Refusals>,
 }
 
 impl Preparer {
-    /// Opens the checkpoint. The text, if any, says that it had to be rebuilt.
+    /// Opens the checkpoint. The text, if any: it had to be rebuilt.
     pub fn open(
         node: &str,
         simulated: bool,
@@ -121,7 +137,11 @@ impl Preparer {
         claims: Arc<dyn ClaimSource>,
         gpus: watch::Receiver<Arc<Vec<GpuFacts>>>,
     ) -> std::io::Result<(Self, watch::Receiver<Arc<Checkpoint>>, Option<String>)> {
+        let private = std::fs::Permissions::from_mode(0o700);
         std::fs::create_dir_all(paths.reports())?;
+        std::fs::set_permissions(paths.reports(), private)?;
+        let remover = Remover::new(paths.removed());
+        remover.start();
         let (store, problem) = CheckpointStore::open(&paths.checkpoint(), || cdi::rescue(&paths.cdi))?;
         let (sender, receiver) = watch::channel(Arc::new(store.state().clone()));
         let preparer = Self {
@@ -129,15 +149,17 @@ impl Preparer {
             simulated,
             paths,
             operator_pods_only: true,
+            processes: Processes::default(),
             claims,
             gpus,
+            remover,
             current: Mutex::new(sender),
             refusals: watch::Sender::default(),
         };
         Ok((preparer, receiver, problem))
     }
 
-    /// What the kubelet wants and does not get.
+    /// Claims that the kubelet wants prepared and that are refused.
     pub fn refusals(&self) -> watch::Receiver<Refusals> {
         self.refusals.subscribe()
     }
@@ -180,7 +202,9 @@ impl Preparer {
         let entry = self.granted(asked).await?;
         self.admit(&mut session, &asked.uid, &entry).await?;
         session.put(&asked.uid, entry.clone(), Stage::PrepareStarted)?;
-        self.make_report_dir(&asked.uid, &entry)?;
+        if self.simulated {
+            self.write_claim_file(&asked.uid, &entry)?;
+        }
         self.write_cdi(&asked.uid, &entry)?;
         session.put(&asked.uid, entry.clone(), Stage::Completed)?;
         tracing::info!(claim = %format!("{}/{}", asked.namespace, asked.name), uid = asked.uid, pod = entry.pod, "claim prepared");
@@ -194,14 +218,14 @@ impl Preparer {
         let mut session = self.session().await?;
         let file = |what: &str, source| PrepareError::File { what: what.to_owned(), source };
         cdi::remove(&self.paths.cdi, &asked.uid).map_err(|err| file("the CDI directory", err))?;
-        remove_dir(&self.paths.report_dir(&asked.uid)).map_err(|err| file("the report directory", err))?;
+        self.remove_report_dir(&asked.uid).map_err(|err| file("the report directory", err))?;
         session.store.change(|state| drop(state.claims.remove(&asked.uid)))?;
         tracing::info!(claim = %format!("{}/{}", asked.namespace, asked.name), uid = asked.uid, "claim unprepared");
         Ok(())
     }
 
-    /// Forgets preparations that a crash cut short and whose claims are gone since: nobody will
-    /// unprepare them. Returns how many.
+    /// Forgets preparations that a crash cut short and whose claims are gone since: the kubelet will
+    /// not unprepare them. Returns how many.
     pub async fn forget_abandoned(&self) -> Result<usize, PrepareError> {
         let mut session = self.session().await?;
         let started = session.store.state().claims.iter().filter(|(_, entry)| entry.stage == Stage::PrepareStarted);
@@ -227,6 +251,7 @@ impl Preparer {
         let gpus = inventory::promisable(&self.gpus.borrow());
         let Err(refused) = session.store.state().admit(uid, &entry.devices, &gpus) else { return Ok(()) };
         if self.forget_gone(session, &refused.in_the_way).await? == 0 {
+            tracing::warn!(claim = %format!("{}/{}", entry.namespace, entry.name), holders = refused.holders, %refused, "claim would over-commit a GPU");
             return Err(refused.into());
         }
         Ok(session.store.state().admit(uid, &entry.devices, &gpus)?)
@@ -238,20 +263,21 @@ impl Preparer {
             let Some(entry) = session.store.state().claims.get(uid).cloned() else { continue };
             let claim = self.claims.claim(&entry.namespace, &entry.name).await?;
             let exists = claim.is_some_and(|claim| claim.metadata.uid.as_deref() == Some(uid));
-            let runs = lock_holder(&self.paths.report_dir(uid).join("lock")).is_some();
+            let runs = self.processes.any_of_pod(&entry.pod_uid);
             if exists || runs {
                 continue;
             }
             tracing::warn!(uid, claim = entry.name, "claim is gone and was never unprepared, forgetting it");
             let _ = cdi::remove(&self.paths.cdi, uid);
-            let _ = remove_dir(&self.paths.report_dir(uid));
+            let _ = self.remove_report_dir(uid);
             session.store.change(|state| drop(state.claims.remove(uid)))?;
             gone += 1;
         }
         Ok(gone)
     }
 
-    fn make_report_dir(&self, uid: &str, entry: &Entry) -> Result<(), PrepareError> {
+    /// What the simulated GPUs need to know of the claim.
+    fn write_claim_file(&self, uid: &str, entry: &Entry) -> Result<(), PrepareError> {
         let dir = self.paths.report_dir(uid);
         let claim = ClaimFile {
             uuids: entry.devices.iter().map(|device| device.uuid.clone()).collect(),
@@ -261,16 +287,21 @@ impl Preparer {
             pod_uid: entry.pod_uid.clone(),
         };
         let text = serde_json::to_vec(&claim).unwrap_or_default();
-        let made = std::fs::create_dir_all(&dir)
-            .and_then(|()| open_to_engine(&dir))
-            .and_then(|()| crate::dra::files::write_atomically(&dir.join("claim.json"), &text));
+        let made = std::fs::create_dir_all(&dir).and_then(|()| write_atomically(&dir.join(CLAIM_FILE), &text));
         made.map_err(|source| PrepareError::File { what: dir.display().to_string(), source })
+    }
+
+    /// Takes one rename, whatever a pod of an earlier version put there.
+    fn remove_report_dir(&self, uid: &str) -> std::io::Result<()> {
+        let dir = self.paths.report_dir(uid);
+        let _ = std::fs::remove_file(dir.join(CLAIM_FILE));
+        self.remover.remove(&dir)
     }
 
     fn write_cdi(&self, uid: &str, entry: &Entry) -> Result<(), PrepareError> {
         let minors: BTreeMap<String, u32> =
             self.gpus.borrow().iter().filter_map(|gpu| Some((gpu.uuid.clone(), gpu.minor?))).collect();
-        let context = CdiContext { simulated: self.simulated, minors, report_dir: self.paths.report_dir(uid) };
+        let context = CdiContext { simulated: self.simulated, minors };
         cdi::write(&self.paths.cdi, uid, &cdi::spec(uid, entry, &context))
             .map_err(|source| PrepareError::File { what: format!("the CDI file of claim {uid}"), source })
     }
@@ -321,20 +352,6 @@ fn prepared(uid: &str, entry: &Entry) -> Vec<Prepared> {
             share_id: device.share_id.clone(),
         })
         .collect()
-}
-
-/// Anybody may write here, since only the claim's pod has it mounted; nobody may remove or replace
-/// what is not theirs (sticky), so `claim.json` stays as we wrote it: it says whose memory it is.
-fn open_to_engine(dir: &Path) -> std::io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o1777))
-}
-
-fn remove_dir(dir: &Path) -> std::io::Result<()> {
-    match std::fs::remove_dir_all(dir) {
-        Err(err) if err.kind() != std::io::ErrorKind::NotFound => Err(err),
-        _ => Ok(()),
-    }
 }
 
 /// An exclusive `flock`, given back when dropped or when the process ends.

@@ -16,7 +16,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference}
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client};
-use stowage_crds::names::DRIVER;
+use stowage_contracts::names::DRIVER;
 use tokio::sync::{Notify, watch};
 
 use crate::device::inventory;
@@ -24,7 +24,7 @@ use crate::device::model::GpuFacts;
 
 /// The most a slice may hold.
 const MAX_DEVICES: usize = 128;
-/// Looked at even if no event came: a watch can miss what it is not told.
+/// Compared even without an event: a watch can lose one.
 const RESYNC: Duration = Duration::from_secs(60);
 const RETRY: Duration = Duration::from_secs(2);
 /// Field manager of everything this agent writes.
@@ -77,7 +77,7 @@ fn slices(node: &str, owner: Option<&OwnerReference>, devices: &[Device], genera
     chunks.iter().enumerate().map(slice).collect()
 }
 
-/// Who else hands out this node's GPUs, if anybody: then we publish none.
+/// Another driver that publishes this node's GPUs, if there is one: then this agent publishes none.
 pub fn managed_elsewhere(node: &Node, on_node: &[ResourceSlice]) -> Option<String> {
     if on_node.iter().any(|slice| slice.spec.driver == NVIDIA_DRIVER) {
         return Some(format!("driver {NVIDIA_DRIVER} publishes this node's GPUs; the agent only watches them"));
@@ -87,11 +87,11 @@ pub fn managed_elsewhere(node: &Node, on_node: &[ResourceSlice]) -> Option<Strin
     Some(format!("a device plugin hands out {} {NVIDIA_RESOURCE} on this node; the agent only watches them", count.0))
 }
 
-/// Publishes until the process ends. `trouble` is told of what keeps it from publishing.
+/// Publishes until the process ends. `api_trouble` receives what keeps it from publishing.
 pub struct Publisher {
     pub client: Client,
     pub node: String,
-    /// Simulated GPUs are ours whoever else is on the node.
+    /// Simulated GPUs are published whichever other driver is on the node.
     pub simulated: bool,
     pub gpus: watch::Receiver<Arc<Vec<GpuFacts>>>,
     pub elsewhere: watch::Sender<Option<String>>,
@@ -100,8 +100,8 @@ pub struct Publisher {
 
 impl Publisher {
     pub async fn run(mut self) {
-        let poke = Arc::new(Notify::new());
-        tokio::spawn(follow(self.client.clone(), self.node.clone(), Arc::clone(&poke)));
+        let slices_changed = Arc::new(Notify::new());
+        tokio::spawn(follow(self.client.clone(), self.node.clone(), Arc::clone(&slices_changed)));
         loop {
             let wait = match self.reconcile().await {
                 Ok(()) => {
@@ -115,7 +115,7 @@ impl Publisher {
                 }
             };
             tokio::select! {
-                () = poke.notified() => {}
+                () = slices_changed.notified() => {}
                 changed = self.gpus.changed() => if changed.is_err() { return },
                 () = tokio::time::sleep(wait) => {}
             }
@@ -169,13 +169,13 @@ pub fn owner(node: &Node) -> Option<OwnerReference> {
 }
 
 /// Pokes whenever a slice of this node changes.
-async fn follow(client: Client, node: String, poke: Arc<Notify>) {
+async fn follow(client: Client, node: String, changed: Arc<Notify>) {
     let api: Api<ResourceSlice> = Api::all(client);
     let config = watcher::Config::default().fields(&format!("spec.nodeName={node},spec.driver={DRIVER}"));
     let mut events = std::pin::pin!(watcher(api, config).default_backoff());
     while let Some(event) = events.next().await {
         match event {
-            Ok(_) => poke.notify_one(),
+            Ok(_) => changed.notify_one(),
             Err(err) => tracing::debug!(%err, "the watch on ResourceSlices broke off"),
         }
     }
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_look_changes_nothing() {
+    fn second_look_changes_nothing() {
         let mut there = Vec::new();
         apply(&mut there, plan("n", None, &devices(8), &[]));
         assert_eq!(there[0].spec.pool.generation, 1);
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn what_somebody_else_changed_or_deleted_is_written_again() {
+    fn slice_that_was_changed_or_deleted_is_written_again() {
         let mut there = Vec::new();
         apply(&mut there, plan("n", None, &devices(2), &[]));
         there[0].spec.devices.as_mut().unwrap().pop();
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn gpus_that_somebody_else_hands_out_are_not_published() {
+    fn gpus_of_another_driver_are_not_published() {
         let node = |json| serde_json::from_value::<Node>(json).unwrap();
         let plain = node(serde_json::json!({"status": {"allocatable": {"cpu": "8"}}}));
         let plugin = node(serde_json::json!({"status": {"allocatable": {"nvidia.com/gpu": "8"}}}));

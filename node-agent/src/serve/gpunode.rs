@@ -1,5 +1,5 @@
 //! Writes this node's GpuNode: at once when something changed, otherwise once a minute as a sign of
-//! life. What it says is decided in [`crate::device::inventory`].
+//! life. Its content is decided in [`crate::device::inventory`].
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,23 +11,23 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use serde_json::json;
+use stowage_contracts::names::API_VERSION;
 use stowage_crds::conditions::types;
-use stowage_crds::names::API_VERSION;
 use stowage_crds::{GpuNode, GpuNodeStatus};
 use tokio::sync::watch;
 
 use crate::device::inventory;
 use crate::dra::slices::{FIELD_MANAGER, owner};
-use crate::usage::view::{Trouble, View};
+use crate::usage::view::{NodeView, Trouble};
 
 /// As the type's documentation promises: at most so long without a write.
 const QUIET: Duration = Duration::from_secs(60);
 const RETRY: Duration = Duration::from_secs(2);
-/// For one write, which is one or three requests. A verdict must not hang behind a dead connection.
+/// For one write, which is one or three requests. A verdict must not wait for a dead connection.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Writes until the process ends.
-pub async fn run(client: Client, node: String, mut views: watch::Receiver<Arc<View>>) {
+pub async fn run(client: Client, node: String, mut views: watch::Receiver<Arc<NodeView>>) {
     let mut written: Option<(GpuNodeStatus, Instant)> = None;
     loop {
         let view = Arc::clone(&views.borrow_and_update());
@@ -43,7 +43,7 @@ pub async fn run(client: Client, node: String, mut views: watch::Receiver<Arc<Vi
                     Ok(()) => written = Some((status, Instant::now())),
                     Err(err) => {
                         tracing::warn!(%err, "cannot write the GpuNode");
-                        // Gone, perhaps: make it again.
+                        // It may be deleted: create it again.
                         written = None;
                         tokio::time::sleep(RETRY).await;
                         continue;
@@ -94,15 +94,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn troubles_are_one_condition_and_none_is_none() {
+    fn troubles_become_one_condition_and_without_any_there_is_none() {
         assert!(degraded(&BTreeMap::new()).is_empty());
         let at = |second| Timestamp::from_second(second).unwrap();
         let troubles = BTreeMap::from([
             (Trouble::CheckpointRebuilt, (at(5), "rebuilt".to_owned())),
             (Trouble::ScenarioInvalid, (at(9), "not JSON".to_owned())),
         ]);
-        let said = degraded(&troubles).remove(0);
-        assert_eq!((said.reason.as_str(), said.message.as_str()), ("ScenarioInvalid", "not JSON; rebuilt"));
-        assert_eq!(said.last_transition_time, Time(at(5)));
+        let condition = degraded(&troubles).remove(0);
+        assert_eq!((condition.reason.as_str(), condition.message.as_str()), ("ScenarioInvalid", "not JSON; rebuilt"));
+        assert_eq!(condition.last_transition_time, Time(at(5)));
     }
 }

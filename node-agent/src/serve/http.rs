@@ -11,14 +11,16 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use serde::Deserialize;
+use stowage_contracts::names::PATH_SUMMARY;
+use stowage_contracts::summary::Summary;
 use stowage_telemetry::health::Check;
 use stowage_telemetry::metrics::Registry;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 
-use crate::serve::summary::Summary;
-use crate::usage::view::View;
+use crate::serve::summary;
+use crate::usage::view::NodeView;
 
 /// A line at least so often, so that silence means that we are gone.
 const HEARTBEAT: Duration = Duration::from_secs(10);
@@ -27,12 +29,12 @@ const HEARTBEAT: Duration = Duration::from_secs(10);
 #[derive(Clone)]
 pub struct Api {
     pub node: String,
-    pub views: watch::Receiver<Arc<View>>,
+    pub views: watch::Receiver<Arc<NodeView>>,
 }
 
 pub fn router(api: Api, registry: Registry, healthz: Check, readyz: Check) -> Router {
     Router::new()
-        .route("/stowage/v1/summary", get(summary))
+        .route(PATH_SUMMARY, get(answer))
         .with_state(api)
         .merge(stowage_telemetry::health::router(healthz, readyz))
         .merge(stowage_telemetry::metrics::router(registry))
@@ -43,7 +45,7 @@ struct Watch {
     watch: Option<String>,
 }
 
-async fn summary(State(api): State<Api>, Query(query): Query<Watch>) -> Response {
+async fn answer(State(api): State<Api>, Query(query): Query<Watch>) -> Response {
     match query.watch.as_deref() {
         None | Some("0" | "false") => {
             let text = line(&current(&api));
@@ -60,7 +62,7 @@ async fn summary(State(api): State<Api>, Query(query): Query<Watch>) -> Response
 }
 
 fn current(api: &Api) -> Summary {
-    Summary::of(&api.node, &api.views.borrow(), jiff::Timestamp::now())
+    summary::of(&api.node, &api.views.borrow(), jiff::Timestamp::now())
 }
 
 fn line(summary: &Summary) -> Bytes {
@@ -87,7 +89,7 @@ async fn follow(mut api: Api, lines: mpsc::Sender<Bytes>) {
                     if changed.is_err() {
                         return;
                     }
-                    if !current(&api).same_news(&summary) {
+                    if !current(&api).same_content(&summary) {
                         break;
                     }
                 }

@@ -1,6 +1,6 @@
-//! The agent's metrics: what was promised and what is used, per GPU and tenant, and how GPUs fare.
+//! The agent's metrics: what was promised and what is used, per GPU and tenant, and the state of the GPUs.
 //!
-//! Set anew from each [`View`], so a claim or GPU that is gone leaves no series behind.
+//! Set anew from each [`NodeView`], so a claim or GPU that is gone leaves no series behind.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
@@ -13,7 +13,7 @@ use stowage_telemetry::metrics::Registry;
 
 use crate::device::inventory;
 use crate::device::model::Health;
-use crate::usage::view::{Trouble, View};
+use crate::usage::view::{NodeView, Trouble};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Gpu {
@@ -23,7 +23,7 @@ struct Gpu {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct GpuTenant {
     uuid: String,
-    /// The TenantQuota's name; empty where nobody said.
+    /// The TenantQuota's name; empty: unknown.
     tenant: String,
 }
 
@@ -72,7 +72,7 @@ impl Metrics {
     pub fn register(registry: &mut Registry) -> Self {
         let m = Self::default();
         registry.register("gpu_memory_bytes", "Memory of the GPU that can be promised", m.memory.clone());
-        registry.register("gpu_memory_used_bytes", "Memory in use on the GPU, by whomever", m.memory_used.clone());
+        registry.register("gpu_memory_used_bytes", "Memory in use on the GPU", m.memory_used.clone());
         registry.register("gpu_memory_promised_bytes", "Memory promised to claims", m.memory_promised.clone());
         registry.register(
             "gpu_memory_claimed_bytes",
@@ -86,8 +86,8 @@ impl Metrics {
         );
         registry.register("gpu_sm_promised_ratio", "Share of the SMs promised to claims", m.sm_promised.clone());
         registry.register("gpu_busy_ratio", "Share of time in which some kernel ran", m.sm_used.clone());
-        registry.register("gpu_health", "1 for the verdict that holds", m.health.clone());
-        registry.register("gpu_xid_errors", "Xid errors heard since the agent started", m.xid.clone());
+        registry.register("gpu_health", "1 for the current verdict", m.health.clone());
+        registry.register("gpu_xid_errors", "Xid errors since the agent started", m.xid.clone());
         registry.register("gpu_temperature_celsius", "Temperature of the GPU", m.temperature.clone());
         registry.register("gpu_power_watts", "Power drawn by the GPU", m.power.clone());
         registry.register(
@@ -102,14 +102,14 @@ impl Metrics {
         m
     }
 
-    pub fn set(&self, view: &View, now: jiff::Timestamp) {
+    pub fn set(&self, view: &NodeView, now: jiff::Timestamp) {
         self.clear();
         let promisable = inventory::promisable(&view.facts);
         for facts in &view.facts {
             let gpu = Gpu { uuid: facts.uuid.clone() };
             let memory = promisable.iter().find(|p| p.uuid == facts.uuid).map_or(0, |p| p.memory_bytes);
             self.memory.get_or_create(&gpu).set(signed(memory));
-            let unclaimed = view.strangers.get(&facts.uuid).copied().unwrap_or(0);
+            let unclaimed = view.unattributed.get(&facts.uuid).copied().unwrap_or(0);
             self.memory_unclaimed.get_or_create(&gpu).set(signed(unclaimed));
             let health = view.verdicts.get(&facts.uuid).map_or(Health::Healthy, |verdict| verdict.health);
             for (candidate, name) in HEALTHS {
@@ -142,7 +142,7 @@ impl Metrics {
         self.slowed.clear();
     }
 
-    fn set_readings(&self, view: &View, now: jiff::Timestamp) {
+    fn set_readings(&self, view: &NodeView, now: jiff::Timestamp) {
         let mut oldest: f64 = 0.0;
         for (uuid, (at, reading)) in &view.readings {
             let gpu = Gpu { uuid: uuid.clone() };
@@ -164,7 +164,7 @@ impl Metrics {
         self.reading_age.set(oldest);
     }
 
-    fn set_claims(&self, view: &View) {
+    fn set_claims(&self, view: &NodeView) {
         for (uid, entry) in &view.checkpoint.claims {
             let label = |uuid: &str| GpuTenant { uuid: uuid.to_owned(), tenant: entry.tenant.clone() };
             for device in &entry.devices {
@@ -178,8 +178,8 @@ impl Metrics {
         }
     }
 
-    fn set_xids(&self, heard: &BTreeMap<(String, &'static str), u64>) {
-        for ((uuid, class), count) in heard {
+    fn set_xids(&self, counts: &BTreeMap<(String, &'static str), u64>) {
+        for ((uuid, class), count) in counts {
             let counter = self.xid.get_or_create(&GpuXid { uuid: uuid.clone(), class });
             counter.inc_by(count.saturating_sub(counter.get()));
         }

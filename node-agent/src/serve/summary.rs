@@ -1,172 +1,41 @@
-//! What the operator and people read: one JSON object about the node, from a [`View`].
-//!
-//! Every reading carries its age. Two summaries that differ in ages and times only are the same
-//! news ([`Summary::same_news`]).
+//! The agent's summary for the operator and engineers, from a [`NodeView`]. Its form is a contract:
+//! [`stowage_contracts::summary`].
 
 use jiff::Timestamp;
-use serde::Serialize;
+use stowage_contracts::summary::{Claim, ClaimDevice, Device, Overshooting, Refused, Sample, Summary, Troubled};
 
 use crate::device::inventory;
-use crate::device::model::Health;
-use crate::usage::view::{Used, View};
+use crate::device::model::{GpuFacts, Health};
+use crate::dra::checkpoint::Entry;
+use crate::dra::prepare::Unprepared;
+use crate::usage::view::{NodeView, Used};
 
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Summary {
-    pub node: String,
-    pub simulated: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub driver_version: Option<String>,
-    pub at: Timestamp,
-    pub devices: Vec<Device>,
-    pub claims: Vec<Claim>,
-    pub overshoots: Vec<Overshooting>,
-    pub refusals: Vec<Refused>,
-    pub troubles: Vec<Troubled>,
-}
+/// Where the evidence of an overshoot comes from. One value so far: engines that share a GPU under MPS,
+/// where NVML charges the server, would report themselves.
+const SOURCE: &str = "NVML";
 
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Device {
-    pub uuid: String,
-    pub name: String,
-    pub product: String,
-    pub health: Health,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    pub reason: &'static str,
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub message: String,
-    /// What can be promised.
-    pub memory_bytes: u64,
-    pub promised_bytes: u64,
-    pub promised_sm_percent: u32,
-    /// Absent as long as it was never read.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub used_bytes: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub used_sm_percent: Option<u32>,
-    /// Held by processes of no claim.
-    pub unclaimed_bytes: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub temperature_celsius: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub power_milliwatts: Option<u32>,
-    pub slowed_down: bool,
-    /// Age of the reading; absent: none yet.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub age_seconds: Option<f64>,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Claim {
-    pub uid: String,
-    pub namespace: String,
-    pub name: String,
-    pub pod: String,
-    pub stage: crate::dra::checkpoint::Stage,
-    pub devices: Vec<ClaimDevice>,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ClaimDevice {
-    pub gpu: String,
-    pub promised_bytes: u64,
-    pub promised_sm_percent: u32,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub used_bytes: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub used_sm_percent: Option<u32>,
-}
-
-/// A claim that uses more than was promised, with the evidence.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Overshooting {
-    pub namespace: String,
-    pub claim: String,
-    pub claim_uid: String,
-    pub pod: String,
-    pub pod_uid: String,
-    pub gpu: String,
-    pub promised_bytes: u64,
-    pub margin_bytes: u64,
-    pub used_bytes: u64,
-    /// In a row above promise + margin.
-    pub samples: u32,
-    /// `NVML` or `engine report`.
-    pub source: &'static str,
-    /// The device has room for it although it is more than was promised.
-    pub headroom: bool,
-    pub since: Timestamp,
-    /// The last samples in time order.
-    pub evidence: Vec<Sample>,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Sample {
-    pub at: Timestamp,
-    pub used_bytes: u64,
-}
-
-/// A claim that the kubelet wants prepared and this agent cannot prepare.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Refused {
-    pub namespace: String,
-    pub claim: String,
-    pub claim_uid: String,
-    pub since: Timestamp,
-    pub message: String,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Troubled {
-    pub kind: &'static str,
-    pub message: String,
-    pub since: Timestamp,
-}
-
-impl Summary {
-    pub fn of(node: &str, view: &View, now: Timestamp) -> Self {
-        Self {
-            node: node.to_owned(),
-            simulated: view.simulated,
-            driver_version: view.driver_version.clone(),
-            at: now,
-            devices: devices(view, now),
-            claims: claims(view),
-            overshoots: overshoots(view),
-            refusals: refusals(view),
-            troubles: view
-                .troubles
-                .iter()
-                .map(|(kind, (since, message))| Troubled { kind: kind.name(), message: message.clone(), since: *since })
-                .collect(),
-        }
-    }
-
-    pub fn same_news(&self, other: &Self) -> bool {
-        self.timeless() == other.timeless()
-    }
-
-    fn timeless(&self) -> Self {
-        let mut copy = self.clone();
-        copy.at = Timestamp::UNIX_EPOCH;
-        copy.devices.iter_mut().for_each(|device| device.age_seconds = None);
-        for overshoot in &mut copy.overshoots {
-            overshoot.evidence.clear();
-            overshoot.samples = 0;
-        }
-        copy
+/// The summary of the node at this time.
+pub fn of(node: &str, view: &NodeView, now: Timestamp) -> Summary {
+    let troubled = |(kind, (since, message)): (&crate::usage::view::Trouble, &(Timestamp, String))| Troubled {
+        kind: kind.name().to_owned(),
+        message: message.clone(),
+        since: *since,
+    };
+    Summary {
+        node: node.to_owned(),
+        simulated: view.simulated,
+        driver_version: view.driver_version.clone(),
+        at: now,
+        devices: devices(view, now),
+        claims: claims(view),
+        overshoots: overshoots(view),
+        refusals: refusals(view),
+        troubles: view.troubles.iter().map(troubled).collect(),
     }
 }
 
-fn refusals(view: &View) -> Vec<Refused> {
-    let refused = |(uid, refused): (&String, &crate::dra::prepare::Unprepared)| Refused {
+fn refusals(view: &NodeView) -> Vec<Refused> {
+    let refused = |(uid, refused): (&String, &Unprepared)| Refused {
         namespace: refused.namespace.clone(),
         claim: refused.name.clone(),
         claim_uid: uid.clone(),
@@ -176,9 +45,9 @@ fn refusals(view: &View) -> Vec<Refused> {
     view.refusals.iter().map(refused).collect()
 }
 
-fn devices(view: &View, now: Timestamp) -> Vec<Device> {
+fn devices(view: &NodeView, now: Timestamp) -> Vec<Device> {
     let promisable = inventory::promisable(&view.facts);
-    let device = |facts: &crate::device::model::GpuFacts| {
+    let device = |facts: &GpuFacts| {
         let promised = view.checkpoint.promised(&facts.uuid, None);
         let verdict = view.verdicts.get(&facts.uuid);
         let reading = view.readings.get(&facts.uuid);
@@ -188,14 +57,14 @@ fn devices(view: &View, now: Timestamp) -> Vec<Device> {
             name: inventory::device_name(facts),
             product: facts.product.clone(),
             health: verdict.map_or(Health::Healthy, |verdict| verdict.health),
-            reason: verdict.map_or("", |verdict| verdict.reason),
+            reason: verdict.map_or_else(String::new, |verdict| verdict.reason.to_owned()),
             message: verdict.map_or_else(String::new, |verdict| verdict.message.clone()),
             memory_bytes: promisable.iter().find(|gpu| gpu.uuid == facts.uuid).map_or(0, |gpu| gpu.memory_bytes),
             promised_bytes: promised.memory_bytes,
             promised_sm_percent: promised.sm_percent,
             used_bytes: read.and_then(|reading| reading.used_bytes),
             used_sm_percent: read.and_then(|reading| reading.sm_percent),
-            unclaimed_bytes: view.strangers.get(&facts.uuid).copied().unwrap_or(0),
+            unclaimed_bytes: view.unattributed.get(&facts.uuid).copied().unwrap_or(0),
             temperature_celsius: read.and_then(|reading| reading.temperature_celsius),
             power_milliwatts: read.and_then(|reading| reading.power_milliwatts),
             slowed_down: read.is_some_and(|reading| reading.slowed_down),
@@ -205,11 +74,11 @@ fn devices(view: &View, now: Timestamp) -> Vec<Device> {
     view.facts.iter().map(device).collect()
 }
 
-fn claims(view: &View) -> Vec<Claim> {
+fn claims(view: &NodeView) -> Vec<Claim> {
     let used = |uid: &str, gpu: &str| -> Option<Used> {
         view.uses.iter().find(|held| held.claim_uid == uid && held.gpu == gpu).and_then(|held| held.used)
     };
-    let claim = |(uid, entry): (&String, &crate::dra::checkpoint::Entry)| Claim {
+    let claim = |(uid, entry): (&String, &Entry)| Claim {
         uid: uid.clone(),
         namespace: entry.namespace.clone(),
         name: entry.name.clone(),
@@ -233,8 +102,8 @@ fn claims(view: &View) -> Vec<Claim> {
     view.checkpoint.claims.iter().map(claim).collect()
 }
 
-fn overshoots(view: &View) -> Vec<Overshooting> {
-    let told = view.overshoots.iter().filter_map(|(found, source)| {
+fn overshoots(view: &NodeView) -> Vec<Overshooting> {
+    let overshoots = view.overshoots.iter().filter_map(|found| {
         let entry = view.checkpoint.claims.get(&found.claim_uid)?;
         Some(Overshooting {
             namespace: entry.namespace.clone(),
@@ -247,17 +116,17 @@ fn overshoots(view: &View) -> Vec<Overshooting> {
             margin_bytes: found.margin_bytes,
             used_bytes: found.samples.last().map_or(0, |(_, bytes)| *bytes),
             samples: found.in_a_row,
-            source: source.name(),
+            source: SOURCE.to_owned(),
             headroom: headroom(view, &found.gpu),
             since: found.since,
             evidence: found.samples.iter().map(|(at, bytes)| Sample { at: *at, used_bytes: *bytes }).collect(),
         })
     });
-    told.collect()
+    overshoots.collect()
 }
 
 /// Whether everybody else on the GPU could still use all that they were promised.
-fn headroom(view: &View, gpu: &str) -> bool {
+fn headroom(view: &NodeView, gpu: &str) -> bool {
     let total = inventory::promisable(&view.facts).iter().find(|g| g.uuid == gpu).map_or(0, |g| g.memory_bytes);
     // Each claim takes what it was promised or what it uses, whichever is more.
     let needed = view.uses.iter().filter(|held| held.gpu == gpu).fold(0u64, |sum, held| {
@@ -278,26 +147,26 @@ mod tests {
     use crate::device::model::{GpuReading, ProcessUse, Reach};
     use crate::dra::checkpoint::Checkpoint;
     use crate::usage::fixtures::{ByPid, GIB, gpu, promised};
-    use crate::usage::view::Picture;
+    use crate::usage::view::NodeState;
 
     /// Processes (pid, GiB) for five seconds; `None`: the list cannot be read.
     fn after_five_seconds(checkpoint: &Arc<Checkpoint>, processes: Option<&[(u32, u64)]>) -> Summary {
         let mut now = Timestamp::UNIX_EPOCH;
-        let mut picture = Picture::new(false, now);
-        picture.facts(vec![gpu()], None);
+        let mut state = NodeState::new(false, now);
+        state.facts(vec![gpu()], None);
         for _ in 0..5 {
             now += SignedDuration::from_secs(1);
             let mut reading = GpuReading::unreachable("g", Reach::Ok);
             reading.processes = processes.map(|all| {
                 all.iter().map(|(pid, gib)| ProcessUse { pid: *pid, bytes: gib * GIB, sm_percent: 60 }).collect()
             });
-            picture.readings(vec![reading], Arc::clone(checkpoint), &ByPid, now);
+            state.readings(vec![reading], Arc::clone(checkpoint), &ByPid, now);
         }
-        Summary::of("n", &picture.view, now)
+        of("n", &state.view, now)
     }
 
     #[test]
-    fn processes_of_one_claim_add_up_and_strangers_are_shown_apart() {
+    fn processes_of_one_claim_add_up_and_unattributed_ones_are_reported_separately() {
         let summary = after_five_seconds(&promised(&[4, 1]), Some(&[(1, 1), (1, 2), (100, 3)]));
         let used: Vec<_> =
             summary.claims.iter().map(|c| (c.devices[0].used_bytes, c.devices[0].used_sm_percent)).collect();
@@ -307,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_that_cannot_be_read_is_unknown_use_and_no_overshoot() {
+    fn list_that_cannot_be_read_is_unknown_use_and_no_overshoot() {
         let summary = after_five_seconds(&promised(&[1]), None);
         assert_eq!(summary.claims[0].devices[0].used_bytes, None);
         assert!(summary.overshoots.is_empty());

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::device::model::GpuFacts;
 use crate::dra::checkpoint::{Checkpoint, Entry, GrantedDevice, Stage};
-use crate::usage::view::{Attribution, Source};
+use crate::usage::view::Attribution;
 
 pub const GIB: u64 = 1 << 30;
 
@@ -12,8 +12,8 @@ pub const GIB: u64 = 1 << 30;
 pub struct ByPid;
 
 impl Attribution for ByPid {
-    fn claim_of(&self, pid: u32, _: &Checkpoint) -> Option<(String, Source)> {
-        (pid < 100).then(|| (format!("c{pid}"), Source::Nvml))
+    fn claim_of(&self, pid: u32, _: &Checkpoint) -> Option<String> {
+        (pid < 100).then(|| format!("c{pid}"))
     }
 }
 

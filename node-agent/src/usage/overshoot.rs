@@ -1,8 +1,8 @@
-//! Who uses more GPU memory than was promised, beyond doubt.
+//! Which claim uses more GPU memory than was promised.
 //!
 //! Pure. A claim overshoots when it was above promise + margin in [`SAMPLES`] samples in a row; the
 //! margin is 2 % and at least 256 MiB, since allocators round and contexts cost. A single sample at
-//! or below ends the row. A second without a reading neither confirms nor acquits; a gap of more
+//! or below ends the row. A second without a reading counts neither way; a gap of more
 //! than [`MAX_GAP`] starts anew. What follows from an overshoot is the operator's decision.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -37,7 +37,7 @@ pub struct Overshoot {
     pub since: Timestamp,
 }
 
-/// What a claim may be above its promise without being told on.
+/// What a claim may use above its promise without being reported.
 pub fn margin(promised_bytes: u64) -> u64 {
     (promised_bytes / 50).max(MIN_MARGIN)
 }
@@ -134,13 +134,13 @@ mod tests {
         check("two per cent counts for large slices", 80 * GIB, &row(80 * 1024 + 1638, 10), 0);
         check("and beyond it is an overshoot", 80 * GIB, &row(80 * 1024 + 1639, 5), 1);
         check("a missing second neither confirms", GIB, &[row(1281, 4), vec![None]].concat(), 0);
-        check("nor acquits", GIB, &[row(1281, 4), vec![None], row(1281, 1)].concat(), 1);
+        check("nor ends the row", GIB, &[row(1281, 4), vec![None], row(1281, 1)].concat(), 1);
         check("a long gap starts anew", GIB, &[row(1281, 4), vec![None; 6], row(1281, 4)].concat(), 0);
         check("a slice of nothing", 0, &row(257, 5), 1);
     }
 
     #[test]
-    fn claims_are_told_apart_on_one_gpu() {
+    fn claims_on_one_gpu_are_judged_separately() {
         let mut detector = Detector::default();
         let held = |claim: &str, used_bytes| Use {
             claim_uid: claim.to_owned(),

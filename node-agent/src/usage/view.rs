@@ -1,7 +1,7 @@
-//! The agent's picture of its node, built up from readings and the checkpoint, once a second.
+//! The state of the node, from readings, events and the checkpoint, once a second.
 //!
-//! [`Picture`] keeps what has to be remembered between seconds (verdicts, rows of overshooting
-//! samples); [`View`] is one immutable picture that metrics, summary and GpuNode are made from.
+//! [`NodeState`] keeps what has to be remembered between seconds (verdicts, rows of overshooting
+//! samples); [`NodeView`] is one immutable state that metrics, summary and GpuNode are made from.
 //! Which process belongs to which claim is an argument, so all of this is a function of its input.
 
 use std::collections::BTreeMap;
@@ -10,18 +10,18 @@ use jiff::{SignedDuration, Timestamp};
 use stowage_crds::conditions::reasons;
 
 use crate::device::health::{HealthBook, XidClass, classify};
-use crate::device::model::{GpuFacts, GpuReading, Health, Reach, Told, Verdict};
+use crate::device::model::{DeviceEvent, GpuFacts, GpuReading, Health, Reach, Verdict};
 use crate::dra::checkpoint::Checkpoint;
 use crate::dra::prepare::{Refusals, Unprepared};
 use crate::usage::overshoot::{Detector, Overshoot, Use};
 
-/// A state of the agent itself that somebody should know of.
+/// A fault of the agent itself, as its summary, metric and condition report it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Trouble {
     NvmlUnavailable,
     ScenarioInvalid,
     CheckpointRebuilt,
-    /// Another driver or plugin hands out this node's GPUs; we only watch.
+    /// Another driver or plugin publishes this node's GPUs; this agent only watches.
     ManagedElsewhere,
     ApiServer,
 }
@@ -49,27 +49,9 @@ impl Trouble {
 /// While it wants a claim, the kubelet asks again within 90 s; after so long it does not want it any more.
 const STILL_WANTED: SignedDuration = SignedDuration::from_secs(180);
 
-/// Which claim a process belongs to, and who said so.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Source {
-    /// NVML lists the process, and its control group is the pod's.
-    Nvml,
-    /// The process holds the lock of the claim's report directory.
-    Report,
-}
-
-impl Source {
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Nvml => "NVML",
-            Self::Report => "engine report",
-        }
-    }
-}
-
 /// Finds the claim uid of a pid.
 pub trait Attribution {
-    fn claim_of(&self, pid: u32, checkpoint: &Checkpoint) -> Option<(String, Source)>;
+    fn claim_of(&self, pid: u32, checkpoint: &Checkpoint) -> Option<String>;
 }
 
 /// What a claim uses of a GPU. `None`: the processes could not be read.
@@ -84,12 +66,11 @@ pub struct ClaimUse {
 pub struct Used {
     pub bytes: u64,
     pub sm_percent: u32,
-    pub source: Source,
 }
 
-/// One picture of the node.
+/// The state of the node at one time.
 #[derive(Debug, Clone)]
-pub struct View {
+pub struct NodeView {
     pub at: Timestamp,
     pub simulated: bool,
     pub driver_version: Option<String>,
@@ -99,17 +80,17 @@ pub struct View {
     pub readings: BTreeMap<String, (Timestamp, GpuReading)>,
     pub checkpoint: std::sync::Arc<Checkpoint>,
     pub uses: Vec<ClaimUse>,
-    pub overshoots: Vec<(Overshoot, Source)>,
+    pub overshoots: Vec<Overshoot>,
     /// Claims that the kubelet wants and does not get, by uid.
     pub refusals: BTreeMap<String, Unprepared>,
     pub troubles: BTreeMap<Trouble, (Timestamp, String)>,
-    /// Xid errors heard, by (uuid, class).
+    /// Xid errors, by (uuid, class).
     pub xids: BTreeMap<(String, &'static str), u64>,
-    /// Uses by nobody we know, bytes by uuid.
-    pub strangers: BTreeMap<String, u64>,
+    /// Memory of processes of no claim, bytes by uuid.
+    pub unattributed: BTreeMap<String, u64>,
 }
 
-impl View {
+impl NodeView {
     pub fn empty(simulated: bool, at: Timestamp) -> Self {
         Self {
             at,
@@ -124,21 +105,21 @@ impl View {
             refusals: BTreeMap::new(),
             troubles: BTreeMap::new(),
             xids: BTreeMap::new(),
-            strangers: BTreeMap::new(),
+            unattributed: BTreeMap::new(),
         }
     }
 }
 
-/// The remembering part.
-pub struct Picture {
+/// What is kept between readings.
+pub struct NodeState {
     health: HealthBook,
     detector: Detector,
-    pub view: View,
+    pub view: NodeView,
 }
 
-impl Picture {
+impl NodeState {
     pub fn new(simulated: bool, now: Timestamp) -> Self {
-        Self { health: HealthBook::default(), detector: Detector::default(), view: View::empty(simulated, now) }
+        Self { health: HealthBook::default(), detector: Detector::default(), view: NodeView::empty(simulated, now) }
     }
 
     pub fn facts(&mut self, facts: Vec<GpuFacts>, driver_version: Option<String>) {
@@ -146,14 +127,14 @@ impl Picture {
         self.view.driver_version = driver_version;
     }
 
-    pub fn told(&mut self, told: &Told, now: Timestamp) {
-        match told {
-            Told::Xid { uuid, xid } => {
+    pub fn event(&mut self, event: &DeviceEvent, now: Timestamp) {
+        match event {
+            DeviceEvent::Xid { uuid, xid } => {
                 *self.view.xids.entry((uuid.clone(), class_name(classify(*xid)))).or_default() += 1;
                 self.health.xid(uuid, *xid, now);
             }
-            // The counter says how many, and that they are gone after a reset; see the next reading.
-            Told::EccDoubleBit { .. } => {}
+            // The next reading has the counter: how many, and 0 after a reset.
+            DeviceEvent::EccDoubleBit { .. } => {}
         }
         self.judge();
     }
@@ -197,22 +178,22 @@ impl Picture {
 
     fn uses(&mut self, readings: &[GpuReading], attribution: &dyn Attribution) {
         let checkpoint = &self.view.checkpoint;
-        self.view.strangers.clear();
+        self.view.unattributed.clear();
         let mut found: BTreeMap<(String, &str), Used> = BTreeMap::new();
         for reading in readings {
             for process in reading.processes.iter().flatten() {
-                let Some((uid, source)) = attribution.claim_of(process.pid, checkpoint) else {
-                    let sum = self.view.strangers.entry(reading.uuid.clone()).or_default();
+                let Some(uid) = attribution.claim_of(process.pid, checkpoint) else {
+                    let sum = self.view.unattributed.entry(reading.uuid.clone()).or_default();
                     *sum = sum.saturating_add(process.bytes);
                     continue;
                 };
-                let sum = found.entry((uid, &reading.uuid)).or_insert(Used { bytes: 0, sm_percent: 0, source });
+                let sum = found.entry((uid, &reading.uuid)).or_insert(Used { bytes: 0, sm_percent: 0 });
                 sum.bytes = sum.bytes.saturating_add(process.bytes);
                 sum.sm_percent = sum.sm_percent.saturating_add(process.sm_percent).min(100);
             }
         }
         let read = |gpu: &str| readings.iter().any(|r| r.uuid == gpu && r.processes.is_some());
-        let nothing = Used { bytes: 0, sm_percent: 0, source: Source::Nvml };
+        let nothing = Used { bytes: 0, sm_percent: 0 };
         let mut uses = Vec::new();
         for (uid, entry) in &checkpoint.claims {
             let mut gpus: Vec<&str> = entry.devices.iter().map(|device| device.uuid.as_str()).collect();
@@ -242,12 +223,7 @@ impl Picture {
             })
         });
         let measured: Vec<Use> = measured.collect();
-        let source = |found: &Overshoot| {
-            let of = self.view.uses.iter().find(|u| u.claim_uid == found.claim_uid && u.gpu == found.gpu);
-            of.and_then(|u| u.used).map_or(Source::Nvml, |used| used.source)
-        };
-        let found = self.detector.observe(now, &measured);
-        self.view.overshoots = found.into_iter().map(|overshoot| (overshoot.clone(), source(&overshoot))).collect();
+        self.view.overshoots = self.detector.observe(now, &measured);
     }
 
     /// While the scenario cannot be read, what is shown is old: such GPUs take no new work.
@@ -284,28 +260,28 @@ mod tests {
     use crate::usage::fixtures::{ByPid, promised};
 
     #[test]
-    fn gpus_shown_from_memory_take_no_new_work_until_the_scenario_can_be_read_again() {
-        let mut picture = Picture::new(true, Timestamp::UNIX_EPOCH);
-        let read = |picture: &mut Picture, at| {
-            picture.readings(vec![GpuReading::unreachable("g", Reach::Ok)], promised(&[]), &ByPid, at);
-            picture.view.verdicts["g"].health
+    fn gpus_of_an_unreadable_scenario_take_no_new_work_until_it_can_be_read() {
+        let mut state = NodeState::new(true, Timestamp::UNIX_EPOCH);
+        let read = |state: &mut NodeState, at| {
+            state.readings(vec![GpuReading::unreachable("g", Reach::Ok)], promised(&[]), &ByPid, at);
+            state.view.verdicts["g"].health
         };
-        assert_eq!(read(&mut picture, Timestamp::UNIX_EPOCH), Health::Healthy);
-        picture.trouble(Trouble::ScenarioInvalid, Some("cannot parse".to_owned()), Timestamp::UNIX_EPOCH);
-        assert_eq!(read(&mut picture, Timestamp::UNIX_EPOCH), Health::Degraded);
-        assert!(picture.view.verdicts["g"].message.contains("cannot parse"));
-        picture.trouble(Trouble::ScenarioInvalid, None, Timestamp::UNIX_EPOCH);
-        assert_eq!(read(&mut picture, Timestamp::UNIX_EPOCH), Health::Healthy);
+        assert_eq!(read(&mut state, Timestamp::UNIX_EPOCH), Health::Healthy);
+        state.trouble(Trouble::ScenarioInvalid, Some("cannot parse".to_owned()), Timestamp::UNIX_EPOCH);
+        assert_eq!(read(&mut state, Timestamp::UNIX_EPOCH), Health::Degraded);
+        assert!(state.view.verdicts["g"].message.contains("cannot parse"));
+        state.trouble(Trouble::ScenarioInvalid, None, Timestamp::UNIX_EPOCH);
+        assert_eq!(read(&mut state, Timestamp::UNIX_EPOCH), Health::Healthy);
     }
 
     #[test]
-    fn an_xid_counts_at_once_and_is_counted_by_class() {
-        let mut picture = Picture::new(false, Timestamp::UNIX_EPOCH);
+    fn xid_changes_the_verdict_at_once_and_is_counted_by_class() {
+        let mut state = NodeState::new(false, Timestamp::UNIX_EPOCH);
         for xid in [31, 31, 79] {
-            picture.told(&Told::Xid { uuid: "g".to_owned(), xid }, Timestamp::UNIX_EPOCH);
+            state.event(&DeviceEvent::Xid { uuid: "g".to_owned(), xid }, Timestamp::UNIX_EPOCH);
         }
-        assert_eq!(picture.view.verdicts["g"].health, Health::Unhealthy);
-        let counts: Vec<_> = picture.view.xids.iter().map(|((_, class), count)| (*class, *count)).collect();
+        assert_eq!(state.view.verdicts["g"].health, Health::Unhealthy);
+        let counts: Vec<_> = state.view.xids.iter().map(|((_, class), count)| (*class, *count)).collect();
         assert_eq!(counts, [("application", 2), ("ends", 1)]);
     }
 }

@@ -1,5 +1,5 @@
 //! A process on a simulated GPU, for tests: holds the lock of a report directory, really allocates
-//! memory, reports what it is told to report, and stays until it is ended.
+//! memory, reports the given figures, and stays until it is ended.
 //!
 //! `simulated-gpu-process <report dir> [--report BYTES] [--allocate BYTES] [--sm PERCENT]`
 //! Prints `running` when everything is in place.

@@ -21,8 +21,10 @@ use sys::{nvmlDevice_t, nvmlEventSet_t, nvmlReturn_t};
 
 use crate::events::EventSet;
 use crate::reports::{self, Running};
-use crate::scenario::{Architecture, CallError, Device, Measured, ProcessMemory, RecoveryAction, Scenario, Throttle};
-use crate::store::Store;
+use stowage_gpu_scenario::scenario::{
+    Architecture, CallError, Device, Measured, ProcessMemory, RecoveryAction, Scenario, Throttle,
+};
+use stowage_gpu_scenario::{REPORTS_ENV, SCENARIO_ENV, Store};
 
 const SUCCESS: nvmlReturn_t = sys::nvmlReturn_enum_NVML_SUCCESS;
 const INVALID: nvmlReturn_t = sys::nvmlReturn_enum_NVML_ERROR_INVALID_ARGUMENT;
@@ -38,6 +40,8 @@ const POLL: Duration = Duration::from_millis(50);
 struct State {
     store: Store,
     reports: Option<PathBuf>,
+    /// `/proc`, or what stands for it in tests.
+    proc: PathBuf,
     /// How many `nvmlInit` are not yet shut down.
     users: u32,
     processes: Option<(Instant, Arc<Vec<Running>>)>,
@@ -51,27 +55,35 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The scenario in force and what runs on it; what every call starts from.
+/// The scenario in force; what every call starts from.
 struct Snapshot {
     scenario: Arc<Scenario>,
-    processes: Arc<Vec<Running>>,
 }
 
 fn snapshot() -> Result<Snapshot, nvmlReturn_t> {
     let mut state = lock(&STATE);
     let state = state.as_mut().ok_or(sys::nvmlReturn_enum_NVML_ERROR_UNINITIALIZED)?;
     let scenario = state.store.current().ok_or(sys::nvmlReturn_enum_NVML_ERROR_DRIVER_NOT_LOADED)?;
-    let fresh = state.processes.as_ref().filter(|(at, _)| at.elapsed() < PROCESSES_FOR);
-    let processes = match fresh {
-        Some((_, processes)) => Arc::clone(processes),
-        None => {
-            let found = state.reports.as_deref().map(|dir| reports::running(dir, &scenario.reports));
-            let found = Arc::new(found.unwrap_or_default());
-            state.processes = Some((Instant::now(), Arc::clone(&found)));
-            found
-        }
-    };
-    Ok(Snapshot { scenario, processes })
+    Ok(Snapshot { scenario })
+}
+
+/// What runs on the GPUs of claims. Looked up only by calls that need it: it reads all of `/proc`.
+fn processes(scenario: &Scenario) -> Arc<Vec<Running>> {
+    let mut state = lock(&STATE);
+    let Some(state) = state.as_mut() else { return Arc::default() };
+    if let Some((_, processes)) = state.processes.as_ref().filter(|(at, _)| at.elapsed() < PROCESSES_FOR) {
+        return Arc::clone(processes);
+    }
+    let found = state.reports.as_deref().map(|dir| reports::running(dir, &state.proc, &scenario.reports));
+    let found = Arc::new(found.unwrap_or_default());
+    state.processes = Some((Instant::now(), Arc::clone(&found)));
+    found
+}
+
+/// The resident set of a process.
+fn resident(pid: u32) -> Option<u64> {
+    let proc = lock(&STATE).as_ref()?.proc.clone();
+    reports::resident(&proc, pid)
 }
 
 fn handle_of(uuid: &str) -> nvmlDevice_t {
@@ -179,15 +191,16 @@ pub extern "C" fn nvmlInit_v2() -> nvmlReturn_t {
         state.users += 1;
         return SUCCESS;
     }
-    let Some(path) = std::env::var_os(crate::SCENARIO_ENV) else {
+    let Some(path) = std::env::var_os(SCENARIO_ENV) else {
         return sys::nvmlReturn_enum_NVML_ERROR_DRIVER_NOT_LOADED;
     };
     let mut store = Store::new(path);
     if store.current().is_none() {
         return sys::nvmlReturn_enum_NVML_ERROR_DRIVER_NOT_LOADED;
     }
-    let reports = std::env::var_os(crate::REPORTS_ENV).map(PathBuf::from);
-    *state = Some(State { store, reports, users: 1, processes: None });
+    let reports = std::env::var_os(REPORTS_ENV).map(PathBuf::from);
+    let proc = std::env::var_os(crate::PROC_ENV).map_or_else(|| PathBuf::from("/proc"), PathBuf::from);
+    *state = Some(State { store, reports, proc, users: 1, processes: None });
     SUCCESS
 }
 

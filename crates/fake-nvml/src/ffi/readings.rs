@@ -28,12 +28,13 @@ fn memory(device: &Device, snapshot: &Snapshot) -> (c_ulonglong, c_ulonglong) {
 
 /// What runs on the device; `mps` chooses the clients of the MPS server or the others.
 fn processes_on(device: &Device, snapshot: &Snapshot, mps: Option<bool>) -> Vec<Running> {
-    let reporting = snapshot.processes.iter().filter(|p| p.uuid == device.uuid && mps != Some(true)).cloned();
+    let reporting = processes(&snapshot.scenario);
+    let reporting = reporting.iter().filter(|p| p.uuid == device.uuid && mps != Some(true)).cloned();
     let listed = snapshot.scenario.processes.iter().filter(|p| p.uuid == device.uuid);
     let listed = listed.filter(|p| mps.is_none_or(|mps| mps == p.mps)).filter_map(|p| {
         let bytes = match p.memory {
             ProcessMemory::Bytes(bytes) => bytes,
-            ProcessMemory::Measured(Measured::Rss) => reports::resident(p.pid)?,
+            ProcessMemory::Measured(Measured::Rss) => resident(p.pid)?,
         };
         Some(Running { pid: p.pid, uuid: p.uuid.clone(), bytes, sm_percent: p.sm_percent.min(100) })
     });

@@ -2,7 +2,7 @@
 //!
 //! JSON, because people and tests edit it while the agent runs; replace it by rename. A fault is a
 //! state, not a script: while an Xid event is listed the GPU "needs a reset", taking the event out
-//! is the reset. So a test says what is true now, and a restarted agent sees the same.
+//! is the reset. So a test writes the present state, and a restarted agent reads the same.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_rule_for_a_claim_decides_how_its_memory_is_found() {
+    fn first_rule_for_a_claim_decides_how_its_memory_is_found() {
         let reports: Reports = serde_json::from_str(
             r#"{"memory":"reported","byClaim":[{"namespace":"a","namePrefix":"stowage-bad","memory":"rss"}]}"#,
         )
@@ -357,7 +357,7 @@ mod tests {
         }
 
         #[test]
-        fn a_truncated_scenario_never_parses(cut in 1usize..2000) {
+        fn truncated_scenario_never_parses(cut in 1usize..2000) {
             let text = crate::Profile::Mixed.scenario("node").to_json();
             let cut = cut.min(text.len() - 1);
             prop_assert!(Scenario::parse(&text.as_bytes()[..text.len() - cut]).is_err());

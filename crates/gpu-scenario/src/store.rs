@@ -2,7 +2,7 @@
 //!
 //! Each read looks at the file's identity (inode, size, mtime) and parses it only when that has
 //! changed. A file that is missing, truncated or wrong changes nothing but `last_error`: a GPU does
-//! not vanish because somebody is editing.
+//! not disappear while the file is edited.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -90,7 +90,7 @@ mod tests {
     use crate::Profile;
 
     #[test]
-    fn a_truncated_file_keeps_the_last_good_scenario_and_says_so() {
+    fn truncated_file_keeps_the_last_good_scenario_and_is_reported() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("scenario.json");
         let text = Profile::L4x1.scenario("n").to_json();
