@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use crate::plan::{Action, Plan};
-use crate::snapshot::world::charge;
+use crate::snapshot::index::charge;
 use crate::snapshot::{Deployment, Freshness, Gpu, Health, Phase, Placement, ReplicaId, Snapshot, TenantId};
 
 /// One invariant that the plan would break.

@@ -28,17 +28,18 @@ pub mod route;
 pub mod snapshot;
 
 pub use explain::report::DecisionReport;
-pub use explain::whatif::verify_change;
 pub use explain::{render, report};
 pub use plan::{Action, Plan};
 pub use snapshot::{Policy, Snapshot, TimeMs};
 
 /// Decides once: what to create, drain and remove, and why everything else stays as it is.
 pub fn plan(snapshot: &Snapshot, policy: &Policy, now: TimeMs) -> (Plan, DecisionReport) {
-    let draft = decide::decide(snapshot, policy, now);
-    let counterfactuals = explain::whatif::counterfactuals(snapshot, &draft, policy, now);
+    let mut draft = decide::decide(snapshot, policy, now);
+    let findings = explain::whatif::counterfactuals(&mut draft, policy);
+    draft.look_back();
+    draft.note_pending();
     let based_on = plan::BasedOn::of(snapshot);
-    let report = explain::assemble::report(snapshot, based_on.clone(), &draft, counterfactuals, now);
+    let report = explain::assemble::report(snapshot, based_on.clone(), &mut draft, findings, now);
     let (ends, creates): (Vec<_>, Vec<_>) = draft.cases.iter().map(|c| c.actions()).unzip();
     // What ends goes first: it frees, and a full queue of creates must not delay a drain.
     let actions = ends.into_iter().flatten().chain(creates.into_iter().flatten()).collect();

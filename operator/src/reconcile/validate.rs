@@ -137,7 +137,7 @@ fn variant(accepted: &AcceptedVariant) -> Variant {
         }
         AcceptedAccelerator::Cpu { cpu_milli, memory_bytes } => Accelerator::Cpu { cpu_milli, memory_bytes },
     };
-    Variant { name: accepted.name.clone(), accelerator }
+    Variant { name: accepted.name.clone(), accelerator, itl_us: None }
 }
 
 /// What the engine container requests where neither deployment nor runtime says.

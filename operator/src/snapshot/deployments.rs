@@ -57,6 +57,7 @@ fn one(
         needs: wanted.map_or_else(Needs::default, |wanted| wanted.needs.clone()),
         node_selector: wanted.map(|wanted| wanted.deployment.pod.node_selector.clone()).unwrap_or_default(),
         tolerations: wanted.map(|wanted| wanted.tolerations.clone()).unwrap_or_default(),
+        objective: Default::default(),
         isolation: wanted.map(|wanted| wanted.isolation).unwrap_or_default(),
         model_key: wanted.map(|wanted| wanted.deployment.image.reference.clone()).unwrap_or_default(),
         spec_hash: wanted.map(|wanted| wanted.spec_hash.clone()).unwrap_or_default(),

@@ -2,43 +2,48 @@
 
 use std::collections::BTreeSet;
 
-use crate::decide::{Case, Draft};
+use crate::decide::Draft;
+use crate::decide::case::Case;
 use crate::explain::records::records;
 use crate::explain::report::{
-    ClusterReport, Counterfactual, Counts, DecisionReport, DeploymentReport, Outcome, PlacementVerdict, QuotaVerdict,
-    Refusal, TenantReport, Wait,
+    ClusterReport, Counts, DecisionReport, DeploymentReport, Outcome, PlacementVerdict, QuotaVerdict, Refusal,
+    TenantReport, Wait,
 };
+use crate::explain::whatif::Findings;
 use crate::plan::BasedOn;
-use crate::snapshot::world::{World, charge, promised};
+use crate::snapshot::index::{Index, charge};
 use crate::snapshot::{Freshness, Health, Snapshot, TimeMs};
 
 pub(crate) fn report(
     snapshot: &Snapshot,
     based_on: BasedOn,
-    draft: &Draft<'_>,
-    counterfactuals: Vec<Vec<Counterfactual>>,
+    draft: &mut Draft<'_>,
+    findings: Vec<Findings>,
     now: TimeMs,
 ) -> DecisionReport {
+    let cluster = cluster(draft);
+    let draft = &*draft;
+    let ages = ages(&draft.placer.index);
     let deployments: Vec<DeploymentReport> =
-        draft.cases.iter().zip(counterfactuals).map(|(case, found)| deployment(draft, case, found)).collect();
+        draft.cases.iter().zip(findings).map(|(case, found)| deployment(draft, &ages, case, found)).collect();
     let records = records(draft, &deployments, now);
     DecisionReport {
         at: now,
         based_on,
         tenants: tenants(snapshot, draft),
-        cluster: cluster(draft),
+        cluster,
         records,
         wake_at: wake_at(draft, now),
         deployments,
     }
 }
 
-fn deployment(draft: &Draft<'_>, case: &Case<'_>, found: Vec<Counterfactual>) -> DeploymentReport {
+fn deployment(draft: &Draft<'_>, ages: &[Ages], case: &Case<'_>, found: Findings) -> DeploymentReport {
     let desired = case.desired();
     let granted = (desired + case.allowed).min(case.wanted.max(desired));
     let placements: Vec<PlacementVerdict> =
         case.creates.iter().map(|c| c.verdict.clone()).chain(case.failed.iter().cloned()).collect();
-    let (oldest_input_ms, stale_nodes) = inputs(&draft.world, case);
+    let (oldest_input_ms, stale_nodes) = inputs(ages, case);
     DeploymentReport {
         deployment: case.d.id.clone(),
         generation: case.d.generation,
@@ -55,8 +60,9 @@ fn deployment(draft: &Draft<'_>, case: &Case<'_>, found: Vec<Counterfactual>) ->
         scale: case.scale.clone(),
         quota: quota(draft, case, granted),
         placements,
-        waits: case.life.waits.clone(),
-        counterfactuals: found,
+        waits: waits(case),
+        counterfactuals: found.counterfactuals,
+        no_counterfactual: found.none,
         oldest_input_ms,
         stale_nodes,
         troubles: case.life.troubles.clone(),
@@ -67,7 +73,7 @@ fn outcome(case: &Case<'_>) -> Outcome {
     if case.d.deleting {
         return Outcome::Draining;
     }
-    let stuck = case.unfilled > 0 || !case.failed.is_empty() || case.limit.is_some();
+    let stuck = case.is_refused();
     if stuck && case.d.tenant.is_none() {
         return Outcome::NoTenant;
     }
@@ -80,17 +86,31 @@ fn outcome(case: &Case<'_>) -> Outcome {
     if case.life.waits.iter().any(|w| matches!(w, Wait::BackOff { .. })) {
         return Outcome::BackOff;
     }
-    if !case.life.ends.is_empty() || !case.creates.is_empty() || !case.life.renew.is_empty() {
+    let changes = !case.life.ends.is_empty() || !case.creates.is_empty() || !case.life.renew.is_empty();
+    if changes || !case.awaiting.is_empty() {
         return Outcome::Progressing;
     }
     if case.life.updated_ready >= case.wanted { Outcome::OnTarget } else { Outcome::Starting }
 }
 
+/// What the slots wait for, besides quota and room.
+fn waits(case: &Case<'_>) -> Vec<Wait> {
+    let mut waits = case.life.waits.clone();
+    let leaving: Vec<_> = case.leaving().collect();
+    for index in &case.awaiting {
+        // Its own predecessor if there is one; otherwise any pod of the deployment that ends.
+        let pod = leaving.iter().find(|r| r.index == *index).or(leaving.first());
+        let pod = pod.map(|r| r.name.clone()).unwrap_or_default();
+        waits.push(Wait::Ending { index: *index, pod });
+    }
+    waits
+}
+
 /// Every node that could have served it was refused for the age of its data.
 fn only_stale(failed: &[PlacementVerdict]) -> bool {
-    let mut relevant =
-        failed.iter().flat_map(|v| &v.refusals).filter(|r| !matches!(r.reason, Refusal::NoSuchClass { .. })).peekable();
-    relevant.peek().is_some() && relevant.all(|r| matches!(r.reason, Refusal::Stale { .. } | Refusal::NoData))
+    let reasons = failed.iter().flat_map(|v| &v.refusals).filter_map(|g| g.examples.first()).map(|r| &r.reason);
+    let mut relevant = reasons.filter(|r| !matches!(r, Refusal::NoSuchClass { .. })).peekable();
+    relevant.peek().is_some() && relevant.all(|r| matches!(r, Refusal::Stale { .. } | Refusal::NoData))
 }
 
 fn quota(draft: &Draft<'_>, case: &Case<'_>, granted: u32) -> QuotaVerdict {
@@ -105,26 +125,39 @@ fn quota(draft: &Draft<'_>, case: &Case<'_>, granted: u32) -> QuotaVerdict {
     {
         return QuotaVerdict::Partial { granted, asked: case.wanted, limit: limit.clone() };
     }
-    let classes: BTreeSet<_> = case.asks.iter().filter_map(|(a, _)| a.class.as_ref()).collect();
+    let classes: BTreeSet<_> = case.alternatives.iter().filter_map(|a| a.ask.class.as_ref()).collect();
     let borrowed_milli = classes.into_iter().map(|c| draft.ledger.borrowed(tenant, c)).sum();
     QuotaVerdict::Granted { borrowed_milli }
 }
 
-/// Ages of the nodes that have what is asked for, whether or not they fit.
-fn inputs(world: &World, case: &Case<'_>) -> (u64, Vec<String>) {
-    let mut oldest = 0;
-    let mut stale = Vec::new();
-    for node in &world.nodes {
-        let relevant = case.asks.iter().any(|(a, _)| a.class.is_some() && node.gpus.iter().any(|g| g.class == a.class));
-        if !relevant {
-            continue;
-        }
-        match node.freshness {
-            Freshness::Fresh { age_ms } => oldest = oldest.max(age_ms),
-            Freshness::Stale { .. } | Freshness::Missing => stale.push(node.name.clone()),
+/// Ages of the nodes that have GPUs of one class.
+#[derive(Clone, Default)]
+struct Ages {
+    oldest_ms: u64,
+    stale: Vec<String>,
+}
+
+/// By class.
+fn ages(index: &Index) -> Vec<Ages> {
+    let mut ages = vec![Ages::default(); index.classes().len()];
+    for row in index.rows() {
+        let classes: BTreeSet<_> = row.taken.gpus.iter().filter_map(|g| g.class).collect();
+        for class in classes {
+            match row.node.freshness {
+                Freshness::Fresh { age_ms } => ages[class].oldest_ms = ages[class].oldest_ms.max(age_ms),
+                Freshness::Stale { .. } | Freshness::Missing => ages[class].stale.push(row.node.name.clone()),
+            }
         }
     }
-    (oldest, stale)
+    ages
+}
+
+/// Ages of the nodes that have what is asked for, whether or not they fit.
+fn inputs(ages: &[Ages], case: &Case<'_>) -> (u64, Vec<String>) {
+    let classes: BTreeSet<_> = case.alternatives.iter().filter_map(|a| a.class).collect();
+    let of = || classes.iter().filter_map(|c| ages.get(*c));
+    let stale: BTreeSet<&String> = of().flat_map(|a| &a.stale).collect();
+    (of().map(|a| a.oldest_ms).max().unwrap_or(0), stale.into_iter().cloned().collect())
 }
 
 fn tenants(snapshot: &Snapshot, draft: &Draft<'_>) -> Vec<TenantReport> {
@@ -145,29 +178,27 @@ fn tenants(snapshot: &Snapshot, draft: &Draft<'_>) -> Vec<TenantReport> {
         .collect()
 }
 
-fn cluster(draft: &Draft<'_>) -> ClusterReport {
+fn cluster(draft: &mut Draft<'_>) -> ClusterReport {
     let mut out = ClusterReport::default();
-    for node in &draft.world.nodes {
-        if !node.gpus.is_empty() && !matches!(node.freshness, Freshness::Fresh { .. }) {
+    let (index, expected) = (&draft.placer.index, &mut draft.placer.expected);
+    for (at, row) in index.rows().iter().enumerate() {
+        if !row.node.gpus.is_empty() && !matches!(row.node.freshness, Freshness::Fresh { .. }) {
             out.stale_nodes += 1;
         }
-        for gpu in &node.gpus {
-            let (memory, sm) = promised(gpu);
+        for (gpu, taken) in row.node.gpus.iter().zip(&row.taken.gpus) {
+            let (memory, sm) = taken.promised();
             out.gpus += 1;
             out.healthy_gpus += u32::from(gpu.health == Health::Healthy);
             out.total_milli += 1000;
             out.promised_milli += charge(gpu, memory, sm);
         }
-        let cpu = node.allocatable.cpu_milli.saturating_sub(node.used.cpu_milli);
-        let free = draft.expected.free_gpus(node);
-        let lost = crate::place::frag::fragmentation(cpu as i64, &free, &draft.expected.demand.shapes);
-        out.fragmented_milli += lost.round() as u64;
+        out.fragmented_milli += expected.fragmentation(index, at).round() as u64;
     }
     out
 }
 
 fn wake_at(draft: &Draft<'_>, now: TimeMs) -> Option<TimeMs> {
-    let exclusions = draft.world.exclusions.iter().map(|e| e.until_ms);
+    let exclusions = draft.placer.index.exclusions_end();
     let lives = draft.cases.iter().flat_map(|c| c.life.wakes.iter().copied());
     let drains = draft.cases.iter().flat_map(|c| c.life.ends.iter().filter_map(|e| e.drain_until));
     exclusions.chain(lives).chain(drains).filter(|t| *t > now).min()

@@ -4,7 +4,8 @@
 //! be read alone. Records of equal decisions have equal fingerprints, whatever the time and the
 //! ages; who keeps a log drops the repetitions.
 
-use crate::decide::{Case, Create, Draft};
+use crate::decide::Draft;
+use crate::decide::case::{Case, Create};
 use crate::explain::render;
 use crate::explain::report::{
     DecisionRecord, DeploymentReport, InputAge, NodeRefusal, Outcome, PlacementVerdict, RecordAction, RecordKind,
@@ -112,11 +113,12 @@ fn waits(draft: &Draft<'_>, report: &DeploymentReport) -> Option<DecisionRecord>
 fn about(draft: &Draft<'_>, record: DecisionRecord, verdict: &PlacementVerdict) -> DecisionRecord {
     let looked_at = verdict.candidates.iter().map(|c| &c.node);
     let inputs = looked_at
-        .chain(verdict.refusals.iter().map(|r| &r.node))
+        .chain(verdict.refusals.iter().flat_map(|g| &g.examples).map(|r| &r.node))
         .take(MAX_REFUSALS)
-        .filter_map(|n| Some(InputAge { source: format!("node/{n}"), age_ms: draft.world.age_ms(n)? }))
+        .filter_map(|n| Some(InputAge { source: format!("node/{n}"), age_ms: draft.placer.index.age_ms(n)? }))
         .collect();
-    let refusals: Vec<NodeRefusal> = verdict.refusals.iter().take(MAX_REFUSALS).cloned().collect();
+    let refusals: Vec<NodeRefusal> =
+        verdict.refusals.iter().flat_map(|g| &g.examples).take(MAX_REFUSALS).cloned().collect();
     DecisionRecord {
         inputs,
         refusals,

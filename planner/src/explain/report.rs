@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 pub use crate::demand::ScaleVerdict;
 pub use crate::lifecycle::{Trouble, TroubleKind, Wait};
 pub use crate::place::{
-    Ask, Because, Candidate, IsolationRule, MAX_CANDIDATES, NodeRefusal, PlacementVerdict, Refusal, Score, Winner,
+    Ask, Because, Candidate, IsolationRule, MAX_CANDIDATES, MAX_EXAMPLES, NodeRefusal, PlacementVerdict, Refusal,
+    RefusalGroup, Score, Winner,
 };
 use crate::plan::{BasedOn, CreateReason, EndReason};
 pub use crate::quota::{ClassUsage, QuotaBinding, QuotaLimit, QuotaVerdict};
@@ -46,8 +47,10 @@ pub struct DeploymentReport {
     pub placements: Vec<PlacementVerdict>,
     /// Slots that must wait although there may be room.
     pub waits: Vec<Wait>,
-    /// Single changes, each verified by deciding again with the change applied.
+    /// Single changes that place more replicas, each acted out, each no larger than needed.
     pub counterfactuals: Vec<Counterfactual>,
+    /// Why there is none although the deployment waits.
+    pub no_counterfactual: Option<NoCounterfactual>,
     /// Oldest input of a node that this decision could have used, and the nodes that were too old.
     pub oldest_input_ms: u64,
     pub stale_nodes: Vec<String>,
@@ -104,6 +107,21 @@ pub struct Counterfactual {
     pub placement: Placement,
 }
 
+/// Why no change is named for a deployment that waits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub enum NoCounterfactual {
+    /// The cluster has no GPU of the class.
+    NoSuchClass { class: String },
+    /// No GPU of the class is large enough, even empty.
+    LargerThanAnyGpu { class: String, asked_bytes: u64, largest_bytes: u64 },
+    /// So many changes were tried, and none helps alone.
+    NoSingleChange { tried: u32 },
+    /// So many deployments wait that none was tried for this one.
+    TooManyWait,
+}
+
+/// One change of the cluster, the quotas or the deployment.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum Change {
@@ -161,9 +179,10 @@ pub enum Change {
     LowerCompute {
         to_percent: u32,
     },
-    /// Another node like the named one, empty.
+    /// More nodes like the named one, empty.
     AddNode {
         like: String,
+        count: u32,
     },
     /// Nothing but time.
     WaitUntil {

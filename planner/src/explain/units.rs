@@ -2,7 +2,8 @@
 
 /// `2 GiB`, `1.5 GiB`, `256 MiB`.
 pub fn bytes(n: u64) -> String {
-    const UNITS: [(&str, u64); 4] = [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+    const UNITS: [(&str, u64); 6] =
+        [("EiB", 1 << 60), ("PiB", 1 << 50), ("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
     match UNITS.iter().find(|(_, size)| n >= *size) {
         Some((unit, size)) => format!("{} {unit}", tenths(n, *size)),
         None => format!("{n} B"),

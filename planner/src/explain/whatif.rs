@@ -1,439 +1,506 @@
 //! What would change the answer.
 //!
-//! From the reasons of a refusal follow changes that might help; each is applied to a copy of the
-//! snapshot *as it will be once this plan is carried out*, and the decision is made again. Only what
-//! then places more replicas is reported, so a counterfactual is true by construction: it says what
-//! the planner would do, not what somebody believes it would. Single changes only; where two are
-//! needed, none is named.
+//! From the reasons of a refusal follow changes that might help. Each is made on the draft as it will
+//! be once its plan is carried out and every pod on its way out has ended; what still waits is then
+//! tried again in the order of the plan, and everything is undone. Only a change that places more
+//! replicas is reported, and of its size the least that does. Single changes only; where two are
+//! needed, the reason why none is named is reported instead.
 
 use std::collections::BTreeMap;
 
-use crate::decide::{Case, Draft, decide, release};
-use crate::explain::report::{Change, Counterfactual, QuotaBinding, Refusal};
-use crate::lifecycle::assess;
-use crate::plan::EndReason;
-use crate::snapshot::world::{World, free, owned_by, share_on};
-use crate::snapshot::{
-    Accelerator, Deployment, DeploymentId, Freshness, Health, Phase, Placement, Policy, Quota, Replica, SliceOwner,
-    Snapshot, Taint, Tenant, TenantId, TimeMs, Toleration,
-};
+use crate::decide::Draft;
+use crate::decide::ahead::Filled;
+use crate::decide::case::Case;
+use crate::explain::report::{Change, Counterfactual, IsolationRule, NoCounterfactual, QuotaBinding, Refusal};
+use crate::lifecycle::scale_in_order;
+use crate::place::filter::Need;
+use crate::place::placer::Alternative;
+use crate::snapshot::index::Usability;
+use crate::snapshot::{DeploymentId, Freshness, Health, Placement, Policy, SliceOwner, TenantId, Toleration};
 
 /// Changes named per deployment.
 const KEEP: usize = 3;
-/// Decisions made again per deployment, and per plan: a plan must stay fast when hundreds wait.
-const TRIES: usize = 16;
-const TRIES_PER_PLAN: usize = 64;
+/// Changes tried per deployment.
+const TRIES: usize = 24;
+/// Changes acted out per plan: a plan must stay fast when hundreds wait.
+const TRIES_PER_PLAN: usize = 400;
+/// Steps of one change that grows until it helps: nodes added, replicas scaled in, quota raised.
+const STEPS: u32 = 64;
 
-/// For each case of the draft, in its order.
-pub(crate) fn counterfactuals(
-    snapshot: &Snapshot,
-    draft: &Draft<'_>,
-    policy: &Policy,
-    now: TimeMs,
-) -> Vec<Vec<Counterfactual>> {
-    let mut found: Vec<Vec<Counterfactual>> = draft.cases.iter().map(|_| Vec::new()).collect();
-    if !draft.cases.iter().any(waits) {
-        return found;
-    }
-    let settled = settled(snapshot, draft, now);
-    let mut trials = Trials::new(&settled, policy, now, TRIES_PER_PLAN);
-    for (case, found) in draft.cases.iter().zip(&mut found) {
-        if !waits(case) {
-            continue;
-        }
-        for change in suggestions(snapshot, draft, case).into_iter().take(TRIES) {
-            if found.len() == KEEP {
-                break;
-            }
-            found.extend(trials.verify(&case.d.id, &change));
-        }
-    }
-    found
+/// What was found out about one deployment that waits.
+#[derive(Default)]
+pub(crate) struct Findings {
+    pub counterfactuals: Vec<Counterfactual>,
+    pub none: Option<NoCounterfactual>,
 }
 
-fn waits(case: &Case<'_>) -> bool {
-    case.unfilled > 0 || !case.failed.is_empty() || case.limit.is_some()
+/// For each case of the draft, in its order. The draft must be in its state ahead, and is left so.
+pub(crate) fn counterfactuals(draft: &mut Draft<'_>, policy: &Policy) -> Vec<Findings> {
+    let mut trials = Trials { policy, known: BTreeMap::new(), left: TRIES_PER_PLAN };
+    (0..draft.cases.len())
+        .map(|at| if draft.cases[at].is_refused() { trials.about(draft, at) } else { Findings::default() })
+        .collect()
 }
 
-/// Decides again with the change applied, once the plan for `snapshot` is carried out. `None` if it
-/// does not help.
-pub fn verify_change(
-    snapshot: &Snapshot,
-    id: &DeploymentId,
-    change: &Change,
-    policy: &Policy,
-    now: TimeMs,
-) -> Option<Counterfactual> {
-    let settled = settled(snapshot, &decide(snapshot, policy, now), now);
-    Trials::new(&settled, policy, now, 1).verify(id, change)
-}
-
-/// Placements of what a decision would create, by deployment.
-type Created = BTreeMap<DeploymentId, Vec<Option<Placement>>>;
-
-/// Decisions made again on changed copies of one snapshot. Where hundreds wait for the same thing the same change
-/// is suggested for each, and tried once.
-struct Trials<'a> {
-    settled: &'a Snapshot,
-    policy: &'a Policy,
-    now: TimeMs,
-    base: Created,
-    /// `None`: the change makes no sense. With the deployment where the change is to its own spec.
-    tried: BTreeMap<(Option<DeploymentId>, Change), Option<Created>>,
+/// Changes that were acted out. Where hundreds wait for the same thing the same change is suggested
+/// for each, and tried once.
+struct Trials<'p> {
+    policy: &'p Policy,
+    /// What each change of the cluster gives to every case: how often it was repeated, and the gain.
+    known: BTreeMap<Step, Gains>,
     left: usize,
 }
 
-impl<'a> Trials<'a> {
-    fn new(settled: &'a Snapshot, policy: &'a Policy, now: TimeMs, left: usize) -> Self {
-        let base = created(&decide(settled, policy, now));
-        Trials { settled, policy, now, base, tried: BTreeMap::new(), left }
-    }
+/// By case: the size of the change that helps it first, and the replicas gained.
+type Gains = BTreeMap<usize, (u64, u32, Placement)>;
 
-    fn verify(&mut self, id: &DeploymentId, change: &Change) -> Option<Counterfactual> {
-        let before = self.base.get(id).map_or(0, Vec::len);
-        let after = self.outcome(id, change)?.get(id)?;
-        let gains = after.len().checked_sub(before).filter(|n| *n > 0)?;
-        Some(Counterfactual { change: change.clone(), gains: gains as u32, placement: after[before].clone()? })
-    }
+/// A change, or one that can be repeated until it helps.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Step {
+    Once(Change),
+    /// To the spec of the case itself.
+    Own(usize, Change),
+    AddNodes {
+        like: String,
+    },
+    ScaleIn {
+        case: usize,
+    },
+    Raise {
+        tenant: TenantId,
+        class: String,
+        limit: Limit,
+    },
+}
 
-    fn outcome(&mut self, id: &DeploymentId, change: &Change) -> Option<&Created> {
-        let own = matches!(change, Change::Tolerate { .. } | Change::LowerMemory { .. } | Change::LowerCompute { .. });
-        let key = (own.then(|| id.clone()), change.clone());
-        if !self.tried.contains_key(&key) {
-            self.left = self.left.checked_sub(1)?;
-            let outcome = self.try_out(id, change);
-            self.tried.insert(key.clone(), outcome);
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Limit {
+    Borrowing,
+    Nominal,
+}
+
+impl Trials<'_> {
+    fn about(&mut self, draft: &mut Draft<'_>, at: usize) -> Findings {
+        let mut found = Findings::default();
+        let steps = suggestions(draft, at);
+        let mut tried = 0;
+        for step in steps.into_iter().take(TRIES) {
+            if found.counterfactuals.len() == KEEP {
+                break;
+            }
+            if !self.known.contains_key(&step) {
+                if self.left == 0 {
+                    break;
+                }
+                self.left -= 1;
+                let gains = self.act_out(draft, &step);
+                self.known.insert(step.clone(), gains);
+            }
+            tried += 1;
+            let Some((size, gains, placement)) = self.known[&step].get(&at).cloned() else { continue };
+            let change = named(draft, &step, size);
+            found.counterfactuals.push(Counterfactual { change, gains, placement });
         }
-        self.tried.get(&key)?.as_ref()
+        if found.counterfactuals.is_empty() {
+            found.none = Some(why_none(draft, at, tried, self.left == 0));
+        }
+        found
     }
 
-    fn try_out(&self, id: &DeploymentId, change: &Change) -> Option<Created> {
-        let mut changed = self.settled.clone();
-        let at = match change {
-            Change::WaitUntil { at } => *at,
-            _ => self.now,
-        };
-        apply(&mut changed, id, change, self.policy, self.now)?;
-        Some(created(&decide(&changed, self.policy, at)))
-    }
-}
-
-fn created(draft: &Draft<'_>) -> Created {
-    let some = draft.cases.iter().filter(|case| !case.creates.is_empty());
-    some.map(|case| {
-        let winners = case.creates.iter().map(|create| create.verdict.winner.as_ref());
-        (case.d.id.clone(), winners.map(|winner| winner.map(|w| w.placement.clone())).collect())
-    })
-    .collect()
-}
-
-/// The snapshot once the draft's plan is carried out: what it creates is starting, what it ends is on
-/// its way out and holds its slice.
-fn settled(snapshot: &Snapshot, draft: &Draft<'_>, now: TimeMs) -> Snapshot {
-    let mut s = snapshot.clone();
-    s.nodes.clone_from(&draft.world.nodes);
-    s.exclusions.clone_from(&draft.world.exclusions);
-    for case in &draft.cases {
-        let Some(d) = deployment_mut(&mut s, &case.d.id) else { continue };
-        for end in &case.life.ends {
-            let same = |r: &&mut Replica| (r.index, r.incarnation) == (end.replica.index, end.replica.incarnation);
-            if let Some(r) = d.replicas.iter_mut().find(same) {
-                r.phase = match end.drain_until {
-                    Some(_) => Phase::Draining { since_ms: now, in_flight: None },
-                    None => Phase::Terminating,
-                };
+    /// What the change gives to each case, and at which repetition for the first time.
+    fn act_out(&self, draft: &mut Draft<'_>, step: &Step) -> Gains {
+        let trial = draft.begin();
+        let mut gains: Gains = BTreeMap::new();
+        match step {
+            Step::Once(change) => {
+                let restore = self.once(draft, change);
+                note(&mut gains, draft.refill(None), 1);
+                restore_all(draft, restore);
+            }
+            Step::Own(case, change) => {
+                let restore = own(draft, *case, change);
+                let mut filled = draft.refill(None);
+                filled.retain(|at, _| at == case);
+                note(&mut gains, filled, 1);
+                restore_all(draft, restore);
+            }
+            Step::AddNodes { like } => {
+                let Some(like) = draft.placer.index.at(like) else { return gains };
+                for n in 1..=u64::from(STEPS) {
+                    draft.placer.index.add_like(like);
+                    let before = gains.len();
+                    let each = draft.begin();
+                    note(&mut gains, draft.refill(None), n);
+                    draft.rollback(each);
+                    if gains.len() == before {
+                        break;
+                    }
+                }
+            }
+            Step::ScaleIn { case } => {
+                let mut waiting = draft.cases.iter().enumerate().filter(|(at, c)| at != case && c.is_refused()).count();
+                let victims = scale_in_order(draft.cases[*case].d, &draft.placer.index, self.policy, draft.now);
+                let d = draft.cases[*case].d;
+                for (n, pods) in victims.into_iter().take(STEPS as usize).enumerate() {
+                    let gone = d.replicas.iter().filter(|r| pods.contains(&(r.index, r.incarnation)));
+                    gone.for_each(|replica| draft.end_replica(*case, replica));
+                    let each = draft.begin();
+                    let before = gains.len();
+                    note(&mut gains, draft.refill(Some(*case)), n as u64 + 1);
+                    draft.rollback(each);
+                    waiting -= gains.len() - before;
+                    if waiting == 0 {
+                        break;
+                    }
+                }
+            }
+            Step::Raise { tenant, class, limit } => {
+                gains = raise(draft, &Quota { tenant, class, limit: *limit });
             }
         }
-        d.replicas.extend(case.creates.iter().map(|c| Replica {
-            index: c.replica.index,
-            incarnation: c.replica.incarnation,
-            name: c.replica.to_string(),
-            spec_hash: case.d.spec_hash.clone(),
-            phase: Phase::Starting,
-            placement: c.verdict.winner.as_ref().map(|w| w.placement.clone()),
-            created_ms: now,
-            node_lost: false,
-            overshoot: None,
-        }));
+        draft.rollback(trial);
+        gains
     }
-    s
+
+    /// Applies a change of the cluster; what it returns must be restored.
+    fn once(&self, draft: &mut Draft<'_>, change: &Change) -> Restore {
+        let index = &mut draft.placer.index;
+        let mut amend = |node: &String, by: &dyn Fn(&mut crate::snapshot::Node)| {
+            if let Some(at) = index.at(node) {
+                index.amend(at, by);
+            }
+        };
+        match change {
+            Change::NodeFresh { node } => amend(node, &|n| n.freshness = Freshness::Fresh { age_ms: 0 }),
+            Change::NodeReady { node } => amend(node, &|n| n.ready = true),
+            Change::Uncordon { node } => amend(node, &|n| n.cordoned = false),
+            Change::GpuHealthy { node, gpu } => amend(node, &|n| {
+                n.gpus.iter_mut().filter(|g| &g.uuid == gpu).for_each(|g| g.health = Health::Healthy);
+            }),
+            Change::RemoveClaim { claim } => index.remove_claim(claim),
+            Change::AllowSoftSharing { class } => {
+                let class = index.class(class);
+                let of_class = |at: &usize| draft.cases[*at].alternatives.iter().any(|a| a.class == class);
+                let cases: Vec<usize> = (0..draft.cases.len()).filter(of_class).collect();
+                return change_needs(draft, cases, |need| need.assume_soft |= need.class == class);
+            }
+            Change::AddTenantQuota { namespace, class, nominal_milli } => {
+                let tenant = TenantId(namespace.clone());
+                draft.ledger.set_nominal(&tenant, class, *nominal_milli);
+                let number = draft.placer.index.tenant(&tenant);
+                let without = |at: &usize| {
+                    let case = &draft.cases[*at];
+                    case.tenant.is_none() && &case.d.id.namespace == namespace
+                };
+                let cases: Vec<usize> = (0..draft.cases.len()).filter(without).collect();
+                for at in &cases {
+                    draft.cases[*at].tenant = Some(tenant.clone());
+                }
+                return change_needs(draft, cases, |need| need.tenant = Some(number));
+            }
+            Change::WaitUntil { at } => {
+                let now = std::mem::replace(&mut draft.now, *at);
+                return Restore { now: Some(now), cases: Vec::new() };
+            }
+            _ => {}
+        }
+        Restore::default()
+    }
+}
+
+/// What a trial changed besides index and ledger.
+#[derive(Default)]
+struct Restore {
+    now: Option<u64>,
+    cases: Vec<(usize, Vec<Alternative>)>,
+}
+
+fn restore_all(draft: &mut Draft<'_>, restore: Restore) {
+    if let Some(now) = restore.now {
+        draft.now = now;
+    }
+    for (at, alternatives) in restore.cases {
+        let case = &mut draft.cases[at];
+        case.tenant.clone_from(&case.d.tenant);
+        case.alternatives = alternatives;
+    }
+}
+
+fn change_needs(draft: &mut Draft<'_>, cases: Vec<usize>, change: impl Fn(&mut Need)) -> Restore {
+    let mut restore = Restore::default();
+    for at in cases {
+        let old = std::mem::take(&mut draft.cases[at].alternatives);
+        draft.cases[at].alternatives = old.iter().map(|a| draft.placer.changed(a, &change)).collect();
+        restore.cases.push((at, old));
+    }
+    restore
+}
+
+/// Applies a change to the spec of one case.
+fn own(draft: &mut Draft<'_>, at: usize, change: &Change) -> Restore {
+    change_needs(draft, vec![at], |need| match change {
+        Change::Tolerate { key, .. } => {
+            need.tolerations.push(Toleration { key: Some(key.clone()), value: None, effect: None });
+        }
+        Change::LowerMemory { to_bytes } if need.class.is_some() => need.memory_bytes = Some(*to_bytes),
+        Change::LowerCompute { to_percent } if need.class.is_some() => need.sm_percent = Some(*to_percent),
+        _ => {}
+    })
+}
+
+/// The step in the report's terms, of this size.
+fn named(draft: &Draft<'_>, step: &Step, size: u64) -> Change {
+    let repeated = size.min(u32::MAX.into()) as u32;
+    match step {
+        Step::Once(change) | Step::Own(_, change) => change.clone(),
+        Step::AddNodes { like } => Change::AddNode { like: like.clone(), count: repeated },
+        Step::ScaleIn { case } => {
+            let case = &draft.cases[*case];
+            let to = case.life.current.saturating_sub(repeated);
+            Change::ScaleIn { deployment: case.d.id.clone(), by: repeated, to }
+        }
+        Step::Raise { tenant, class, limit } => {
+            let (tenant, class, to_milli) = (tenant.clone(), class.clone(), size);
+            match limit {
+                Limit::Nominal => Change::RaiseNominal { tenant, class, to_milli },
+                Limit::Borrowing => Change::RaiseBorrowingLimit { tenant, class, to_milli },
+            }
+        }
+    }
+}
+
+/// One limit of one tenant's quota.
+struct Quota<'a> {
+    tenant: &'a TenantId,
+    class: &'a str,
+    limit: Limit,
+}
+
+/// Waiting cases up to which the least limit of each is searched exactly.
+const EXACT: usize = 8;
+
+/// Raises a limit in steps that each let one more replica in.
+fn raise(draft: &mut Draft<'_>, quota: &Quota<'_>) -> Gains {
+    let mut gains = Gains::new();
+    let mut to = next_raise(draft, quota, &Filled::new(), None);
+    for _ in 0..STEPS {
+        let Some(size) = to else { break };
+        let filled = refill_at(draft, quota, size, |draft, filled| {
+            to = next_raise(draft, quota, filled, Some(size));
+        });
+        note(&mut gains, filled, size);
+    }
+    // Others that are served earlier may take what a raise gives, so that a smaller one can help too.
+    if gains.len() <= EXACT {
+        for (at, gain) in &mut gains {
+            let (mut low, mut high) = (0, gain.0);
+            while low < high {
+                let middle = low + (high - low) / 2;
+                match refill_at(draft, quota, middle, |_, _| ()).remove(at) {
+                    Some((slots, placement)) => {
+                        high = middle;
+                        *gain = (middle, slots.len() as u32, placement);
+                    }
+                    None => low = middle + 1,
+                }
+            }
+        }
+    }
+    gains
+}
+
+/// What is filled with the limit at this size; `look` sees the state then.
+fn refill_at(draft: &mut Draft<'_>, quota: &Quota<'_>, size: u64, mut look: impl FnMut(&Draft<'_>, &Filled)) -> Filled {
+    let trial = draft.begin();
+    match quota.limit {
+        Limit::Nominal => draft.ledger.set_nominal(quota.tenant, quota.class, size),
+        Limit::Borrowing => draft.ledger.set_borrowing_limit(quota.tenant, quota.class, size),
+    }
+    let filled = draft.refill(None);
+    look(draft, &filled);
+    draft.rollback(trial);
+    filled
+}
+
+/// The least limit above `above` that lets one more of the tenant's replicas in, after what was filled.
+fn next_raise(draft: &Draft<'_>, quota: &Quota<'_>, filled: &Filled, above: Option<u64>) -> Option<u64> {
+    let of_tenant = |(_, c): &(usize, &Case<'_>)| c.tenant.as_ref() == Some(quota.tenant) && c.is_refused();
+    let cases = draft.cases.iter().enumerate().filter(of_tenant);
+    let raises = cases.filter_map(|(at, case)| {
+        let x = case.alternatives.iter().find(|a| a.ask.class.as_deref() == Some(quota.class))?.charge;
+        let done = |slot: u32| filled.get(&at).is_some_and(|(slots, _)| slots.contains(&slot));
+        let waiting = case.waiting_slots().into_iter().find(|w| !done(w.open.index))?;
+        // In place of the old pod only what it does not hold already is new.
+        let mut ledger = draft.ledger.clone();
+        if let Some(old) = waiting.old {
+            ledger.refund(quota.tenant, quota.class, draft.held_by(case.number, old, quota.class));
+        }
+        let (least, guaranteed) = match quota.limit {
+            Limit::Nominal => {
+                let guaranteed = ledger.held(quota.tenant, quota.class).saturating_add(x);
+                (ledger.least_nominal(quota.tenant, quota.class, x), Some(guaranteed))
+            }
+            Limit::Borrowing => (ledger.least_borrowing_limit(quota.tenant, quota.class, x), None),
+        };
+        [Some(least), guaranteed].into_iter().flatten().filter(|to| above.is_none_or(|above| *to > above)).min()
+    });
+    raises.min()
+}
+
+fn note(gains: &mut Gains, filled: Filled, size: u64) {
+    for (case, (slots, placement)) in filled {
+        gains.entry(case).or_insert((size, slots.len() as u32, placement));
+    }
 }
 
 /// In the order of preference: nothing but time, one's own doing, the platform's, other people's.
-fn suggestions(snapshot: &Snapshot, draft: &Draft<'_>, case: &Case<'_>) -> Vec<Change> {
-    let mut changes = Vec::new();
-    quota_changes(case, &mut changes);
-    let mut room = Vec::new();
-    for refusal in case.failed.iter().flat_map(|v| &v.refusals) {
-        node_change(snapshot, &refusal.node, &refusal.reason, &mut room);
-    }
+fn suggestions(draft: &Draft<'_>, at: usize) -> Vec<Step> {
+    let case = &draft.cases[at];
+    let mut steps = Vec::new();
+    quota_steps(case, &mut steps);
+    let refusals = case.failed.iter().flat_map(|v| &v.refusals).flat_map(|g| &g.examples);
+    let mut room: Vec<Change> = refusals.filter_map(|r| node_change(draft, &r.node, &r.reason)).collect();
     room.sort();
     room.dedup();
-    changes.extend(room.into_iter().take(TRIES / 2));
-    changes.extend(scale_ins(snapshot, draft, case));
-    smaller(draft, case, &mut changes);
-    for verdict in &case.failed {
-        let like = draft
-            .world
-            .nodes
-            .iter()
-            .find(|n| n.gpus.iter().any(|g| g.class == verdict.ask.class) || verdict.ask.class.is_none());
-        changes.extend(like.map(|n| Change::AddNode { like: n.name.clone() }));
+    steps.extend(room.into_iter().take(TRIES / 2).map(|change| match change {
+        Change::Tolerate { .. } => Step::Own(at, change),
+        _ => Step::Once(change),
+    }));
+    scale_ins(draft, at, &mut steps);
+    smaller(draft, at, &mut steps);
+    if !case.failed.is_empty() {
+        steps.extend(like_nodes(draft, case));
     }
-    changes.dedup();
-    changes
+    steps
 }
 
-fn quota_changes(case: &Case<'_>, changes: &mut Vec<Change>) {
+fn quota_steps(case: &Case<'_>, steps: &mut Vec<Step>) {
     let Some(tenant) = case.d.tenant.clone() else {
-        if let Some((ask, x)) = case.asks.first() {
-            changes.push(Change::AddTenantQuota {
+        if let Some(first) = case.alternatives.iter().find(|a| a.ask.class.is_some()) {
+            steps.push(Step::Once(Change::AddTenantQuota {
                 namespace: case.d.id.namespace.clone(),
-                class: ask.class.clone().unwrap_or_default(),
-                nominal_milli: x.saturating_mul(case.unfilled.into()),
-            });
+                class: first.ask.class.clone().unwrap_or_default(),
+                nominal_milli: first.charge.saturating_mul(case.unfilled.max(1).into()),
+            }));
         }
         return;
     };
     let Some(limit) = &case.limit else { return };
-    let need = limit.held_milli.saturating_add(limit.replica_milli);
+    let class = limit.class.clone();
     if limit.binding == QuotaBinding::BorrowingLimit {
-        changes.push(Change::RaiseBorrowingLimit {
-            tenant: tenant.clone(),
-            class: limit.class.clone(),
-            to_milli: need.saturating_sub(limit.nominal_milli),
-        });
+        steps.push(Step::Raise { tenant: tenant.clone(), class: class.clone(), limit: Limit::Borrowing });
     }
-    changes.push(Change::RaiseNominal { tenant, class: limit.class.clone(), to_milli: need });
+    steps.push(Step::Raise { tenant, class, limit: Limit::Nominal });
 }
 
-fn node_change(snapshot: &Snapshot, node: &str, refusal: &Refusal, changes: &mut Vec<Change>) {
+fn node_change(draft: &Draft<'_>, node: &str, refusal: &Refusal) -> Option<Change> {
+    let row = draft.placer.index.row(node)?;
     let node = node.to_owned();
-    let change = match refusal {
+    Some(match refusal {
         Refusal::NotReady => Change::NodeReady { node },
         Refusal::Cordoned => Change::Uncordon { node },
         Refusal::Stale { .. } => Change::NodeFresh { node },
-        Refusal::NoData => {
-            let known = snapshot.nodes.iter().any(|n| n.name == node && !n.gpus.is_empty());
-            if !known {
-                return;
-            }
-            Change::NodeFresh { node }
-        }
+        Refusal::NoData if !row.node.gpus.is_empty() => Change::NodeFresh { node },
         Refusal::Taint { key, .. } => Change::Tolerate { node, key: key.clone() },
         Refusal::Unhealthy { gpu, .. } => Change::GpuHealthy { node, gpu: gpu.clone() },
         Refusal::Excluded { until_ms, .. } => Change::WaitUntil { at: *until_ms },
-        Refusal::OtherTenant { gpu: Some(gpu), rule, .. } => {
-            if *rule != crate::explain::report::IsolationRule::SoftSharingNotAllowed {
-                return;
-            }
-            let gpus = snapshot.nodes.iter().flat_map(|n| &n.gpus);
-            match gpus.filter(|g| &g.uuid == gpu).find_map(|g| g.class.clone()) {
-                Some(class) => Change::AllowSoftSharing { class },
-                None => return,
-            }
+        Refusal::OtherTenant { gpu: Some(gpu), rule: IsolationRule::SoftSharingNotAllowed, .. } => {
+            let class = row.node.gpus.iter().find(|g| &g.uuid == gpu)?.class.clone()?;
+            Change::AllowSoftSharing { class }
         }
-        _ => return,
-    };
-    changes.push(change);
+        _ => return None,
+    })
 }
 
-/// Others that hold what is asked for: the tenant's own first, the smallest step first.
-fn scale_ins(snapshot: &Snapshot, draft: &Draft<'_>, case: &Case<'_>) -> Vec<Change> {
-    let classes: Vec<&String> = case.asks.iter().filter_map(|(a, _)| a.class.as_ref()).collect();
-    let mut holders: Vec<(bool, &DeploymentId, u32)> = Vec::new();
-    for other in draft.cases.iter().filter(|c| c.d.id != case.d.id && c.life.current > 0) {
+/// Others that hold what is asked for: the tenant's own first. Then foreign claims.
+fn scale_ins(draft: &Draft<'_>, at: usize, steps: &mut Vec<Step>) {
+    let case = &draft.cases[at];
+    let classes: Vec<_> = case.alternatives.iter().map(|a| a.class).collect();
+    let room = !case.failed.is_empty() || case.limit.is_none();
+    let mut holders: Vec<(bool, &DeploymentId, usize)> = Vec::new();
+    for (n, other) in draft.cases.iter().enumerate().filter(|(n, c)| *n != at && c.life.current > 0) {
         let own = other.d.tenant == case.d.tenant;
         // Past quota only one's own replicas make room.
-        if case.failed.is_empty() && case.limit.is_some() && !own {
-            continue;
-        }
-        let holds = draft.world.slices().any(|(gpu, s)| {
-            owned_by(s, &other.d.id).is_some() && gpu.class.as_ref().is_some_and(|c| classes.contains(&c))
-        });
-        if holds || case.asks.iter().all(|(a, _)| a.class.is_none()) {
-            holders.push((!own, &other.d.id, other.life.current));
+        let holds = (room || own) && other.alternatives.iter().any(|a| classes.contains(&a.class));
+        if holds {
+            holders.push((!own, &other.d.id, n));
         }
     }
     holders.sort();
-    let mut changes: Vec<Change> = Vec::new();
-    for all in [false, true] {
-        for (_, id, current) in holders.iter().take(TRIES / 2) {
-            let by = if all { *current } else { 1 };
-            if all && *current == 1 {
-                continue;
-            }
-            let deployment = (*id).clone();
-            changes.push(Change::ScaleIn { deployment, by, to: current - by });
-        }
+    steps.extend(holders.into_iter().take(TRIES / 3).map(|(.., case)| Step::ScaleIn { case }));
+    if !room {
+        return;
     }
-    let foreign = snapshot.nodes.iter().flat_map(|n| &n.gpus).flat_map(|g| &g.slices);
-    let mut claims: Vec<Change> = foreign
+    let slices = draft.placer.index.rows().iter().flat_map(|r| &r.node.gpus).flat_map(|g| &g.slices);
+    let mut claims: Vec<&String> = slices
         .filter_map(|s| match &s.owner {
-            SliceOwner::Foreign { claim } => Some(Change::RemoveClaim { claim: claim.clone() }),
+            SliceOwner::Foreign { claim } => Some(claim),
             SliceOwner::Replica(_) => None,
         })
         .collect();
     claims.sort();
     claims.dedup();
-    changes.extend(claims.into_iter().take(2));
-    changes
+    steps.extend(claims.into_iter().take(2).map(|c| Step::Once(Change::RemoveClaim { claim: c.clone() })));
 }
 
 /// The largest slice that some GPU of the class has free, where size is what refused.
-fn smaller(draft: &Draft<'_>, case: &Case<'_>, changes: &mut Vec<Change>) {
+fn smaller(draft: &Draft<'_>, at: usize, steps: &mut Vec<Step>) {
+    let case = &draft.cases[at];
+    let (mut memory, mut compute) = (0, 0);
+    for alternative in case.alternatives.iter().filter(|a| case.failed.iter().any(|v| v.ask == a.ask)) {
+        let ask = &alternative.ask;
+        for row in draft.placer.index.rows() {
+            for (gpu, g) in row.node.gpus.iter().zip(&row.taken.gpus) {
+                if g.class != alternative.class || g.class.is_none() || g.usable != Usability::Healthy {
+                    continue;
+                }
+                let (bytes, sm) = crate::snapshot::index::size(gpu).promise(ask.memory_bytes, ask.sm_percent);
+                if g.free_sm >= sm && g.free_bytes < bytes {
+                    memory = memory.max(g.free_bytes - g.free_bytes % gpu.memory_step_bytes.max(1));
+                }
+                if g.free_bytes >= bytes && g.free_sm < sm {
+                    compute = compute.max(g.free_sm);
+                }
+            }
+        }
+    }
+    if memory > 0 {
+        steps.push(Step::Own(at, Change::LowerMemory { to_bytes: memory }));
+    }
+    if compute > 0 {
+        steps.push(Step::Own(at, Change::LowerCompute { to_percent: compute }));
+    }
+}
+
+/// One node of each class that the case could use, the first by name.
+fn like_nodes(draft: &Draft<'_>, case: &Case<'_>) -> Vec<Step> {
+    let mut likes: Vec<String> = Vec::new();
+    for alternative in &case.alternatives {
+        let has = |r: &&crate::snapshot::index::Row| {
+            alternative.class.is_none() || r.taken.gpus.iter().any(|g| g.class == alternative.class)
+        };
+        let like = draft.placer.index.rows().iter().find(has).map(|r| r.node.name.clone());
+        likes.extend(like.filter(|like| !likes.contains(like)));
+    }
+    likes.into_iter().map(|like| Step::AddNodes { like }).collect()
+}
+
+fn why_none(draft: &Draft<'_>, at: usize, tried: u32, spent: bool) -> NoCounterfactual {
+    let case = &draft.cases[at];
     for verdict in &case.failed {
-        let gpus = draft.world.nodes.iter().flat_map(|n| &n.gpus);
-        let of_class = gpus.filter(|g| g.class == verdict.ask.class && g.health == Health::Healthy);
-        let (mut memory, mut compute) = (0, 0);
-        for gpu in of_class {
-            let want = share_on(gpu, verdict.ask.memory_bytes, verdict.ask.sm_percent);
-            let (free_bytes, free_sm) = free(gpu);
-            if free_sm >= want.sm_percent && free_bytes < want.memory_bytes {
-                memory = memory.max(free_bytes - free_bytes % gpu.memory_step_bytes.max(1));
-            }
-            if free_bytes >= want.memory_bytes && free_sm < want.sm_percent {
-                compute = compute.max(free_sm);
-            }
+        let Some(class) = &verdict.ask.class else { continue };
+        let Some(row) = draft.placer.index.class(class).map(|c| &draft.placer.index.classes()[c]) else { continue };
+        if row.gpus == 0 {
+            return NoCounterfactual::NoSuchClass { class: class.clone() };
         }
-        if memory > 0 {
-            changes.push(Change::LowerMemory { to_bytes: memory });
-        }
-        if compute > 0 {
-            changes.push(Change::LowerCompute { to_percent: compute });
+        let largest = row.sizes.iter().map(|s| s.memory_bytes).max().unwrap_or(0);
+        if let Some(asked) = verdict.ask.memory_bytes.filter(|asked| *asked > largest) {
+            return NoCounterfactual::LargerThanAnyGpu {
+                class: class.clone(),
+                asked_bytes: asked,
+                largest_bytes: largest,
+            };
         }
     }
-}
-
-/// `None`: the change makes no sense here.
-fn apply(s: &mut Snapshot, id: &DeploymentId, change: &Change, policy: &Policy, now: TimeMs) -> Option<()> {
-    match change {
-        Change::WaitUntil { .. } => {}
-        Change::AddTenantQuota { namespace, class, nominal_milli } => {
-            add_tenant(s, namespace, class, *nominal_milli);
-        }
-        Change::RaiseNominal { tenant, class, to_milli } => {
-            quota_mut(s, tenant, class)?.nominal_milli = *to_milli;
-        }
-        Change::RaiseBorrowingLimit { tenant, class, to_milli } => {
-            quota_mut(s, tenant, class)?.borrowing_limit_milli = Some(*to_milli);
-        }
-        Change::ScaleIn { deployment, to, .. } => scale_in(s, deployment, *to, policy, now)?,
-        Change::RemoveClaim { claim } => {
-            let gone = SliceOwner::Foreign { claim: claim.clone() };
-            for gpu in s.nodes.iter_mut().flat_map(|n| &mut n.gpus) {
-                gpu.slices.retain(|slice| slice.owner != gone);
-            }
-        }
-        Change::NodeFresh { node } => node_mut(s, node)?.freshness = Freshness::Fresh { age_ms: 0 },
-        Change::NodeReady { node } => node_mut(s, node)?.ready = true,
-        Change::Uncordon { node } => node_mut(s, node)?.cordoned = false,
-        Change::Tolerate { key, .. } => {
-            deployment_mut(s, id)?.tolerations.push(Toleration { key: Some(key.clone()), value: None, effect: None })
-        }
-        Change::GpuHealthy { node, gpu } => {
-            let gpus = &mut node_mut(s, node)?.gpus;
-            gpus.iter_mut().find(|g| &g.uuid == gpu)?.health = Health::Healthy;
-        }
-        Change::AllowSoftSharing { class } => {
-            s.classes.iter_mut().find(|c| &c.name == class)?.allow_soft_sharing = true;
-        }
-        Change::LowerMemory { to_bytes } => {
-            for v in &mut deployment_mut(s, id)?.variants {
-                if let Accelerator::Gpu { memory_bytes, .. } = &mut v.accelerator {
-                    *memory_bytes = Some(*to_bytes);
-                }
-            }
-        }
-        Change::LowerCompute { to_percent } => {
-            for v in &mut deployment_mut(s, id)?.variants {
-                if let Accelerator::Gpu { sm_percent, .. } = &mut v.accelerator {
-                    *sm_percent = Some(*to_percent);
-                }
-            }
-        }
-        Change::AddNode { like } => add_node(s, like)?,
-    }
-    Some(())
-}
-
-fn add_tenant(s: &mut Snapshot, namespace: &str, class: &str, nominal_milli: u64) {
-    let id = TenantId(namespace.to_owned());
-    let quota =
-        Quota { class: class.to_owned(), nominal_milli, borrowing_limit_milli: None, lending_limit_milli: None };
-    s.tenants.push(Tenant {
-        id: id.clone(),
-        namespaces: vec![namespace.to_owned()],
-        cohort: None,
-        weight: 1,
-        quotas: vec![quota],
-    });
-    for d in s.deployments.iter_mut().filter(|d| d.id.namespace == namespace) {
-        d.tenant = Some(id.clone());
-    }
-}
-
-/// The replicas that a scale-in would choose, gone with all that they hold.
-fn scale_in(s: &mut Snapshot, id: &DeploymentId, to: u32, policy: &Policy, now: TimeMs) -> Option<()> {
-    let d = deployment_mut(s, id)?;
-    d.wanted = to;
-    let d = d.clone();
-    let life = assess(&d, to, &World::new(s), policy, now);
-    let ends = life.ends.iter().filter(|e| e.reason == EndReason::ScaleIn);
-    let gone: Vec<_> = ends.map(|e| e.replica.clone()).collect();
-    for replica in &gone {
-        let placed = d
-            .replicas
-            .iter()
-            .find(|r| (r.index, r.incarnation) == (replica.index, replica.incarnation))
-            .and_then(|r| r.placement.clone());
-        if let Some(node) = placed.and_then(|p| s.nodes.iter_mut().find(|n| n.name == p.node)) {
-            release(node, &d);
-        }
-        let owner = SliceOwner::Replica(replica.clone());
-        for gpu in s.nodes.iter_mut().flat_map(|n| &mut n.gpus) {
-            gpu.slices.retain(|slice| slice.owner != owner);
-        }
-    }
-    let replicas = &mut deployment_mut(s, id)?.replicas;
-    replicas.retain(|r| !gone.iter().any(|g| (g.index, g.incarnation) == (r.index, r.incarnation)));
-    Some(())
-}
-
-fn add_node(s: &mut Snapshot, like: &str) -> Option<()> {
-    let mut node = s.nodes.iter().find(|n| n.name == like)?.clone();
-    node.name = format!("{like}-another");
-    (node.ready, node.cordoned) = (true, false);
-    node.freshness = Freshness::Fresh { age_ms: 0 };
-    node.used = Default::default();
-    node.host_ports.clear();
-    node.taints.retain(|t: &Taint| !t.key.starts_with("node.kubernetes.io/"));
-    for gpu in &mut node.gpus {
-        gpu.uuid = format!("{}-another", gpu.uuid);
-        gpu.health = Health::Healthy;
-        gpu.slices.clear();
-    }
-    s.nodes.push(node);
-    Some(())
-}
-
-fn quota_mut<'a>(s: &'a mut Snapshot, tenant: &TenantId, class: &str) -> Option<&'a mut Quota> {
-    let quotas = &mut s.tenants.iter_mut().find(|t| &t.id == tenant)?.quotas;
-    if !quotas.iter().any(|q| q.class == class) {
-        quotas.push(Quota {
-            class: class.to_owned(),
-            nominal_milli: 0,
-            borrowing_limit_milli: None,
-            lending_limit_milli: None,
-        });
-    }
-    quotas.iter_mut().find(|q| q.class == class)
-}
-
-fn node_mut<'a>(s: &'a mut Snapshot, name: &str) -> Option<&'a mut crate::snapshot::Node> {
-    s.nodes.iter_mut().find(|n| n.name == name)
-}
-
-fn deployment_mut<'a>(s: &'a mut Snapshot, id: &DeploymentId) -> Option<&'a mut Deployment> {
-    s.deployments.iter_mut().find(|d| &d.id == id)
+    if spent { NoCounterfactual::TooManyWait } else { NoCounterfactual::NoSingleChange { tried } }
 }

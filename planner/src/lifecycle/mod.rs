@@ -13,8 +13,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 pub use verdict::{Trouble, TroubleKind, Wait};
 
-use crate::plan::{CreateReason, EndReason, Exclude};
-use crate::snapshot::world::World;
+use crate::plan::{Action, CreateReason, EndReason, Exclude};
+use crate::snapshot::index::Index;
 use crate::snapshot::{Deployment, Freshness, Health, Phase, Policy, Replica, ReplicaId, TimeMs};
 
 /// Slots of one deployment that one plan tries to fill; the next plan goes on.
@@ -47,7 +47,18 @@ pub(crate) struct End {
     pub exclude: Option<Exclude>,
 }
 
+impl End {
+    pub fn action(&self) -> Action {
+        let (replica, pod, reason) = (self.replica.clone(), self.pod.clone(), self.reason);
+        match self.drain_until {
+            Some(deadline_ms) => Action::Drain { replica, pod, deadline_ms, reason },
+            None => Action::Remove { replica, pod, reason, exclude: self.exclude.clone() },
+        }
+    }
+}
+
 /// A slot that wants a pod.
+#[derive(Clone, Copy)]
 pub(crate) struct Open {
     pub index: u32,
     pub incarnation: u32,
@@ -61,8 +72,8 @@ pub(crate) struct Renew {
     pub old_pod: String,
 }
 
-pub(crate) fn assess(d: &Deployment, wanted: u32, world: &World, policy: &Policy, now: TimeMs) -> Assessment {
-    let mut view = View { d, world, policy, now, out: Assessment::default() };
+pub(crate) fn assess(d: &Deployment, wanted: u32, index: &Index, policy: &Policy, now: TimeMs) -> Assessment {
+    let mut view = View { d, index, policy, now, out: Assessment::default() };
     let mut live = view.sort_out();
     view.settle_slots(&mut live);
     view.scale_in(&mut live, wanted);
@@ -72,9 +83,19 @@ pub(crate) fn assess(d: &Deployment, wanted: u32, world: &World, policy: &Policy
     view.out
 }
 
+/// The slots that scale-in ends, first to last, each with the index and incarnation of its pods.
+pub(crate) fn scale_in_order(d: &Deployment, index: &Index, policy: &Policy, now: TimeMs) -> Vec<Vec<(u32, u32)>> {
+    let mut view = View { d, index, policy, now, out: Assessment::default() };
+    let mut live = view.sort_out();
+    view.settle_slots(&mut live);
+    let order = view.scale_in_slots(&live);
+    let pods = |slot| live.remove(&slot).into_iter().flatten().map(|r| (r.index, r.incarnation)).collect();
+    order.into_iter().map(pods).collect()
+}
+
 struct View<'a> {
     d: &'a Deployment,
-    world: &'a World,
+    index: &'a Index,
     policy: &'a Policy,
     now: TimeMs,
     out: Assessment,
@@ -201,7 +222,7 @@ impl<'a> View<'a> {
 
     fn sick_gpu(&self, r: &Replica) -> Option<(String, String)> {
         let placement = r.placement.as_ref()?;
-        let node = self.world.node(&placement.node)?;
+        let node = &self.index.row(&placement.node)?.node;
         placement.gpus.iter().find_map(|share| {
             let gpu = node.gpus.iter().find(|g| g.uuid == share.uuid)?;
             match &gpu.health {
@@ -213,7 +234,8 @@ impl<'a> View<'a> {
 
     fn stale_node(&self, r: &Replica) -> Option<String> {
         let placement = r.placement.as_ref()?;
-        let fresh = self.world.node(&placement.node).is_some_and(|n| matches!(n.freshness, Freshness::Fresh { .. }));
+        let fresh =
+            self.index.row(&placement.node).is_some_and(|r| matches!(r.node.freshness, Freshness::Fresh { .. }));
         (!fresh).then(|| placement.node.clone())
     }
 
@@ -240,6 +262,14 @@ impl<'a> View<'a> {
     /// GPUs, then the youngest.
     fn scale_in(&mut self, live: &mut Live<'a>, wanted: u32) {
         let surplus = live.len().saturating_sub(wanted as usize);
+        for index in self.scale_in_slots(live).into_iter().take(surplus) {
+            for r in live.remove(&index).into_iter().flatten() {
+                self.end(r, EndReason::ScaleIn);
+            }
+        }
+    }
+
+    fn scale_in_slots(&self, live: &Live<'a>) -> Vec<u32> {
         let mut order: Vec<u32> = live.keys().copied().collect();
         order.sort_by_key(|index| {
             let pods = &live[index];
@@ -253,16 +283,12 @@ impl<'a> View<'a> {
                 std::cmp::Reverse(*index),
             )
         });
-        for index in order.into_iter().take(surplus) {
-            for r in live.remove(&index).into_iter().flatten() {
-                self.end(r, EndReason::ScaleIn);
-            }
-        }
+        order
     }
 
     fn burdened(&self, r: &Replica) -> bool {
         let Some(placement) = &r.placement else { return false };
-        let Some(node) = self.world.node(&placement.node) else { return true };
+        let Some(node) = self.index.row(&placement.node).map(|r| &r.node) else { return true };
         let degraded =
             |uuid: &str| node.gpus.iter().any(|g| g.uuid == uuid && matches!(g.health, Health::Degraded { .. }));
         node.cordoned || placement.gpus.iter().any(|s| degraded(&s.uuid))

@@ -11,6 +11,8 @@ pub enum Wait {
     BackOff { index: u32, until_ms: TimeMs, failures: u32 },
     /// A rollout waits: ending one more would leave too few Ready.
     Availability { index: u32, pod: String },
+    /// The slot is filled once a pod that is on its way out has ended; nothing else is needed.
+    Ending { index: u32, pod: String },
     /// Ended for its data being stale would be wrong; nothing happens until it is fresh.
     FreshInput { index: u32, node: String },
 }

@@ -6,246 +6,328 @@
 
 use std::collections::BTreeMap;
 
-use crate::place::verdict::{Ask, IsolationRule, Refusal};
-use crate::snapshot::world::{World, free, share_on, stranger};
-use crate::snapshot::{
-    Accelerator, Deployment, Freshness, Gpu, GpuShare, Health, Isolation, Node, SliceOwner, Taint, TaintEffect, TimeMs,
-    Variant,
-};
+use crate::place::verdict::{IsolationRule, Refusal};
+use crate::snapshot::index::{ClassAt, GpuRow, Index, Resident, Row, Usability, charge, size};
+use crate::snapshot::{Accelerator, Deployment, Freshness, Health, Isolation, Taint, TaintEffect, Toleration, Variant};
+
+/// Everything about one replica that the filters and the score look at, exclusions and model aside.
+/// Equal needs fit the same nodes and rank them equally.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Need {
+    /// `None`: CPU only.
+    pub class: Option<ClassAt>,
+    /// At least 1 with a class, otherwise 0.
+    pub gpus: u32,
+    /// Per GPU; `None`: whole.
+    pub memory_bytes: Option<u64>,
+    pub sm_percent: Option<u32>,
+    pub cpu_milli: u64,
+    pub node_memory_bytes: u64,
+    pub ports: Vec<u16>,
+    pub selector: BTreeMap<String, String>,
+    pub tolerations: Vec<Toleration>,
+    pub isolation: Isolation,
+    pub tenant: Option<usize>,
+    /// Its deployment, where slices may be dedicated to one; otherwise `None`.
+    pub deployment: Option<usize>,
+    /// Some variant exists for every class, so that the scarce ones are kept for others.
+    pub flexible: bool,
+    /// A trial: as if the class allowed soft sharing.
+    pub assume_soft: bool,
+}
+
+impl Need {
+    pub fn new(index: &mut Index, d: &Deployment, v: &Variant, flexible: bool) -> Self {
+        let (class, gpus, memory_bytes, sm_percent, cpu, memory) = match &v.accelerator {
+            Accelerator::Gpu { class, count, memory_bytes, sm_percent } => {
+                (index.class(class), (*count).max(1), *memory_bytes, *sm_percent, 0, 0)
+            }
+            Accelerator::Cpu { cpu_milli, memory_bytes } => (None, 0, None, None, *cpu_milli, *memory_bytes),
+        };
+        let tenant = d.tenant.as_ref().map(|t| index.tenant(t));
+        let number = index.deployment(&d.id);
+        let deployment = index.dedicates(number, d.isolation).then_some(number);
+        Need {
+            class,
+            gpus,
+            memory_bytes,
+            sm_percent,
+            cpu_milli: d.needs.cpu_milli.saturating_add(cpu),
+            node_memory_bytes: d.needs.memory_bytes.saturating_add(memory),
+            ports: d.needs.host_ports.clone(),
+            selector: d.node_selector.clone(),
+            tolerations: d.tolerations.clone(),
+            isolation: d.isolation,
+            tenant,
+            deployment,
+            flexible,
+            assume_soft: false,
+        }
+    }
+}
 
 /// One GPU that could hold a share of the replica.
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Usable {
     /// Position in the node's list.
     pub at: usize,
-    pub share: GpuShare,
+    /// What it would be charged, in thousandths of this GPU.
+    pub milli: i64,
     pub degraded: bool,
 }
 
 /// GPUs by island, each large enough; the only one, empty, if no GPU is needed.
 pub(crate) type Islands = Vec<Vec<Usable>>;
 
-pub(crate) fn ask(d: &Deployment, v: &Variant) -> Ask {
-    let base = Ask {
-        variant: v.name.clone(),
-        class: None,
-        gpus: 0,
-        memory_bytes: None,
-        sm_percent: None,
-        cpu_milli: d.needs.cpu_milli,
-        node_memory_bytes: d.needs.memory_bytes,
+/// Why a node does not fit, as numbers; [`Refused::spell`] makes a [`Refusal`] of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refused {
+    NotReady,
+    Cordoned,
+    Stale,
+    NoData,
+    /// Position in the selector.
+    Selector(usize),
+    /// Position in the node's taints.
+    Taint(usize),
+    NoSuchClass,
+    Unhealthy {
+        gpu: usize,
+    },
+    OtherTenant {
+        gpu: Option<usize>,
+        tenant: Option<usize>,
+        rule: IsolationRule,
+    },
+    Memory {
+        need: u64,
+        free: u64,
+        gpu: usize,
+    },
+    Compute {
+        need: u32,
+        free: u32,
+        gpu: usize,
+    },
+    Island {
+        need: u32,
+        largest: u32,
+    },
+    NodeCpu,
+    NodeMemory,
+    NodePods,
+    HostPort(u16),
+}
+
+/// The GPUs that could be used, or why the node cannot take the replica.
+pub(crate) fn fit(need: &Need, row: &Row, index: &Index) -> Result<Islands, Refused> {
+    has_class(need, row)?;
+    node_is_usable(need, row)?;
+    admitted(need, row)?;
+    node_isolation(need, row)?;
+    let islands = gpus(need, row, index)?;
+    node_has_room(need, row)?;
+    Ok(islands)
+}
+
+fn has_class(need: &Need, row: &Row) -> Result<(), Refused> {
+    if need.class.is_none() || row.taken.gpus.iter().any(|g| g.class == need.class) {
+        return Ok(());
+    }
+    let unknown = row.node.gpus.is_empty() && row.node.freshness == Freshness::Missing;
+    Err(if unknown { Refused::NoData } else { Refused::NoSuchClass })
+}
+
+fn node_is_usable(need: &Need, row: &Row) -> Result<(), Refused> {
+    match row.node.freshness {
+        _ if !row.node.ready => Err(Refused::NotReady),
+        _ if row.node.cordoned => Err(Refused::Cordoned),
+        // A CPU replica needs nothing that the agent reports.
+        _ if need.class.is_none() => Ok(()),
+        Freshness::Stale { .. } => Err(Refused::Stale),
+        Freshness::Missing => Err(Refused::NoData),
+        Freshness::Fresh { .. } => Ok(()),
+    }
+}
+
+fn admitted(need: &Need, row: &Row) -> Result<(), Refused> {
+    if let Some(at) = need.selector.iter().position(|(key, want)| row.node.labels.get(key) != Some(want)) {
+        return Err(Refused::Selector(at));
+    }
+    match row.node.taints.iter().position(|t| repels(t, &need.tolerations)) {
+        Some(at) => Err(Refused::Taint(at)),
+        None => Ok(()),
+    }
+}
+
+fn node_isolation(need: &Need, row: &Row) -> Result<(), Refused> {
+    let own = need.isolation == Isolation::DedicatedNode;
+    for resident in row.taken.gpus.iter().flat_map(|g| &g.residents).filter(|r| r.is_of_other(need.tenant)) {
+        let rule = match resident.isolation {
+            Isolation::DedicatedNode => IsolationRule::TheirIsolation,
+            _ if own => IsolationRule::OwnIsolation,
+            _ => continue,
+        };
+        return Err(Refused::OtherTenant { gpu: None, tenant: resident.tenant, rule });
+    }
+    Ok(())
+}
+
+fn gpus(need: &Need, row: &Row, index: &Index) -> Result<Islands, Refused> {
+    if need.class.is_none() {
+        return Ok(vec![Vec::new()]);
+    }
+    let mut islands: Islands = Vec::new();
+    let mut nearest: Option<(u8, u64, Refused)> = None;
+    for (at, gpu) in row.taken.gpus.iter().enumerate() {
+        match one_gpu(need, row, index, at, gpu) {
+            Ok(usable) => {
+                if islands.len() <= gpu.island {
+                    islands.resize_with(gpu.island + 1, Vec::new);
+                }
+                islands[gpu.island].push(usable);
+            }
+            Err(near) => {
+                if nearest.as_ref().is_none_or(|n| (near.0, near.1) > (n.0, n.1)) {
+                    nearest = Some(near);
+                }
+            }
+        }
+    }
+    let largest = islands.iter().map(Vec::len).max().unwrap_or(0) as u32;
+    if largest >= need.gpus {
+        islands.retain(|i| i.len() as u32 >= need.gpus);
+        return Ok(islands);
+    }
+    match nearest {
+        Some((_, _, refused)) if largest == 0 => Err(refused),
+        _ => Err(Refused::Island { need: need.gpus, largest }),
+    }
+}
+
+/// Whether this GPU could be used, or how far it came: (stage, how near), and why not.
+fn one_gpu(need: &Need, row: &Row, index: &Index, at: usize, gpu: &GpuRow) -> Result<Usable, (u8, u64, Refused)> {
+    if gpu.class != need.class {
+        return Err((0, 0, Refused::NoSuchClass));
+    }
+    if gpu.usable == Usability::Unhealthy {
+        return Err((1, 0, Refused::Unhealthy { gpu: at }));
+    }
+    let device = &row.node.gpus[at];
+    let (memory, sm) = size(device).promise(need.memory_bytes, need.sm_percent);
+    if let Some(refused) = neighbours(need, index, at, gpu) {
+        return Err((2, gpu.free_bytes, refused));
+    }
+    if memory > gpu.free_bytes {
+        return Err((3, gpu.free_bytes, Refused::Memory { need: memory, free: gpu.free_bytes, gpu: at }));
+    }
+    if sm > gpu.free_sm {
+        return Err((4, gpu.free_sm.into(), Refused::Compute { need: sm, free: gpu.free_sm, gpu: at }));
+    }
+    let milli = charge(device, memory, sm).min(1 << 50) as i64;
+    Ok(Usable { at, milli, degraded: gpu.usable == Usability::Degraded })
+}
+
+fn neighbours(need: &Need, index: &Index, at: usize, gpu: &GpuRow) -> Option<Refused> {
+    let soft = need.assume_soft || gpu.class.is_some_and(|c| index.classes()[c].soft);
+    let rule = |r: &Resident| {
+        let own = need.deployment.is_some() && r.owner.map(|o| o.deployment) == need.deployment;
+        if !own && r.isolation == Isolation::DedicatedGpu {
+            Some(IsolationRule::TheirIsolation)
+        } else if !own && need.isolation == Isolation::DedicatedGpu {
+            Some(IsolationRule::OwnIsolation)
+        } else if !soft && r.is_of_other(need.tenant) {
+            Some(IsolationRule::SoftSharingNotAllowed)
+        } else {
+            None
+        }
     };
-    match &v.accelerator {
-        Accelerator::Gpu { class, count, memory_bytes, sm_percent } => Ask {
-            class: Some(class.clone()),
-            gpus: (*count).max(1),
-            memory_bytes: *memory_bytes,
-            sm_percent: *sm_percent,
-            ..base
-        },
-        Accelerator::Cpu { cpu_milli, memory_bytes } => Ask {
-            cpu_milli: base.cpu_milli.saturating_add(*cpu_milli),
-            node_memory_bytes: base.node_memory_bytes.saturating_add(*memory_bytes),
-            ..base
-        },
+    gpu.residents.iter().find_map(|r| {
+        let rule = rule(r)?;
+        Some(Refused::OtherTenant { gpu: Some(at), tenant: r.tenant, rule })
+    })
+}
+
+fn node_has_room(need: &Need, row: &Row) -> Result<(), Refused> {
+    if need.cpu_milli > row.cpu_free() {
+        return Err(Refused::NodeCpu);
+    }
+    if need.node_memory_bytes > row.memory_free() {
+        return Err(Refused::NodeMemory);
+    }
+    if !row.has_pod_slot() {
+        return Err(Refused::NodePods);
+    }
+    match need.ports.iter().find(|p| row.taken.ports.contains(p)) {
+        Some(port) => Err(Refused::HostPort(*port)),
+        None => Ok(()),
     }
 }
 
-/// Everything about one replica that the filters look at.
-pub(crate) struct Seeker<'a> {
-    pub deployment: &'a Deployment,
-    pub index: u32,
-    pub ask: &'a Ask,
-    pub now: TimeMs,
-}
-
-impl Seeker<'_> {
-    pub fn fit(&self, world: &World, node: &Node) -> Result<Islands, Refusal> {
-        self.has_class(node)?;
-        self.node_is_usable(node)?;
-        self.admitted(node)?;
-        self.not_excluded(world, node)?;
-        self.node_isolation(node)?;
-        let islands = self.gpus(world, node)?;
-        self.node_has_room(node)?;
-        Ok(islands)
-    }
-
-    fn has_class(&self, node: &Node) -> Result<(), Refusal> {
-        let Some(class) = &self.ask.class else { return Ok(()) };
-        if node.gpus.iter().any(|g| g.class.as_ref() == Some(class)) {
-            return Ok(());
-        }
-        if node.gpus.is_empty() && node.freshness == Freshness::Missing {
-            return Err(Refusal::NoData);
-        }
-        let mut have: Vec<String> =
-            node.gpus.iter().map(|g| g.class.clone().unwrap_or_else(|| g.product.clone())).collect();
-        have.sort();
-        have.dedup();
-        Err(Refusal::NoSuchClass { have })
-    }
-
-    fn node_is_usable(&self, node: &Node) -> Result<(), Refusal> {
-        match node.freshness {
-            _ if !node.ready => Err(Refusal::NotReady),
-            _ if node.cordoned => Err(Refusal::Cordoned),
-            // A CPU replica needs nothing that the agent reports.
-            _ if self.ask.class.is_none() => Ok(()),
-            Freshness::Stale { age_ms } => Err(Refusal::Stale { age_ms }),
-            Freshness::Missing => Err(Refusal::NoData),
-            Freshness::Fresh { .. } => Ok(()),
-        }
-    }
-
-    fn admitted(&self, node: &Node) -> Result<(), Refusal> {
-        for (key, want) in &self.deployment.node_selector {
-            let have = node.labels.get(key);
-            if have != Some(want) {
-                let (key, want) = (key.clone(), want.clone());
-                return Err(Refusal::Selector { key, want, have: have.cloned() });
-            }
-        }
-        match node.taints.iter().find(|t| repels(t, self.deployment)) {
-            Some(t) => Err(Refusal::Taint { key: t.key.clone(), value: t.value.clone() }),
-            None => Ok(()),
-        }
-    }
-
-    fn not_excluded(&self, world: &World, node: &Node) -> Result<(), Refusal> {
-        let excluded = world
-            .exclusions
-            .iter()
-            .filter(|e| e.deployment == self.deployment.id && e.index == self.index)
-            .filter(|e| e.node == node.name && e.until_ms > self.now)
-            .max_by_key(|e| (e.until_ms, &e.reason));
-        match excluded {
-            Some(e) => Err(Refusal::Excluded { until_ms: e.until_ms, message: e.reason.clone() }),
-            None => Ok(()),
-        }
-    }
-
-    fn node_isolation(&self, node: &Node) -> Result<(), Refusal> {
-        let own = self.deployment.isolation == Isolation::DedicatedNode;
-        for slice in node.gpus.iter().flat_map(|g| &g.slices) {
-            if !stranger(slice, self.deployment.tenant.as_ref()) {
-                continue;
-            }
-            let rule = match slice.isolation {
-                Isolation::DedicatedNode => IsolationRule::TheirIsolation,
-                _ if own => IsolationRule::OwnIsolation,
-                _ => continue,
-            };
-            return Err(Refusal::OtherTenant { gpu: None, tenant: slice.tenant.clone(), rule });
-        }
-        Ok(())
-    }
-
-    fn gpus(&self, world: &World, node: &Node) -> Result<Islands, Refusal> {
-        if self.ask.class.is_none() {
-            return Ok(vec![Vec::new()]);
-        }
-        let need = self.ask.gpus;
-        let mut islands: BTreeMap<&str, Vec<Usable>> = BTreeMap::new();
-        let mut nearest: Option<(u8, u64, Refusal)> = None;
-        for (at, gpu) in node.gpus.iter().enumerate() {
-            match self.gpu(world, gpu) {
-                Ok(share) => {
-                    let degraded = matches!(gpu.health, Health::Degraded { .. });
-                    let island = gpu.island.as_deref().unwrap_or(&gpu.uuid);
-                    islands.entry(island).or_default().push(Usable { at, share, degraded });
-                }
-                Err(near) => {
-                    if nearest.as_ref().is_none_or(|n| (near.0, near.1) > (n.0, n.1)) {
-                        nearest = Some(near);
-                    }
-                }
-            }
-        }
-        let largest = islands.values().map(Vec::len).max().unwrap_or(0) as u32;
-        if largest >= need {
-            return Ok(islands.into_values().filter(|i| i.len() as u32 >= need).collect());
-        }
-        match nearest {
-            Some((_, _, refusal)) if largest == 0 => Err(refusal),
-            _ => Err(Refusal::Island { need, largest }),
-        }
-    }
-
-    /// The share that this GPU would promise, or how far it came: (stage, how near), and why not.
-    fn gpu(&self, world: &World, gpu: &Gpu) -> Result<GpuShare, (u8, u64, Refusal)> {
-        if gpu.class != self.ask.class {
-            return Err((0, 0, Refusal::NoSuchClass { have: gpu.class.iter().cloned().collect() }));
-        }
-        if let Health::Unhealthy { reason } = &gpu.health {
-            let (gpu, message) = (gpu.uuid.clone(), reason.clone());
-            return Err((1, 0, Refusal::Unhealthy { gpu, message }));
-        }
-        let share = share_on(gpu, self.ask.memory_bytes, self.ask.sm_percent);
-        let (memory, sm) = free(gpu);
-        if let Some(refusal) = self.neighbours(world, gpu) {
-            return Err((2, memory, refusal));
-        }
-        let uuid = gpu.uuid.clone();
-        if share.memory_bytes > memory {
-            let need_bytes = share.memory_bytes;
-            return Err((3, memory, Refusal::Memory { need_bytes, free_bytes: memory, gpu: uuid }));
-        }
-        if share.sm_percent > sm {
-            let need_percent = share.sm_percent;
-            return Err((4, sm.into(), Refusal::Compute { need_percent, free_percent: sm, gpu: uuid }));
-        }
-        Ok(share)
-    }
-
-    fn neighbours(&self, world: &World, gpu: &Gpu) -> Option<Refusal> {
-        let soft = gpu.class.as_ref().and_then(|c| world.classes.get(c)).is_some_and(|c| c.allow_soft_sharing);
-        let d = self.deployment;
-        for slice in &gpu.slices {
-            let same = matches!(&slice.owner, SliceOwner::Replica(r) if r.deployment == d.id);
-            let rule = if !same && slice.isolation == Isolation::DedicatedGpu {
-                IsolationRule::TheirIsolation
-            } else if !same && d.isolation == Isolation::DedicatedGpu {
-                IsolationRule::OwnIsolation
-            } else if !soft && stranger(slice, d.tenant.as_ref()) {
-                IsolationRule::SoftSharingNotAllowed
-            } else {
-                continue;
-            };
-            let gpu = Some(gpu.uuid.clone());
-            return Some(Refusal::OtherTenant { gpu, tenant: slice.tenant.clone(), rule });
-        }
-        None
-    }
-
-    fn node_has_room(&self, node: &Node) -> Result<(), Refusal> {
-        let (have, used) = (&node.allocatable, &node.used);
-        let cpu = have.cpu_milli.saturating_sub(used.cpu_milli);
-        if self.ask.cpu_milli > cpu {
-            return Err(Refusal::NodeCpu { need_milli: self.ask.cpu_milli, free_milli: cpu });
-        }
-        let memory = have.memory_bytes.saturating_sub(used.memory_bytes);
-        if self.ask.node_memory_bytes > memory {
-            let need_bytes = self.ask.node_memory_bytes;
-            return Err(Refusal::NodeMemory { need_bytes, free_bytes: memory });
-        }
-        if used.pods >= have.pods {
-            return Err(Refusal::NodePods { limit: have.pods });
-        }
-        let ports = &self.deployment.needs.host_ports;
-        match ports.iter().find(|p| node.host_ports.contains(p)) {
-            Some(port) => Err(Refusal::HostPort { port: *port }),
-            None => Ok(()),
-        }
-    }
-}
-
-fn repels(taint: &Taint, d: &Deployment) -> bool {
+fn repels(taint: &Taint, tolerations: &[Toleration]) -> bool {
     if taint.effect == TaintEffect::PreferNoSchedule {
         return false;
     }
-    !d.tolerations.iter().any(|t| {
+    !tolerations.iter().any(|t| {
         t.key.as_ref().is_none_or(|k| k == &taint.key)
             && t.value.as_ref().is_none_or(|v| v == &taint.value)
             && t.effect.is_none_or(|e| e == taint.effect)
     })
+}
+
+impl Refused {
+    /// The refusal of this node in full, with names.
+    pub fn spell(self, need: &Need, row: &Row, index: &Index) -> Refusal {
+        let uuid = |at: usize| row.node.gpus.get(at).map(|g| g.uuid.clone()).unwrap_or_default();
+        match self {
+            Refused::NotReady => Refusal::NotReady,
+            Refused::Cordoned => Refusal::Cordoned,
+            Refused::Stale => match row.node.freshness {
+                Freshness::Stale { age_ms } | Freshness::Fresh { age_ms } => Refusal::Stale { age_ms },
+                Freshness::Missing => Refusal::NoData,
+            },
+            Refused::NoData => Refusal::NoData,
+            Refused::Selector(at) => {
+                let (key, want) = need.selector.iter().nth(at).map(|(k, w)| (k.clone(), w.clone())).unwrap_or_default();
+                let have = row.node.labels.get(&key).cloned();
+                Refusal::Selector { key, want, have }
+            }
+            Refused::Taint(at) => {
+                let taint = row.node.taints.get(at);
+                let (key, value) = taint.map(|t| (t.key.clone(), t.value.clone())).unwrap_or_default();
+                Refusal::Taint { key, value }
+            }
+            Refused::NoSuchClass => {
+                let name = |g: &crate::snapshot::Gpu| g.class.clone().unwrap_or_else(|| g.product.clone());
+                let mut have: Vec<String> = row.node.gpus.iter().map(name).collect();
+                have.sort();
+                have.dedup();
+                Refusal::NoSuchClass { have }
+            }
+            Refused::Unhealthy { gpu } => {
+                let message = match row.node.gpus.get(gpu).map(|g| &g.health) {
+                    Some(Health::Unhealthy { reason }) => reason.clone(),
+                    _ => String::new(),
+                };
+                Refusal::Unhealthy { gpu: uuid(gpu), message }
+            }
+            Refused::OtherTenant { gpu, tenant, rule } => {
+                let tenant = tenant.and_then(|t| index.tenant_name(t)).cloned();
+                Refusal::OtherTenant { gpu: gpu.map(uuid), tenant, rule }
+            }
+            Refused::Memory { need, free, gpu } => {
+                Refusal::Memory { need_bytes: need, free_bytes: free, gpu: uuid(gpu) }
+            }
+            Refused::Compute { need, free, gpu } => {
+                Refusal::Compute { need_percent: need, free_percent: free, gpu: uuid(gpu) }
+            }
+            Refused::Island { need, largest } => Refusal::Island { need, largest },
+            Refused::NodeCpu => Refusal::NodeCpu { need_milli: need.cpu_milli, free_milli: row.cpu_free() },
+            Refused::NodeMemory => {
+                Refusal::NodeMemory { need_bytes: need.node_memory_bytes, free_bytes: row.memory_free() }
+            }
+            Refused::NodePods => Refusal::NodePods { limit: row.node.allocatable.pods },
+            Refused::HostPort(port) => Refusal::HostPort { port },
+        }
+    }
 }

@@ -1,8 +1,7 @@
 //! Fragmentation: how much of what is free, the replicas to be expected could not use.
 //!
 //! Weng et al., "Beware of Fragmentation" (ATC'23), in our buckets: see the design notes on GPU
-//! placement. Numbers only, no names: the placement simulator runs the published protocol through
-//! these very functions. CPU in thousandths of a core, GPU in thousandths of a GPU.
+//! placement. Numbers only, no names. CPU in thousandths of a core, GPU in thousandths of a GPU.
 
 /// A kind of replica to be expected.
 #[derive(Clone, Debug, PartialEq)]
@@ -61,10 +60,10 @@ fn unusable(cpu_milli: i64, gpus: &[FreeGpu], total: i64, shape: &Shape) -> i64 
 /// What a placement asks, for the score.
 #[derive(Clone, Copy, Debug)]
 pub struct Request {
+    /// Thousandths of a GPU in all; 0: needs none.
     pub gpu_milli: i64,
-    pub gpus: i64,
     /// It would take any type.
-    pub any_type: bool,
+    pub flexible: bool,
 }
 
 /// Constants of the packing score.
@@ -88,8 +87,8 @@ impl Weights {
 
     /// The bucketed gradient: more is better. `gain` = F before − F after.
     pub fn bucket(&self, gain: f64, request: &Request, scarcity: f64) -> i64 {
-        let asked = (request.gpu_milli * request.gpus) as f64 / 1000.0;
-        let reserve = if request.any_type { self.reserve_milli * scarcity * asked } else { 0.0 };
+        let asked = request.gpu_milli as f64 / 1000.0;
+        let reserve = if request.flexible { self.reserve_milli * scarcity * asked } else { 0.0 };
         ((gain - reserve) / self.bucket_milli).floor() as i64
     }
 

@@ -1,12 +1,17 @@
 //! Stage three: where. `filter` says which nodes could take a replica and why the others cannot,
-//! `choose` picks the best of those that can, `frag` and `expected` are what it picks by.
+//! `choose` scores one of those that can, `ranking` keeps them in order, `placer` compares all variants, `refuse` groups the reasons of
+//! the others; `frag` and `expected` are what the score is made of.
 
 pub(crate) mod choose;
 pub(crate) mod expected;
 pub(crate) mod filter;
 pub(crate) mod frag;
+pub(crate) mod placer;
+pub(crate) mod ranking;
+pub(crate) mod refuse;
 mod verdict;
 
 pub use verdict::{
-    Ask, Because, Candidate, IsolationRule, MAX_CANDIDATES, NodeRefusal, PlacementVerdict, Refusal, Score, Winner,
+    Ask, Because, Candidate, IsolationRule, MAX_CANDIDATES, MAX_EXAMPLES, NodeRefusal, PlacementVerdict, Refusal,
+    RefusalGroup, Score, Winner,
 };

@@ -11,15 +11,20 @@ pub struct PlacementVerdict {
     pub index: u32,
     pub ask: Ask,
     pub winner: Option<Winner>,
-    /// Nodes that fit, best first, the winner included; at most [`MAX_CANDIDATES`].
+    /// Places that fit, best first, the winner included; at most [`MAX_CANDIDATES`].
     pub candidates: Vec<Candidate>,
-    /// Number of nodes that fit, listed or not.
+    /// Number of nodes that fit with the winner's variant, listed or not.
     pub fitting: u32,
-    /// One per node that does not fit, sorted by node.
-    pub refusals: Vec<NodeRefusal>,
+    /// Number of nodes looked at.
+    pub nodes: u32,
+    /// Why nodes do not fit, where none does: largest group first.
+    pub refusals: Vec<RefusalGroup>,
 }
 
+/// Places listed in one verdict.
 pub const MAX_CANDIDATES: usize = 8;
+/// Nodes listed in one group of refusals.
+pub const MAX_EXAMPLES: usize = 8;
 
 /// What one replica asks for, after rounding.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +53,24 @@ pub struct Winner {
 #[serde(tag = "kind", rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum Because {
     OnlyFit,
+    /// The lowest price per hour (objective Cost); in millionths of the currency.
+    Cheapest {
+        winner_micros: u64,
+        next_variant: String,
+        /// `None`: not priced.
+        next_micros: Option<u64>,
+    },
+    /// The lowest predicted inter-token latency (objective Latency); in microseconds.
+    Fastest {
+        winner_us: u64,
+        next_variant: String,
+        /// `None`: unknown.
+        next_us: Option<u64>,
+    },
+    /// The next is a CPU variant, which is taken only where no GPU fits.
+    HasGpu {
+        next_variant: String,
+    },
     /// Only it had healthy GPUs left (the others are degraded).
     Healthier,
     /// Fragments less, in milli-GPU that expected replicas could no longer use.
@@ -69,6 +92,8 @@ pub enum Because {
 #[serde(rename_all = "camelCase")]
 pub struct Candidate {
     pub node: String,
+    /// Name of the variant that would be built there.
+    pub variant: String,
     pub gpus: Vec<GpuShare>,
     pub score: Score,
 }
@@ -82,13 +107,25 @@ pub struct Score {
     /// Bucketed gradient, more is better.
     pub bucket: i64,
     pub model_cached: bool,
-    /// Lower is better, in thousandths.
+    /// How loosely and unevenly the node would be filled; lower is better, in millionths.
     pub tightness: i64,
     /// Free milli-GPU on the node that expected replicas cannot use, before and after.
     pub frag_before_milli: i64,
     pub frag_after_milli: i64,
 }
 
+/// Nodes refused for one kind of reason.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RefusalGroup {
+    /// How many nodes.
+    pub nodes: u32,
+    /// Some of them, at most [`MAX_EXAMPLES`]: where a size is short those that come nearest, then by
+    /// name.
+    pub examples: Vec<NodeRefusal>,
+}
+
+/// One node that does not fit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NodeRefusal {

@@ -15,9 +15,10 @@ use std::collections::BTreeMap;
 
 pub use verdict::{ClassUsage, QuotaBinding, QuotaLimit, QuotaVerdict};
 
-use crate::snapshot::world::{World, charge};
+use crate::snapshot::index::Index;
 use crate::snapshot::{Tenant, TenantId};
 
+#[derive(Clone)]
 pub(crate) struct Ledger {
     /// By tenant and class.
     accounts: BTreeMap<TenantId, BTreeMap<String, Account>>,
@@ -46,7 +47,7 @@ impl Account {
 }
 
 impl Ledger {
-    pub fn new(tenants: &[Tenant], world: &World) -> Self {
+    pub fn new(tenants: &[Tenant], index: &Index) -> Self {
         let mut ledger = Ledger { accounts: BTreeMap::new(), cohorts: BTreeMap::new() };
         for tenant in tenants {
             if let Some(cohort) = &tenant.cohort {
@@ -60,17 +61,53 @@ impl Ledger {
                 account.lending_limit = quota.lending_limit_milli.map(milli);
             }
         }
-        for (gpu, slice) in world.slices() {
-            if let (Some(tenant), Some(class)) = (&slice.tenant, &gpu.class) {
-                let milli = charge(gpu, slice.memory_bytes, slice.sm_percent);
-                ledger.charge(tenant, class, milli);
-            }
+        for (tenant, class, milli) in index.charges() {
+            ledger.charge(tenant, class, milli);
         }
         ledger
     }
 
     pub fn charge(&mut self, tenant: &TenantId, class: &str, x: u64) {
         self.account(tenant, class).held += milli(x);
+    }
+
+    /// A slice of this charge is gone.
+    pub fn refund(&mut self, tenant: &TenantId, class: &str, x: u64) {
+        self.account(tenant, class).held -= milli(x);
+    }
+
+    pub fn held(&self, tenant: &TenantId, class: &str) -> u64 {
+        unsigned(self.get(tenant, class).held)
+    }
+
+    /// The least nominal quota at which `x` more is allowed.
+    pub fn least_nominal(&self, tenant: &TenantId, class: &str, x: u64) -> u64 {
+        let mut trial = self.clone();
+        least(self.held(tenant, class).saturating_add(x), |to| {
+            trial.set_nominal(tenant, class, to);
+            trial.allow(tenant, class, x).is_ok()
+        })
+    }
+
+    /// The least borrowing limit at which `x` more is allowed; where none is enough, one that would
+    /// be if only the limit counted.
+    pub fn least_borrowing_limit(&self, tenant: &TenantId, class: &str, x: u64) -> u64 {
+        let mut trial = self.clone();
+        least(self.held(tenant, class).saturating_add(x), |to| {
+            trial.set_borrowing_limit(tenant, class, to);
+            trial.allow(tenant, class, x).is_ok()
+        })
+    }
+
+    /// A trial: another nominal quota; a class that was not listed is listed.
+    pub fn set_nominal(&mut self, tenant: &TenantId, class: &str, to: u64) {
+        let account = self.account(tenant, class);
+        (account.listed, account.nominal) = (true, milli(to));
+    }
+
+    /// A trial: another borrowing limit.
+    pub fn set_borrowing_limit(&mut self, tenant: &TenantId, class: &str, to: u64) {
+        self.account(tenant, class).borrowing_limit = Some(milli(to));
     }
 
     pub fn note_pending(&mut self, tenant: &TenantId, class: &str, x: u64) {
@@ -164,6 +201,16 @@ impl Ledger {
     }
 }
 
+/// The least number up to `enough` that passes, if all above one that passes do.
+fn least(enough: u64, mut passes: impl FnMut(u64) -> bool) -> u64 {
+    let (mut low, mut high) = (0, enough);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        if passes(middle) { high = middle } else { low = middle + 1 }
+    }
+    high
+}
+
 fn milli(x: u64) -> i64 {
     // No cluster has 2^40 GPUs; a quota that says so is as good as unlimited and must not overflow.
     x.min(1 << 50) as i64
@@ -196,7 +243,7 @@ mod tests {
 
     /// `held` is charged in order; then the first tenant asks for `x`.
     fn check(tenants: &[Tenant], held: &[(&str, u64)], x: u64, want: Result<(), QuotaBinding>) {
-        let mut ledger = Ledger::new(tenants, &World::new(&Snapshot::default()));
+        let mut ledger = Ledger::new(tenants, &Index::new(&Snapshot::default()));
         for (t, milli) in held {
             ledger.charge(&TenantId((*t).into()), "h", *milli);
         }

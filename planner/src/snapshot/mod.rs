@@ -8,7 +8,7 @@
 //!
 //! The order of the lists carries no meaning: the planner sorts by identity before it decides.
 
-pub(crate) mod world;
+pub(crate) mod index;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -178,7 +178,7 @@ pub enum SliceOwner {
 }
 
 /// Who may stand beside this deployment.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Isolation {
     /// Anyone the class allows.
     #[default]
@@ -199,7 +199,7 @@ pub struct Taint {
     pub effect: TaintEffect,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum TaintEffect {
     NoSchedule,
     /// A wish, which placement ignores.
@@ -208,7 +208,7 @@ pub enum TaintEffect {
 }
 
 /// A pod toleration; `None` matches everything in that place, as in Kubernetes.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Toleration {
     pub key: Option<String>,
@@ -277,8 +277,12 @@ pub struct Deployment {
     pub created_ms: TimeMs,
     /// Replicas asked for (`spec.replicas` in `Manual` mode).
     pub wanted: u32,
-    /// The ways in which one replica may be built; the first that fits is taken (mode `Manual`).
+    /// The ways in which one replica may be built. Which one is taken follows from `objective` and
+    /// from what fits, never from their order.
     pub variants: Vec<Variant>,
+    /// What is preferred among the variants and nodes that fit.
+    #[serde(default)]
+    pub objective: Objective,
     /// What the pod requests of its node besides GPUs.
     pub needs: Needs,
     #[serde(default)]
@@ -306,6 +310,19 @@ pub struct Deployment {
     pub drain_timeout_ms: u64,
 }
 
+/// What is preferred among the variants and nodes that fit. Healthy GPUs come before degraded ones
+/// whatever is preferred.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Objective {
+    /// What leaves the cluster most useful for the replicas to be expected.
+    #[default]
+    Packing,
+    /// The lowest price per hour of the slices, then packing. Without a price: after all that have one.
+    Cost,
+    /// The lowest predicted inter-token latency, then packing. Unknown: after all that are known.
+    Latency,
+}
+
 /// Requests of a replica's pod that every node has, and ports that it takes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -321,6 +338,10 @@ pub struct Needs {
 pub struct Variant {
     pub name: String,
     pub accelerator: Accelerator,
+    /// Predicted inter-token latency of a replica of this variant at its planned load, in
+    /// microseconds; `None`: unknown.
+    #[serde(default)]
+    pub itl_us: Option<u64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -487,6 +508,18 @@ impl Default for Policy {
             overshoot_drain_ms: 10_000,
             frag_bucket_milli: 40,
             frag_reserve_milli: 200,
+        }
+    }
+}
+
+// === impl Accelerator ===
+
+impl Accelerator {
+    /// The GPU class; `None`: CPU only.
+    pub fn class(&self) -> Option<&String> {
+        match self {
+            Accelerator::Gpu { class, .. } => Some(class),
+            Accelerator::Cpu { .. } => None,
         }
     }
 }

@@ -12,6 +12,8 @@
 //! ```
 #![allow(clippy::unwrap_used, dead_code)]
 
+pub mod random;
+
 use stowage_planner::snapshot::*;
 
 pub const NOW: TimeMs = 50_000_000;
@@ -206,7 +208,8 @@ fn deployment(s: &Snapshot, w: &[&str]) -> Deployment {
         priority: value(w, "prio").map_or(0, |p| p.parse().unwrap()),
         created_ms: number(w, "created", 1000),
         wanted: number(w, "want", 1) as u32,
-        variants: vec![Variant { name: "only".into(), accelerator }],
+        variants: vec![Variant { name: "only".into(), accelerator, itl_us: None }],
+        objective: Objective::Packing,
         needs: Needs {
             cpu_milli: number(w, "cpu", 1) * 1000,
             memory_bytes: number(w, "mem", 2 << 30),

@@ -3,17 +3,18 @@
 //! Pure strings from report data, so that operator, CLI and tests say the same. A message tells what,
 //! why and the next step, with units and ages. Not here: colour and terminal width.
 
-use std::collections::BTreeMap;
+mod refusals;
+
 use std::fmt::Write as _;
 
 use crate::explain::report::{
-    Ask, Because, Change, Counterfactual, DecisionRecord, DeploymentReport, IsolationRule, Outcome, PlacementVerdict,
-    QuotaBinding, QuotaLimit, QuotaVerdict, RecordAction, Refusal, ScaleVerdict, TenantReport, Trouble, TroubleKind,
-    Wait,
+    Because, Change, Counterfactual, DecisionRecord, DeploymentReport, NoCounterfactual, Outcome, PlacementVerdict,
+    QuotaBinding, QuotaLimit, QuotaVerdict, RecordAction, ScaleVerdict, TenantReport, Trouble, TroubleKind, Wait,
 };
 pub use crate::explain::units::{age, bytes, clock, gpus};
 use crate::plan::{CreateReason, EndReason};
 use crate::snapshot::{GpuShare, Placement, TimeMs};
+pub use refusals::{RefusalLine, ask, refusal_label, refusal_lines};
 
 /// One or two sentences for the condition: what, why, next step.
 pub fn condition_message(r: &DeploymentReport) -> String {
@@ -42,7 +43,25 @@ pub fn condition_message(r: &DeploymentReport) -> String {
     if let Some(first) = r.counterfactuals.first() {
         let _ = write!(out, " {}", would_fit(first));
     }
+    if let Some(none) = &r.no_counterfactual {
+        let _ = write!(out, " {}.", capital(&why_no_change(none)));
+    }
     out
+}
+
+/// Why no single change is named, as a clause.
+pub fn why_no_change(none: &NoCounterfactual) -> String {
+    match none {
+        NoCounterfactual::NoSuchClass { class } => format!("no node has a GPU of class {class}"),
+        NoCounterfactual::LargerThanAnyGpu { class, asked_bytes, largest_bytes } => format!(
+            "a replica asks {} of memory on one GPU; the largest GPU of class {class} has {}",
+            bytes(*asked_bytes),
+            bytes(*largest_bytes)
+        ),
+        NoCounterfactual::NoSingleChange { tried: 0 } => "no single change is known that would help".to_owned(),
+        NoCounterfactual::NoSingleChange { tried } => format!("no single change helps; {tried} were tried"),
+        NoCounterfactual::TooManyWait => "too many deployments wait to try changes for each of them".to_owned(),
+    }
 }
 
 /// "Would fit …", as one sentence.
@@ -87,14 +106,14 @@ fn placement_message(r: &DeploymentReport) -> String {
     let Some(failed) = r.placements.iter().find(|v| v.winner.is_none()) else {
         return "No node fits.".to_owned();
     };
-    let nodes = failed.refusals.len();
+    let nodes = failed.nodes;
     let groups: Vec<String> =
-        refusal_groups(failed).into_iter().map(|g| format!("{} {} ({})", g.count, g.title, g.detail)).collect();
+        refusal_lines(failed).into_iter().map(|g| format!("{} {} ({})", g.count, g.title, g.detail)).collect();
     let asked = ask(&failed.ask);
     if nodes == 0 {
         return format!("No node fits {asked}: there are none.");
     }
-    format!("No node fits {asked}; of {}: {}.", count(nodes as u64, "node"), groups.join("; "))
+    format!("No node fits {asked}; of {}: {}.", count(nodes.into(), "node"), groups.join("; "))
 }
 
 fn waits_message(waits: &[Wait]) -> String {
@@ -102,187 +121,19 @@ fn waits_message(waits: &[Wait]) -> String {
     format!("{}.", capital(&all.join("; ")))
 }
 
-/// `4 × h100-80g 20 GiB 40 % SM`.
-pub fn ask(a: &Ask) -> String {
-    let Some(class) = &a.class else {
-        return format!("{} CPU and {}", cores(a.cpu_milli), bytes(a.node_memory_bytes));
-    };
-    let mut out = format!("{} × {class}", a.gpus);
-    match (a.memory_bytes, a.sm_percent) {
-        (None, None) => {}
-        (memory, sm) => {
-            let memory = memory.map_or("all memory".to_owned(), bytes);
-            let sm = sm.map_or("all SMs".to_owned(), |s| format!("{s} % SM"));
-            let _ = write!(out, " {memory} {sm}");
-        }
-    }
-    out
-}
-
-/// Refusals of one kind, for one line.
-pub struct RefusalGroup {
-    pub count: usize,
-    pub title: &'static str,
-    pub detail: String,
-}
-
-/// Most frequent first; equal counts by title.
-pub fn refusal_groups(v: &PlacementVerdict) -> Vec<RefusalGroup> {
-    let mut by: BTreeMap<&'static str, Vec<(&str, &Refusal)>> = BTreeMap::new();
-    for r in &v.refusals {
-        by.entry(refusal_title(&r.reason)).or_default().push((&r.node, &r.reason));
-    }
-    let mut groups: Vec<RefusalGroup> =
-        by.into_iter().map(|(title, of)| RefusalGroup { count: of.len(), title, detail: group_detail(&of) }).collect();
-    groups.sort_by_key(|g| (std::cmp::Reverse(g.count), g.title));
-    groups
-}
-
-/// What the nearest of a group lacks, and who is meant.
-fn group_detail(of: &[(&str, &Refusal)]) -> String {
-    let best = |f: &dyn Fn(&Refusal) -> Option<u64>| {
-        of.iter().filter_map(|(node, r)| Some((f(r)?, *node))).max_by_key(|(n, node)| (*n, std::cmp::Reverse(*node)))
-    };
-    let first = of[0].1;
-    match first {
-        Refusal::Memory { need_bytes, .. } => {
-            let near = best(&|r| match r {
-                Refusal::Memory { free_bytes, .. } => Some(*free_bytes),
-                _ => None,
-            });
-            near.map_or_else(String::new, |(free, node)| {
-                format!("need {} on one GPU, most free {} on {node}", bytes(*need_bytes), bytes(free))
-            })
-        }
-        Refusal::Compute { need_percent, .. } => {
-            let near = best(&|r| match r {
-                Refusal::Compute { free_percent, .. } => Some((*free_percent).into()),
-                _ => None,
-            });
-            near.map_or_else(String::new, |(free, node)| {
-                format!("need {need_percent} % SM on one GPU, most free {free} % on {node}")
-            })
-        }
-        Refusal::Island { need, .. } => {
-            let largest: Vec<String> = of
-                .iter()
-                .filter_map(|(_, r)| match r {
-                    Refusal::Island { largest, .. } => Some(largest.to_string()),
-                    _ => None,
-                })
-                .take(8)
-                .collect();
-            format!("largest free NVLink island {} GPUs (need {need})", largest.join(", "))
-        }
-        Refusal::NodeCpu { need_milli, .. } => {
-            let near = best(&|r| match r {
-                Refusal::NodeCpu { free_milli, .. } => Some(*free_milli),
-                _ => None,
-            });
-            near.map_or_else(String::new, |(free, node)| {
-                format!("need {} CPU, most free {} on {node}", cores(*need_milli), cores(free))
-            })
-        }
-        Refusal::NodeMemory { need_bytes, .. } => {
-            let near = best(&|r| match r {
-                Refusal::NodeMemory { free_bytes, .. } => Some(*free_bytes),
-                _ => None,
-            });
-            near.map_or_else(String::new, |(free, node)| {
-                format!("need {}, most free {} on {node}", bytes(*need_bytes), bytes(free))
-            })
-        }
-        _ => {
-            let mut each: Vec<String> = of.iter().take(3).map(|(node, r)| one_detail(node, r)).collect();
-            if of.len() > 3 {
-                each.push(format!("and {} more", of.len() - 3));
-            }
-            each.join(", ")
-        }
-    }
-}
-
-fn one_detail(node: &str, r: &Refusal) -> String {
-    match r {
-        Refusal::Stale { age_ms } => format!("{node}: {} old", age(*age_ms)),
-        Refusal::Selector { key, want, have } => match have {
-            Some(have) => format!("{node}: {key} is {have}, not {want}"),
-            None => format!("{node}: no {key}={want}"),
-        },
-        Refusal::Taint { key, value } if value.is_empty() => format!("{node}: {key}"),
-        Refusal::Taint { key, value } => format!("{node}: {key}={value}"),
-        Refusal::Excluded { until_ms, message } => {
-            format!("{node} until {}: {message}", clock(*until_ms))
-        }
-        Refusal::NoSuchClass { have } if have.is_empty() => format!("{node}: no GPU"),
-        Refusal::NoSuchClass { have } => format!("{node}: {}", have.join(" ")),
-        Refusal::Unhealthy { gpu, message } => format!("{node}: {} {message}", short_uuid(gpu)),
-        Refusal::OtherTenant { gpu, tenant, rule } => {
-            let who = tenant.as_ref().map_or("a claim of no tenant", |t| t.0.as_str());
-            let place = gpu.as_ref().map_or(node.to_owned(), |g| format!("{node} {}", short_uuid(g)));
-            match rule {
-                IsolationRule::SoftSharingNotAllowed => {
-                    format!("{place}: {who} is there and the class forbids soft sharing")
-                }
-                IsolationRule::OwnIsolation => format!("{place}: {who} is there"),
-                IsolationRule::TheirIsolation => format!("{place}: dedicated to {who}"),
-            }
-        }
-        Refusal::NodePods { limit } => format!("{node}: {limit} pods"),
-        Refusal::HostPort { port } => format!("{node}: port {port}"),
-        _ => node.to_owned(),
-    }
-}
-
-fn refusal_title(r: &Refusal) -> &'static str {
-    match r {
-        Refusal::NotReady => "not Ready",
-        Refusal::Cordoned => "cordoned",
-        Refusal::Stale { .. } => "stale telemetry",
-        Refusal::NoData => "never reported",
-        Refusal::Selector { .. } => "not selected",
-        Refusal::Taint { .. } => "tainted",
-        Refusal::Excluded { .. } => "refused by the scheduler",
-        Refusal::NoSuchClass { .. } => "other class",
-        Refusal::Unhealthy { .. } => "unhealthy",
-        Refusal::OtherTenant { .. } => "isolation",
-        Refusal::Memory { .. } => "short of GPU memory",
-        Refusal::Compute { .. } => "short of SMs",
-        Refusal::Island { .. } => "island too small",
-        Refusal::NodeCpu { .. } => "short of CPU",
-        Refusal::NodeMemory { .. } => "short of node memory",
-        Refusal::NodePods { .. } => "pod limit",
-        Refusal::HostPort { .. } => "host port taken",
-    }
-}
-
-/// The variant's name, for metric labels.
-pub fn refusal_label(r: &Refusal) -> &'static str {
-    match r {
-        Refusal::NotReady => "NotReady",
-        Refusal::Cordoned => "Cordoned",
-        Refusal::Stale { .. } => "Stale",
-        Refusal::NoData => "NoData",
-        Refusal::Selector { .. } => "Selector",
-        Refusal::Taint { .. } => "Taint",
-        Refusal::Excluded { .. } => "Excluded",
-        Refusal::NoSuchClass { .. } => "NoSuchClass",
-        Refusal::Unhealthy { .. } => "Unhealthy",
-        Refusal::OtherTenant { .. } => "OtherTenant",
-        Refusal::Memory { .. } => "Memory",
-        Refusal::Compute { .. } => "Compute",
-        Refusal::Island { .. } => "Island",
-        Refusal::NodeCpu { .. } => "NodeCpu",
-        Refusal::NodeMemory { .. } => "NodeMemory",
-        Refusal::NodePods { .. } => "NodePods",
-        Refusal::HostPort { .. } => "HostPort",
-    }
-}
-
 /// Why this place, against the second best.
 pub fn because(b: &Because) -> String {
     match b {
         Because::OnlyFit => "the only node that fits".to_owned(),
+        Because::Cheapest { winner_micros, next_variant, next_micros } => {
+            let other = next_micros.map_or("no price".to_owned(), |m| format!("{} per hour", price(m)));
+            format!("costs least ({} per hour against {other} for variant {next_variant})", price(*winner_micros))
+        }
+        Because::Fastest { winner_us, next_variant, next_us } => {
+            let other = next_us.map_or("unknown".to_owned(), latency);
+            format!("fastest (predicted {} per token against {other} for variant {next_variant})", latency(*winner_us))
+        }
+        Because::HasGpu { next_variant } => format!("a GPU fits, so the CPU variant {next_variant} is not taken"),
         Because::Healthier => "the others have only degraded GPUs left".to_owned(),
         Because::FragmentsLeast { winner_milli, next_node, next_milli } => format!(
             "fragments least (expected loss {} GPU against {} on {next_node})",
@@ -397,6 +248,12 @@ fn wait(w: &Wait) -> String {
         Wait::Availability { index, pod } => {
             format!("replica {index}: {pod} is renewed when enough others are Ready")
         }
+        Wait::Ending { index, pod } if pod.is_empty() => {
+            format!("replica {index} is placed when a pod that ends has freed its GPU; nothing is needed")
+        }
+        Wait::Ending { index, pod } => {
+            format!("replica {index} is placed when {pod} has ended; nothing is needed")
+        }
         Wait::FreshInput { index, node } => {
             format!("replica {index} stays as it is until {node} reports again")
         }
@@ -437,7 +294,8 @@ pub fn change(c: &Change) -> String {
         Change::AllowSoftSharing { class } => format!("if GpuClass {class} sets allowSoftSharing"),
         Change::LowerMemory { to_bytes } => format!("with memory ≤ {} per GPU", bytes(*to_bytes)),
         Change::LowerCompute { to_percent } => format!("with compute ≤ {to_percent} % per GPU"),
-        Change::AddNode { like } => format!("with another node like {like}"),
+        Change::AddNode { like, count: 1 } => format!("with another node like {like}"),
+        Change::AddNode { like, count } => format!("with {count} more nodes like {like}"),
         Change::WaitUntil { at } => format!("at {}, by itself", clock(*at)),
     }
 }
@@ -470,6 +328,9 @@ pub fn explain(
     for (n, c) in r.counterfactuals.iter().enumerate() {
         let label = if n == 0 { "would fit" } else { "or" };
         line(&mut out, label, &format!("{} → {}", change(&c.change), placement(&c.placement)));
+    }
+    if let Some(none) = &r.no_counterfactual {
+        line(&mut out, "no change", &why_no_change(none));
     }
     for (n, h) in history.iter().enumerate() {
         let label = if n == 0 { "history" } else { "" };
@@ -531,13 +392,13 @@ fn placed_line(v: &PlacementVerdict) -> String {
 }
 
 fn fitting(v: &PlacementVerdict) -> String {
-    format!("{} of {} fit", v.fitting, count(u64::from(v.fitting) + v.refusals.len() as u64, "node"))
+    format!("{} of {} fit", v.fitting, count(v.nodes.into(), "node"))
 }
 
 fn refused_lines(out: &mut String, v: &PlacementVerdict) {
-    let nodes = count(v.refusals.len() as u64, "node");
+    let nodes = count(v.nodes.into(), "node");
     line(out, "why not", &format!("{} placed on none of {nodes}:", ask(&v.ask)));
-    for g in refusal_groups(v) {
+    for g in refusal_lines(v) {
         let head = format!("{} × {}", g.count, g.title);
         let _ = writeln!(out, "             {} {}", pad(&head, 28), g.detail);
     }
@@ -560,8 +421,14 @@ fn count(n: u64, noun: &str) -> String {
     if n == 1 { format!("1 {noun}") } else { format!("{n} {noun}s") }
 }
 
-fn cores(milli: u64) -> String {
-    gpus(milli)
+/// Millionths of the currency.
+fn price(micros: u64) -> String {
+    format!("{}.{:02}", micros / 1_000_000, micros % 1_000_000 / 10_000)
+}
+
+/// Microseconds.
+fn latency(us: u64) -> String {
+    format!("{}.{} ms", us / 1000, us % 1000 / 100)
 }
 
 fn signed_gpus(milli: i64) -> String {

@@ -1,0 +1,182 @@
+//! A look at the near future: the same cluster once every pod on its way out has ended.
+//!
+//! A slot that is filled then needs nothing but time, so nobody is alarmed about it. What is still
+//! refused then is reported with the limits and refusals of that state, and it is the state on which
+//! counterfactuals are acted out: a change that is named is the least that helps in the end, not the
+//! least that helps while the old pods still hold their slices.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use crate::decide::case::{Case, Waiting};
+use crate::decide::line::Line;
+use crate::decide::{Attempt, Draft};
+use crate::lifecycle::Open;
+use crate::snapshot::Placement;
+
+/// What a refill placed, by position of the case: the slots, and where the first of them went.
+pub(crate) type Filled = BTreeMap<usize, (Vec<u32>, Placement)>;
+
+impl<'a> Draft<'a> {
+    /// Whether anything waits that quota or room refused.
+    pub fn anything_waits(&self) -> bool {
+        self.cases.iter().any(Case::is_refused)
+    }
+
+    /// Decides what waits only for pods on their way out, and leaves the draft in that state until
+    /// [`Draft::look_back`].
+    pub(super) fn look_ahead(&mut self) {
+        for case in &mut self.cases {
+            case.unfilled = case.life.open.len() as u32 - case.opened();
+        }
+        if !self.anything_waits() {
+            return self.settle_quota();
+        }
+        self.ahead = Some(self.begin());
+        for at in 0..self.cases.len() {
+            // What a slot that is tried again later will need is not free for others.
+            let case = &self.cases[at];
+            let leaving: Vec<_> = case.leaving().filter(|r| !case.is_held_back(r.index)).collect();
+            leaving.into_iter().for_each(|replica| self.end_replica(at, replica));
+        }
+        for (at, (slots, _)) in self.refill(None) {
+            self.cases[at].awaiting = slots;
+        }
+        for at in 0..self.cases.len() {
+            if self.cases[at].is_refused() {
+                self.refuse_ahead(at);
+            }
+        }
+        self.settle_quota();
+    }
+
+    /// Ends the look ahead: the draft is as it is once the plan is carried out.
+    pub fn look_back(&mut self) {
+        if let Some(trial) = self.ahead.take() {
+            self.rollback(trial);
+        }
+    }
+
+    /// The reasons of what is still refused, in the state ahead.
+    fn refuse_ahead(&mut self, at: usize) {
+        let case = &mut self.cases[at];
+        (case.limit, case.failed) = (None, Vec::new());
+        let Some(slot) = case.waiting_slots().first().copied() else { return };
+        let trial = self.begin();
+        if let Some(old) = slot.old {
+            self.end_replica(at, old);
+        }
+        if let Attempt::Refused { limit, without_room } = self.attempt(at, slot.open.index) {
+            let verdicts = self.verdicts(at, slot.open.index, &without_room);
+            let case = &mut self.cases[at];
+            (case.limit, case.failed) = (limit, verdicts);
+        }
+        self.rollback(trial);
+    }
+
+    /// Tries all slots that still wait, in the order of the plan, and takes what fits. `except` is a
+    /// case that wants nothing.
+    pub fn refill(&mut self, except: Option<usize>) -> Filled {
+        let mut filled = Filled::new();
+        // What was refused is refused to others that ask the same, since room and quota only shrink.
+        let mut hopeless = BTreeSet::new();
+        self.refill_some(except, false, &mut hopeless, &mut filled);
+        self.refill_some(except, true, &mut hopeless, &mut filled);
+        filled
+    }
+
+    fn refill_some(
+        &mut self,
+        except: Option<usize>,
+        renewals: bool,
+        hopeless: &mut BTreeSet<Vec<usize>>,
+        filled: &mut Filled,
+    ) {
+        let mut waiting: BTreeMap<usize, VecDeque<Waiting<'a>>> = BTreeMap::new();
+        for (at, case) in self.cases.iter().enumerate().filter(|(at, _)| Some(*at) != except) {
+            let slots: VecDeque<_> = case.waiting_slots().into_iter().filter(|s| s.old.is_some() == renewals).collect();
+            if !slots.is_empty() {
+                waiting.insert(at, slots);
+            }
+        }
+        let mut line = Line::with(waiting.keys().map(|at| (*at, &self.cases[*at])));
+        while let Some(at) = line.next(|at| self.within_nominal(&self.cases[at])) {
+            let slots = waiting.entry(at).or_default();
+            let slot = slots.pop_front();
+            let last = slots.is_empty();
+            let question = self.cases[at].question();
+            let try_it = renewals || !hopeless.contains(&question);
+            let give_up;
+            if let (Some(slot), true) = (slot, try_it) {
+                let index = slot.open.index;
+                match self.fill_one(at, slot) {
+                    Some(placement) => {
+                        filled.entry(at).or_insert_with(|| (Vec::new(), placement)).0.push(index);
+                        give_up = false;
+                    }
+                    None => {
+                        let number = self.cases[at].number;
+                        let excluded = self.placer.index.exclusions(number, index, self.now).next().is_some();
+                        give_up = !excluded && !renewals;
+                        if give_up {
+                            hopeless.insert(question);
+                        }
+                    }
+                }
+            } else {
+                give_up = true;
+            }
+            if last || give_up {
+                line.leave(at);
+            }
+        }
+    }
+
+    /// Fills one slot: of a renewal beside its old pod, or in its place.
+    fn fill_one(&mut self, at: usize, slot: Waiting<'a>) -> Option<Placement> {
+        let Open { index, incarnation, .. } = slot.open;
+        if let Attempt::Placed(chosen) = self.attempt(at, index) {
+            self.take(at, index, incarnation, &chosen);
+            return chosen.verdict.winner.map(|w| w.placement);
+        }
+        let old = slot.old?;
+        let trial = self.begin();
+        self.end_replica(at, old);
+        match self.attempt(at, index) {
+            Attempt::Placed(chosen) => {
+                self.take(at, index, incarnation, &chosen);
+                chosen.verdict.winner.map(|w| w.placement)
+            }
+            Attempt::Refused { .. } => {
+                self.rollback(trial);
+                None
+            }
+        }
+    }
+
+    /// How much of what was not filled quota would still allow, and what is pending of it.
+    fn settle_quota(&mut self) {
+        for case in &mut self.cases {
+            let Some(tenant) = &case.tenant else { continue };
+            let fits = |n: u32| {
+                case.alternatives.iter().any(|a| match &a.ask.class {
+                    Some(class) => self.ledger.allow(tenant, class, a.charge.saturating_mul(n.into())).is_ok(),
+                    None => true,
+                })
+            };
+            let awaiting = case.awaiting_open();
+            let left = case.unfilled.saturating_sub(awaiting);
+            case.allowed = awaiting + (1..=left).take_while(|n| fits(*n)).count() as u32;
+        }
+    }
+
+    /// Counts what is asked for and not granted.
+    pub fn note_pending(&mut self) {
+        for case in &self.cases {
+            if let (Some(tenant), Some(first)) = (&case.tenant, case.alternatives.first())
+                && let Some(class) = &first.ask.class
+            {
+                self.ledger.note_pending(tenant, class, first.charge.saturating_mul(case.unfilled.into()));
+            }
+        }
+    }
+}

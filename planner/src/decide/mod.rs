@@ -1,0 +1,269 @@
+//! The stages in their order, over one snapshot.
+//!
+//! Endings first, since they need neither quota nor room. Then open slots, one replica at a time:
+//! below nominal quota first, then priority, then age, then name. Last the renewal of outdated
+//! replicas, with what is left. Every grant is charged and taken from the working copy before the
+//! next is considered, so the order above is all that fairness rests on.
+//!
+//! Not here: prose, records and counterfactuals, which look at a finished [`Draft`].
+
+pub(crate) mod ahead;
+pub(crate) mod case;
+mod line;
+
+use crate::decide::case::{Case, Create};
+use crate::decide::line::{Line, turn};
+use crate::lifecycle::{End, Open, Wait};
+use crate::place::PlacementVerdict;
+use crate::place::placer::{Alternative, Chosen, Placer, Seeker};
+use crate::plan::{CreateReason, EndReason};
+use crate::quota::{Ledger, QuotaLimit};
+use crate::snapshot::index::{Mark, NodeAt, Owner};
+use crate::snapshot::{Deployment, Exclusion, Policy, Replica, ReplicaId, Snapshot, TimeMs};
+
+/// A decided snapshot, before it is put into words.
+pub(crate) struct Draft<'a> {
+    /// Its index is as it will be once the plan is carried out and before anything has ended.
+    pub placer: Placer,
+    pub ledger: Ledger,
+    /// Sorted by deployment.
+    pub cases: Vec<Case<'a>>,
+    pub now: TimeMs,
+    /// Open while the draft is looked at as it will be once pods on their way out have ended.
+    ahead: Option<Trial>,
+}
+
+pub(crate) enum Attempt {
+    Placed(Box<Chosen>),
+    /// The first quota that does not allow it, and the variants that quota allows and no node takes.
+    Refused {
+        limit: Option<QuotaLimit>,
+        without_room: Vec<usize>,
+    },
+}
+
+/// What [`Draft::rollback`] restores.
+pub(crate) struct Trial {
+    mark: Mark,
+    ledger: Ledger,
+}
+
+pub(crate) fn decide<'a>(snapshot: &'a Snapshot, policy: &Policy, now: TimeMs) -> Draft<'a> {
+    let mut deployments: Vec<&Deployment> = snapshot.deployments.iter().collect();
+    deployments.sort_by(|a, b| (&a.id, &a.uid).cmp(&(&b.id, &b.uid)));
+    let mut placer = Placer::new(snapshot, &deployments, policy);
+    let ledger = Ledger::new(&snapshot.tenants, &placer.index);
+    let cases = deployments.into_iter().map(|d| Case::new(d, &mut placer, policy, now)).collect();
+    let mut draft = Draft { placer, ledger, cases, now, ahead: None };
+    draft.exclude_refused_nodes();
+    draft.fill();
+    draft.renew();
+    draft.look_ahead();
+    draft
+}
+
+impl<'a> Draft<'a> {
+    /// A node that the scheduler refused in this very snapshot must not win again.
+    fn exclude_refused_nodes(&mut self) {
+        for case in &self.cases {
+            for end in &case.life.ends {
+                let Some(exclude) = &end.exclude else { continue };
+                self.placer.index.exclude(Exclusion {
+                    deployment: case.d.id.clone(),
+                    index: end.replica.index,
+                    node: exclude.node.clone(),
+                    until_ms: exclude.until_ms,
+                    reason: exclude.reason.clone(),
+                });
+            }
+        }
+    }
+
+    fn fill(&mut self) {
+        let mut line = Line::of(&self.cases);
+        while let Some(at) = line.next(|at| self.within_nominal(&self.cases[at])) {
+            let case = &self.cases[at];
+            let Open { index, incarnation, reason } = case.life.open[case.next];
+            let attempt = self.attempt(at, index);
+            self.cases[at].next += 1;
+            match attempt {
+                Attempt::Placed(chosen) => self.create(at, index, incarnation, reason, *chosen),
+                Attempt::Refused { limit, without_room } => self.refuse(at, index, limit, &without_room),
+            }
+            if !self.cases[at].waits() {
+                line.leave(at);
+            }
+        }
+    }
+
+    fn within_nominal(&self, case: &Case<'_>) -> bool {
+        let Some(tenant) = &case.d.tenant else { return false };
+        let within = |a: &Alternative| match &a.ask.class {
+            Some(class) => self.ledger.within_nominal(tenant, class, a.charge),
+            None => true,
+        };
+        case.alternatives.iter().any(within)
+    }
+
+    /// The best place for one slot of a case, among the variants that quota allows.
+    pub fn attempt(&mut self, at: usize, slot: u32) -> Attempt {
+        let case = &self.cases[at];
+        let Some(tenant) = &case.tenant else {
+            return Attempt::Refused { limit: None, without_room: Vec::new() };
+        };
+        let mut first_limit = None;
+        let mut allowed: Vec<usize> = Vec::new();
+        for (n, alternative) in case.alternatives.iter().enumerate() {
+            match &alternative.ask.class {
+                Some(class) => match self.ledger.allow(tenant, class, alternative.charge) {
+                    Ok(()) => allowed.push(n),
+                    Err(limit) => drop(first_limit.get_or_insert(limit)),
+                },
+                None => allowed.push(n),
+            }
+        }
+        let seeker = self.seeker(at, slot);
+        let alternatives: Vec<&Alternative> = allowed.iter().map(|n| &case.alternatives[*n]).collect();
+        match self.placer.choose(&seeker, &alternatives) {
+            Some(chosen) => Attempt::Placed(Box::new(chosen)),
+            None => Attempt::Refused { limit: first_limit, without_room: allowed },
+        }
+    }
+
+    fn seeker(&self, at: usize, slot: u32) -> Seeker<'a> {
+        let case = &self.cases[at];
+        let need = case.alternatives.first().map(|a| self.placer.need(a));
+        let tenant = need.and_then(|n| n.tenant);
+        Seeker { deployment: case.d, number: case.number, tenant, slot, now: self.now }
+    }
+
+    /// Charges and takes what was chosen.
+    pub fn take(&mut self, at: usize, slot: u32, incarnation: u32, chosen: &Chosen) {
+        let case = &self.cases[at];
+        if let (Some(tenant), Some(class)) = (&case.tenant, &chosen.verdict.ask.class) {
+            self.ledger.charge(tenant, class, chosen.charge);
+        }
+        let seeker = self.seeker(at, slot);
+        self.placer.take(&seeker, chosen, incarnation);
+    }
+
+    fn create(&mut self, at: usize, index: u32, incarnation: u32, reason: CreateReason, chosen: Chosen) {
+        self.take(at, index, incarnation, &chosen);
+        let case = &mut self.cases[at];
+        let replica = ReplicaId { deployment: case.d.id.clone(), index, incarnation };
+        case.creates.push(Create { replica, reason, verdict: chosen.verdict });
+    }
+
+    fn refuse(&mut self, at: usize, slot: u32, limit: Option<QuotaLimit>, without_room: &[usize]) {
+        let verdicts = self.verdicts(at, slot, without_room);
+        self.cases[at].refuse(limit, verdicts);
+    }
+
+    fn verdicts(&self, at: usize, slot: u32, without_room: &[usize]) -> Vec<PlacementVerdict> {
+        let case = &self.cases[at];
+        let seeker = self.seeker(at, slot);
+        without_room.iter().map(|n| self.placer.refused(&seeker, &case.alternatives[*n])).collect()
+    }
+
+    /// New beside old where both fit; otherwise old first, if the new one will fit then and enough
+    /// others are Ready.
+    fn renew(&mut self) {
+        let mut order: Vec<usize> = (0..self.cases.len()).collect();
+        order.sort_by_key(|at| turn(*at, &self.cases[*at]));
+        for at in order {
+            for i in 0..self.cases[at].life.renew.len() {
+                self.renew_one(at, i);
+            }
+        }
+    }
+
+    fn renew_one(&mut self, at: usize, i: usize) {
+        let renew = &self.cases[at].life.renew[i];
+        let Open { index, incarnation, reason } = renew.open;
+        let (limit, without_room) = match self.attempt(at, index) {
+            Attempt::Placed(chosen) => return self.create(at, index, incarnation, reason, *chosen),
+            Attempt::Refused { limit, without_room } => (limit, without_room),
+        };
+        if !self.fits_without_old(at, i) {
+            self.cases[at].stuck_renewals.push(i);
+            return self.refuse(at, index, limit, &without_room);
+        }
+        let now = self.now;
+        let case = &mut self.cases[at];
+        let renew = &case.life.renew[i];
+        if case.life.ready < case.wanted.saturating_sub(case.unplaceable()) {
+            let pod = renew.old_pod.clone();
+            case.life.waits.push(Wait::Availability { index, pod });
+            return;
+        }
+        let drain = End {
+            replica: renew.old.clone(),
+            pod: renew.old_pod.clone(),
+            drain_until: Some(now.saturating_add(case.d.drain_timeout_ms)),
+            reason: EndReason::Rollout,
+            exclude: None,
+        };
+        case.life.ready -= 1;
+        case.life.current -= 1;
+        case.life.ends.push(drain);
+    }
+
+    /// Whether the slot could be filled if its present pod were gone.
+    fn fits_without_old(&mut self, at: usize, i: usize) -> bool {
+        let case = &self.cases[at];
+        let renew = &case.life.renew[i];
+        let slot = renew.open.index;
+        let old = &renew.old;
+        let Some(replica) = case.d.replicas.iter().find(|r| (r.index, r.incarnation) == (old.index, old.incarnation))
+        else {
+            return false;
+        };
+        let trial = self.begin();
+        self.end_replica(at, replica);
+        let fits = matches!(self.attempt(at, slot), Attempt::Placed(_));
+        self.rollback(trial);
+        fits
+    }
+
+    // === trials ===
+
+    /// From here on changes can be undone.
+    pub fn begin(&mut self) -> Trial {
+        Trial { mark: self.placer.index.mark(), ledger: self.ledger.clone() }
+    }
+
+    /// Undoes all changes since [`Draft::begin`]; trials end in the reverse order of their beginnings.
+    pub fn rollback(&mut self, trial: Trial) {
+        self.placer.index.rollback(trial.mark);
+        self.ledger = trial.ledger;
+    }
+
+    /// The replica is gone, with all that it held: room and quota.
+    pub fn end_replica(&mut self, at: usize, replica: &Replica) {
+        let case = &self.cases[at];
+        let owner = Owner { deployment: case.number, index: replica.index, incarnation: replica.incarnation };
+        let Some(placement) = &replica.placement else { return };
+        let Some(node) = self.placer.index.at(&placement.node) else { return };
+        self.end_on(node, at, owner, &placement.variant);
+    }
+
+    /// What one replica's slices of a class are charged.
+    pub fn held_by(&self, deployment: usize, replica: &Replica, class: &str) -> u64 {
+        let owner = Owner { deployment, index: replica.index, incarnation: replica.incarnation };
+        let node = replica.placement.as_ref().and_then(|p| self.placer.index.at(&p.node));
+        let charges = node.map(|at| self.placer.index.charges_of(at, owner)).unwrap_or_default();
+        charges.iter().filter(|(_, c, _)| c == class).map(|(.., x)| x).sum()
+    }
+
+    fn end_on(&mut self, node: NodeAt, at: usize, owner: Owner, variant: &str) {
+        let case = &self.cases[at];
+        let d = case.d;
+        for (tenant, class, x) in self.placer.index.charges_of(node, owner) {
+            self.ledger.refund(&tenant, &class, x);
+        }
+        let asked = case.alternatives.iter().map(|a| &a.ask).find(|ask| ask.variant == variant);
+        let cpu = asked.map_or(d.needs.cpu_milli, |ask| ask.cpu_milli);
+        let memory = asked.map_or(d.needs.memory_bytes, |ask| ask.node_memory_bytes);
+        self.placer.index.release(node, owner, cpu, memory, &d.needs.host_ports);
+    }
+}

@@ -1,0 +1,269 @@
+//! The choice for one replica, among all its variants and all nodes together.
+//!
+//! A CPU variant is taken only where no GPU variant fits. Then: no degraded GPU, what the deployment's
+//! objective prefers, the packing score, the node's name, the variant's position. Not here: whether
+//! quota allows a variant.
+
+use std::cmp::Reverse;
+
+use crate::place::expected::{Expected, class_charge, is_flexible};
+use crate::place::filter::Need;
+use crate::place::frag::Weights;
+use crate::place::ranking::{Ranked, Rankings, Wish};
+use crate::place::refuse::refusals;
+use crate::place::verdict::{Ask, Because, Candidate, MAX_CANDIDATES, PlacementVerdict, Winner};
+use crate::snapshot::index::{ClassAt, Index, NodeAt, Owner, Take, charge};
+use crate::snapshot::{Deployment, Exclusion, Objective, Placement, Policy, Snapshot, TimeMs};
+
+/// Everything that placements of one plan share.
+pub(crate) struct Placer {
+    pub index: Index,
+    pub expected: Expected,
+    rankings: Rankings,
+    weights: Weights,
+}
+
+/// One variant of one deployment, prepared for placement.
+#[derive(Clone)]
+pub(crate) struct Alternative {
+    pub ask: Ask,
+    pub class: Option<ClassAt>,
+    /// Quota charge of one replica before it is known which GPUs it gets: on the dearest of the class.
+    pub charge: u64,
+    /// Per hour of one replica; `None`: not priced.
+    pub price_micros: Option<u64>,
+    pub itl_us: Option<u64>,
+    ranking: usize,
+}
+
+impl Alternative {
+    /// Equal for equal needs.
+    pub fn ranking(&self) -> usize {
+        self.ranking
+    }
+}
+
+/// The slot that is to be filled.
+pub(crate) struct Seeker<'a> {
+    pub deployment: &'a Deployment,
+    /// Of the deployment, in the index.
+    pub number: usize,
+    pub tenant: Option<usize>,
+    pub slot: u32,
+    pub now: TimeMs,
+}
+
+/// A place that was chosen.
+pub(crate) struct Chosen {
+    pub verdict: PlacementVerdict,
+    node: NodeAt,
+    /// Of the GPUs that were chosen, in thousandths.
+    pub charge: u64,
+    /// Positions of the GPUs in their node.
+    gpus: Vec<usize>,
+}
+
+impl Placer {
+    pub fn new(snapshot: &Snapshot, deployments: &[&Deployment], policy: &Policy) -> Self {
+        let index = Index::new(snapshot);
+        let expected = Expected::new(&index, deployments);
+        let weights = Weights {
+            bucket_milli: f64::from(policy.frag_bucket_milli.max(1)),
+            reserve_milli: f64::from(policy.frag_reserve_milli),
+            ..Weights::DESIGN
+        };
+        Placer { index, expected, rankings: Rankings::default(), weights }
+    }
+
+    /// The variants of a deployment, in its order.
+    pub fn alternatives(&mut self, d: &Deployment) -> Vec<Alternative> {
+        let flexible = is_flexible(&self.index, d);
+        d.variants
+            .iter()
+            .map(|v| {
+                let need = Need::new(&mut self.index, d, v, flexible);
+                let class = need.class;
+                let ask = ask(&need, &v.name, v.accelerator.class());
+                let each = class_charge(&self.index, class, need.memory_bytes, need.sm_percent);
+                let charge = if need.gpus == 0 { 0 } else { each.saturating_mul(need.gpus.into()) };
+                let price = class.and_then(|c| self.index.classes()[c].price_micros);
+                let price_micros =
+                    price.map(|p| (u128::from(p) * u128::from(charge) / 1000).min(u64::MAX.into()) as u64);
+                let ranking = self.rankings.number(need);
+                Alternative { ask, class, charge, price_micros, itl_us: v.itl_us, ranking }
+            })
+            .collect()
+    }
+
+    /// The same alternative with its need changed: for trials.
+    pub fn changed(&mut self, alternative: &Alternative, change: impl FnOnce(&mut Need)) -> Alternative {
+        let mut need = self.rankings.need(alternative.ranking).clone();
+        change(&mut need);
+        let each = class_charge(&self.index, need.class, need.memory_bytes, need.sm_percent);
+        let charge = if need.gpus == 0 { 0 } else { each.saturating_mul(need.gpus.into()) };
+        Alternative { charge, ranking: self.rankings.number(need), ..alternative.clone() }
+    }
+
+    pub fn need(&self, alternative: &Alternative) -> &Need {
+        self.rankings.need(alternative.ranking)
+    }
+
+    /// The best place among these alternatives; `None`: nothing fits.
+    pub fn choose(&mut self, seeker: &Seeker<'_>, alternatives: &[&Alternative]) -> Option<Chosen> {
+        let excluded: Vec<NodeAt> = self.excluded(seeker).filter_map(|e| self.index.at(&e.node)).collect();
+        let model_key = seeker.deployment.model_key.as_str();
+        let mut found: Vec<(usize, Ranked)> = Vec::new();
+        for (at, alternative) in alternatives.iter().enumerate() {
+            self.rankings.refresh(alternative.ranking, &self.index, &mut self.expected, &self.weights);
+            let wish = Wish { excluded: &excluded, model_key, count: MAX_CANDIDATES };
+            found.extend(self.rankings.best(alternative.ranking, &self.index, &wish).into_iter().map(|r| (at, r)));
+        }
+        let objective = seeker.deployment.objective;
+        found.sort_by_cached_key(|(at, ranked)| order(objective, alternatives[*at], *at, ranked));
+        found.truncate(MAX_CANDIDATES);
+        let (at, best) = found.first()?.clone();
+        let alternative = alternatives[at];
+        let candidates: Vec<Candidate> =
+            found.iter().map(|(at, ranked)| self.candidate(alternatives[*at], ranked)).collect();
+        let because = because(objective, &found, alternatives, &candidates);
+        let placement = Placement {
+            node: candidates[0].node.clone(),
+            variant: alternative.ask.variant.clone(),
+            gpus: candidates[0].gpus.clone(),
+        };
+        let row = &self.index.rows()[best.node];
+        let of = |(at, share): (&usize, &crate::snapshot::GpuShare)| {
+            charge(&row.node.gpus[*at], share.memory_bytes, share.sm_percent)
+        };
+        Some(Chosen {
+            charge: best.pick.gpus.iter().zip(&placement.gpus).map(of).sum(),
+            node: best.node,
+            gpus: best.pick.gpus.clone(),
+            verdict: PlacementVerdict {
+                index: seeker.slot,
+                ask: alternative.ask.clone(),
+                winner: Some(Winner { placement, because }),
+                candidates,
+                fitting: self.rankings.fitting(alternative.ranking, &excluded),
+                nodes: self.index.rows().len() as u32,
+                refusals: Vec::new(),
+            },
+        })
+    }
+
+    /// Why no node takes this alternative.
+    pub fn refused(&self, seeker: &Seeker<'_>, alternative: &Alternative) -> PlacementVerdict {
+        PlacementVerdict {
+            index: seeker.slot,
+            ask: alternative.ask.clone(),
+            winner: None,
+            candidates: Vec::new(),
+            fitting: 0,
+            nodes: self.index.rows().len() as u32,
+            refusals: refusals(self.need(alternative), &self.index, self.excluded(seeker)),
+        }
+    }
+
+    /// Takes what was chosen.
+    pub fn take(&mut self, seeker: &Seeker<'_>, chosen: &Chosen, incarnation: u32) {
+        let d = seeker.deployment;
+        let Some(winner) = &chosen.verdict.winner else { return };
+        let ask = &chosen.verdict.ask;
+        let take = Take {
+            owner: Owner { deployment: seeker.number, index: seeker.slot, incarnation },
+            tenant: seeker.tenant,
+            isolation: d.isolation,
+            cpu_milli: ask.cpu_milli,
+            memory_bytes: ask.node_memory_bytes,
+            ports: d.needs.host_ports.clone(),
+            gpus: chosen.gpus.iter().copied().zip(winner.placement.gpus.iter().cloned()).collect(),
+        };
+        self.index.take(chosen.node, &take);
+    }
+
+    fn excluded<'a>(&'a self, seeker: &Seeker<'_>) -> impl Iterator<Item = &'a Exclusion> + use<'a> {
+        self.index.exclusions(seeker.number, seeker.slot, seeker.now)
+    }
+
+    fn candidate(&self, alternative: &Alternative, ranked: &Ranked) -> Candidate {
+        let row = &self.index.rows()[ranked.node];
+        Candidate {
+            node: row.node.name.clone(),
+            variant: alternative.ask.variant.clone(),
+            gpus: ranked.pick.shares(self.need(alternative), row),
+            score: ranked.pick.score(ranked.cached),
+        }
+    }
+}
+
+/// GPU before CPU, health, objective, bucket, weights on the node, tightness, node, variant.
+type Order = (bool, bool, u64, Reverse<i64>, bool, i64, NodeAt, usize);
+
+fn order(objective: Objective, alternative: &Alternative, at: usize, ranked: &Ranked) -> Order {
+    let (degraded, bucket, tightness) = ranked.pick.rank();
+    let preferred = preference(objective, alternative).unwrap_or(u64::MAX);
+    (alternative.class.is_none(), degraded, preferred, bucket, !ranked.cached, tightness, ranked.node, at)
+}
+
+/// What the objective compares: less is better. `None`: unknown.
+fn preference(objective: Objective, alternative: &Alternative) -> Option<u64> {
+    match objective {
+        Objective::Packing => Some(0),
+        Objective::Cost => alternative.price_micros,
+        Objective::Latency => alternative.itl_us,
+    }
+}
+
+/// What set the best apart from the second.
+fn because(
+    objective: Objective,
+    found: &[(usize, Ranked)],
+    alternatives: &[&Alternative],
+    candidates: &[Candidate],
+) -> Because {
+    let (Some((next, _)), Some(second)) = (found.get(1), candidates.get(1)) else { return Because::OnlyFit };
+    let (alternative, next) = (alternatives[found[0].0], alternatives[*next]);
+    let (a, b) = (&candidates[0].score, &second.score);
+    let next_variant = second.variant.clone();
+    if alternative.class.is_some() && next.class.is_none() {
+        return Because::HasGpu { next_variant };
+    }
+    if a.degraded != b.degraded {
+        return Because::Healthier;
+    }
+    let (own, other) = (preference(objective, alternative), preference(objective, next));
+    match (objective, own) {
+        (Objective::Cost, Some(winner_micros)) if own != other => {
+            return Because::Cheapest { winner_micros, next_variant, next_micros: other };
+        }
+        (Objective::Latency, Some(winner_us)) if own != other => {
+            return Because::Fastest { winner_us, next_variant, next_us: other };
+        }
+        _ => {}
+    }
+    if a.bucket != b.bucket {
+        Because::FragmentsLeast {
+            winner_milli: a.frag_after_milli - a.frag_before_milli,
+            next_node: second.node.clone(),
+            next_milli: b.frag_after_milli - b.frag_before_milli,
+        }
+    } else if a.model_cached != b.model_cached {
+        Because::ModelCached
+    } else if a.tightness != b.tightness {
+        Because::TightFit { next_node: second.node.clone() }
+    } else {
+        Because::StableOrder
+    }
+}
+
+fn ask(need: &Need, variant: &str, class: Option<&String>) -> Ask {
+    Ask {
+        variant: variant.to_owned(),
+        class: class.cloned(),
+        gpus: need.gpus,
+        memory_bytes: need.memory_bytes,
+        sm_percent: need.sm_percent,
+        cpu_milli: need.cpu_milli,
+        node_memory_bytes: need.node_memory_bytes,
+    }
+}
