@@ -1,76 +1,235 @@
-//! How long one plan takes: the demo's snapshot, and larger ones. One JSON line per measurement and
-//! a last one with `"summary": true`.
+//! How long one plan takes: a cold one that places every replica, and the next after one deployment
+//! was changed. One JSON line per size and a last one with `"summary": true`. One thread.
 //!
 //! ```text
-//! cargo run --release -p stowage-planner --example bench_plan
+//! cargo xtask bench planner --nodes 5000 --gpus 8 --replicas 20000
 //! ```
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::panic)]
 
-#[path = "../tests/common/mod.rs"]
-mod common;
-
-use std::fmt::Write as _;
+use std::collections::BTreeMap;
 use std::time::Instant;
 
-use stowage_planner::snapshot::{Policy, Snapshot};
+use stowage_planner::plan::Action;
+use stowage_planner::snapshot::*;
 use stowage_planner::{check::check, plan};
 
-/// `deployments` of one replica each on `nodes` of eight GPUs; every other one runs already, and the
-/// last wants more than any GPU has.
-fn scene(nodes: u32, deployments: u32) -> Snapshot {
-    let mut text = String::from("class h100-80g soft\ntenant team-a ns=team-a h100-80g=100000\n");
-    for n in 0..nodes {
-        let _ = writeln!(text, "node node{n:04} gpu=h100-80g*8 cpu=128 mem=512Gi");
-    }
-    for d in 0..deployments {
-        let want = if d % 2 == 0 { 1 } else { 2 };
-        let _ = writeln!(text, "deployment team-a/d{d:04} want={want} ask=h100-80g*1,{}Gi,10", 2 + d % 30);
-        let _ = writeln!(text, "replica team-a/d{d:04} 0 node{:04} {} ready", d / 16 % nodes, d / 2 % 8);
-    }
-    let _ = writeln!(text, "deployment team-a/huge want=1 ask=h100-80g*1,90Gi,10");
-    common::parse(&text)
-}
-
-/// `deployments` of one tenant whose quota covers two of them: the others wait, each with its reason.
-fn crowd(nodes: u32, deployments: u32) -> Snapshot {
-    let mut text = String::from("class h100-80g soft\ntenant team-a ns=team-a h100-80g=0.11\n");
-    for n in 0..nodes {
-        let _ = writeln!(text, "node node{n:04} gpu=h100-80g*8 cpu=128 mem=512Gi");
-    }
-    for d in 0..deployments {
-        let _ = writeln!(text, "deployment team-a/d{d:04} want=1 ask=h100-80g*1,4Gi,5");
-    }
-    let _ = writeln!(text, "replica team-a/d0000 0 node0000 0 ready\nreplica team-a/d0001 0 node0000 0 ready");
-    common::parse(&text)
-}
+/// Replicas per deployment.
+const EACH: u32 = 10;
+/// Plans after one change each.
+const ROUNDS: usize = 40;
+const GIB: u64 = 1 << 30;
+/// Memory in GiB, SMs in per cent, GPUs: what deployments ask, in turn; 0 is a whole GPU.
+const ASKS: [(u64, u32, u32); 12] = [
+    (2, 10, 1),
+    (4, 10, 1),
+    (8, 15, 1),
+    (10, 20, 1),
+    (16, 25, 1),
+    (20, 30, 1),
+    (24, 40, 1),
+    (40, 50, 1),
+    (0, 0, 1),
+    (0, 0, 2),
+    (0, 0, 4),
+    (12, 20, 1),
+];
 
 fn main() {
-    let policy = Policy::default();
-    let mut demo_ms = 0.0;
-    let scenes = [("demo", 3, 2, 200), ("crowd", 2, 200, 20), ("team", 30, 100, 5), ("fleet", 1000, 1000, 1)];
-    for (name, nodes, deployments, rounds) in scenes {
-        let snapshot = if name == "crowd" { crowd(nodes, deployments) } else { scene(nodes, deployments) };
-        let mut best = f64::INFINITY;
-        let mut actions = 0;
-        for _ in 0..rounds {
-            let start = Instant::now();
-            let (plan, report) = plan(&snapshot, &policy, common::NOW);
-            best = best.min(start.elapsed().as_secs_f64() * 1000.0);
-            assert_eq!(report.deployments.len(), snapshot.deployments.len());
-            assert_eq!(check(&snapshot, &plan), []);
-            actions = plan.actions.len();
+    let [nodes, gpus, replicas] = options();
+    for size in [50, 200, 1000, 5000] {
+        if size < nodes {
+            run(size, gpus, (replicas as u64 * u64::from(size) / u64::from(nodes)) as u32);
         }
-        if name == "demo" {
-            demo_ms = best;
-        }
-        println!(
-            "{{\"bench\":\"plan\",\"scene\":\"{name}\",\"nodes\":{nodes},\"gpus\":{},\"deployments\":{},\"actions\":{actions},\"best_ms\":{best:.3}}}",
-            nodes * 8,
-            snapshot.deployments.len()
-        );
     }
+    let (cold_ms, p99_ms) = run(nodes, gpus, replicas);
     println!(
-        "{{\"bench\":\"plan\",\"summary\":true,\"demo_ms\":{demo_ms:.3},\"limit_ms\":5.0,\"ok\":{}}}",
-        demo_ms <= 5.0
+        "{{\"bench\":\"planner\",\"summary\":true,\"nodes\":{nodes},\"gpus\":{gpus},\"replicas\":{replicas},\"cold_ms\":{:.1},\"incremental_p99_ms\":{:.1},\"rss_mib\":{}}}",
+        cold_ms,
+        p99_ms,
+        rss_mib()
     );
+}
+
+/// `--nodes`, `--gpus` (per node) and `--replicas`.
+fn options() -> [u32; 3] {
+    let mut given =
+        BTreeMap::from([("--nodes".to_owned(), 5000), ("--gpus".to_owned(), 8), ("--replicas".to_owned(), 20_000)]);
+    let mut args = std::env::args().skip(1);
+    while let Some(name) = args.next() {
+        let value = args.next().and_then(|v| v.parse::<u32>().ok());
+        match (given.get_mut(&name), value) {
+            (Some(slot), Some(value)) => *slot = value,
+            _ => {
+                eprintln!("usage: --nodes N --gpus N --replicas N");
+                std::process::exit(2);
+            }
+        }
+    }
+    [given["--nodes"], given["--gpus"], given["--replicas"]]
+}
+
+/// Cold milliseconds, and the 99th percentile of the plans after one change each.
+fn run(nodes: u32, gpus: u32, replicas: u32) -> (f64, f64) {
+    let policy = Policy::default();
+    let mut snapshot = fleet(nodes, gpus, replicas);
+    let start = Instant::now();
+    let (cold, report) = plan(&snapshot, &policy, 1_000_000);
+    let cold_ms = start.elapsed().as_secs_f64() * 1000.0;
+    assert_eq!(check(&snapshot, &cold), []);
+    let placed = cold.actions.len();
+    let waiting = report.deployments.iter().filter(|d| d.counts.desired < d.counts.wanted).count();
+    carry_out(&mut snapshot, &cold.actions);
+    let mut times = Vec::new();
+    for round in 0..ROUNDS {
+        let at = round * 7 % snapshot.deployments.len();
+        snapshot.deployments[at].wanted += 1;
+        let start = Instant::now();
+        let (next, _) = plan(&snapshot, &policy, 1_000_000);
+        times.push(start.elapsed().as_secs_f64() * 1000.0);
+        carry_out(&mut snapshot, &next.actions);
+    }
+    times.sort_by(f64::total_cmp);
+    let (p50, p99) = (times[ROUNDS / 2], times[ROUNDS - 1]);
+    println!(
+        "{{\"bench\":\"planner\",\"nodes\":{nodes},\"gpus\":{gpus},\"replicas\":{replicas},\"placed\":{placed},\"waiting_deployments\":{waiting},\"cold_ms\":{cold_ms:.1},\"incremental_p50_ms\":{p50:.1},\"incremental_p99_ms\":{p99:.1},\"rss_mib\":{}}}",
+        rss_mib()
+    );
+    (cold_ms, p99)
+}
+
+/// Two classes, three tenants in one cohort, deployments of ten replicas each.
+fn fleet(nodes: u32, gpus: u32, replicas: u32) -> Snapshot {
+    let class = |node: u32| if node % 4 == 3 { "h200-141g" } else { "h100-80g" };
+    let gpu = |node: u32, index: u32| Gpu {
+        uuid: format!("GPU-{node:05}-{index}"),
+        index,
+        product: class(node).to_owned(),
+        class: Some(class(node).to_owned()),
+        memory_bytes: if node % 4 == 3 { 141 * GIB } else { 80 * GIB },
+        memory_step_bytes: 256 << 20,
+        sm_percent: 100,
+        health: Health::Healthy,
+        island: Some(format!("{}", index / 4)),
+        slices: Vec::new(),
+    };
+    let node = |n: u32| Node {
+        name: format!("node{n:05}"),
+        ready: true,
+        cordoned: false,
+        labels: BTreeMap::from([("zone".to_owned(), format!("z{}", n % 3))]),
+        taints: Vec::new(),
+        allocatable: Resources { cpu_milli: 128_000, memory_bytes: 1024 * GIB, pods: 110 },
+        used: Resources { cpu_milli: 2_000, memory_bytes: 8 * GIB, pods: 12 },
+        host_ports: Vec::new(),
+        freshness: Freshness::Fresh { age_ms: u64::from(n % 1000) },
+        gpus: (0..gpus).map(|index| gpu(n, index)).collect(),
+        cached_models: (0..3).map(|m| format!("model-{}", (n + m) % 40)).collect(),
+    };
+    let each = u64::from(nodes * gpus) * 1000 / 3;
+    let quota = |class: &str| Quota {
+        class: class.to_owned(),
+        nominal_milli: each,
+        borrowing_limit_milli: None,
+        lending_limit_milli: None,
+    };
+    let tenant = |t: u32| Tenant {
+        id: TenantId(format!("team-{t}")),
+        namespaces: vec![format!("team-{t}")],
+        cohort: Some("all".to_owned()),
+        weight: 1,
+        quotas: vec![quota("h100-80g"), quota("h200-141g")],
+    };
+    let class = |name: &str| Class { name: name.to_owned(), allow_soft_sharing: true, price_per_hour_micros: None };
+    Snapshot {
+        sequence: 1,
+        nodes: (0..nodes).map(node).collect(),
+        tenants: (0..3).map(tenant).collect(),
+        deployments: (0..replicas.div_ceil(EACH)).map(deployment).collect(),
+        classes: vec![class("h100-80g"), class("h200-141g")],
+        exclusions: Vec::new(),
+    }
+}
+
+fn deployment(n: u32) -> Deployment {
+    let (memory, sm, count) = ASKS[n as usize % ASKS.len()];
+    let variant = |class: &str| Variant {
+        name: class.to_owned(),
+        accelerator: Accelerator::Gpu {
+            class: class.to_owned(),
+            count,
+            memory_bytes: (memory > 0).then_some(memory * GIB),
+            sm_percent: (sm > 0).then_some(sm),
+        },
+        itl_us: None,
+    };
+    let variants = match n % 3 {
+        0 => vec![variant("h100-80g"), variant("h200-141g")],
+        1 => vec![variant("h100-80g")],
+        _ => vec![variant("h200-141g"), variant("h100-80g")],
+    };
+    let namespace = format!("team-{}", n % 3);
+    Deployment {
+        id: DeploymentId::new(namespace.clone(), format!("d{n:05}")),
+        uid: format!("uid-{n}"),
+        generation: 1,
+        tenant: Some(TenantId(namespace)),
+        priority: 0,
+        created_ms: u64::from(n),
+        wanted: EACH,
+        variants,
+        objective: Objective::Packing,
+        needs: Needs { cpu_milli: 2_000, memory_bytes: 8 * GIB, host_ports: Vec::new() },
+        node_selector: BTreeMap::new(),
+        tolerations: Vec::new(),
+        isolation: Isolation::Shared,
+        model_key: format!("model-{}", n % 200),
+        spec_hash: "v1".to_owned(),
+        replicas: Vec::new(),
+        slots: Vec::new(),
+        deleting: false,
+        force_delete: false,
+        drain_timeout_ms: 60_000,
+    }
+}
+
+fn carry_out(s: &mut Snapshot, actions: &[Action]) {
+    let nodes: BTreeMap<String, usize> = s.nodes.iter().enumerate().map(|(at, n)| (n.name.clone(), at)).collect();
+    let deployments: BTreeMap<DeploymentId, usize> =
+        s.deployments.iter().enumerate().map(|(at, d)| (d.id.clone(), at)).collect();
+    for action in actions {
+        let Action::Create { replica, placement, spec_hash, .. } = action else { continue };
+        let d = &mut s.deployments[deployments[&replica.deployment]];
+        let node = &mut s.nodes[nodes[&placement.node]];
+        node.used.cpu_milli += d.needs.cpu_milli;
+        node.used.memory_bytes += d.needs.memory_bytes;
+        node.used.pods += 1;
+        for share in &placement.gpus {
+            node.gpus.iter_mut().find(|g| g.uuid == share.uuid).unwrap().slices.push(Slice {
+                owner: SliceOwner::Replica(replica.clone()),
+                tenant: d.tenant.clone(),
+                memory_bytes: share.memory_bytes,
+                sm_percent: share.sm_percent,
+                isolation: d.isolation,
+            });
+        }
+        d.replicas.push(Replica {
+            index: replica.index,
+            incarnation: replica.incarnation,
+            name: replica.to_string(),
+            spec_hash: spec_hash.clone(),
+            phase: Phase::Ready,
+            placement: Some(placement.clone()),
+            created_ms: 1,
+            node_lost: false,
+            overshoot: None,
+        });
+    }
+}
+
+/// Largest memory of this process so far.
+fn rss_mib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
+    let kib = line.and_then(|l| l.trim().strip_suffix(" kB")).and_then(|n| n.trim().parse::<u64>().ok());
+    kib.unwrap_or(0) / 1024
 }

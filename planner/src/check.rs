@@ -9,10 +9,14 @@ use std::fmt;
 
 use crate::plan::{Action, Plan};
 use crate::snapshot::index::charge;
-use crate::snapshot::{Deployment, Freshness, Gpu, Health, Phase, Placement, ReplicaId, Snapshot, TenantId};
+use crate::snapshot::{
+    Deployment, DeploymentId, Freshness, Gpu, Health, Node, Phase, Placement, Quota, ReplicaId, Snapshot, Tenant,
+    TenantId,
+};
 
 /// One invariant that the plan would break.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub enum Violation {
     /// The plan was made from another snapshot.
     WrongSnapshot {
@@ -34,6 +38,12 @@ pub enum Violation {
         class: String,
         held: u64,
         limit: u64,
+    },
+    /// A tenant borrows what its cohort does not have: its members' balances sum to less than zero.
+    CohortExhausted {
+        cohort: String,
+        class: String,
+        missing: u64,
     },
     NoTenant {
         replica: ReplicaId,
@@ -73,7 +83,7 @@ pub enum Violation {
         replica: ReplicaId,
     },
     /// Two tenants on one GPU of a class that forbids it.
-    StrangersOnGpu {
+    TenantsMixedOnGpu {
         gpu: String,
     },
     NodeOverCommitted {
@@ -87,7 +97,12 @@ pub enum Violation {
 
 /// Empty: the plan keeps every invariant.
 pub fn check(snapshot: &Snapshot, plan: &Plan) -> Vec<Violation> {
-    let mut checker = Checker { snapshot, found: Vec::new() };
+    let mut checker = Checker {
+        snapshot,
+        nodes: snapshot.nodes.iter().map(|n| (n.name.as_str(), n)).collect(),
+        deployments: snapshot.deployments.iter().map(|d| (&d.id, d)).collect(),
+        found: Vec::new(),
+    };
     if plan.based_on.snapshot != snapshot.sequence {
         checker.found.push(Violation::WrongSnapshot { plan: plan.based_on.snapshot, snapshot: snapshot.sequence });
     }
@@ -100,6 +115,8 @@ pub fn check(snapshot: &Snapshot, plan: &Plan) -> Vec<Violation> {
 
 struct Checker<'a> {
     snapshot: &'a Snapshot,
+    nodes: BTreeMap<&'a str, &'a Node>,
+    deployments: BTreeMap<&'a DeploymentId, &'a Deployment>,
     found: Vec<Violation>,
 }
 
@@ -125,11 +142,11 @@ impl<'a> Checker<'a> {
     }
 
     fn deployment(&self, replica: &ReplicaId) -> Option<&'a Deployment> {
-        self.snapshot.deployments.iter().find(|d| d.id == replica.deployment)
+        self.deployments.get(&replica.deployment).copied()
     }
 
     fn gpu(&self, node: &str, uuid: &str) -> Option<&'a Gpu> {
-        let node = self.snapshot.nodes.iter().find(|n| n.name == node)?;
+        let node = self.nodes.get(node)?;
         node.gpus.iter().find(|g| g.uuid == uuid)
     }
 
@@ -170,7 +187,7 @@ impl<'a> Checker<'a> {
         if d.tenant.is_none() {
             self.found.push(Violation::NoTenant { replica: replica.clone() });
         }
-        let Some(node) = self.snapshot.nodes.iter().find(|n| n.name == placement.node) else {
+        let Some(node) = self.nodes.get(placement.node.as_str()) else {
             let node = placement.node.clone();
             self.found.push(Violation::UnknownNode { replica, node });
             return;
@@ -237,7 +254,7 @@ impl<'a> Checker<'a> {
                 .chain(shares.iter().map(|s| s.0.deployment.tenant.as_ref()))
                 .collect();
             if !soft && tenants.len() > 1 {
-                self.found.push(Violation::StrangersOnGpu { gpu: gpu_id });
+                self.found.push(Violation::TenantsMixedOnGpu { gpu: gpu_id });
             }
         }
     }
@@ -245,7 +262,7 @@ impl<'a> Checker<'a> {
     /// A tenant to which the plan adds stays within nominal quota and borrowing limit. What it held
     /// before may be above (quota was lowered); then nothing may be added.
     fn quotas(&mut self, plan: &'a Plan) {
-        let mut held: BTreeMap<(&TenantId, &str), u64> = BTreeMap::new();
+        let mut held: Held<'_> = BTreeMap::new();
         let mut grows: BTreeSet<(&TenantId, &str)> = BTreeSet::new();
         for gpu in self.snapshot.nodes.iter().flat_map(|n| &n.gpus) {
             for s in &gpu.slices {
@@ -254,6 +271,7 @@ impl<'a> Checker<'a> {
                 }
             }
         }
+        let before = held.clone();
         for c in self.creates(plan) {
             for s in &c.placement.gpus {
                 let gpu = self.gpu(&c.placement.node, &s.uuid);
@@ -265,19 +283,57 @@ impl<'a> Checker<'a> {
                 }
             }
         }
-        for (tenant, class) in grows {
-            let held = held[&(tenant, class)];
+        for (tenant, class) in &grows {
+            let held = held[&(*tenant, *class)];
             let limit = self.limit(tenant, class);
             if held > limit {
-                let (tenant, class) = (tenant.clone(), class.to_owned());
+                let (tenant, class) = ((*tenant).clone(), (*class).to_owned());
                 self.found.push(Violation::QuotaExceeded { tenant, class, held, limit });
+            }
+        }
+        self.cohorts(&before, &held, &grows);
+    }
+
+    /// A tenant that ends above its nominal quota and grew has borrowed, and the cohort must have had it to
+    /// lend when the last of them did. By then the debts were as they are after the plan; members that
+    /// stay within their nominal quota may have taken theirs later, so what they held before counts.
+    fn cohorts(&mut self, before: &Held<'_>, after: &Held<'_>, grows: &BTreeSet<(&TenantId, &str)>) {
+        let of = |held: &Held<'_>, tenant: &TenantId, class: &str| held.get(&(tenant, class)).copied().unwrap_or(0);
+        let mut judged = BTreeSet::new();
+        for (tenant, class) in grows {
+            let Some(t) = self.snapshot.tenants.iter().find(|t| &t.id == *tenant) else { continue };
+            let borrows = of(after, tenant, class) > quota(t, class).map_or(0, |q| q.nominal_milli);
+            let Some(cohort) = t.cohort.as_ref().filter(|_| borrows) else { continue };
+            if !judged.insert((cohort, class)) {
+                continue;
+            }
+            let members = self.snapshot.tenants.iter().filter(|m| m.cohort.as_ref() == Some(cohort));
+            let balance: i128 = members
+                .map(|m| {
+                    let nominal = i128::from(quota(m, class).map_or(0, |q| q.nominal_milli));
+                    let debt = nominal - i128::from(of(after, &m.id, class));
+                    if debt < 0 {
+                        return debt;
+                    }
+                    let unused = nominal - i128::from(of(before, &m.id, class));
+                    let lends = quota(m, class).and_then(|q| q.lending_limit_milli);
+                    lends.map_or(unused, |limit| unused.min(limit.into()))
+                })
+                .sum();
+            if balance < 0 {
+                let missing = u64::try_from(-balance).unwrap_or(u64::MAX);
+                self.found.push(Violation::CohortExhausted {
+                    cohort: cohort.clone(),
+                    class: (*class).to_owned(),
+                    missing,
+                });
             }
         }
     }
 
     fn limit(&self, tenant: &TenantId, class: &str) -> u64 {
         let Some(t) = self.snapshot.tenants.iter().find(|t| &t.id == tenant) else { return 0 };
-        let Some(q) = t.quotas.iter().find(|q| q.class == class) else { return 0 };
+        let Some(q) = quota(t, class) else { return 0 };
         let borrow = match &t.cohort {
             Some(_) => q.borrowing_limit_milli.unwrap_or(u64::MAX),
             None => 0,
@@ -296,7 +352,7 @@ impl<'a> Checker<'a> {
             sum.2 += 1;
         }
         for (name, (cpu, memory, pods)) in added {
-            let Some(n) = self.snapshot.nodes.iter().find(|n| n.name == name) else { continue };
+            let Some(n) = self.nodes.get(name) else { continue };
             let over = n.used.cpu_milli + cpu > n.allocatable.cpu_milli
                 || n.used.memory_bytes + memory > n.allocatable.memory_bytes
                 || n.used.pods + pods > n.allocatable.pods;
@@ -305,6 +361,13 @@ impl<'a> Checker<'a> {
             }
         }
     }
+}
+
+/// Charges by tenant and class, in thousandths of a GPU.
+type Held<'a> = BTreeMap<(&'a TenantId, &'a str), u64>;
+
+fn quota<'a>(tenant: &'a Tenant, class: &str) -> Option<&'a Quota> {
+    tenant.quotas.iter().find(|q| q.class == class)
 }
 
 fn gpu_count(v: &crate::snapshot::Variant) -> u32 {

@@ -1,19 +1,20 @@
 //! The decision core of Stowage: how many replicas, may they, and where.
 //!
 //! [`plan()`] is a pure function from a [`Snapshot`] to a [`Plan`] and the [`DecisionReport`] that
-//! explains it. It reads no clock, draws no random number and talks to nobody; the same input gives
+//! explains it. It reads no clock, draws no random number and does no I/O; the same input gives
 //! the same bytes, in whatever order its lists come. The operator, `kubectl stowage plan`, the
 //! benchmarks and the property tests all call this one function.
 //!
 //! Data flows through the folders in this order: `snapshot` (what is) → `demand` (how many) → `quota`
 //! (may they) → `place` (where) → `lifecycle` (what becomes of the replicas that exist) → `decide`,
-//! which runs these stages → `explain` (the report, the words, what would change the answer). No
+//! which runs these stages → `explain` (the report, its text, what would change the answer). No
 //! folder imports from a later one. Beside them: [`plan`](mod@plan) is the output, [`check`] judges a
 //! finished plan without the stages, [`route`] chooses the replica that serves one request.
 //!
 //! What is deliberately absent: Kubernetes types (the operator translates), names of pods and claims
 //! (the operator derives them from deployment UID, index and incarnation) and any I/O.
 #![forbid(unsafe_code)]
+#![deny(missing_docs)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod check;

@@ -1,6 +1,6 @@
 //! What is to be done: an immutable, ordered list that leaves the executor no choice.
 //!
-//! Executors refuse a plan whose [`BasedOn`] they have moved past. Nothing here says why; the
+//! Executors refuse a plan whose [`BasedOn`] they are past. The reasons are not here; the
 //! [`DecisionReport`](crate::DecisionReport) made together with the plan does.
 
 use serde::{Deserialize, Serialize};
@@ -10,22 +10,26 @@ use crate::snapshot::{DeploymentId, Placement, ReplicaId, Snapshot, TimeMs};
 /// Actions in the order in which they are carried out.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub struct Plan {
     pub based_on: BasedOn,
     pub actions: Vec<Action>,
 }
 
-/// The state of the world that a plan saw.
+/// The state that a plan was made from.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub struct BasedOn {
     pub snapshot: u64,
     /// Sorted by deployment.
     pub generations: Vec<(DeploymentId, u64)>,
 }
 
+/// One thing to do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "camelCase", rename_all_fields = "camelCase")]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub enum Action {
     /// Create the claim (if the placement has GPUs) and then the pod.
     Create {
@@ -51,12 +55,14 @@ pub enum Action {
 /// The executor keeps (replica slot, node) for the next snapshots, until `until_ms`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub struct Exclude {
     pub node: String,
     pub until_ms: TimeMs,
     pub reason: String,
 }
 
+/// Why a pod is created; a metric label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum CreateReason {
     /// More replicas are wanted.
@@ -67,7 +73,9 @@ pub enum CreateReason {
     Rollout,
 }
 
+/// Why a pod ends; a metric label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub enum EndReason {
     /// Fewer replicas are wanted.
     ScaleIn,
@@ -97,6 +105,7 @@ pub enum EndReason {
 // === impl BasedOn, Action ===
 
 impl BasedOn {
+    /// The state of this snapshot.
     pub fn of(snapshot: &Snapshot) -> Self {
         let mut generations: Vec<_> = snapshot.deployments.iter().map(|d| (d.id.clone(), d.generation)).collect();
         generations.sort();
@@ -105,6 +114,7 @@ impl BasedOn {
 }
 
 impl Action {
+    /// The replica that the action is about.
     pub fn replica(&self) -> &ReplicaId {
         match self {
             Action::Create { replica, .. } | Action::Drain { replica, .. } | Action::Remove { replica, .. } => replica,

@@ -1,5 +1,5 @@
 //! Properties of `plan` over random snapshots and histories, against oracles that share no code with
-//! it: brute force says what is possible, the checker says what is allowed.
+//! it: brute force decides what is possible, the checker what is allowed.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -23,17 +23,17 @@ fn possible(s: &Snapshot, d: &Deployment) -> bool {
         let fresh = matches!(n.freshness, Freshness::Fresh { .. });
         let room = n.used.cpu_milli + d.needs.cpu_milli <= n.allocatable.cpu_milli;
         let dedicated = n.gpus.iter().flat_map(|g| &g.slices).all(|x| {
-            let alien = x.tenant.is_none() || x.tenant != d.tenant;
-            !alien || (d.isolation != Isolation::DedicatedNode && x.isolation != Isolation::DedicatedNode)
+            let of_other = x.tenant.is_none() || x.tenant != d.tenant;
+            !of_other || (d.isolation != Isolation::DedicatedNode && x.isolation != Isolation::DedicatedNode)
         });
         let good = |g: &Gpu| {
             g.health == Health::Healthy
                 && g.slices.iter().map(|x| x.memory_bytes).sum::<u64>() + memory <= g.memory_bytes
                 && g.slices.iter().map(|x| x.sm_percent).sum::<u32>() + sm <= 100
                 && g.slices.iter().all(|x| {
-                    let alien = x.tenant.is_none() || x.tenant != d.tenant;
+                    let of_other = x.tenant.is_none() || x.tenant != d.tenant;
                     let other = !matches!(&x.owner, SliceOwner::Replica(r) if r.deployment == d.id);
-                    (soft || !alien)
+                    (soft || !of_other)
                         && !(other
                             && (d.isolation == Isolation::DedicatedGpu || x.isolation == Isolation::DedicatedGpu))
                 })
@@ -55,7 +55,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn the_same_input_gives_the_same_bytes_in_any_order(s in random_snapshot(), by in 0..7usize) {
+    fn snapshot_in_another_order_gives_the_same_bytes(s in random_snapshot(), by in 0..7usize) {
         let policy = Policy::default();
         let bytes = |s: &Snapshot| {
             let (p, r) = plan(s, &policy, common::NOW);
@@ -71,7 +71,7 @@ proptest! {
     }
 
     #[test]
-    fn what_is_placed_is_allowed_and_what_is_refused_is_impossible(s in random_snapshot()) {
+    fn placed_replica_is_allowed_and_refused_one_fits_nowhere(s in random_snapshot()) {
         let (p, report) = plan(&s, &Policy::default(), common::NOW);
         prop_assert_eq!(check(&s, &p), vec![]);
         let mut after = s.clone();
@@ -95,7 +95,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn nothing_is_over_committed_over_long_histories(
+    fn long_history_over_commits_no_gpu(
         s in random_snapshot(),
         events in prop::collection::vec(event(), 120),
     ) {
@@ -120,7 +120,7 @@ proptest! {
     }
 
     #[test]
-    fn left_alone_every_history_comes_to_rest(
+    fn history_without_further_events_ends_without_actions(
         s in random_snapshot(),
         events in prop::collection::vec(event(), 30),
     ) {

@@ -1,6 +1,6 @@
 //! A look at the near future: the same cluster once every pod on its way out has ended.
 //!
-//! A slot that is filled then needs nothing but time, so nobody is alarmed about it. What is still
+//! A slot that is filled then needs nothing but time, so no alarm is raised for it. What is still
 //! refused then is reported with the limits and refusals of that state, and it is the state on which
 //! counterfactuals are acted out: a change that is named is the least that helps in the end, not the
 //! least that helps while the old pods still hold their slices.

@@ -21,7 +21,7 @@ use crate::quota::{Ledger, QuotaLimit};
 use crate::snapshot::index::{Mark, NodeAt, Owner};
 use crate::snapshot::{Deployment, Exclusion, Policy, Replica, ReplicaId, Snapshot, TimeMs};
 
-/// A decided snapshot, before it is put into words.
+/// A decided snapshot, before it is reported.
 pub(crate) struct Draft<'a> {
     /// Its index is as it will be once the plan is carried out and before anything has ended.
     pub placer: Placer,

@@ -1,6 +1,6 @@
 //! Stage one: how many replicas.
 //!
-//! Today the user says (`scaling.mode: Manual`). The autoscaler becomes another arm of [`how_many`];
+//! Today `spec.replicas` decides (`scaling.mode: Manual`). The autoscaler becomes another arm of [`how_many`];
 //! quota and placement do not change with it. Not here: whether the replicas may be had, and where.
 
 use serde::{Deserialize, Serialize};
@@ -10,6 +10,7 @@ use crate::snapshot::Deployment;
 /// Stage one: how many.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "by", rename_all = "camelCase", rename_all_fields = "camelCase")]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub enum ScaleVerdict {
     Manual { replicas: u32 },
     Deleting,

@@ -1,4 +1,4 @@
-//! Reasons for people: the report as data, the decision log, the changes that would help, the words.
+//! Reasons: the report as data, the decision log, the changes that would help, and the text.
 //! Reads a finished decision; decides nothing.
 
 pub(crate) mod assemble;

@@ -16,9 +16,11 @@ use crate::plan::{BasedOn, CreateReason, EndReason};
 pub use crate::quota::{ClassUsage, QuotaBinding, QuotaLimit, QuotaVerdict};
 use crate::snapshot::{DeploymentId, Overshoot, Placement, ReplicaId, TenantId, TimeMs};
 
+/// Why one plan is what it is.
 #[must_use = "an unread report explains nothing"]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub struct DecisionReport {
     pub at: TimeMs,
     pub based_on: BasedOn,
@@ -33,8 +35,10 @@ pub struct DecisionReport {
     pub wake_at: Option<TimeMs>,
 }
 
+/// Everything decided about one deployment, with the reasons.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub struct DeploymentReport {
     pub deployment: DeploymentId,
     pub generation: u64,
@@ -58,7 +62,7 @@ pub struct DeploymentReport {
     pub troubles: Vec<Trouble>,
 }
 
-/// The deployment's state in one word: the condition's reason.
+/// The deployment's state: the condition's reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Outcome {
     /// As many Ready replicas of the present spec as wanted.
@@ -75,14 +79,16 @@ pub enum Outcome {
     NoTenant,
     /// A slot failed and waits before the next attempt.
     BackOff,
-    /// Nodes that might serve it have stale data: nothing is decided on what is not known.
+    /// Nodes that might serve it have stale data: no decision uses data that old.
     StaleInput,
     /// The deployment is being deleted.
     Draining,
 }
 
+/// Numbers of replicas.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub struct Counts {
     /// By the user or the scaling rule.
     pub wanted: u32,
@@ -97,8 +103,10 @@ pub struct Counts {
     pub desired: u32,
 }
 
+/// One change and what it gives.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub struct Counterfactual {
     pub change: Change,
     /// Replicas more that would be placed.
@@ -110,6 +118,7 @@ pub struct Counterfactual {
 /// Why no change is named for a deployment that waits.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "camelCase", rename_all_fields = "camelCase")]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub enum NoCounterfactual {
     /// The cluster has no GPU of the class.
     NoSuchClass { class: String },
@@ -124,6 +133,7 @@ pub enum NoCounterfactual {
 /// One change of the cluster, the quotas or the deployment.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "camelCase", rename_all_fields = "camelCase")]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub enum Change {
     /// A TenantQuota that lists the namespace and has this much of the class.
     AddTenantQuota {
@@ -190,8 +200,10 @@ pub enum Change {
     },
 }
 
+/// What a tenant holds, and what waits of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub struct TenantReport {
     pub tenant: TenantId,
     /// Sorted by class.
@@ -200,8 +212,10 @@ pub struct TenantReport {
     pub waiting: Vec<DeploymentId>,
 }
 
+/// The cluster after the plan.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub struct ClusterReport {
     pub gpus: u32,
     pub healthy_gpus: u32,
@@ -216,6 +230,7 @@ pub struct ClusterReport {
 /// ages, so that a decision repeated every five seconds is logged once.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub struct DecisionRecord {
     /// Unique in one cluster: time and place in the report.
     pub id: String,
@@ -239,7 +254,9 @@ pub struct DecisionRecord {
     pub fingerprint: u64,
 }
 
+/// What a record is about; a metric label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub enum RecordKind {
     Place,
     Scale,
@@ -249,7 +266,9 @@ pub enum RecordKind {
     Rollout,
 }
 
+/// What is done; a metric label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub enum RecordAction {
     Create,
     Drain,
@@ -257,16 +276,20 @@ pub enum RecordAction {
     Wait,
 }
 
+/// What made the decision necessary; a metric label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(untagged)]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub enum Trigger {
     Created(CreateReason),
     Ended(EndReason),
     Waits(Outcome),
 }
 
+/// The age of one input.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub struct InputAge {
     /// `node/<name>`.
     pub source: String,
@@ -276,6 +299,7 @@ pub struct InputAge {
 // === impl DecisionReport ===
 
 impl DecisionReport {
+    /// The report on one deployment.
     pub fn of(&self, id: &DeploymentId) -> Option<&DeploymentReport> {
         self.deployments.iter().find(|d| &d.deployment == id)
     }

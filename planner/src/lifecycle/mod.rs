@@ -4,7 +4,7 @@
 //! stays beside it only until the primary is Ready. Endings are decided here because none of them
 //! needs quota or room; filling slots needs both and is left to `decide`.
 //!
-//! Nothing is ended for what stale data say. What the user asks for (fewer replicas, another model,
+//! Stale data end nothing. What the user asks for (fewer replicas, another model,
 //! deletion) is never stale.
 
 mod verdict;
@@ -149,7 +149,7 @@ impl<'a> View<'a> {
             }
             Phase::Unprepared { since_ms, message } => {
                 let for_ms = self.now.saturating_sub(*since_ms);
-                // Told at once: the first refusal is worth a look even if the next attempt succeeds.
+                // Reported at once: the first refusal matters even if the next attempt succeeds.
                 self.trouble(r, TroubleKind::Unprepared { message: message.clone(), for_ms });
                 if for_ms >= self.policy.prepare_patience_ms {
                     return self.go_elsewhere(r, EndReason::Unprepared, message);
@@ -211,7 +211,7 @@ impl<'a> View<'a> {
     }
 
     fn on_healthy_gpus(&mut self, r: &Replica) -> bool {
-        let Some((gpu, message)) = self.sick_gpu(r) else { return true };
+        let Some((gpu, message)) = self.unhealthy_gpu(r) else { return true };
         if let Some(node) = self.stale_node(r) {
             self.out.waits.push(Wait::FreshInput { index: r.index, node });
             return true;
@@ -220,7 +220,7 @@ impl<'a> View<'a> {
         self.end(r, EndReason::UnhealthyGpu)
     }
 
-    fn sick_gpu(&self, r: &Replica) -> Option<(String, String)> {
+    fn unhealthy_gpu(&self, r: &Replica) -> Option<(String, String)> {
         let placement = r.placement.as_ref()?;
         let node = &self.index.row(&placement.node)?.node;
         placement.gpus.iter().find_map(|share| {
@@ -262,6 +262,9 @@ impl<'a> View<'a> {
     /// GPUs, then the youngest.
     fn scale_in(&mut self, live: &mut Live<'a>, wanted: u32) {
         let surplus = live.len().saturating_sub(wanted as usize);
+        if surplus == 0 {
+            return;
+        }
         for index in self.scale_in_slots(live).into_iter().take(surplus) {
             for r in live.remove(&index).into_iter().flatten() {
                 self.end(r, EndReason::ScaleIn);

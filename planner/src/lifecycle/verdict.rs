@@ -4,8 +4,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::snapshot::{Overshoot, ReplicaId, TimeMs};
 
+/// Why a slot must wait.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "for", rename_all = "camelCase", rename_all_fields = "camelCase")]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub enum Wait {
     /// After failures in a row.
     BackOff { index: u32, until_ms: TimeMs, failures: u32 },
@@ -17,16 +19,20 @@ pub enum Wait {
     FreshInput { index: u32, node: String },
 }
 
+/// What is wrong with one pod.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub struct Trouble {
     pub replica: ReplicaId,
     pub pod: String,
     pub what: TroubleKind,
 }
 
+/// The kinds of trouble, with their evidence.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "camelCase", rename_all_fields = "camelCase")]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub enum TroubleKind {
     Unscheduled { message: String, for_ms: u64 },
     Unprepared { message: String, for_ms: u64 },

@@ -1,4 +1,4 @@
-//! Stage three: where. `filter` says which nodes could take a replica and why the others cannot,
+//! Stage three: where. `filter` decides which nodes could take a replica and why the others cannot,
 //! `choose` scores one of those that can, `ranking` keeps them in order, `placer` compares all variants, `refuse` groups the reasons of
 //! the others; `frag` and `expected` are what the score is made of.
 

@@ -124,7 +124,10 @@ impl Ranking {
             self.fitting = self.fits.iter().filter(|fits| **fits).count() as u32;
             (0..nodes).for_each(|at| self.look_at(at, index, expected, weights));
         } else {
-            log[self.read..].iter().for_each(|at| self.look_at(*at, index, expected, weights));
+            let mut changed = log[self.read..].to_vec();
+            changed.sort_unstable();
+            changed.dedup();
+            changed.into_iter().for_each(|at| self.look_at(at, index, expected, weights));
         }
         self.read = log.len();
         if self.known.len() > 2 * nodes + 64 {

@@ -7,6 +7,7 @@ use crate::snapshot::{GpuShare, Placement, TenantId, TimeMs};
 /// Stage three: where, for one replica.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub struct PlacementVerdict {
     pub index: u32,
     pub ask: Ask,
@@ -29,6 +30,7 @@ pub const MAX_EXAMPLES: usize = 8;
 /// What one replica asks for, after rounding.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub struct Ask {
     pub variant: String,
     /// `None`: CPU only.
@@ -41,16 +43,20 @@ pub struct Ask {
     pub node_memory_bytes: u64,
 }
 
+/// The place that was chosen.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub struct Winner {
     pub placement: Placement,
     /// What set it apart from the second best.
     pub because: Because,
 }
 
+/// What set the chosen place apart from the second best.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "camelCase", rename_all_fields = "camelCase")]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub enum Because {
     OnlyFit,
     /// The lowest price per hour (objective Cost); in millionths of the currency.
@@ -88,8 +94,10 @@ pub enum Because {
     StableOrder,
 }
 
+/// One place that fits.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub struct Candidate {
     pub node: String,
     /// Name of the variant that would be built there.
@@ -101,6 +109,7 @@ pub struct Candidate {
 /// Compared in the order of its fields.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub struct Score {
     /// A degraded GPU is taken: worse than any healthy one.
     pub degraded: bool,
@@ -128,6 +137,7 @@ pub struct RefusalGroup {
 /// One node that does not fit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub struct NodeRefusal {
     pub node: String,
     #[serde(flatten)]
@@ -137,6 +147,7 @@ pub struct NodeRefusal {
 /// Why a node cannot take a replica. Variant names are metric labels.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(tag = "reason", rename_all = "camelCase", rename_all_fields = "camelCase")]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub enum Refusal {
     NotReady,
     Cordoned,
@@ -204,6 +215,7 @@ pub enum Refusal {
     },
 }
 
+/// Which rule keeps two tenants or deployments apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum IsolationRule {
     /// The class does not let two tenants share one GPU.

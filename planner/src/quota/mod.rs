@@ -3,10 +3,10 @@
 //! Kueue's balance over one level of cohorts. For a tenant `T = nominal − held`, negative while it
 //! borrows; for its cohort the sum of `min(lendingLimit, T)` of its members. One more replica of
 //! charge `x` is allowed while the tenant stays within its nominal quota (that much is guaranteed,
-//! whoever has borrowed it meanwhile), or while `T − x ≥ −borrowingLimit` and the cohort's balance
+//! also while others have borrowed it), or while `T − x ≥ −borrowingLimit` and the cohort's balance
 //! stays at or above zero.
 //!
-//! Charges are of what is held, so a replica that quota allows but no node fits blocks nobody.
+//! Charges are of what is held, so a replica that quota allows but no node fits blocks no other.
 //! Not here: who goes first (`decide`) and taking back what was lent.
 
 mod verdict;
@@ -119,7 +119,7 @@ impl Ledger {
         self.get(tenant, class).balance() >= milli(x)
     }
 
-    /// `Err` says what stops it.
+    /// `Err`: the limit that forbids it.
     pub fn allow(&self, tenant: &TenantId, class: &str, x: u64) -> Result<(), QuotaLimit> {
         let account = self.get(tenant, class);
         let others = self.others(tenant, class);
@@ -212,7 +212,7 @@ fn least(enough: u64, mut passes: impl FnMut(u64) -> bool) -> u64 {
 }
 
 fn milli(x: u64) -> i64 {
-    // No cluster has 2^40 GPUs; a quota that says so is as good as unlimited and must not overflow.
+    // No cluster has 2^40 GPUs; a quota of that size is as good as unlimited and must not overflow.
     x.min(1 << 50) as i64
 }
 

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 /// Stage two: may they.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "verdict", rename_all = "camelCase", rename_all_fields = "camelCase")]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub enum QuotaVerdict {
     /// All that is wanted.
     Granted {
@@ -26,6 +27,7 @@ pub enum QuotaVerdict {
 /// What stopped the next replica, in milli-GPU of one class.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub struct QuotaLimit {
     pub class: String,
     /// Charge of the replica that was refused.
@@ -39,7 +41,9 @@ pub struct QuotaLimit {
     pub binding: QuotaBinding,
 }
 
+/// Which limit forbids one more replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub enum QuotaBinding {
     /// The class is not in the tenant's quota.
     ClassNotInQuota,
@@ -50,8 +54,10 @@ pub enum QuotaBinding {
     CohortExhausted,
 }
 
+/// What a tenant holds of one class, in milli-GPU.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub struct ClassUsage {
     pub class: String,
     pub nominal_milli: u64,

@@ -6,7 +6,7 @@
 //! pools need no special case: each replica brings its own coefficients.
 //!
 //! It leaves out what only the caller knows: queues, retries, which replicas exist. A caller that
-//! will not use a replica says so in [`ReplicaView::refused`], and finds that reason in the answer.
+//! will not use a replica gives its reason in [`ReplicaView::refused`], and finds it in the answer.
 
 /// Time of one engine iteration: `a + d·B + k·KV/1000 + p·P/1000` milliseconds, for B decoding
 /// requests, KV resident tokens and P prefill tokens in the iteration.
@@ -50,7 +50,7 @@ const OWN_DECODE: f64 = 0.10;
 const DELAY_ON_OTHERS: f64 = 0.02;
 const CACHE_DESTROYED: f64 = 0.30;
 
-/// Why a replica is not a candidate. Each is a metric label and a word in a decision record.
+/// Why a replica is not a candidate. Each is a metric label and appears in a decision record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Refusal {
     /// It finishes what it has and takes nothing new.
@@ -104,14 +104,16 @@ pub struct ReplicaView {
 
 /// The request, in expected tokens.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub struct RequestView {
     pub prompt_tokens: f64,
-    /// Expected output; the learned mean where the request does not say.
+    /// Expected output; the learned mean where the request sets no limit.
     pub output_tokens: f64,
 }
 
 /// The terms of one replica's cost, in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub struct Cost {
     pub time_to_first_token: f64,
     pub own_decode: f64,
@@ -120,6 +122,7 @@ pub struct Cost {
 }
 
 impl Cost {
+    /// The sum of all terms, in milliseconds.
     pub fn total(&self) -> f64 {
         self.time_to_first_token + self.own_decode + self.delay_on_others + self.cache_destroyed
     }
@@ -127,6 +130,7 @@ impl Cost {
 
 /// What was found out about one replica.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub enum Verdict {
     Cost(Cost),
     Refused(Refusal),
@@ -134,7 +138,8 @@ pub enum Verdict {
 
 /// The winner and, in the order of the replicas given, why not the others.
 #[derive(Debug, Clone, PartialEq)]
-#[must_use = "a choice that nobody reads routes nothing"]
+#[must_use = "an unused choice routes no request"]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub struct Choice {
     /// Index into the replicas given; `None` when each was refused.
     pub winner: Option<usize>,

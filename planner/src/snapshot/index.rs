@@ -1,8 +1,8 @@
 //! The working copy of the cluster that a plan takes from, and can give back to.
 //!
 //! Built once from a snapshot, in a fixed order. Everything that is compared often is a number: class,
-//! tenant and deployment names are interned. Two nodes that no filter and no score can tell apart have
-//! the same *state*, so that whoever ranks nodes looks at each state once, however many nodes share it.
+//! tenant and deployment names are interned. Two nodes that no filter and no score distinguishes have
+//! the same *state*, so that a ranking looks at each state once, however many nodes share it.
 //! [`Index::mark`] and [`Index::rollback`] undo changes in reverse order, so that a trial costs what it
 //! touches and not a copy of the cluster.
 //!
@@ -11,8 +11,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::snapshot::{
-    Class, DeploymentId, Exclusion, Freshness, Gpu, GpuShare, Health, Isolation, Node, ReplicaId, Slice, SliceOwner,
-    Snapshot, TenantId, TimeMs,
+    Class, DeploymentId, Exclusion, Freshness, Gpu, GpuShare, Health, Isolation, Node, ReplicaId, Resources, Slice,
+    SliceOwner, Snapshot, Taint, TenantId, TimeMs,
 };
 
 /// Position of a node; nodes are sorted by name.
@@ -49,7 +49,7 @@ pub(crate) struct Index {
     recording: bool,
 }
 
-/// One node: what the snapshot says of it, and what is taken of it now.
+/// One node: its data in the snapshot, and what is taken of it now.
 #[derive(Clone)]
 pub(crate) struct Row {
     /// GPUs sorted by index. `used`, `host_ports` and the GPUs' `slices` are as in the snapshot.
@@ -84,7 +84,7 @@ pub(crate) struct GpuRow {
     pub residents: Vec<Resident>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Usability {
     Healthy,
     Degraded,
@@ -123,7 +123,7 @@ pub(crate) struct ClassRow {
 }
 
 /// What a GPU can promise.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Size {
     pub memory_bytes: u64,
     pub step_bytes: u64,
@@ -209,10 +209,14 @@ impl Index {
             undo: Vec::new(),
             recording: false,
         };
-        let mut kinds: BTreeMap<String, u64> = BTreeMap::new();
-        for node in nodes {
-            let next = kinds.len() as u64;
-            let kind = *kinds.entry(kind_key(&node)).or_insert(next);
+        let mut numbers: HashMap<KindKey<'_>, u64> = HashMap::new();
+        let number = |node| {
+            let next = numbers.len() as u64;
+            *numbers.entry(kind_key(node)).or_insert(next)
+        };
+        let kinds: Vec<u64> = nodes.iter().map(number).collect();
+        drop(numbers);
+        for (node, kind) in nodes.into_iter().zip(kinds) {
             index.kinds = index.kinds.max(kind);
             index.add(node, kind);
         }
@@ -345,7 +349,7 @@ impl Index {
         if model_key.is_empty() { &[] } else { self.cached.get(model_key).map_or(&[], Vec::as_slice) }
     }
 
-    /// Whether filters must tell this deployment's slices from others'.
+    /// Whether filters must distinguish this deployment's slices from others'.
     pub fn dedicates(&self, deployment: usize, isolation: Isolation) -> bool {
         isolation == Isolation::DedicatedGpu || self.dedicated.contains(&deployment)
     }
@@ -499,7 +503,7 @@ impl Index {
         }
     }
 
-    /// Changes what the snapshot says of a node; what is taken of it by replicas stays.
+    /// Changes the data of a node; what is taken of it by replicas stays.
     pub fn amend(&mut self, at: NodeAt, by: impl FnOnce(&mut Node)) {
         if self.recording {
             self.undo.push(Undo::Row { node: at, row: Box::new(self.rows[at].clone()) });
@@ -600,27 +604,26 @@ fn owners_matter(snapshot: &Snapshot) -> bool {
 }
 
 /// Nodes with equal keys differ in nothing but their names, ages, messages and what is taken of them.
-fn kind_key(node: &Node) -> String {
-    use std::fmt::Write as _;
+type KindKey<'a> = (bool, bool, u8, &'a BTreeMap<String, String>, Vec<&'a Taint>, Resources, Vec<GpuKind<'a>>);
+
+/// Class, product, usability, island and size of one GPU.
+type GpuKind<'a> = (Option<&'a str>, &'a str, Usability, usize, Size);
+
+fn kind_key(node: &Node) -> KindKey<'_> {
     let freshness = match node.freshness {
-        Freshness::Fresh { .. } => 'f',
-        Freshness::Stale { .. } => 's',
-        Freshness::Missing => 'm',
+        Freshness::Fresh { .. } => 0,
+        Freshness::Stale { .. } => 1,
+        Freshness::Missing => 2,
     };
-    let mut key = format!("{}{}{freshness}{:?}{:?}", node.ready, node.cordoned, node.labels, node.taints);
-    let _ = write!(key, "{:?}", node.allocatable);
     let mut islands: BTreeMap<&str, usize> = BTreeMap::new();
-    for gpu in &node.gpus {
+    let gpu = |gpu| {
+        let Gpu { uuid, product, class, island, .. } = gpu;
         let next = islands.len();
-        let island = *islands.entry(gpu.island.as_deref().unwrap_or(&gpu.uuid)).or_insert(next);
-        let health = match gpu.health {
-            Health::Healthy => 'h',
-            Health::Degraded { .. } => 'd',
-            Health::Unhealthy { .. } => 'u',
-        };
-        let _ = write!(key, "|{:?}{:?}{health}{island}{:?}", gpu.class, gpu.product, size(gpu));
-    }
-    key
+        let island = *islands.entry(island.as_deref().unwrap_or(uuid)).or_insert(next);
+        (class.as_deref(), product.as_str(), usability(gpu), island, size(gpu))
+    };
+    let gpus = node.gpus.iter().map(gpu).collect();
+    (node.ready, node.cordoned, freshness, &node.labels, node.taints.iter().collect(), node.allocatable, gpus)
 }
 
 fn usability(gpu: &Gpu) -> Usability {

@@ -1,4 +1,4 @@
-//! What the planner is told: one consistent picture of cluster, tenants and deployments.
+//! The input of the planner: one consistent picture of cluster, tenants and deployments.
 //!
 //! The picture is what the watches show **plus a journal of our own actions not yet seen there**, so
 //! that plan n+1 never gives away what plan n took. Everything here is already parsed: no quantity
@@ -21,6 +21,7 @@ pub type TimeMs = u64;
 /// The whole input of one decision, besides the [`Policy`] and the time.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub struct Snapshot {
     /// Counts the snapshots of one operator; a plan names the one that it was made from.
     pub sequence: u64,
@@ -46,6 +47,7 @@ pub struct TenantId(pub String);
 /// with the same id and other replicas.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub struct DeploymentId {
     pub namespace: String,
     pub name: String,
@@ -54,6 +56,7 @@ pub struct DeploymentId {
 /// One life of one replica slot. The pod's name follows from it and the deployment's UID.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub struct ReplicaId {
     pub deployment: DeploymentId,
     /// Slot, from 0; stable over incarnations.
@@ -63,8 +66,9 @@ pub struct ReplicaId {
 }
 
 /// CPU, memory and pod slots of a node: what it has, or what is taken of it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub struct Resources {
     pub cpu_milli: u64,
     pub memory_bytes: u64,
@@ -74,6 +78,7 @@ pub struct Resources {
 /// How much what we know of a node may be trusted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "camelCase", rename_all_fields = "camelCase")]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub enum Freshness {
     Fresh {
         age_ms: u64,
@@ -83,12 +88,14 @@ pub enum Freshness {
     Stale {
         age_ms: u64,
     },
-    /// Never heard of: no GpuNode or no ResourceSlice.
+    /// No data was ever received: no GpuNode or no ResourceSlice.
     Missing,
 }
 
+/// A node of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub struct Node {
     pub name: String,
     /// The Kubernetes `Ready` condition is `True`.
@@ -115,8 +122,10 @@ pub struct Node {
     pub cached_models: Vec<String>,
 }
 
+/// One GPU of a node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub struct Gpu {
     pub uuid: String,
     /// NVML's index: the stable order inside a node.
@@ -140,8 +149,10 @@ pub struct Gpu {
     pub slices: Vec<Slice>,
 }
 
+/// Whether a GPU may be used.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "camelCase", rename_all_fields = "camelCase")]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub enum Health {
     Healthy,
     /// Works, but is chosen only when no healthy GPU is left.
@@ -154,11 +165,13 @@ pub enum Health {
     },
 }
 
+/// A promise on one GPU.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub struct Slice {
     pub owner: SliceOwner,
-    /// `None`: a claim that belongs to no tenant; it is a stranger to everyone.
+    /// `None`: a claim that belongs to no tenant; every tenant counts it as another tenant's.
     pub tenant: Option<TenantId>,
     pub memory_bytes: u64,
     pub sm_percent: u32,
@@ -167,8 +180,10 @@ pub struct Slice {
     pub isolation: Isolation,
 }
 
+/// Who holds a slice.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "camelCase", rename_all_fields = "camelCase")]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub enum SliceOwner {
     Replica(ReplicaId),
     /// A claim on our class that is not a replica's, or whose deployment is gone: `namespace/name`.
@@ -190,8 +205,10 @@ pub enum Isolation {
     DedicatedNode,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// A node taint.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub struct Taint {
     pub key: String,
     #[serde(default)]
@@ -199,7 +216,9 @@ pub struct Taint {
     pub effect: TaintEffect,
 }
 
+/// What a taint does to pods that do not tolerate it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub enum TaintEffect {
     NoSchedule,
     /// A wish, which placement ignores.
@@ -210,6 +229,7 @@ pub enum TaintEffect {
 /// A pod toleration; `None` matches everything in that place, as in Kubernetes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub struct Toleration {
     pub key: Option<String>,
     /// `None` is operator `Exists`.
@@ -220,6 +240,7 @@ pub struct Toleration {
 /// A GpuClass as far as placement cares.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub struct Class {
     pub name: String,
     /// Whether two tenants may share one GPU of the class without MIG.
@@ -230,12 +251,14 @@ pub struct Class {
     pub price_per_hour_micros: Option<u64>,
 }
 
+/// A TenantQuota as far as decisions need it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub struct Tenant {
     pub id: TenantId,
     pub namespaces: Vec<String>,
-    /// `None`: the tenant lends to nobody and borrows from nobody.
+    /// `None`: the tenant neither lends nor borrows.
     #[serde(default)]
     pub cohort: Option<String>,
     #[serde(default = "one")]
@@ -251,6 +274,7 @@ fn one() -> u32 {
 /// A tenant's share of one GPU class, in thousandths of a GPU.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub struct Quota {
     pub class: String,
     pub nominal_milli: u64,
@@ -262,8 +286,10 @@ pub struct Quota {
     pub lending_limit_milli: Option<u64>,
 }
 
+/// An InferenceDeployment as far as decisions need it, with its pods.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub struct Deployment {
     pub id: DeploymentId,
     pub uid: String,
@@ -326,6 +352,7 @@ pub enum Objective {
 /// Requests of a replica's pod that every node has, and ports that it takes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub struct Needs {
     pub cpu_milli: u64,
     pub memory_bytes: u64,
@@ -333,8 +360,10 @@ pub struct Needs {
     pub host_ports: Vec<u16>,
 }
 
+/// One way in which a replica may be built.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub struct Variant {
     pub name: String,
     pub accelerator: Accelerator,
@@ -344,8 +373,10 @@ pub struct Variant {
     pub itl_us: Option<u64>,
 }
 
+/// The device that a variant runs on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "camelCase", rename_all_fields = "camelCase")]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub enum Accelerator {
     Gpu {
         class: String,
@@ -362,9 +393,10 @@ pub enum Accelerator {
     Cpu { cpu_milli: u64, memory_bytes: u64 },
 }
 
-/// A pod of a deployment, or one that the journal says was created.
+/// A pod of a deployment, or one that the journal records as created.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub struct Replica {
     pub index: u32,
     pub incarnation: u32,
@@ -383,20 +415,22 @@ pub struct Replica {
     pub overshoot: Option<Overshoot>,
 }
 
+/// Where a pod is in its life.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "name", rename_all = "camelCase", rename_all_fields = "camelCase")]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub enum Phase {
     /// `PodScheduled` is not yet true.
     Unscheduled {
         since_ms: TimeMs,
-        /// The scheduler's words, empty while it has said nothing.
+        /// The scheduler's message, empty while there is none.
         #[serde(default)]
         message: String,
     },
     /// Bound, and its node cannot hand out its slice.
     Unprepared {
         since_ms: TimeMs,
-        /// The node agent's words.
+        /// The node agent's message.
         message: String,
     },
     Starting,
@@ -417,8 +451,10 @@ pub enum Phase {
     Terminating,
 }
 
+/// Where a replica is or is to be.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub struct Placement {
     pub node: String,
     pub variant: String,
@@ -429,6 +465,7 @@ pub struct Placement {
 /// A promise on one GPU, after rounding to its step.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub struct GpuShare {
     pub uuid: String,
     pub memory_bytes: u64,
@@ -438,6 +475,7 @@ pub struct GpuShare {
 /// Evidence that a replica's processes use more than was promised.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub struct Overshoot {
     pub gpu: String,
     pub promised_bytes: u64,
@@ -453,6 +491,7 @@ pub struct Overshoot {
 /// Memory of a replica slot that outlives its pods.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub struct Slot {
     pub index: u32,
     /// Highest incarnation ever used here.
@@ -467,18 +506,20 @@ pub struct Slot {
 /// The scheduler refused this slot on this node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub struct Exclusion {
     pub deployment: DeploymentId,
     pub index: u32,
     pub node: String,
     pub until_ms: TimeMs,
-    /// The scheduler's words.
+    /// The scheduler's message.
     pub reason: String,
 }
 
 /// Constants of the decisions. The defaults are what the design was judged with.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub struct Policy {
     /// How long a pinned pod may stay unscheduled before it is removed and its node excluded.
     pub schedule_patience_ms: u64,
@@ -488,7 +529,7 @@ pub struct Policy {
     /// with each failure in a row.
     pub backoff_base_ms: u64,
     pub backoff_max_ms: u64,
-    /// A drain is not believed finished sooner: routers need this long to stop sending.
+    /// The shortest drain: routers need this long to stop sending requests.
     pub drain_settle_ms: u64,
     /// Longest drain of a replica that overshoots its slice while there is headroom.
     pub overshoot_drain_ms: u64,
@@ -527,6 +568,7 @@ impl Accelerator {
 // === impl ids ===
 
 impl DeploymentId {
+    /// From namespace and name.
     pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
         DeploymentId { namespace: namespace.into(), name: name.into() }
     }

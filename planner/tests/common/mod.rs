@@ -4,7 +4,7 @@
 //! ```text
 //! class h100 soft
 //! node n1 gpu=h100*2 size=80Gi cpu=16 mem=64Gi pods=110 islands=1 age=1200 cached=smol
-//! sick n1 0 unhealthy Xid 79
+//! health n1 0 unhealthy Xid 79
 //! foreign n1 0 10Gi 20
 //! tenant a ns=a cohort=prod h100=4+1
 //! deployment a/chat want=2 ask=h100*1,2Gi,10 prio=0 hash=v1
@@ -29,7 +29,7 @@ pub fn parse(text: &str) -> Snapshot {
                 price_per_hour_micros: None,
             }),
             "node" => s.nodes.push(node(&words)),
-            "sick" => sick(&mut s, &words),
+            "health" => health(&mut s, &words),
             "foreign" => foreign(&mut s, &words),
             "tenant" => s.tenants.push(tenant(&words)),
             "deployment" => {
@@ -132,7 +132,7 @@ fn gpu_mut<'a>(s: &'a mut Snapshot, node: &str, index: &str) -> &'a mut Gpu {
     &mut node.gpus[index.parse::<usize>().unwrap()]
 }
 
-fn sick(s: &mut Snapshot, w: &[&str]) {
+fn health(s: &mut Snapshot, w: &[&str]) {
     let reason = w[4..].join(" ");
     gpu_mut(s, w[1], w[2]).health = match w[3] {
         "unhealthy" => Health::Unhealthy { reason },

@@ -26,7 +26,7 @@ pub struct Site {
     islands: u32,
     cpu: u64,
     stale: bool,
-    sick: Option<u32>,
+    unhealthy: Option<u32>,
     foreign: Option<(u32, u64, u32)>,
 }
 
@@ -39,12 +39,12 @@ pub fn site() -> impl Strategy<Value = Site> {
         prop::option::weighted(0.2, 0..4u32),
         prop::option::weighted(0.3, (0..4u32, 1..=8u64, 1..=100u32)),
     )
-        .prop_map(|(gpus, islands, cpu, stale, sick, foreign)| Site {
+        .prop_map(|(gpus, islands, cpu, stale, unhealthy, foreign)| Site {
             gpus,
             islands: islands.min(gpus),
             cpu,
             stale,
-            sick,
+            unhealthy,
             foreign,
         })
 }
@@ -110,8 +110,8 @@ pub fn node(i: usize, s: &Site) -> Node {
         memory_bytes: GPU,
         memory_step_bytes: STEP,
         sm_percent: 100,
-        health: match s.sick {
-            Some(sick) if sick == index => Health::Unhealthy { reason: "Xid".into() },
+        health: match s.unhealthy {
+            Some(unhealthy) if unhealthy == index => Health::Unhealthy { reason: "Xid".into() },
             _ => Health::Healthy,
         },
         island: Some(format!("{}", index * s.islands / s.gpus)),
@@ -186,7 +186,7 @@ pub fn random_snapshot() -> impl Strategy<Value = Snapshot> {
         .prop_map(|(s, w, q, soft)| snapshot(&s, &w, &q, soft))
 }
 
-// === the world's side: what happens when a plan is carried out ===
+// === the cluster: what happens when a plan is carried out ===
 
 pub fn apply(s: &mut Snapshot, actions: &[Action], now: TimeMs) {
     for action in actions {
@@ -253,7 +253,7 @@ pub enum Event {
     Ready(usize),
     Crash(usize),
     Gone(usize),
-    Sick(usize, usize, bool),
+    Unhealthy(usize, usize, bool),
     Stale(usize, bool),
     Quota(usize, u64),
     Delete(usize),
@@ -267,7 +267,7 @@ pub fn event() -> impl Strategy<Value = Event> {
         4 => (0..20usize).prop_map(Event::Ready),
         1 => (0..20usize).prop_map(Event::Crash),
         4 => (0..20usize).prop_map(Event::Gone),
-        1 => (0..3usize, 0..4usize, any::<bool>()).prop_map(|(n, g, b)| Event::Sick(n, g, b)),
+        1 => (0..3usize, 0..4usize, any::<bool>()).prop_map(|(n, g, b)| Event::Unhealthy(n, g, b)),
         1 => (0..3usize, any::<bool>()).prop_map(|(n, b)| Event::Stale(n, b)),
         1 => (0..3usize, 0..=4_000u64).prop_map(|(t, q)| Event::Quota(t, q)),
         1 => (0..4usize).prop_map(Event::Delete),
@@ -327,9 +327,9 @@ pub fn happen(s: &mut Snapshot, event: &Event) {
                 vanish(s, *d, *r);
             }
         }
-        Event::Sick(n, g, sick) => {
+        Event::Unhealthy(n, g, unhealthy) => {
             if let Some(gpu) = s.nodes.get_mut(*n).and_then(|n| n.gpus.get_mut(*g)) {
-                gpu.health = if *sick { Health::Unhealthy { reason: "Xid".into() } } else { Health::Healthy };
+                gpu.health = if *unhealthy { Health::Unhealthy { reason: "Xid".into() } } else { Health::Healthy };
             }
         }
         Event::Stale(n, stale) => {

@@ -19,10 +19,20 @@ pub struct Args {
 enum What {
     /// Prefill, decode alone and in a crowd, on the demo's model
     Engine(engine::Args),
-    /// Time of one plan over snapshots of several sizes
-    Planner,
+    /// Time of one plan, by size of the cluster (--nodes, --gpus, --replicas)
+    Planner(Passed),
+    /// The published placement protocol through the planner (--nodes FILE --pods FILE [--seeds 42..52])
+    Placement(Passed),
     /// Time of the operator's whole turn but its writes, by number of deployments
     Operator,
+}
+
+/// Options of the program that measures.
+#[derive(clap::Args)]
+struct Passed {
+    /// See the head of the planner's example of this name
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    options: Vec<String>,
 }
 
 /// The engine's options when none is given.
@@ -35,18 +45,20 @@ struct Defaults {
 pub fn run(args: Args) -> Result<()> {
     match args.what {
         Some(What::Engine(args)) => engine::run(&args),
-        Some(What::Planner) => example("stowage-planner", "bench_plan"),
-        Some(What::Operator) => example("stowage-operator", "bench_turn"),
+        Some(What::Planner(passed)) => example("stowage-planner", "bench_plan", &passed.options),
+        Some(What::Placement(passed)) => example("stowage-planner", "bench_placement", &passed.options),
+        Some(What::Operator) => example("stowage-operator", "bench_turn", &[]),
         None => {
             engine::run(&Defaults::parse_from(["engine"]).engine)?;
-            example("stowage-planner", "bench_plan")?;
-            example("stowage-operator", "bench_turn")
+            example("stowage-planner", "bench_plan", &[])?;
+            example("stowage-operator", "bench_turn", &[])
         }
     }
 }
 
-fn example(package: &str, name: &str) -> Result<()> {
-    let mut cargo = sh::cargo(&["run", "--quiet", "-p", package, "--example", name]);
+fn example(package: &str, name: &str, options: &[String]) -> Result<()> {
+    let mut cargo = sh::cargo(&["run", "--release", "--quiet", "-p", package, "--example", name, "--"]);
+    cargo.args(options);
     ensure!(cargo.status().context("start cargo")?.success(), "{name} failed");
     Ok(())
 }

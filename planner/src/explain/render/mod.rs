@@ -1,7 +1,7 @@
-//! The words for a decision: condition messages, event notes and `explain`.
+//! Text for a decision: condition messages, event notes and `explain`.
 //!
-//! Pure strings from report data, so that operator, CLI and tests say the same. A message tells what,
-//! why and the next step, with units and ages. Not here: colour and terminal width.
+//! Pure strings from report data, so that operator, CLI and tests show the same. A message has the form
+//! what, why and the next step, with units and ages. Not here: colour and terminal width.
 
 mod refusals;
 
@@ -235,7 +235,7 @@ pub fn trouble(t: &Trouble) -> String {
             short_uuid(&e.gpu),
             e.source,
             count(e.samples.into(), "sample"),
-            if e.headroom { "and the GPU has headroom" } else { "and its neighbours would suffer" }
+            if e.headroom { "and the GPU has headroom" } else { "and its neighbours would run out of memory" }
         ),
     }
 }
@@ -300,7 +300,7 @@ pub fn change(c: &Change) -> String {
     }
 }
 
-/// `explain`: the whole story of one deployment, aligned, without colours.
+/// `explain`: everything known about one deployment, aligned, without colours.
 pub fn explain(
     r: &DeploymentReport,
     tenant: Option<&TenantReport>,
@@ -317,7 +317,7 @@ pub fn explain(
         refused_lines(&mut out, v);
     }
     if !r.stale_nodes.is_empty() {
-        line(&mut out, "stale", &format!("nothing is decided on {}", r.stale_nodes.join(", ")));
+        line(&mut out, "stale", &format!("no decision uses {}", r.stale_nodes.join(", ")));
     }
     for t in &r.troubles {
         line(&mut out, "trouble", &trouble(t));

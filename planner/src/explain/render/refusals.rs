@@ -1,4 +1,4 @@
-//! The words for an ask and for the nodes that do not fit it.
+//! Text for an ask and for the nodes that do not fit it.
 
 use std::fmt::Write as _;
 
@@ -24,6 +24,7 @@ pub fn ask(a: &Ask) -> String {
 }
 
 /// Refusals of one kind, for one line.
+#[allow(missing_docs, reason = "the names explain themselves")]
 pub struct RefusalLine {
     pub count: usize,
     pub title: &'static str,
