@@ -22,8 +22,8 @@ use crate::snapshot::{DeploymentId, Freshness, Health, Placement, Policy, SliceO
 const KEEP: usize = 3;
 /// Changes tried per deployment.
 const TRIES: usize = 24;
-/// Changes acted out per plan: a plan must stay fast when hundreds wait.
-const TRIES_PER_PLAN: usize = 400;
+/// Slots that are tried again per plan, all changes together: a plan must stay fast when thousands wait.
+const SLOTS_PER_PLAN: usize = 100_000;
 /// Steps of one change that grows until it helps: nodes added, replicas scaled in, quota raised.
 const STEPS: u32 = 64;
 
@@ -36,7 +36,8 @@ pub(crate) struct Findings {
 
 /// For each case of the draft, in its order. The draft must be in its state ahead, and is left so.
 pub(crate) fn counterfactuals(draft: &mut Draft<'_>, policy: &Policy) -> Vec<Findings> {
-    let mut trials = Trials { policy, known: BTreeMap::new(), left: TRIES_PER_PLAN };
+    let waiting = draft.cases.iter().map(|c| c.waiting_slots().len()).sum::<usize>().max(1);
+    let mut trials = Trials { policy, known: BTreeMap::new(), left: Budget(SLOTS_PER_PLAN / waiting) };
     (0..draft.cases.len())
         .map(|at| if draft.cases[at].is_refused() { trials.about(draft, at) } else { Findings::default() })
         .collect()
@@ -48,7 +49,19 @@ struct Trials<'p> {
     policy: &'p Policy,
     /// What each change of the cluster gives to every case: how often it was repeated, and the gain.
     known: BTreeMap<Step, Gains>,
-    left: usize,
+    left: Budget,
+}
+
+/// How often what waits may be tried again.
+struct Budget(usize);
+
+impl Budget {
+    /// False: it is spent.
+    fn spend(&mut self) -> bool {
+        let left = self.0 > 0;
+        self.0 = self.0.saturating_sub(1);
+        left
+    }
 }
 
 /// By case: the size of the change that helps it first, and the replicas gained.
@@ -89,10 +102,9 @@ impl Trials<'_> {
                 break;
             }
             if !self.known.contains_key(&step) {
-                if self.left == 0 {
+                if !self.left.spend() {
                     break;
                 }
-                self.left -= 1;
                 let gains = self.act_out(draft, &step);
                 self.known.insert(step.clone(), gains);
             }
@@ -102,13 +114,13 @@ impl Trials<'_> {
             found.counterfactuals.push(Counterfactual { change, gains, placement });
         }
         if found.counterfactuals.is_empty() {
-            found.none = Some(why_none(draft, at, tried, self.left == 0));
+            found.none = Some(why_none(draft, at, tried, self.left.0 == 0));
         }
         found
     }
 
     /// What the change gives to each case, and at which repetition for the first time.
-    fn act_out(&self, draft: &mut Draft<'_>, step: &Step) -> Gains {
+    fn act_out(&mut self, draft: &mut Draft<'_>, step: &Step) -> Gains {
         let trial = draft.begin();
         let mut gains: Gains = BTreeMap::new();
         match step {
@@ -125,14 +137,15 @@ impl Trials<'_> {
                 restore_all(draft, restore);
             }
             Step::AddNodes { like } => {
-                let Some(like) = draft.placer.index.at(like) else { return gains };
+                let like = draft.placer.index.at(like);
                 for n in 1..=u64::from(STEPS) {
+                    let Some(like) = like else { break };
                     draft.placer.index.add_like(like);
                     let before = gains.len();
                     let each = draft.begin();
                     note(&mut gains, draft.refill(None), n);
                     draft.rollback(each);
-                    if gains.len() == before {
+                    if gains.len() == before || !self.left.spend() {
                         break;
                     }
                 }
@@ -149,13 +162,13 @@ impl Trials<'_> {
                     note(&mut gains, draft.refill(Some(*case)), n as u64 + 1);
                     draft.rollback(each);
                     waiting -= gains.len() - before;
-                    if waiting == 0 {
+                    if waiting == 0 || !self.left.spend() {
                         break;
                     }
                 }
             }
             Step::Raise { tenant, class, limit } => {
-                gains = raise(draft, &Quota { tenant, class, limit: *limit });
+                gains = raise(draft, &Quota { tenant, class, limit: *limit }, &mut self.left);
             }
         }
         draft.rollback(trial);
@@ -280,11 +293,11 @@ struct Quota<'a> {
 const EXACT: usize = 8;
 
 /// Raises a limit in steps that each let one more replica in.
-fn raise(draft: &mut Draft<'_>, quota: &Quota<'_>) -> Gains {
+fn raise(draft: &mut Draft<'_>, quota: &Quota<'_>, left: &mut Budget) -> Gains {
     let mut gains = Gains::new();
     let mut to = next_raise(draft, quota, &Filled::new(), None);
     for _ in 0..STEPS {
-        let Some(size) = to else { break };
+        let Some(size) = to.filter(|_| left.spend()) else { break };
         let filled = refill_at(draft, quota, size, |draft, filled| {
             to = next_raise(draft, quota, filled, Some(size));
         });
@@ -294,7 +307,7 @@ fn raise(draft: &mut Draft<'_>, quota: &Quota<'_>) -> Gains {
     if gains.len() <= EXACT {
         for (at, gain) in &mut gains {
             let (mut low, mut high) = (0, gain.0);
-            while low < high {
+            while low < high && left.spend() {
                 let middle = low + (high - low) / 2;
                 match refill_at(draft, quota, middle, |_, _| ()).remove(at) {
                     Some((slots, placement)) => {

@@ -118,13 +118,15 @@ impl Ranking {
     fn refresh(&mut self, index: &Index, expected: &mut Expected, weights: &Weights) {
         let nodes = index.rows().len();
         let log = index.changes();
-        if self.fits.len() != nodes || log.len() - self.read > nodes {
-            // Rows come and go only at the end, in trials.
-            self.fits.resize(nodes, false);
-            self.fitting = self.fits.iter().filter(|fits| **fits).count() as u32;
+        // Rows come and go only at the end, in trials; those that come are in the log.
+        if self.fits.len() > nodes {
+            self.fitting -= self.fits.drain(nodes..).filter(|fits| *fits).count() as u32;
+        }
+        self.fits.resize(nodes, false);
+        if log.len() - self.read >= nodes {
             (0..nodes).for_each(|at| self.look_at(at, index, expected, weights));
         } else {
-            let mut changed = log[self.read..].to_vec();
+            let mut changed: Vec<NodeAt> = log[self.read..].iter().copied().filter(|at| *at < nodes).collect();
             changed.sort_unstable();
             changed.dedup();
             changed.into_iter().for_each(|at| self.look_at(at, index, expected, weights));

@@ -10,6 +10,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use stowage_contracts::charge::gpu_milli;
+
 use crate::snapshot::{
     Class, DeploymentId, Exclusion, Freshness, Gpu, GpuShare, Health, Isolation, Node, ReplicaId, Resources, Slice,
     SliceOwner, Snapshot, Taint, TenantId, TimeMs,
@@ -252,6 +254,7 @@ impl Index {
         let state = self.state_of(at);
         self.rows[at].state = state;
         self.members[state].insert(at);
+        self.changes.push(at);
     }
 
     fn taken_of(&mut self, node: &Node) -> Taken {
@@ -616,13 +619,12 @@ fn kind_key(node: &Node) -> KindKey<'_> {
         Freshness::Missing => 2,
     };
     let mut islands: BTreeMap<&str, usize> = BTreeMap::new();
-    let gpu = |gpu| {
-        let Gpu { uuid, product, class, island, .. } = gpu;
+    let mut gpus = Vec::with_capacity(node.gpus.len());
+    for gpu in &node.gpus {
         let next = islands.len();
-        let island = *islands.entry(island.as_deref().unwrap_or(uuid)).or_insert(next);
-        (class.as_deref(), product.as_str(), usability(gpu), island, size(gpu))
-    };
-    let gpus = node.gpus.iter().map(gpu).collect();
+        let island = *islands.entry(gpu.island.as_deref().unwrap_or(&gpu.uuid)).or_insert(next);
+        gpus.push((gpu.class.as_deref(), gpu.product.as_str(), usability(gpu), island, size(gpu)));
+    }
     (node.ready, node.cordoned, freshness, &node.labels, node.taints.iter().collect(), node.allocatable, gpus)
 }
 
@@ -694,13 +696,9 @@ impl Size {
         (memory, sm_percent.map_or(self.sm_percent, |s| s.max(1)))
     }
 
-    /// What a slice costs: the larger of its two shares, in milli-GPU, rounded up. A GPU without
-    /// memory or SMs costs a whole one.
+    /// What a slice costs, in milli-GPU.
     pub fn charge(&self, memory_bytes: u64, sm_percent: u32) -> u64 {
-        let share = |part: u64, whole: u64| {
-            if whole == 0 { 1000 } else { (u128::from(part) * 1000).div_ceil(whole.into()) as u64 }
-        };
-        share(memory_bytes, self.memory_bytes).max(share(sm_percent.into(), self.sm_percent.into()))
+        gpu_milli(memory_bytes, self.memory_bytes, sm_percent, self.sm_percent)
     }
 }
 
