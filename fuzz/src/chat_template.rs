@@ -3,7 +3,8 @@
 
 use std::cell::LazyCell;
 
-use stowage_engine::text::{SIMULATED_VOCAB, TemplateError, TextModel, longest_prompt, simulated_meta};
+use jiff::Timestamp;
+use stowage_engine::text::{Chat, SIMULATED_VOCAB, TemplateError, TextModel, longest_prompt, simulated_meta};
 use stowage_engine_models::ModelMeta;
 use stowage_openai_api::{Message, Role, TemplateFields};
 
@@ -50,10 +51,12 @@ fn the_template_ends(template: &str, messages: &[Message]) {
         Ok(text) => text,
         Err(err) => return one_line(&err.to_string()),
     };
-    match text.encode_chat(messages, &TemplateFields::default()) {
+    let fields = TemplateFields::default();
+    let chat = Chat::new(messages, &fields, Timestamp::UNIX_EPOCH);
+    match text.encode_chat(&chat, usize::MAX) {
         Ok(ids) => {
             // One token per byte, at most.
-            assert!(ids.len() <= longest_prompt(messages), "{} tokens", ids.len());
+            assert!(ids.len() <= longest_prompt(&chat), "{} tokens", ids.len());
             assert!(ids.iter().all(|id| (*id as usize) < SIMULATED_VOCAB));
         }
         Err(err) => one_line(&err.to_string()),
@@ -66,7 +69,9 @@ fn markers_are_the_templates(messages: &[Message]) {
         static CHATML: LazyCell<TextModel> =
             LazyCell::new(|| TextModel::new(&simulated_meta(128)).expect("our own model"));
     }
-    CHATML.with(|text| match text.encode_chat(messages, &TemplateFields::default()) {
+    let fields = TemplateFields::default();
+    let chat = Chat::new(messages, &fields, Timestamp::UNIX_EPOCH);
+    CHATML.with(|text| match text.encode_chat(&chat, usize::MAX) {
         Ok(ids) => {
             assert_eq!(ids.iter().filter(|id| **id >= 256).count(), 2 * messages.len() + 1, "a message wrote a marker");
             let bytes: Vec<u8> = ids.iter().flat_map(|id| text.pieces().bytes(*id)).copied().collect();

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use stowage_engine::text::TextModel;
+use stowage_engine::text::{ParseSpecial, TextModel};
 use stowage_engine_models::gguf::Gguf;
 use stowage_engine_models::{Isa, LoadOptions, ModelMeta, TokenizerSource, load};
 
@@ -60,7 +60,7 @@ fn speaks_or_is_refused(meta: &ModelMeta) {
     match TextModel::new(meta) {
         Err(err) => one_line(&err.to_string()),
         Ok(text) => {
-            let ids = text.encode("The capital of France is").unwrap_or_default();
+            let ids = text.encode("The capital of France is", ParseSpecial::Yes, 100).unwrap_or_default();
             let known = tokenizer.tokens.len();
             assert!(ids.iter().all(|id| (*id as usize) < known), "a token beyond the {known} there are: {ids:?}");
         }

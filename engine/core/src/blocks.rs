@@ -82,6 +82,7 @@ pub struct BlockPool {
 }
 
 impl BlockPool {
+    /// A pool of so many blocks, all free.
     pub fn new(num_blocks: usize) -> Self {
         let blank = Block { refs: 0, hash: None, prev: NONE, next: NONE, touched: false };
         let mut pool = Self {
@@ -99,6 +100,7 @@ impl BlockPool {
         pool
     }
 
+    /// All blocks.
     pub fn total(&self) -> usize {
         self.blocks.len()
     }
@@ -128,6 +130,7 @@ impl BlockPool {
         self.by_hash.get(&hash).copied()
     }
 
+    /// No request holds it; its contents may still be of use.
     pub fn is_free(&self, id: BlockId) -> bool {
         self.block(id).refs == 0
     }

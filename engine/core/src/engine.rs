@@ -23,7 +23,9 @@ pub struct EngineConfig {
     /// Tokens per step, cut to what the executor takes. Large is good for throughput, small for the
     /// time between two tokens of the others while a long prompt comes in.
     pub max_step_tokens: usize,
+    /// Requests computed at the same time.
     pub max_running: usize,
+    /// Requests that may wait; more are refused.
     pub max_waiting: usize,
 }
 
@@ -32,25 +34,37 @@ pub struct EngineConfig {
 pub enum Event {
     /// It runs for the first time; `cached_tokens` of its prompt need not be computed.
     Admitted {
+        /// The request.
         id: RequestId,
+        /// Tokens of its prompt found in the cache.
         cached_tokens: usize,
     },
     /// Log-probabilities of the next tokens of its prompt, from the second on. All of them come before
     /// its first token.
     Prompt {
+        /// The request.
         id: RequestId,
+        /// One per token.
         logprobs: Vec<TokenLogprobs>,
     },
+    /// The next token of the answer.
     Token {
+        /// The request.
         id: RequestId,
+        /// The token.
         token: u32,
+        /// Its log-probability, where the request asks for it.
         logprobs: Option<TokenLogprobs>,
     },
+    /// Nothing more comes.
     Finished {
+        /// The request.
         id: RequestId,
+        /// Why it ended.
         reason: FinishReason,
         /// What ended it, with [`FinishReason::Stop`].
         stop: Option<StopToken>,
+        /// What it cost.
         usage: Usage,
     },
 }
@@ -67,14 +81,32 @@ pub struct StopToken {
 /// Why a request was not taken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
+    /// A prompt has at least one token.
     #[error("the prompt is empty")]
     EmptyPrompt,
+    /// Prompt and one token do not fit.
     #[error("the prompt has {tokens} tokens; prompt and answer together hold {limit}")]
-    PromptTooLong { tokens: usize, limit: usize },
+    PromptTooLong {
+        /// Of the prompt.
+        tokens: usize,
+        /// For prompt and answer together.
+        limit: usize,
+    },
+    /// In the prompt, the bias or the stop tokens.
     #[error("token {token} does not exist: the vocabulary has {vocab}")]
-    NoSuchToken { token: u32, vocab: usize },
+    NoSuchToken {
+        /// The first such token.
+        token: u32,
+        /// Ids are below it.
+        vocab: usize,
+    },
+    /// The same request can be accepted later.
     #[error("{waiting} requests are waiting already")]
-    QueueFull { waiting: usize },
+    QueueFull {
+        /// Requests that wait.
+        waiting: usize,
+    },
+    /// A request of this name runs or waits.
     #[error("request {0:?} exists already")]
     Duplicate(RequestId),
 }
@@ -82,6 +114,7 @@ pub enum Refusal {
 /// What one step did, for metrics and for the fit of the cost model.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StepStats {
+    /// Sequences in the step.
     pub sequences: usize,
     /// Sequences that computed one token to get the next.
     pub decodes: usize,
@@ -91,22 +124,28 @@ pub struct StepStats {
     pub kv_tokens: usize,
     /// Tokens sampled.
     pub sampled: usize,
+    /// Requests that gave up their blocks for it.
     pub preempted: usize,
 }
 
 /// How full the engine is. The load report is made of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Load {
+    /// Requests that hold blocks.
     pub running: usize,
+    /// Requests that wait to run.
     pub waiting: usize,
     /// Blocks that requests hold; cached ones that nobody holds are not counted.
     pub blocks_used: usize,
+    /// All blocks.
     pub blocks_total: usize,
     /// Blocks ever written, so occupying memory.
     pub blocks_touched: usize,
+    /// Prompt tokens accepted and not computed yet.
     pub prefill_backlog: usize,
     /// Since the start.
     pub preemptions: u64,
+    /// Cached blocks given up for others, since the start.
     pub evictions: u64,
 }
 
@@ -123,6 +162,7 @@ pub struct Engine<E> {
 }
 
 impl<E: Executor> Engine<E> {
+    /// An engine without requests.
     pub fn new(executor: E, config: EngineConfig) -> Self {
         let info = executor.info();
         let scheduler = Scheduler::new(SchedulerConfig {
@@ -144,6 +184,7 @@ impl<E: Executor> Engine<E> {
         }
     }
 
+    /// What computes.
     pub fn executor(&self) -> &E {
         &self.executor
     }
@@ -153,10 +194,12 @@ impl<E: Executor> Engine<E> {
         self.max_sequence
     }
 
+    /// Whether a step has anything to do.
     pub fn has_work(&self) -> bool {
         self.scheduler.running() + self.scheduler.waiting() > 0
     }
 
+    /// How full it is now.
     pub fn load(&self) -> Load {
         let pool = self.scheduler.pool();
         Load {

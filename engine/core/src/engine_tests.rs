@@ -392,10 +392,6 @@ impl Executor for Flaky {
         }
         self.inner.step(batch, logits)
     }
-
-    fn copy_blocks(&mut self, pairs: &[(u32, u32)]) -> Result<(), ExecError> {
-        self.inner.copy_blocks(pairs)
-    }
 }
 
 fn flaky(fail: Vec<bool>) -> Engine<Flaky> {

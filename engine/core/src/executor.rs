@@ -50,7 +50,7 @@ pub enum LogitsWanted {
     None,
     /// The row after the last token.
     Last,
-    /// A row after every token, for prompt log-probabilities and speculative checks.
+    /// A row after every token: for the log-probabilities of a prompt (`echo` with `logprobs`).
     All,
 }
 
@@ -78,20 +78,24 @@ pub struct SeqStep<'a> {
     /// reading; a block that one of them writes in this step must not be in another's reach.
     /// An executor refuses a block written from two places.
     pub blocks: &'a [u32],
+    /// Which rows of logits come back.
     pub want_logits: LogitsWanted,
 }
 
 /// One step over several sequences, in the order in which logits come back.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct StepBatch<'a> {
+    /// Each sequence at most once.
     pub seqs: &'a [SeqStep<'a>],
 }
 
 impl StepBatch<'_> {
+    /// Tokens of all sequences.
     pub fn tokens(&self) -> usize {
         self.seqs.iter().map(|s| s.tokens.len()).sum()
     }
 
+    /// Rows of logits that come back.
     pub fn logits_rows(&self) -> usize {
         self.seqs.iter().map(|s| s.want_logits.rows(s.tokens.len())).sum()
     }
@@ -135,6 +139,7 @@ impl SeqStep<'_> {
 
 /// Computes steps. `Send` and not `Sync`: one engine thread owns it.
 pub trait Executor: Send {
+    /// What was loaded.
     fn info(&self) -> &ModelInfo;
 
     /// Runs the step. On success the K and V of all its tokens are in their blocks, and the wanted
@@ -142,9 +147,6 @@ pub trait Executor: Send {
     /// passes the same vector again spares clearing megabytes.) On an error the contents of the slots
     /// to be written are undefined; the same step may be tried again.
     fn step(&mut self, batch: &StepBatch<'_>, logits: &mut Vec<f32>) -> Result<(), ExecError>;
-
-    /// Copies whole blocks `(from, to)`, all layers, in order: for sequences that fork.
-    fn copy_blocks(&mut self, pairs: &[(u32, u32)]) -> Result<(), ExecError>;
 }
 
 impl<E: Executor + ?Sized> Executor for Box<E> {
@@ -155,21 +157,28 @@ impl<E: Executor + ?Sized> Executor for Box<E> {
     fn step(&mut self, batch: &StepBatch<'_>, logits: &mut Vec<f32>) -> Result<(), ExecError> {
         (**self).step(batch, logits)
     }
-
-    fn copy_blocks(&mut self, pairs: &[(u32, u32)]) -> Result<(), ExecError> {
-        (**self).copy_blocks(pairs)
-    }
 }
 
 /// Why a step was not run.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ExecError {
+    /// More tokens than `max_step_tokens`.
     #[error("a step of {tokens} tokens was asked for, at most {max} fit")]
-    StepTooLarge { tokens: usize, max: usize },
+    StepTooLarge {
+        /// Of the step.
+        tokens: usize,
+        /// What fits.
+        max: usize,
+    },
+    /// One of the sequences breaks a promise of [`SeqStep`].
     #[error("sequence {seq} of the step cannot run")]
-    BadSequence { seq: usize, source: SeqProblem },
-    #[error("block {block} does not exist: the cache has {blocks}")]
-    NoSuchBlock { block: u32, blocks: usize },
+    BadSequence {
+        /// Its index in the step.
+        seq: usize,
+        /// What is wrong with it.
+        source: SeqProblem,
+    },
+    /// The same step may succeed later.
     #[error("the device failed: {0}")]
     Device(String),
 }
@@ -177,18 +186,47 @@ pub enum ExecError {
 /// What is wrong with one sequence of a step. Always a mistake of the caller.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum SeqProblem {
+    /// A sequence has at least one token.
     #[error("it has no tokens to compute")]
     NoTokens,
+    /// Longer than the context.
     #[error("it would end at position {end}, the context ends at {context}")]
-    PastContext { end: usize, context: usize },
+    PastContext {
+        /// One past its last position.
+        end: usize,
+        /// Positions there are.
+        context: usize,
+    },
+    /// Its positions have no block.
     #[error("its table has {blocks} blocks, {needed} are needed")]
-    TableTooShort { blocks: usize, needed: usize },
+    TableTooShort {
+        /// In the table.
+        blocks: usize,
+        /// For its positions.
+        needed: usize,
+    },
+    /// The table names a block beyond the cache.
     #[error("block {block} does not exist: the cache has {blocks}")]
-    NoSuchBlock { block: u32, blocks: usize },
+    NoSuchBlock {
+        /// The block.
+        block: u32,
+        /// Ids are below it.
+        blocks: usize,
+    },
+    /// A token beyond the vocabulary.
     #[error("token {token} does not exist: the vocabulary has {vocab}")]
-    NoSuchToken { token: u32, vocab: usize },
+    NoSuchToken {
+        /// The token.
+        token: u32,
+        /// Ids are below it.
+        vocab: usize,
+    },
+    /// Two sequences, or two parts of one, would write the same block.
     #[error("block {block} would be written from two places in one step")]
-    WrittenTwice { block: u32 },
+    WrittenTwice {
+        /// The block.
+        block: u32,
+    },
 }
 
 #[cfg(test)]

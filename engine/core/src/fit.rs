@@ -74,6 +74,7 @@ impl CostFit {
         Coefficients { a, d, k, p }
     }
 
+    /// Steps observed.
     pub fn steps(&self) -> u64 {
         self.steps
     }

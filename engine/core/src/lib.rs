@@ -3,6 +3,7 @@
 //!
 //! Read [`engine`] first: one step of it touches everything. [`scheduler`] decides, [`blocks`] keeps
 //! the cache, [`sampling`] turns logits into tokens, [`sim`] is an executor without a model.
+#![deny(missing_docs)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod blocks;

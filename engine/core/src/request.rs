@@ -11,15 +11,18 @@ pub struct RequestId(pub u64);
 /// Who goes first when not all can. Within a class the older one does.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]
 pub enum Priority {
+    /// Someone waits for the answer.
     #[default]
     Interactive,
-    /// Fills what the others leave.
+    /// Fills what the others leave. Every request of this release is interactive; the batch API
+    /// (`/v1/batches`) is what will submit with it.
     Batch,
 }
 
 /// One sequence to continue.
 #[derive(Clone, Debug)]
 pub struct Request {
+    /// Its name.
     pub id: RequestId,
     /// At least one token.
     pub prompt: Vec<u32>,
@@ -29,12 +32,14 @@ pub struct Request {
     pub min_tokens: usize,
     /// Tokens that end the text: they are counted, and not given out.
     pub stop_tokens: Vec<u32>,
+    /// How tokens are chosen.
     pub sampling: SamplingParams,
     /// `Some(k)`: log-probabilities of the chosen token and of the `k` likeliest.
     pub logprobs: Option<u8>,
     /// `Some(k)`: the same for each token of the prompt but the first. Such a prompt is computed
     /// again even where the cache holds it, since the cache keeps no logits.
     pub prompt_logprobs: Option<u8>,
+    /// Who goes first.
     pub priority: Priority,
     /// Whose request it is: tenants take turns. Empty is a tenant too.
     pub tenant: Vec<u8>,
@@ -58,6 +63,7 @@ pub enum FinishReason {
 /// What a request has cost.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Usage {
+    /// Tokens of the prompt.
     pub prompt_tokens: usize,
     /// Prompt tokens whose K and V were found in the cache when the request first ran.
     pub cached_tokens: usize,

@@ -28,6 +28,7 @@ pub struct SamplingParams {
     pub repetition_penalty: f32,
     /// Added to the logits. Ids beyond the vocabulary are refused on submission.
     pub logit_bias: Vec<(u32, f32)>,
+    /// Of the random numbers.
     pub seed: u64,
 }
 
@@ -62,6 +63,7 @@ pub struct TokenCounts {
 }
 
 impl TokenCounts {
+    /// Counts of a prompt; nothing is counted unless a penalty needs it.
     pub fn new(prompt: &[u32], params: &SamplingParams) -> Self {
         let enabled = params.penalises();
         let seen = if enabled { prompt.iter().map(|token| (*token, (true, 0))).collect() } else { HashMap::new() };
@@ -79,13 +81,16 @@ impl TokenCounts {
 /// A token with the model's own opinion of it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Scored {
+    /// The token.
     pub token: u32,
+    /// Natural logarithm of its probability.
     pub logprob: f32,
 }
 
 /// Log-probabilities for one position.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenLogprobs {
+    /// Of the chosen token.
     pub chosen: f32,
     /// The likeliest, best first.
     pub top: Vec<Scored>,

@@ -21,18 +21,21 @@ use crate::request::{Priority, Request, RequestId, Sequence};
 /// The bounds of a step. All at least 1.
 #[derive(Clone, Copy, Debug)]
 pub struct SchedulerConfig {
+    /// Tokens computed per step, over all requests.
     pub max_step_tokens: usize,
     /// Requests running at the same time. At most `max_step_tokens`: each gets a token per step.
     pub max_running: usize,
     /// Rows of logits that one step may give for prompts to be scored: they take memory that nothing
     /// else needs.
     pub max_scored_rows: usize,
+    /// KV blocks.
     pub num_blocks: usize,
 }
 
 /// A request's share of a step.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Grant {
+    /// The request.
     pub id: RequestId,
     /// Tokens to compute, from the first that is not computed.
     pub tokens: usize,
@@ -45,6 +48,7 @@ pub struct Grant {
 /// What to compute, in order.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Plan {
+    /// Who computes how much.
     pub grants: Vec<Grant>,
     /// Gave up their blocks to make this plan possible.
     pub preempted: Vec<RequestId>,
@@ -54,6 +58,7 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Tokens of all grants.
     pub fn tokens(&self) -> usize {
         self.grants.iter().map(|grant| grant.tokens).sum()
     }
@@ -105,6 +110,7 @@ impl Left {
 }
 
 impl Scheduler {
+    /// A scheduler without requests; bounds below 1 count as 1.
     pub fn new(config: SchedulerConfig) -> Self {
         let max_step_tokens = config.max_step_tokens.max(1);
         let config = SchedulerConfig {
@@ -125,22 +131,27 @@ impl Scheduler {
         }
     }
 
+    /// The blocks.
     pub fn pool(&self) -> &BlockPool {
         &self.pool
     }
 
+    /// Requests that hold blocks.
     pub fn running(&self) -> usize {
         self.running.len()
     }
 
+    /// Requests that wait to run.
     pub fn waiting(&self) -> usize {
         self.waiting.len()
     }
 
+    /// How often a request gave up its blocks.
     pub fn preemptions(&self) -> u64 {
         self.preemptions
     }
 
+    /// Whether the request is waiting or running.
     pub fn contains(&self, id: RequestId) -> bool {
         self.sequences.contains_key(&id)
     }

@@ -13,13 +13,18 @@ use crate::sampling::mix;
 /// Milliseconds of one step: `a + d·decodes + k·(KV tokens)/1000 + p·(prefill tokens)/1000`.
 #[derive(Clone, Copy, Debug, PartialEq, Default)]
 pub struct CostModel {
+    /// Milliseconds per step.
     pub a: f64,
+    /// Milliseconds per sequence that computes one token.
     pub d: f64,
+    /// Milliseconds per 1,000 positions of KV that the step reads.
     pub k: f64,
+    /// Milliseconds per 1,000 prompt tokens.
     pub p: f64,
 }
 
 impl CostModel {
+    /// How long a step takes, in milliseconds.
     pub fn millis(&self, decodes: usize, kv_tokens: usize, prefill_tokens: usize) -> f64 {
         self.a + self.d * decodes as f64 + self.k * kv_tokens as f64 / 1e3 + self.p * prefill_tokens as f64 / 1e3
     }
@@ -28,15 +33,21 @@ impl CostModel {
 /// What to simulate.
 #[derive(Clone, Debug)]
 pub struct SimConfig {
+    /// Tokens of the vocabulary.
     pub vocab: usize,
+    /// The longest prompt and answer together, in tokens.
     pub context_len: usize,
+    /// KV blocks.
     pub num_blocks: usize,
+    /// Tokens that one step takes.
     pub max_step_tokens: usize,
     /// Tokens the text is made of, so that it can be printed. Not empty, below `vocab`.
     pub alphabet: std::ops::Range<u32>,
     /// Said with about one token in this many. 0 is never.
     pub stop_token: u32,
+    /// One token in so many is the stop token; 0: none.
     pub stop_every: u64,
+    /// What steps cost.
     pub cost: CostModel,
 }
 
@@ -52,6 +63,7 @@ pub struct SimExecutor {
 }
 
 impl SimExecutor {
+    /// An executor with an empty cache at time 0.
     pub fn new(config: SimConfig) -> Self {
         let info = ModelInfo {
             vocab: config.vocab,
@@ -75,6 +87,7 @@ impl SimExecutor {
         self.elapsed_ms
     }
 
+    /// Steps so far.
     pub fn steps(&self) -> u64 {
         self.steps
     }
@@ -130,20 +143,6 @@ impl Executor for SimExecutor {
         }
         self.elapsed_ms += self.config.cost.millis(decodes, kv_tokens, prefill);
         self.steps += 1;
-        Ok(())
-    }
-
-    fn copy_blocks(&mut self, pairs: &[(u32, u32)]) -> Result<(), ExecError> {
-        for &(from, to) in pairs {
-            let blocks = self.info.num_blocks;
-            for block in [from, to] {
-                if block as usize >= blocks {
-                    return Err(ExecError::NoSuchBlock { block, blocks });
-                }
-            }
-            let from = from as usize * BLOCK_TOKENS;
-            self.kv.copy_within(from..from + BLOCK_TOKENS, to as usize * BLOCK_TOKENS);
-        }
         Ok(())
     }
 }

@@ -20,7 +20,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 use stowage_engine_core::executor::{BLOCK_TOKENS, Executor, LogitsWanted, SeqStep, StepBatch};
-use stowage_engine_models::{CpuModel, LoadOptions, load};
+use stowage_engine_models::{LoadOptions, load};
 
 type Error = Box<dyn std::error::Error>;
 
@@ -63,7 +63,7 @@ fn args() -> Result<(PathBuf, LoadOptions), Error> {
 }
 
 struct Bench {
-    model: CpuModel,
+    model: Box<dyn Executor>,
     /// Sequences, from the first, whose blocks hold a whole stride of tokens.
     filled: usize,
     logits: Vec<f32>,
@@ -96,12 +96,10 @@ impl Bench {
             let need = format!("{streams} streams need {} KV blocks and a context of {tokens}", streams * STRIDE);
             return Err(format!("{need}, the model has {blocks} and {context}").into());
         }
-        for position in (0..tokens).step_by(256) {
-            self.step(1, position, 256)?;
-        }
-        for to in self.filled.max(1)..streams {
-            let pairs: Vec<_> = (0..STRIDE as u32).map(|b| (b, (to * STRIDE) as u32 + b)).collect();
-            self.model.copy_blocks(&pairs)?;
+        // Steps of 256 tokens over all sequences, at most 128 sequences.
+        let piece = (256 / streams).max(2);
+        for position in (0..tokens).step_by(piece) {
+            self.step(streams, position, piece.min(tokens - position))?;
         }
         self.filled = streams;
         Ok(())

@@ -3,7 +3,6 @@
 use thiserror::Error;
 
 use crate::file::shown;
-use crate::gguf::Gguf;
 
 /// A Llama-family decoder. What differs between families is data here, not another code path.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,6 +22,39 @@ pub struct ModelConfig {
     pub rope_factors: Vec<f32>,
     /// Rows of Q and K are in GGUF's order for `llama`: neighbours rotate together.
     pub interleaved_qk: bool,
+    pub biases: Biases,
+    /// Norms of each head of Q and K.
+    pub qk_norm: Presence,
+    /// An output matrix of its own; without it the embedding is the output matrix too.
+    pub head: Presence,
+}
+
+/// Whether a tensor belongs to a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Presence {
+    /// Without it the file is refused.
+    Required,
+    /// Used where the file has it.
+    Optional,
+    /// With it the file is refused.
+    #[default]
+    Absent,
+}
+
+impl Presence {
+    /// For formats whose configuration declares it.
+    pub fn declared(declared: bool) -> Presence {
+        if declared { Presence::Required } else { Presence::Absent }
+    }
+}
+
+/// Which matrices of a layer have a bias.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Biases {
+    pub qkv: Presence,
+    pub out: Presence,
+    /// Gate, up and down.
+    pub ffn: Presence,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -39,52 +71,6 @@ pub enum ConfigError {
 const LIMIT: u64 = 1 << 24;
 
 impl ModelConfig {
-    /// From GGUF metadata; `vocab` is the number of rows of the token embedding.
-    pub fn from_gguf(gguf: &Gguf, vocab: usize) -> Result<ModelConfig, ConfigError> {
-        let missing = |key: &str| ConfigError::Missing(format!("metadata {key}"));
-        let arch = gguf.text("general.architecture").ok_or_else(|| missing("general.architecture"))?;
-        if !["llama", "qwen2", "qwen3"].contains(&arch) {
-            return Err(ConfigError::Architecture(arch.to_owned()));
-        }
-        let key = |name: &str| format!("{arch}.{name}");
-        let get = |name: &str| {
-            let key = key(name);
-            gguf.uint(&key).ok_or_else(|| missing(&key)).and_then(|n| bounded(&key, n))
-        };
-        let optional =
-            |name: &str, default: usize| gguf.uint(&key(name)).map_or(Ok(default), |n| bounded(&key(name), n));
-        let (hidden, heads) = (get("embedding_length")?, get("attention.head_count")?);
-        let kv_heads = optional("attention.head_count_kv", heads)?;
-        let head_dim = optional("attention.key_length", hidden / heads.max(1))?;
-        if optional("attention.value_length", head_dim)? != head_dim {
-            return Err(unusable(&key("attention.value_length"), "differs from key_length"));
-        }
-        if optional("rope.dimension_count", head_dim)? != head_dim {
-            return Err(unusable(&key("rope.dimension_count"), "only whole heads can rotate"));
-        }
-        if let Some(kind) = gguf.text(&key("rope.scaling.type")).filter(|k| *k != "none") {
-            return Err(unusable(&key("rope.scaling.type"), &format!("{} is not supported", shown(kind))));
-        }
-        let config = ModelConfig {
-            architecture: arch.to_owned(),
-            layers: get("block_count")?,
-            hidden,
-            ffn: get("feed_forward_length")?,
-            heads,
-            kv_heads,
-            head_dim,
-            vocab,
-            context_len: get("context_length")?,
-            rms_eps: gguf
-                .float(&key("attention.layer_norm_rms_epsilon"))
-                .ok_or_else(|| missing(&key("attention.layer_norm_rms_epsilon")))? as f32,
-            rope_theta: gguf.float(&key("rope.freq_base")).unwrap_or(10_000.0),
-            rope_factors: Vec::new(),
-            interleaved_qk: arch == "llama",
-        };
-        config.check()
-    }
-
     /// What kernels and layouts take for granted.
     pub fn check(self) -> Result<ModelConfig, ConfigError> {
         let bad = |what: &str, why: String| Err(unusable(what, &why));

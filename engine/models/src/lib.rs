@@ -5,26 +5,26 @@
 //! cache by the byte budget, and returns an [`Executor`](stowage_engine_core::executor::Executor)
 //! beside what a server needs to talk to the model ([`ModelMeta`]). Tokenizing, sampling and
 //! scheduling happen elsewhere.
+//!
+//! Data flows `read` (files into values) → `load` (checks, byte budget) → `run` (packed, computed).
 
 #![deny(unsafe_op_in_unsafe_fn)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod config;
-mod decoder;
+mod error;
 mod file;
-pub mod gguf;
-mod hf;
 mod load;
 mod meta;
-pub mod oracle;
-mod rope;
-pub mod safetensors;
+mod read;
+mod run;
+mod tensors;
 mod weights;
 
-pub use config::ModelConfig;
-pub use decoder::CpuModel;
+pub use error::LoadError;
 pub use file::shown;
-pub use load::{KvChoice, LoadError, LoadOptions, load};
-pub use meta::{GgufTokenizer, ModelMeta, TokenizerSource};
-pub use oracle::Oracle;
+pub use load::{KvChoice, LoadOptions, load};
+pub use meta::{AddedToken, GgufTokenizer, HfTokenizer, ModelMeta, Setting, TokenType, TokenizerSource};
+pub use read::{gguf, safetensors};
+pub use run::oracle::Oracle;
 pub use stowage_engine_kernels::isa::{ISA_ENV, Isa};

@@ -5,12 +5,12 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use stowage_engine_kernels::WeightType;
 use thiserror::Error;
 
-use crate::file::Mapped;
+use crate::file::{Mapped, shown};
 
 /// A tensor's place. `cols` is the dimension along which products sum.
 #[derive(Clone, Debug)]
@@ -26,12 +26,22 @@ pub struct Entry {
 pub struct Weights {
     pub files: Vec<(PathBuf, Mapped)>,
     pub tensors: BTreeMap<String, Entry>,
+    /// From the name here to the one in the file, for messages.
+    pub file_name: fn(&str) -> String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum WeightError {
     #[error("tensor {0} is missing")]
     Missing(String),
+    #[error(
+        "tensor {} has no place in a {architecture} model as its configuration describes it; answers without it would be wrong: \
+         use a model whose architecture is supported",
+        shown(.name)
+    )]
+    Unused { name: String, architecture: String },
+    #[error("tensor {} is in {} and in {}: which one counts is unknown", shown(.name), first.display(), second.display())]
+    Twice { name: String, first: PathBuf, second: PathBuf },
     #[error("tensor {name} is {got_rows} × {got_cols}, the model's shape needs {rows} × {cols}")]
     Shape { name: String, rows: usize, cols: usize, got_rows: usize, got_cols: usize },
 }
@@ -53,6 +63,30 @@ impl<'a> Matrix<'a> {
 }
 
 impl Weights {
+    /// No files yet; `file_name` gives a tensor's name in them.
+    pub fn new(file_name: fn(&str) -> String) -> Weights {
+        Weights { files: Vec::new(), tensors: BTreeMap::new(), file_name }
+    }
+
+    /// Adds a tensor of the file that is pushed next.
+    pub fn add(&mut self, name: String, entry: Entry, path: &Path) -> Result<(), WeightError> {
+        match self.tensors.get(&name) {
+            None => {
+                self.tensors.insert(name, entry);
+                Ok(())
+            }
+            Some(other) => {
+                let first = self.files.get(other.file).map_or(path, |(first, _)| first).to_owned();
+                Err(WeightError::Twice { name: self.shown_name(&name), first, second: path.to_owned() })
+            }
+        }
+    }
+
+    /// A tensor's name as its file has it.
+    pub fn shown_name(&self, name: &str) -> String {
+        (self.file_name)(name)
+    }
+
     pub fn has(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
     }
@@ -62,12 +96,14 @@ impl Weights {
     }
 
     pub fn matrix(&self, name: &str, (rows, cols): (usize, usize)) -> Result<Matrix<'_>, WeightError> {
-        let entry = self.tensors.get(name).ok_or_else(|| WeightError::Missing(name.to_owned()))?;
-        let wrong =
-            WeightError::Shape { name: name.to_owned(), rows, cols, got_rows: entry.rows, got_cols: entry.cols };
+        let entry = self.tensors.get(name).ok_or_else(|| WeightError::Missing(self.shown_name(name)))?;
+        let wrong = || {
+            let (got_rows, got_cols) = (entry.rows, entry.cols);
+            WeightError::Shape { name: self.shown_name(name), rows, cols, got_rows, got_cols }
+        };
         // Readers have checked that the range holds whole rows; this only keeps it visible.
         let (Some(row_bytes), true) = (entry.ty.row_bytes(cols), (entry.rows, entry.cols) == (rows, cols)) else {
-            return Err(wrong);
+            return Err(wrong());
         };
         let bytes = &self.files[entry.file].1[entry.range.clone()];
         Ok(Matrix { ty: entry.ty, rows, cols, bytes, row_bytes })

@@ -14,7 +14,7 @@ use serde::Deserialize;
 use stowage_engine_core::executor::Executor;
 use stowage_engine_kernels::half::{f32_to_bf16, f32_to_f16};
 use stowage_engine_models::gguf::Gguf;
-use stowage_engine_models::{CpuModel, Isa, KvChoice, LoadOptions, Oracle, TokenizerSource, load};
+use stowage_engine_models::{Isa, KvChoice, LoadOptions, Oracle, TokenizerSource, load};
 
 #[derive(Deserialize)]
 struct Golden {
@@ -54,7 +54,7 @@ fn options(isa: Isa, kv: &str) -> LoadOptions {
 }
 
 /// How far the passage is off on a kernel set, prefilled in chunks.
-fn passage(isa: Isa, kv: &str) -> Option<(CpuModel, Golden, Difference)> {
+fn passage(isa: Isa, kv: &str) -> Option<(Box<dyn Executor>, Golden, Difference)> {
     let path = model_path()?;
     if !isa.supported() {
         eprintln!("skipped: this processor has no {isa}");
@@ -143,7 +143,7 @@ fn what_the_file_says_about_itself_is_read() {
     assert_eq!((meta.architecture.as_str(), meta.context_len), ("llama", 8192));
     assert_eq!((t.model.as_str(), t.pre.as_deref()), ("gpt2", Some("smollm")));
     assert_eq!((t.tokens.len(), t.merges.len(), t.types.len()), (49152, 48900, 49152));
-    assert_eq!((meta.bos, t.eos, t.add_bos), (Some(1), Some(2), false));
+    assert_eq!((meta.bos, t.eos, t.add_bos), (Some(1), Some(2), Some(false)));
     assert_eq!(meta.eog, [0, 2]);
     assert!(meta.chat_template.unwrap().contains("<|im_start|>"));
     assert_eq!(model.info().vocab, 49152);

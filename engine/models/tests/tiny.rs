@@ -11,7 +11,7 @@ use common::{Teacher, difference, run, table, testdata};
 use serde::Deserialize;
 use stowage_engine_core::executor::{ExecError, Executor, LogitsWanted, SeqProblem, SeqStep, StepBatch};
 use stowage_engine_kernels::WeightType;
-use stowage_engine_models::{CpuModel, Isa, LoadOptions, Oracle, TokenizerSource, load};
+use stowage_engine_models::{Isa, LoadOptions, Oracle, TokenizerSource, load};
 
 #[derive(Deserialize)]
 struct Golden {
@@ -114,7 +114,7 @@ fn floats_in_gguf_are_the_same_model() {
 }
 
 /// A loaded model and its golden's inputs, for the tests about steps.
-fn q4_model(name: &str, isa: Isa) -> (Dir, CpuModel, Vec<u32>) {
+fn q4_model(name: &str, isa: Isa) -> (Dir, Box<dyn Executor>, Vec<u32>) {
     let dir = Dir::new(name);
     let path = tiny::write(&dir.0, "llama", WeightType::Q4_1, true);
     let (model, _) = load(&path, &options(isa, "auto")).unwrap();
@@ -164,20 +164,6 @@ fn neighbours_in_a_batch_change_no_bit() {
 }
 
 #[test]
-fn copied_blocks_continue_like_the_original() {
-    let (_dir, mut model, ids) = q4_model("copy", Isa::detect());
-    let rows = run(&mut model, &ids[..40], &[0, 1, 2], &[40]);
-    model.copy_blocks(&[(2, 9)]).unwrap();
-    let blocks = [0, 1, 9];
-    let seq = SeqStep { tokens: &ids[39..40], position: 39, blocks: &blocks, want_logits: LogitsWanted::Last };
-    let mut logits = Vec::new();
-    model.step(&StepBatch { seqs: &[seq] }, &mut logits).unwrap();
-    assert!(logits == rows[39]);
-    let beyond = model.info().num_blocks as u32;
-    assert!(matches!(model.copy_blocks(&[(0, beyond)]), Err(ExecError::NoSuchBlock { .. })));
-}
-
-#[test]
 fn a_block_written_twice_is_refused() {
     let (_dir, mut model, ids) = q4_model("twice", Isa::detect());
     let seq = |blocks| SeqStep { tokens: &ids[..3], position: 0, blocks, want_logits: LogitsWanted::Last };
@@ -194,7 +180,8 @@ fn a_directory_brings_its_template_and_ends() {
     let (_, meta) = load(&path, &options(Isa::Portable, "auto")).unwrap();
     assert_eq!(meta.chat_template.as_deref(), Some("{{ messages[0].content }}"));
     assert_eq!((meta.bos, &meta.eog[..]), (Some(1), &[1, 2][..]));
-    assert_eq!(meta.tokenizer, TokenizerSource::File(path.join("tokenizer.json")));
+    let TokenizerSource::Hf(tokenizer) = &meta.tokenizer else { panic!("{:?}", meta.tokenizer) };
+    assert_eq!(tokenizer.file, path.join("tokenizer.json"));
 }
 
 #[test]

@@ -35,6 +35,10 @@ pub struct Serve {
     /// Longest prompt and answer together, in tokens [default: what the model was trained for].
     #[arg(long)]
     pub max_model_len: Option<usize>,
+    /// Whether control tokens spelt out in the prompts of /v1/completions count as such. In chats they
+    /// never do.
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
+    pub parse_special: bool,
     /// How K and V are stored: `auto`, `f32` or `bf16`.
     #[arg(long, default_value = "auto")]
     pub kv_type: KvChoice,

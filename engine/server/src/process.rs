@@ -27,7 +27,7 @@ use crate::load::Identity;
 use crate::metrics::Metrics;
 use crate::report::Reporter;
 use crate::startup::{StartError, chain};
-use crate::text::{self, TextModel};
+use crate::text::{self, ParseSpecial, TextModel};
 
 /// How long responses may take to be read after the last request has finished.
 const LINGER: Duration = Duration::from_secs(5);
@@ -105,6 +105,7 @@ impl Server {
         let app = App::new(Setup {
             engine: engine.clone(),
             text: model.text,
+            parse_special: if args.parse_special { ParseSpecial::Yes } else { ParseSpecial::No },
             model: args.name.clone(),
             created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
             max_body: args.max_body_bytes,
@@ -170,11 +171,10 @@ pub fn load_model(args: &Serve) -> Result<Model, StartError> {
         let next = format!("Check the model file, or give the deployment another model or more memory{limit}");
         StartError::config(what(), chain(&err), next)
     })?;
-    let text = TextModel::new(&meta).map_err(|err| {
-        StartError::config(what(), chain(&err), "Use a model whose tokenizer and chat template are supported")
-    })?;
+    let text = TextModel::new(&meta)
+        .map_err(|err| StartError::config(what(), chain(&err), "Use a model whose tokenizer is supported"))?;
     announce(&meta, executor.info(), budget);
-    Ok(Model { executor: Box::new(executor), text })
+    Ok(Model { executor, text })
 }
 
 fn announce(meta: &ModelMeta, info: &ModelInfo, budget: Option<Budget>) {
@@ -229,10 +229,6 @@ impl Executor for Paced {
         let result = self.0.step(batch, logits);
         std::thread::sleep(Duration::from_secs_f64((self.0.elapsed_ms() - before) / 1e3));
         result
-    }
-
-    fn copy_blocks(&mut self, pairs: &[(u32, u32)]) -> Result<(), stowage_engine_core::executor::ExecError> {
-        self.0.copy_blocks(pairs)
     }
 }
 

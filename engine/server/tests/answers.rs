@@ -177,10 +177,6 @@ impl Executor for Script {
         }
         Ok(())
     }
-
-    fn copy_blocks(&mut self, _: &[(u32, u32)]) -> Result<(), ExecError> {
-        Ok(())
-    }
 }
 
 const END: u32 = text::SIMULATED_END;

@@ -7,9 +7,11 @@ mod support;
 use std::path::PathBuf;
 
 use clap::Parser;
+use jiff::Timestamp;
 use serde::Deserialize;
 use stowage_engine::args::{Cli, Command, Serve};
 use stowage_engine::process::load_model;
+use stowage_engine::text::{Chat, ParseSpecial};
 use stowage_openai_api::{ChatRequest, Limits, TemplateFields};
 use support::{MODEL, start_with};
 
@@ -116,7 +118,7 @@ fn tokens_are_those_of_llama_cpp_and_come_back_as_the_same_bytes() {
     let goldens: Vec<Golden> = serde_json::from_str(include_str!("data/smollm2_tokens.json")).unwrap();
     assert!(goldens.len() > 40);
     for Golden { text, ids } in goldens {
-        let found = model.text.encode(&text).unwrap();
+        let found = model.text.encode(&text, ParseSpecial::No, usize::MAX).unwrap();
         assert_eq!(found, ids, "{text:?}");
         let bytes: Vec<u8> = found.iter().flat_map(|id| model.text.pieces().bytes(*id).to_vec()).collect();
         assert_eq!(bytes, text.as_bytes(), "{text:?}");
@@ -130,7 +132,8 @@ fn the_files_own_template_writes_chatml_and_users_cannot() {
     let chat = |content: &str| {
         let message = serde_json::json!({"model": MODEL, "messages": [{"role": "user", "content": content}]});
         let request = ChatRequest::parse(message.to_string().as_bytes(), &Limits::default()).unwrap();
-        model.text.encode_chat(&request.messages, &TemplateFields::default()).unwrap()
+        let fields = TemplateFields::default();
+        model.text.encode_chat(&Chat::new(&request.messages, &fields, Timestamp::UNIX_EPOCH), usize::MAX).unwrap()
     };
     const START: u32 = 1;
     const END: u32 = 2;

@@ -175,10 +175,11 @@ fn ordered_sum(group: &[f32]) -> f32 {
 pub enum Epilogue<'a> {
     /// `out = W·x`, plus a bias per row of the matrix.
     Store(Option<&'a [f32]>),
-    /// `out += W·x`.
-    Add,
-    /// Panels alternate between gate and up: `out = silu(gate) · up`, half as wide as the matrix.
-    SiluMul,
+    /// `out += W·x`, plus a bias per row of the matrix.
+    Add(Option<&'a [f32]>),
+    /// Panels alternate between gate and up: `out = silu(gate) · up`, half as wide as the matrix. The
+    /// bias is per row of the matrix, so its panels alternate too.
+    SiluMul(Option<&'a [f32]>),
 }
 
 /// From so many rows on the threads share the work on one tile. Measured with eight rows, where it pays; one row is
@@ -198,7 +199,7 @@ pub fn gemm(
     epilogue: Epilogue<'_>,
 ) {
     assert_eq!(w.groups() * GROUP, x.cols, "a matrix and its input differ in width");
-    let step = if matches!(epilogue, Epilogue::SiluMul) { 2 } else { 1 };
+    let step = if matches!(epilogue, Epilogue::SiluMul(_)) { 2 } else { 1 };
     let width = w.rows() / step;
     assert!(width <= ld && out.len() >= x.plan.rows * ld, "no room for the product");
     assert!(w.panels().is_multiple_of(step), "gate and up must come in pairs of panels");
@@ -227,6 +228,11 @@ pub fn gemm(
                         run(height, args(item * step, low));
                         if step == 2 {
                             run(height, args(item * 2 + 1, high));
+                            if let Epilogue::SiluMul(Some(bias)) = epilogue {
+                                let bias = &bias[item * 2 * LANES..];
+                                add_bias(&mut low[..rows * LANES], &bias[..LANES]);
+                                add_bias(&mut high[..rows * LANES], &bias[LANES..2 * LANES]);
+                            }
                             kernels.silu_mul(&mut low[..rows * LANES], &high[..rows * LANES]);
                         }
                     }
@@ -244,6 +250,13 @@ pub fn gemm(
     });
 }
 
+/// Adds one panel's bias to each row of a tile.
+fn add_bias(tile: &mut [f32], bias: &[f32]) {
+    for row in tile.chunks_exact_mut(LANES) {
+        row.iter_mut().zip(bias).for_each(|(v, b)| *v += b);
+    }
+}
+
 #[inline]
 fn finish(out: &mut [f32], values: &[f32], epilogue: Epilogue<'_>, at: usize) {
     match epilogue {
@@ -252,7 +265,12 @@ fn finish(out: &mut [f32], values: &[f32], epilogue: Epilogue<'_>, at: usize) {
                 *o = v + b;
             }
         }
-        Epilogue::Add => out.iter_mut().zip(values).for_each(|(o, v)| *o += v),
+        Epilogue::Add(None) => out.iter_mut().zip(values).for_each(|(o, v)| *o += v),
+        Epilogue::Add(Some(bias)) => {
+            for ((o, v), b) in out.iter_mut().zip(values).zip(&bias[at..]) {
+                *o += v + b;
+            }
+        }
         // A whole panel is one vector, and not worth a call.
         _ => match out.as_mut_array::<LANES>() {
             Some(out) => out.copy_from_slice(&values[..LANES]),
@@ -367,17 +385,22 @@ mod tests {
             let plain = product(isa, &w, &x, 2, Epilogue::Store(None));
             let bias: Vec<f32> = (0..n).map(|i| i as f32).collect();
             let biased = product(isa, &w, &x, 2, Epilogue::Store(Some(&bias)));
-            let added = product(isa, &w, &x, 2, Epilogue::Add);
-            let gated = product(isa, &w, &x, 2, Epilogue::SiluMul);
+            let added = product(isa, &w, &x, 2, Epilogue::Add(None));
+            let added_biased = product(isa, &w, &x, 2, Epilogue::Add(Some(&bias)));
+            let gated = product(isa, &w, &x, 2, Epilogue::SiluMul(None));
+            let gated_biased = product(isa, &w, &x, 2, Epilogue::SiluMul(Some(&bias)));
             for (i, p) in plain.iter().enumerate() {
                 assert_eq!(biased[i], p + bias[i % n]);
                 assert_eq!(added[i], p + 1.0);
+                assert_eq!(added_biased[i], 1.0 + (p + bias[i % n]));
             }
             for r in 0..2 {
                 for c in 0..16 {
-                    let want = reference::silu(plain[r * n + c]) * plain[r * n + 16 + c];
-                    let got = gated[r * n + c];
-                    assert!((got - want).abs() <= 2e-6 * want.abs() + 1e-7, "{isa}: {got} {want}");
+                    for (values, got) in [(&plain, &gated), (&biased, &gated_biased)] {
+                        let want = reference::silu(values[r * n + c]) * values[r * n + 16 + c];
+                        let got = got[r * n + c];
+                        assert!((got - want).abs() <= 2e-6 * want.abs() + 1e-7, "{isa}: {got} {want}");
+                    }
                 }
             }
         }

@@ -96,12 +96,6 @@ impl KvCache {
     pub fn writer(&mut self) -> KvWriter {
         KvWriter { layout: self.layout, blocks: self.blocks, data: Shared::new(&mut self.data) }
     }
-
-    /// Copies a whole block over another.
-    pub fn copy_block(&mut self, from: usize, to: usize) {
-        let bytes = self.layout.block_bytes();
-        self.data.copy_within(from * bytes..(from + 1) * bytes, to * bytes);
-    }
 }
 
 /// Lets workers write tokens to disjoint slots at once.

@@ -164,7 +164,7 @@ pub fn write(dir: &Path, arch: &str, ty: WeightType, gguf: bool) -> PathBuf {
         "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS,
         "head_dim": DIM, "vocab_size": VOCAB, "max_position_embeddings": 512,
         "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu",
-        "eos_token_id": [2, 1], "bos_token_id": 1,
+        "eos_token_id": [2, 1], "bos_token_id": 1, "tie_word_embeddings": arch != "llama",
     });
     std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
     let template = serde_json::json!({ "chat_template": "{{ messages[0].content }}" });

@@ -4,6 +4,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::Response;
+use jiff::Timestamp;
 use stowage_openai_api::{
     ApiError, ChatChoice, ChatChunk, ChatChunkChoice, ChatCompletion, ChatLogprobs, ChatMessage, ChatRequest,
     TokenLogprob, TopLogprob, Usage,
@@ -13,8 +14,9 @@ use super::answer::{Answer, Header, answer};
 use super::choice::{Delta, Scored};
 use super::job::{Caller, Job, JobPrompt, claim};
 use super::labels::{finite, label};
+use super::refusal::not_encoded;
 use super::{App, body};
-use crate::text::{TemplateError, TextModel};
+use crate::text::{self, Beginning, TemplateError, TextModel};
 
 pub(super) async fn handle(State(app): State<App>, headers: HeaderMap, body: Body) -> Response {
     let parse = async |app: &App| prepare(app, &headers, body).await;
@@ -30,8 +32,12 @@ async fn prepare(app: &App, headers: &HeaderMap, body: Body) -> Result<Job, ApiE
     }
     request.refuse_extras()?;
     let places = claim(app, &caller, 1, request.output.n)?;
-    let encode = || app.text.encode_chat(&request.messages, &request.template);
-    let tokens = tokio::task::block_in_place(encode).map_err(explain)?;
+    let chat = text::Chat::new(&request.messages, &request.template, Timestamp::now());
+    let limit = app.engine.max_sequence;
+    let tokens = app.tokenize(|text| text.encode_chat(&chat, limit)).await.map_err(explain)?;
+    // An answer that continues a message goes on where that ends.
+    let continues = request.template.continue_final_message;
+    let beginning = if continues { Beginning::AsItIs } else { app.text.pieces().beginning() };
     Ok(Job {
         prompts: vec![JobPrompt { tokens, echo: None }],
         sampling: request.sampling,
@@ -40,16 +46,20 @@ async fn prepare(app: &App, headers: &HeaderMap, body: Body) -> Result<Job, ApiE
         param: "messages",
         score_stop: false,
         places,
+        beginning,
     })
 }
 
 fn explain(err: TemplateError) -> ApiError {
     match err {
-        TemplateError::Missing | TemplateError::Refused(_) | TemplateError::NoGuard | TemplateError::NotContinued => {
-            ApiError::invalid("messages", "invalid_value", format!("{err}."))
-        }
+        TemplateError::Encode(err) => not_encoded("messages", &err),
+        TemplateError::Missing
+        | TemplateError::Unreadable(_)
+        | TemplateError::Refused(_)
+        | TemplateError::NoGuard
+        | TemplateError::NotContinued => ApiError::invalid("messages", "invalid_value", format!("{err}.")),
         // A template may also fail on what it did not expect; the request can be changed, the file not.
-        TemplateError::Failed(_) | TemplateError::Encode(_) => {
+        TemplateError::Failed(_) => {
             tracing::warn!(%err, "a conversation could not be rendered");
             ApiError::invalid(
                 "messages",

@@ -12,7 +12,7 @@ use super::App;
 use super::account::Account;
 use super::job::JobPrompt;
 use crate::engine_thread::Update;
-use crate::text::{Piece, TextModel, TextStream};
+use crate::text::{Beginning, Piece, TextModel, TextStream};
 
 /// A token with its log-probability and those of the likeliest at its place, as ids.
 pub(super) struct Scored {
@@ -48,10 +48,12 @@ struct EndsOf {
     min_tokens: usize,
     /// The token that ended the answer has log-probabilities too.
     score_stop: bool,
+    /// What is taken away where the answer begins.
+    beginning: Beginning,
 }
 
 impl Ends {
-    pub(super) fn new(text: &TextModel, output: &Output, score_stop: bool) -> Self {
+    pub(super) fn new(text: &TextModel, output: &Output, score_stop: bool, beginning: Beginning) -> Self {
         let named: Vec<u32> = output.stop.iter().filter_map(|stop| text.control_token(stop)).collect();
         let own = if output.ignore_eos { &[] } else { text.end_tokens() };
         let mut tokens: Vec<u32> = [own, &output.stop_token_ids, &named].concat();
@@ -65,6 +67,7 @@ impl Ends {
             show_control: !output.skip_special_tokens,
             min_tokens: output.min_tokens as usize,
             score_stop,
+            beginning,
         }))
     }
 
@@ -141,7 +144,7 @@ impl Choice {
         Self {
             index,
             updates,
-            text: TextStream::new(strings, ends.0.include),
+            text: TextStream::new(strings, ends.0.include).with_beginning(ends.0.beginning),
             ends: ends.clone(),
             generated: 0,
             base: echo.as_ref().map_or(0, |echo| echo.text.chars().count()),

@@ -12,8 +12,9 @@ use super::answer::{Answer, Header, answer};
 use super::choice::{Delta, Echo, Scored};
 use super::job::{Caller, Job, JobPrompt, claim};
 use super::labels::{by_label, finite, label};
+use super::refusal::not_encoded;
 use super::{App, body};
-use crate::text::{TextError, TextModel};
+use crate::text::{Beginning, TextModel};
 
 pub(super) async fn handle(State(app): State<App>, headers: HeaderMap, body: Body) -> Response {
     let parse = async |app: &App| prepare(app, &headers, body).await;
@@ -28,7 +29,7 @@ async fn prepare(app: &App, headers: &HeaderMap, body: Body) -> Result<Job, ApiE
         return Err(ApiError::model_not_found(&request.model));
     }
     let places = claim(app, &caller, request.prompt.count(), request.output.n)?;
-    let prompts = tokio::task::block_in_place(|| read_prompts(app, request.prompt, request.echo))?;
+    let prompts = app.tokenize(|text| read_prompts(app, text, request.prompt, request.echo)).await?;
     Ok(Job {
         prompts,
         sampling: request.sampling,
@@ -37,24 +38,24 @@ async fn prepare(app: &App, headers: &HeaderMap, body: Body) -> Result<Job, ApiE
         param: "prompt",
         score_stop: true,
         places,
+        beginning: Beginning::AsItIs,
     })
 }
 
-fn read_prompts(app: &App, prompt: Prompt, echo: bool) -> Result<Vec<JobPrompt>, ApiError> {
+fn read_prompts(app: &App, model: &TextModel, prompt: Prompt, echo: bool) -> Result<Vec<JobPrompt>, ApiError> {
     let job = |tokens: Vec<u32>, original: Option<&str>| {
-        let echo = echo.then(|| Echo::new(&app.text, &tokens, original));
+        let echo = echo.then(|| Echo::new(model, &tokens, original));
         JobPrompt { tokens, echo }
     };
     match prompt {
         Prompt::Tokens(lists) => Ok(lists.into_iter().map(|tokens| job(tokens, None)).collect()),
         Prompt::Text(texts) => {
-            texts.iter().map(|text| Ok(job(app.text.encode(text).map_err(untokenizable)?, Some(text)))).collect()
+            // The prompt is the client's own text, so control tokens in it are meant as such.
+            let encode = |text: &str| model.encode(text, app.parse_special, app.engine.max_sequence);
+            let read = |text: &String| Ok(job(encode(text).map_err(|err| not_encoded("prompt", &err))?, Some(text)));
+            texts.iter().map(read).collect()
         }
     }
-}
-
-fn untokenizable(err: TextError) -> ApiError {
-    ApiError::invalid("prompt", "invalid_value", format!("`prompt` cannot be tokenized: {err}."))
 }
 
 /// The shapes of text completions.

@@ -12,6 +12,7 @@ use super::App;
 use super::account::Account;
 use super::choice::{Choice, Echo, Ends};
 use super::refusal::refusal;
+use crate::text::Beginning;
 
 /// What the engine is to do for one HTTP request.
 pub(super) struct Job {
@@ -27,6 +28,8 @@ pub(super) struct Job {
     pub(super) score_stop: bool,
     /// Sequences that the engine keeps free for it.
     pub(super) places: Share,
+    /// What is taken away at the beginning of an answer.
+    pub(super) beginning: Beginning,
 }
 
 /// One prompt.
@@ -96,10 +99,10 @@ pub(super) async fn start(app: &App, job: Job, mut account: Account) -> Result<G
 }
 
 async fn submit(app: &App, job: Job, account: &mut Account) -> Result<Vec<Choice>, ApiError> {
-    let Job { prompts, sampling, output, caller, param, score_stop, places } = job;
+    let Job { prompts, sampling, output, caller, param, score_stop, places, beginning } = job;
     account.hold(places);
     let seed = sampling.seed.map_or_else(random, |seed| seed as u64);
-    let ends = Ends::new(&app.text, &output, score_stop);
+    let ends = Ends::new(&app.text, &output, score_stop, beginning);
     let mut choices = Vec::new();
     for prompt in &prompts {
         for n in 0..output.n {

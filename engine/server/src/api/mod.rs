@@ -31,13 +31,16 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use stowage_contracts::names::{HEADER_LOAD, PATH_LOAD};
 use stowage_openai_api::{ApiError, Limits, SharedBudget};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 pub(crate) use job::random;
 
 use crate::engine_thread::EngineHandle;
 use crate::metrics::{Metrics, Outcome};
-use crate::text::TextModel;
+use crate::text::{ParseSpecial, TextModel};
+
+/// Prompts that are tokenized at the same time.
+const TOKENIZING: usize = 2;
 
 /// What all handlers share.
 #[derive(Clone)]
@@ -46,6 +49,10 @@ pub struct App(Arc<Shared>);
 pub struct Shared {
     pub engine: EngineHandle,
     pub text: TextModel,
+    /// Whether control tokens in plain prompts count.
+    pub parse_special: ParseSpecial,
+    /// Prompts that are tokenized at the same time: each takes a processor and some MiB.
+    tokenizing: Semaphore,
     /// The name clients send.
     pub model: String,
     /// Seconds since 1970 at which the model was loaded.
@@ -69,6 +76,7 @@ const BODY_BYTES: usize = 256 << 20;
 pub struct Setup {
     pub engine: EngineHandle,
     pub text: TextModel,
+    pub parse_special: ParseSpecial,
     pub model: String,
     pub created: u64,
     pub max_body: usize,
@@ -80,10 +88,13 @@ pub struct Setup {
 
 impl App {
     pub fn new(setup: Setup) -> Self {
-        let Setup { engine, text, model, created, max_body, body_timeout, max_sequences, metrics } = setup;
+        let Setup { engine, text, parse_special, model, created, max_body, body_timeout, max_sequences, metrics } =
+            setup;
         Self(Arc::new(Shared {
             engine,
             text,
+            parse_special,
+            tokenizing: Semaphore::new(TOKENIZING),
             model,
             created,
             limits: Limits::default(),
@@ -105,6 +116,13 @@ impl App {
 
     pub fn in_flight(&self) -> usize {
         *self.0.in_flight.borrow()
+    }
+
+    /// Runs work on text that takes long; at most [`TOKENIZING`] at a time, the others wait.
+    async fn tokenize<T>(&self, work: impl FnOnce(&TextModel) -> T) -> T {
+        // The semaphore is never closed, so a permit comes.
+        let _permit = self.0.tokenizing.acquire().await;
+        tokio::task::block_in_place(|| work(&self.0.text))
     }
 
     fn enter(&self) -> InFlight {

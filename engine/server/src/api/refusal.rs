@@ -6,6 +6,19 @@ use stowage_openai_api::{ApiError, Output, TokenCount};
 use super::App;
 use super::job::JobPrompt;
 use crate::engine_thread::SubmitError;
+use crate::text::EncodeError;
+
+/// A prompt that did not become tokens. `param` is the field that it came from.
+pub(super) fn not_encoded(param: &'static str, err: &EncodeError) -> ApiError {
+    match err {
+        EncodeError::TooLong { at_least, limit } => {
+            ApiError::context_length(param, TokenCount::AtLeast(*at_least), *limit)
+        }
+        EncodeError::Unbroken { .. } | EncodeError::Failed(_) => {
+            ApiError::invalid(param, "invalid_value", format!("`{param}` cannot be tokenized: {err}."))
+        }
+    }
+}
 
 /// `param` is the field that the prompts came from.
 pub(super) fn refusal(

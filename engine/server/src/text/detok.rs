@@ -1,5 +1,7 @@
 //! Tokens to text, as they come: whole characters only, and never a part of a stop string.
 
+use super::pieces::Beginning;
+
 /// What one token added.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Piece {
@@ -20,6 +22,7 @@ pub struct TextStream {
     bytes: Vec<u8>,
     /// Text that may turn out to be the beginning of a stop string.
     held: String,
+    beginning: Beginning,
 }
 
 impl TextStream {
@@ -27,6 +30,13 @@ impl TextStream {
         let mut stream = Self { include_stop, ..Self::default() };
         stream.watch_for(stops);
         stream
+    }
+
+    /// A text of its own: at its beginning there is no space that only the encoder put there.
+    #[must_use]
+    pub fn with_beginning(mut self, beginning: Beginning) -> Self {
+        self.beginning = beginning;
+        self
     }
 
     /// From now on these are the stop strings.
@@ -42,6 +52,7 @@ impl TextStream {
 
     /// Adds a token's bytes, returns what can be shown now.
     pub fn push(&mut self, bytes: &[u8]) -> Piece {
+        let bytes = self.without_beginning(bytes);
         self.bytes.extend_from_slice(bytes);
         self.take_characters();
         let found = self.stops.iter().filter_map(|stop| Some((self.held.find(stop.as_str())?, stop.len())));
@@ -60,6 +71,31 @@ impl TextStream {
     pub fn finish(&mut self) -> String {
         self.bytes.clear();
         std::mem::take(&mut self.held)
+    }
+
+    fn without_beginning<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
+        if bytes.is_empty() {
+            return bytes;
+        }
+        let (content, most) = match self.beginning {
+            Beginning::AsItIs => return bytes,
+            Beginning::Without { content, count } => (content, count),
+            Beginning::FirstTokenWithoutSpaces => (' ', usize::MAX),
+        };
+        let mut utf8 = [0; 4];
+        let unit = content.encode_utf8(&mut utf8).as_bytes();
+        let (mut rest, mut cut) = (bytes, 0);
+        while cut < most
+            && let Some(after) = rest.strip_prefix(unit)
+        {
+            (rest, cut) = (after, cut + 1);
+        }
+        // A token that was all taken away leaves the rest of the rule to the next.
+        self.beginning = match self.beginning {
+            Beginning::Without { count, .. } if rest.is_empty() => Beginning::Without { content, count: count - cut },
+            _ => Beginning::AsItIs,
+        };
+        rest
     }
 
     /// Moves whole characters from `bytes` to `held`; bytes that can never be one become U+FFFD.

@@ -1,162 +1,144 @@
 //! Text to tokens and back, as the model file defines it.
 //!
-//! A [`TextModel`] is built once from what the file says and is shared by all requests. What users
-//! wrote can never become a control token: text is encoded without looking for special tokens, and
-//! in a chat they are recognised only where the template itself wrote them (see [`template`]).
+//! A [`TextModel`] is built once from what the files say and is shared by all requests. What people write
+//! in a chat can never become a control token: those are recognised only where the template itself
+//! wrote them (see [`template`]). A plain prompt is its client's own text, so control tokens in it count
+//! unless the caller says otherwise ([`ParseSpecial`]).
 
+mod added;
+mod alphabet;
 mod detok;
 mod pieces;
+mod simulated;
 mod template;
 mod tokenizer;
 
-use stowage_engine_models::{GgufTokenizer, ModelMeta, TokenizerSource, shown};
-use stowage_openai_api::{Message, TemplateFields};
+use stowage_engine_models::{ModelMeta, shown};
 
+pub use added::ParseSpecial;
 pub use detok::{Piece, TextStream};
-pub use pieces::Pieces;
-pub use template::{TemplateError, longest_prompt};
+pub use pieces::{Beginning, Pieces};
+pub use simulated::{SIMULATED_END, SIMULATED_VOCAB, simulated_meta};
+pub use template::{Chat, TemplateError, longest_prompt};
+pub use tokenizer::EncodeError;
 
+use added::Part;
 use template::ChatTemplate;
-use tokenizer::{Encoder, Specials};
+use tokenizer::{Place, Tokens};
 
 /// Why a model's text part cannot be used. The model file is to blame, never a request.
 #[derive(Debug, thiserror::Error)]
 pub enum TextError {
     #[error(
-        "its tokenizer is of kind `{}`, which is not supported; known are gpt2 (byte-level BPE), or a tokenizer.json",
+        "its tokenizer is of kind `{}`, which is not supported; known are gpt2 (byte-level BPE), llama (SentencePiece) or a tokenizer.json",
         shown(.0)
     )]
     UnknownTokenizer(String),
-    #[error("its splitting rule `{}` is not supported; known are smollm, gpt-2, qwen2 and llama-bpe", shown(.0))]
+    #[error(
+        "its splitting rule `{}` is not supported; known are smollm, gpt-2, qwen2, llama-bpe, tekken and others that split like them",
+        shown(.0)
+    )]
     UnknownSplitter(String),
+    #[error("its tokenizer's decoder is {}; ByteLevel, Metaspace and SentencePiece's sequence are supported", shown(.0))]
+    Decoder(String),
     #[error("merge {index} of its tokenizer, {merge:?}, is not two parts")]
     BadMerge { index: usize, merge: String },
+    #[error("its tokenizer has {scores} scores for {tokens} tokens: it is damaged")]
+    Scores { scores: usize, tokens: usize },
     #[error("its tokenizer cannot be built: {}", shown(.0))]
     Tokenizer(String),
-    #[error("its chat template cannot be read: {}", shown(.0))]
-    Template(String),
 }
 
 /// The text side of a model.
 pub struct TextModel {
-    encoder: Encoder,
-    specials: Specials,
-    pieces: Pieces,
-    template: Option<ChatTemplate>,
-    /// Put before a plain prompt when the model was trained so.
-    prefix: Option<u32>,
-    eog: Vec<u32>,
+    tokens: Tokens,
+    template: Result<ChatTemplate, TemplateError>,
 }
 
 impl TextModel {
+    /// A chat template that cannot be read is no reason to refuse the model: only chats need it.
     pub fn new(meta: &ModelMeta) -> Result<Self, TextError> {
-        let mut eos = meta.eog.first().copied();
-        let (encoder, specials, pieces, prefix) = match &meta.tokenizer {
-            TokenizerSource::Gguf(gguf) => {
-                eos = gguf.eos.or(eos);
-                let prefix = if gguf.add_bos { gguf.bos.or(meta.bos) } else { None };
-                (Encoder::from_gguf(gguf)?, Specials::from_gguf(gguf), Pieces::from_gguf(gguf), prefix)
-            }
-            TokenizerSource::File(path) => {
-                let encoder = Encoder::from_file(path)?;
-                (encoder.clone(), encoder.specials(), encoder.pieces(), encoder.prefix())
-            }
-        };
-        let name = |id: Option<u32>| id.and_then(|id| specials.name(id)).unwrap_or_default().to_owned();
-        let template = meta
-            .chat_template
-            .as_deref()
-            .map(|source| ChatTemplate::new(source, name(meta.bos), name(eos)))
-            .transpose()?;
-        Ok(Self { encoder, specials, pieces, template, prefix, eog: meta.eog.clone() })
+        let tokens = Tokens::of(meta)?;
+        let template = meta.chat_template.as_deref().ok_or(TemplateError::Missing);
+        let template = template.and_then(|source| ChatTemplate::new(source, tokens.bos.clone(), tokens.eos.clone()));
+        if let Err(err @ TemplateError::Unreadable(_)) = &template {
+            tracing::warn!(%err, "chats are refused, text completions work");
+        }
+        Ok(Self { tokens, template })
     }
 
     /// Tokens that end an answer.
     pub fn end_tokens(&self) -> &[u32] {
-        &self.eog
+        &self.tokens.ends
     }
 
     pub fn pieces(&self) -> &Pieces {
-        &self.pieces
+        &self.tokens.pieces
     }
 
     /// The control token of this name.
     pub fn control_token(&self, name: &str) -> Option<u32> {
-        self.specials.id(name)
+        self.tokens.added.id(name).filter(|id| self.pieces().control_name(*id).is_some())
     }
 
     /// The bytes of a token, or of its name where it is a control token.
     pub fn shown_bytes(&self, token: u32) -> &[u8] {
-        match self.pieces.bytes(token) {
-            [] => self.specials.name(token).unwrap_or_default().as_bytes(),
-            bytes => bytes,
+        match self.pieces().control_name(token) {
+            Some(name) => name.as_bytes(),
+            None => self.pieces().bytes(token),
         }
     }
 
     pub fn has_chat(&self) -> bool {
-        self.template.is_some()
+        self.template.is_ok()
     }
 
-    /// A plain prompt. Control tokens spelt out in it are ordinary text.
-    pub fn encode(&self, text: &str) -> Result<Vec<u32>, TextError> {
-        let mut ids: Vec<u32> = self.prefix.into_iter().collect();
-        self.encoder.encode_into(text, &mut ids)?;
-        Ok(ids)
+    /// A plain prompt of at most `limit` tokens, with what the model expects around it.
+    pub fn encode(&self, text: &str, special: ParseSpecial, limit: usize) -> Result<Vec<u32>, EncodeError> {
+        let Tokens { before, after, .. } = &self.tokens;
+        let mut ids = before.clone();
+        self.encode_into((text, 0), special, &str::to_owned, (&mut ids, limit))?;
+        ids.extend(after);
+        if ids.len() > limit { Err(EncodeError::TooLong { at_least: ids.len(), limit }) } else { Ok(ids) }
     }
 
-    /// A conversation, up to where the assistant is to speak.
-    pub fn encode_chat(&self, messages: &[Message], fields: &TemplateFields) -> Result<Vec<u32>, TemplateError> {
-        let template = self.template.as_ref().ok_or(TemplateError::Missing)?;
-        let rendered = template.render(messages, fields, &self.specials)?;
+    /// A conversation of at most `limit` tokens, up to where the assistant is to speak.
+    pub fn encode_chat(&self, chat: &Chat<'_>, limit: usize) -> Result<Vec<u32>, TemplateError> {
+        let template = self.template.as_ref().map_err(TemplateError::clone)?;
+        let rendered = template.render(chat, &self.tokens.added)?;
         let mut ids = Vec::new();
-        for part in self.specials.split(rendered.text()) {
-            match part {
-                tokenizer::Part::Special(id) => ids.push(id),
-                tokenizer::Part::Text(text) => {
-                    let text = rendered.without_guards(text);
-                    self.encoder.encode_into(&text, &mut ids).map_err(|err| TemplateError::Encode(err.to_string()))?;
-                }
-            }
-        }
+        let plain = |part: &str| rendered.without_guards(part);
+        self.encode_into((rendered.text(), rendered.guards()), ParseSpecial::Yes, &plain, (&mut ids, limit))?;
         Ok(ids)
     }
-}
 
-/// The text side of the simulated model: one token per byte, ChatML.
-pub fn simulated_meta(context_len: usize) -> ModelMeta {
-    let mut tokens: Vec<String> = (0..=255).map(|byte| pieces::byte_to_char(byte).to_string()).collect();
-    let mut types = vec![1; 256];
-    for special in ["<|im_start|>", "<|im_end|>"] {
-        tokens.push(special.to_owned());
-        types.push(3);
-    }
-    let template = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}\
-                    {% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
-    let gguf = GgufTokenizer {
-        model: "gpt2".to_owned(),
-        pre: Some("smollm".to_owned()),
-        tokens,
-        types,
-        ..GgufTokenizer::default()
-    };
-    ModelMeta {
-        path: "sim".into(),
-        architecture: "simulated".to_owned(),
-        name: Some("simulated model".to_owned()),
-        parameters: 0,
-        context_len,
-        digest: [0; 32],
-        tokenizer: TokenizerSource::Gguf(Box::new(gguf)),
-        chat_template: Some(template.to_owned()),
-        bos: None,
-        eog: vec![SIMULATED_END],
+    fn encode_into(
+        &self,
+        (text, guards): (&str, usize),
+        special: ParseSpecial,
+        plain: &dyn Fn(&str) -> String,
+        (ids, limit): (&mut Vec<u32>, usize),
+    ) -> Result<(), EncodeError> {
+        let Tokens { encoder, added, .. } = &self.tokens;
+        // Guards are taken out again, three bytes each.
+        let least = (ids.len() + encoder.least(text)).saturating_sub(3 * guards);
+        if least > limit {
+            return Err(EncodeError::TooLong { at_least: least, limit });
+        }
+        let mut place = Place::First;
+        for part in added.split(text, special) {
+            match part {
+                Part::Token(id) => ids.push(id),
+                Part::Text(text) => encoder.encode_into(&plain(text), place, ids, limit)?,
+            }
+            if ids.len() > limit {
+                return Err(EncodeError::TooLong { at_least: ids.len(), limit });
+            }
+            place = Place::Later;
+        }
+        Ok(())
     }
 }
-
-/// Tokens of [`simulated_meta`]: 256 bytes and two markers.
-pub const SIMULATED_VOCAB: usize = 258;
-/// Its end token.
-pub const SIMULATED_END: u32 = 257;
 
 #[cfg(test)]
 mod tests;

@@ -1,76 +1,294 @@
 //! The bytes each token stands for.
 //!
 //! A token is bytes and not text: one character may take several tokens. Vocabularies spell bytes in
-//! two ways, and which one is used shows in the vocabulary itself: byte-level BPE maps every byte to
-//! a printable character (a space is `Ġ`), SentencePiece writes `▁` for a space and `<0x0A>` for a
-//! byte it has no text for.
+//! two ways: byte-level BPE maps every byte to a printable character (a space is `Ġ`), SentencePiece
+//! writes `▁` for a space and `<0x0A>` for a byte it has no text for. Which one a vocabulary uses is
+//! what its decoder says; the tokens themselves do not tell (SentencePiece vocabularies contain `Ġ` too).
 
 use std::collections::HashMap;
 
-use stowage_engine_models::GgufTokenizer;
+use serde_json::Value;
 
-use super::tokenizer::Specials;
+use super::TextError;
+use super::alphabet::char_to_byte;
 
-/// Bytes per token id. Control tokens stand for nothing.
-#[derive(Clone, Default)]
-pub struct Pieces(Vec<Box<[u8]>>);
+/// How tokens are spelt.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Spelling {
+    ByteLevel,
+    /// Each step changes the text of a token.
+    Steps(Vec<Step>),
+}
 
-impl Pieces {
-    pub(super) fn from_gguf(gguf: &GgufTokenizer) -> Self {
-        let table = char_to_byte();
-        let is_text = |id: usize| !matches!(gguf.types.get(id), Some(3 | 5));
-        let piece = |(id, text): (usize, &String)| if is_text(id) { byte_level(&table, text) } else { Box::default() };
-        Self(gguf.tokens.iter().enumerate().map(piece).collect())
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Step {
+    Replace {
+        from: String,
+        to: String,
+    },
+    /// `<0x0A>` is a byte.
+    Bytes,
+    /// Cuts up to so many of a character off both ends of each token.
+    Strip {
+        content: char,
+        start: usize,
+        stop: usize,
+    },
+}
+
+/// What the decoder takes away at the beginning of a text: the space that the encoder put there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Beginning {
+    #[default]
+    AsItIs,
+    /// Up to so many of a character.
+    Without { content: char, count: usize },
+    /// Every space of the first token.
+    FirstTokenWithoutSpaces,
+}
+
+/// How a vocabulary becomes text again.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Decoder {
+    pub spelling: Spelling,
+    pub beginning: Beginning,
+}
+
+impl Decoder {
+    pub(super) fn byte_level() -> Self {
+        Self { spelling: Spelling::ByteLevel, beginning: Beginning::AsItIs }
     }
 
-    pub(super) fn from_vocab(vocab: &HashMap<String, u32>, specials: &Specials) -> Self {
-        let table = char_to_byte();
-        let is_byte_level = vocab.keys().any(|text| text.starts_with('Ġ'));
-        let size = vocab.values().max().map_or(0, |max| *max as usize + 1);
-        let mut pieces = vec![Box::default(); size];
-        for (text, id) in vocab {
-            if !specials.contains(*id) {
-                pieces[*id as usize] = if is_byte_level { byte_level(&table, text) } else { sentence_piece(text) };
+    /// SentencePiece, as GGUF files have it.
+    pub(super) fn sentence_piece(prefix: bool) -> Self {
+        let steps = vec![Step::Replace { from: "▁".to_owned(), to: " ".to_owned() }, Step::Bytes];
+        let beginning = if prefix { Beginning::Without { content: ' ', count: 1 } } else { Beginning::AsItIs };
+        Self { spelling: Spelling::Steps(steps), beginning }
+    }
+
+    /// The `decoder` of a tokenizer.json.
+    pub(super) fn from_json(decoder: &Value) -> Result<Self, TextError> {
+        let mut reading = Reading { steps: Vec::new(), byte_level: false, fused: false, beginning: Beginning::AsItIs };
+        reading.read(decoder)?;
+        match (reading.byte_level, reading.steps.is_empty()) {
+            (true, true) => Ok(Self { spelling: Spelling::ByteLevel, beginning: reading.beginning }),
+            (true, false) => Err(TextError::Decoder("ByteLevel among others".to_owned())),
+            (false, _) => Ok(Self { spelling: Spelling::Steps(reading.steps), beginning: reading.beginning }),
+        }
+    }
+
+    /// The bytes of a token of the vocabulary.
+    pub(super) fn bytes(&self, alphabet: &HashMap<char, u8>, token: &str) -> Box<[u8]> {
+        match &self.spelling {
+            Spelling::ByteLevel => byte_level(alphabet, token),
+            Spelling::Steps(steps) => spelt(steps, token),
+        }
+    }
+}
+
+/// A decoder being read: decoders nest.
+struct Reading {
+    steps: Vec<Step>,
+    byte_level: bool,
+    /// From here on the text is one, and no longer a list of tokens.
+    fused: bool,
+    beginning: Beginning,
+}
+
+impl Reading {
+    fn read(&mut self, decoder: &Value) -> Result<(), TextError> {
+        let text = |name: &str| decoder.get(name).and_then(Value::as_str).unwrap_or_default();
+        let character = |name: &str| text(name).chars().next().unwrap_or(' ');
+        let count = |name: &str| decoder.get(name).and_then(Value::as_u64).unwrap_or(0) as usize;
+        let refuse = |what: &str| Err(TextError::Decoder(what.to_owned()));
+        match text("type") {
+            "Sequence" => {
+                let parts = decoder.get("decoders").and_then(Value::as_array);
+                parts.into_iter().flatten().try_for_each(|part| self.read(part))?;
+            }
+            "ByteLevel" => self.byte_level = true,
+            "ByteFallback" => self.steps.push(Step::Bytes),
+            "Fuse" => self.fused = true,
+            "Replace" => {
+                let Some(from) = decoder.pointer("/pattern/String").and_then(Value::as_str) else {
+                    return refuse("Replace with a regular expression");
+                };
+                self.steps.push(Step::Replace { from: from.to_owned(), to: text("content").to_owned() });
+            }
+            "Metaspace" => {
+                let from = character("replacement").to_string();
+                self.steps.push(Step::Replace { from, to: " ".to_owned() });
+                let add = decoder.get("add_prefix_space").and_then(Value::as_bool).unwrap_or(true);
+                if add && text("prepend_scheme") != "never" {
+                    self.beginning = Beginning::FirstTokenWithoutSpaces;
+                }
+            }
+            "Strip" if self.fused && count("stop") == 0 => {
+                self.beginning = Beginning::Without { content: character("content"), count: count("start") };
+            }
+            "Strip" if !self.fused => {
+                let (start, stop) = (count("start"), count("stop"));
+                self.steps.push(Step::Strip { content: character("content"), start, stop });
+            }
+            "" => return refuse("none"),
+            other => return refuse(other),
+        }
+        Ok(())
+    }
+}
+
+fn byte_level(alphabet: &HashMap<char, u8>, token: &str) -> Box<[u8]> {
+    let bytes: Option<Vec<u8>> = token.chars().map(|c| alphabet.get(&c).copied()).collect();
+    // Tokens added later are spelt as they are.
+    bytes.unwrap_or_else(|| token.as_bytes().to_vec()).into_boxed_slice()
+}
+
+fn spelt(steps: &[Step], token: &str) -> Box<[u8]> {
+    let mut text = token.to_owned();
+    for step in steps {
+        match step {
+            Step::Replace { from, to } => text = text.replace(from.as_str(), to),
+            Step::Bytes => {
+                if let Some(byte) = spelt_byte(&text) {
+                    return Box::new([byte]);
+                }
+            }
+            Step::Strip { content, start, stop } => {
+                let cut = |text: &str, most: usize, end: bool| {
+                    let found = |c: &char| c == content;
+                    if end {
+                        text.chars().rev().take(most).take_while(found).count()
+                    } else {
+                        text.chars().take(most).take_while(found).count()
+                    }
+                };
+                let (start, stop) = (cut(&text, *start, false), cut(&text, *stop, true));
+                let kept = text.chars().count().saturating_sub(start + stop);
+                text = text.chars().skip(start).take(kept).collect();
             }
         }
-        Self(pieces)
+    }
+    text.into_bytes().into_boxed_slice()
+}
+
+/// `<0x0A>`
+fn spelt_byte(text: &str) -> Option<u8> {
+    let hex = text.strip_prefix("<0x")?.strip_suffix('>')?;
+    (hex.len() == 2).then(|| u8::from_str_radix(hex, 16).ok())?
+}
+
+/// Bytes per token id. Control tokens stand for nothing and have a name.
+#[derive(Clone, Default)]
+pub struct Pieces {
+    bytes: Vec<Box<[u8]>>,
+    names: HashMap<u32, String>,
+    beginning: Beginning,
+}
+
+impl Pieces {
+    /// `vocabulary` as its file spells it; `added` tokens are spelt as they are, and control tokens among
+    /// them are only names.
+    pub(super) fn new<'a>(
+        decoder: &Decoder,
+        vocabulary: impl Iterator<Item = (&'a str, u32)>,
+        added: impl Iterator<Item = (&'a str, u32, bool)>,
+    ) -> Self {
+        let alphabet = char_to_byte();
+        let mut pieces = Self { beginning: decoder.beginning, ..Self::default() };
+        for (text, id) in vocabulary {
+            pieces.set(id, decoder.bytes(&alphabet, text));
+        }
+        for (text, id, special) in added {
+            if special {
+                pieces.set(id, Box::default());
+                pieces.names.insert(id, text.to_owned());
+            } else {
+                pieces.set(id, text.as_bytes().into());
+            }
+        }
+        pieces
+    }
+
+    fn set(&mut self, id: u32, bytes: Box<[u8]>) {
+        let at = id as usize;
+        if self.bytes.len() <= at {
+            self.bytes.resize(at + 1, Box::default());
+        }
+        self.bytes[at] = bytes;
     }
 
     /// The bytes of a token; nothing for control tokens and for ids that do not exist.
     pub fn bytes(&self, token: u32) -> &[u8] {
-        self.0.get(token as usize).map_or(&[], |piece| piece)
+        self.bytes.get(token as usize).map_or(&[], |piece| piece)
     }
 
-    /// For people: broken characters are replaced.
-    pub fn text(&self, token: u32) -> String {
-        String::from_utf8_lossy(self.bytes(token)).into_owned()
+    /// The name of a control token, `<|im_end|>`; `None` for all others.
+    pub fn control_name(&self, token: u32) -> Option<&str> {
+        self.names.get(&token).map(String::as_str)
     }
-}
 
-fn byte_level(table: &HashMap<char, u8>, text: &str) -> Box<[u8]> {
-    let bytes: Option<Vec<u8>> = text.chars().map(|c| table.get(&c).copied()).collect();
-    // Tokens added later are spelt as they are.
-    bytes.unwrap_or_else(|| text.as_bytes().to_vec()).into_boxed_slice()
-}
+    /// What to take away where a text begins.
+    pub fn beginning(&self) -> Beginning {
+        self.beginning
+    }
 
-fn sentence_piece(text: &str) -> Box<[u8]> {
-    let hex = text.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
-    match hex.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
-        Some(byte) => Box::new([byte]),
-        None => text.replace('▁', " ").into_bytes().into_boxed_slice(),
+    /// Every token that stands for bytes.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        self.bytes.iter().map(|piece| &**piece)
     }
 }
 
-/// GPT-2's alphabet: printable Latin-1 bytes are themselves, the other 68 come after U+0100.
-pub(super) fn byte_to_char(byte: u8) -> char {
-    let is_printable = |b: u8| matches!(b, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
-    if is_printable(byte) {
-        return char::from(byte);
-    }
-    let before = (0..byte).filter(|b| !is_printable(*b)).count() as u32;
-    char::from_u32(0x100 + before).unwrap_or(char::REPLACEMENT_CHARACTER)
-}
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
 
-fn char_to_byte() -> HashMap<char, u8> {
-    (0..=255).map(|byte| (byte_to_char(byte), byte)).collect()
+    use super::*;
+
+    fn decode(decoder: &Value, token: &str) -> String {
+        let decoder = Decoder::from_json(decoder).unwrap();
+        String::from_utf8_lossy(&decoder.bytes(&char_to_byte(), token)).into_owned()
+    }
+
+    fn llama2() -> Value {
+        json!({"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+            {"type": "ByteFallback"}, {"type": "Fuse"},
+            {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+        ]})
+    }
+
+    #[test]
+    fn decoder_decides_how_tokens_are_spelt() {
+        assert_eq!(decode(&llama2(), "▁Hello"), " Hello");
+        assert_eq!(decode(&llama2(), "<0x0A>"), "\n");
+        assert_eq!(decode(&llama2(), "Ġx"), "Ġx");
+        assert_eq!(decode(&json!({"type": "ByteLevel"}), "ĠxĊ"), " x\n");
+        assert_eq!(decode(&json!({"type": "Metaspace", "replacement": "▁"}), "▁a▁b"), " a b");
+    }
+
+    #[test]
+    fn decoder_decides_what_begins_a_text() {
+        let beginning = |decoder: &Value| Decoder::from_json(decoder).unwrap().beginning;
+        assert_eq!(beginning(&llama2()), Beginning::Without { content: ' ', count: 1 });
+        let metaspace = |scheme: &str| json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme});
+        assert_eq!(beginning(&metaspace("first")), Beginning::FirstTokenWithoutSpaces);
+        assert_eq!(beginning(&metaspace("never")), Beginning::AsItIs);
+    }
+
+    #[test]
+    fn unknown_decoder_is_refused_by_name() {
+        for (decoder, name) in
+            [(json!(null), "none"), (json!({"type": "WordPiece"}), "WordPiece"), (json!({"type": "CTC"}), "CTC")]
+        {
+            let error = Decoder::from_json(&decoder).unwrap_err().to_string();
+            assert!(error.contains(name), "{error}");
+        }
+    }
+
+    #[test]
+    fn control_token_has_a_name_and_no_bytes() {
+        let pieces = Pieces::new(&Decoder::byte_level(), [("Ġa", 0)].into_iter(), [("<|end|>", 3, true)].into_iter());
+        assert_eq!((pieces.control_name(0), pieces.bytes(0)), (None, &b" a"[..]));
+        assert_eq!((pieces.control_name(3), pieces.bytes(3)), (Some("<|end|>"), &b""[..]));
+    }
 }

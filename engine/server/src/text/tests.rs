@@ -1,6 +1,16 @@
-use stowage_openai_api::Role;
+use jiff::Timestamp;
+use stowage_engine_models::{GgufTokenizer, TokenizerSource};
+use stowage_openai_api::{Message, Role, TemplateFields};
 
 use super::*;
+
+fn chat(text: &TextModel, messages: &[Message]) -> Result<Vec<u32>, TemplateError> {
+    with_fields(text, messages, &TemplateFields::default())
+}
+
+fn with_fields(text: &TextModel, messages: &[Message], fields: &TemplateFields) -> Result<Vec<u32>, TemplateError> {
+    text.encode_chat(&Chat::new(messages, fields, Timestamp::UNIX_EPOCH), usize::MAX)
+}
 
 fn text() -> TextModel {
     TextModel::new(&simulated_meta(128)).unwrap()
@@ -23,9 +33,7 @@ fn show(ids: &[u32]) -> String {
 
 #[test]
 fn a_conversation_becomes_chatml_with_real_markers() {
-    let ids = text()
-        .encode_chat(&[message(Role::Developer, "be brief"), message(Role::User, "hi")], &TemplateFields::default())
-        .unwrap();
+    let ids = chat(&text(), &[message(Role::Developer, "be brief"), message(Role::User, "hi")]).unwrap();
     assert_eq!(show(&ids), "[START]system\nbe brief[END]\n[START]user\nhi[END]\n[START]assistant\n");
 }
 
@@ -39,11 +47,11 @@ fn users_cannot_write_markers() {
         "\u{FDD0}<|im_end|>",
         "é<|im_end|>é",
     ] {
-        let ids = text().encode_chat(&[message(Role::User, content)], &TemplateFields::default()).unwrap();
+        let ids = chat(&text(), &[message(Role::User, content)]).unwrap();
         assert_eq!(show(&ids), format!("[START]user\n{content}[END]\n[START]assistant\n"));
         let markers = ids.iter().filter(|id| **id >= 256).count();
         assert_eq!(markers, 3, "{content:?} became a marker");
-        let plain = text().encode(content).unwrap();
+        let plain = text().encode(content, ParseSpecial::No, usize::MAX).unwrap();
         assert!(plain.iter().all(|id| *id < 256), "{content:?} in a plain prompt");
         assert_eq!(show(&plain), content);
     }
@@ -52,7 +60,7 @@ fn users_cannot_write_markers() {
 #[test]
 fn a_message_that_uses_every_guard_is_refused() {
     let all: String = ('\u{FDD0}'..='\u{FDEF}').collect();
-    let err = text().encode_chat(&[message(Role::User, &all)], &TemplateFields::default()).unwrap_err();
+    let err = chat(&text(), &[message(Role::User, &all)]).unwrap_err();
     assert!(matches!(err, TemplateError::NoGuard));
 }
 
@@ -63,33 +71,22 @@ fn with_template(template: &str) -> Result<TextModel, TextError> {
 #[test]
 fn templates_speak_pythons_jinja() {
     let source = "{% for m in messages %}{% if m['role'].startswith('u') %}{{ m.content.strip().upper() }}{% endif %}{% endfor %}";
-    let ids = with_template(source)
-        .unwrap()
-        .encode_chat(&[message(Role::User, "  hi ")], &TemplateFields::default())
-        .unwrap();
+    let ids = chat(&with_template(source).unwrap(), &[message(Role::User, "  hi ")]).unwrap();
     assert_eq!(show(&ids), "HI");
-    let ids = with_template("{{ '{:>3}|{name}'.format(7, name='x') }}")
-        .unwrap()
-        .encode_chat(&[], &TemplateFields::default())
-        .unwrap();
+    let ids = chat(&with_template("{{ '{:>3}|{name}'.format(7, name='x') }}").unwrap(), &[]).unwrap();
     assert_eq!(show(&ids), "  7|x");
 }
 
 #[test]
 fn a_templates_own_refusal_reaches_the_client() {
     let text = with_template("{{ raise_exception('roles must alternate') }}").unwrap();
-    let err = text.encode_chat(&[message(Role::User, "hi")], &TemplateFields::default()).unwrap_err();
+    let err = chat(&text, &[message(Role::User, "hi")]).unwrap_err();
     assert_eq!(err.to_string(), "the model's chat template refuses these messages: roles must alternate");
 }
 
 #[test]
 fn a_template_that_runs_away_is_stopped_and_ends_only_itself() {
-    let failed = |source: &str| {
-        with_template(source)
-            .unwrap()
-            .encode_chat(&[message(Role::User, "hi")], &TemplateFields::default())
-            .unwrap_err()
-    };
+    let failed = |source: &str| chat(&with_template(source).unwrap(), &[message(Role::User, "hi")]).unwrap_err();
     let check = |source: &str, says: &str| assert!(failed(source).to_string().contains(says), "{source}");
     check("{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}", "does not come to an end");
     check("{% for a in range(9999) %}{{ 'x' * 9999 }}{% endfor %}", "writes without end");
@@ -109,7 +106,6 @@ fn a_template_that_runs_away_is_stopped_and_ends_only_itself() {
 
 #[test]
 fn broken_text_parts_are_refused_with_the_reason() {
-    assert!(matches!(with_template("{% if %}"), Err(TextError::Template(_))));
     let broken = |change: fn(&mut GgufTokenizer)| {
         let mut meta = simulated_meta(128);
         if let TokenizerSource::Gguf(gguf) = &mut meta.tokenizer {
@@ -117,16 +113,58 @@ fn broken_text_parts_are_refused_with_the_reason() {
         }
         TextModel::new(&meta).err().map(|err| err.to_string()).unwrap_or_default()
     };
-    assert!(broken(|gguf| gguf.model = "llama".to_owned()).contains("`llama`"));
+    assert!(broken(|gguf| gguf.model = "bert".to_owned()).contains("`bert`"));
+    assert!(broken(|gguf| gguf.model = "llama".to_owned()).contains("0 scores for 258 tokens"));
     assert!(broken(|gguf| gguf.pre = Some("viking".to_owned())).contains("`viking`"));
     assert!(broken(|gguf| gguf.merges = vec!["a".to_owned()]).contains("merge 0"));
     assert!(broken(|gguf| gguf.merges = vec!["a zz".to_owned()]).contains("cannot be built"));
 }
 
+#[test]
+fn template_that_cannot_be_read_refuses_chats_and_not_completions() {
+    let text = with_template("{% if %}").unwrap();
+    assert!(!text.has_chat());
+    let err = chat(&text, &[message(Role::User, "hi")]).unwrap_err();
+    assert!(matches!(err, TemplateError::Unreadable(_)) && err.to_string().contains("/v1/completions"), "{err}");
+    assert_eq!(show(&text.encode("hi", ParseSpecial::Yes, 8).unwrap()), "hi");
+}
+
+#[test]
+fn control_tokens_of_a_plain_prompt_count_unless_switched_off() {
+    let ids = |special| text().encode("<|im_start|>user", special, usize::MAX).unwrap();
+    assert_eq!(show(&ids(ParseSpecial::Yes)), "[START]user");
+    assert_eq!(show(&ids(ParseSpecial::No)), "<|im_start|>user");
+}
+
+#[test]
+fn prompt_over_the_limit_is_refused_with_a_number_it_does_not_get_below() {
+    let err = text().encode("four", ParseSpecial::Yes, 3).unwrap_err();
+    assert!(matches!(err, EncodeError::TooLong { at_least: 3..=4, limit: 3 }), "{err}");
+    assert_eq!(text().encode("four", ParseSpecial::Yes, 4).unwrap().len(), 4);
+    let long = "1".repeat(4 << 20);
+    let Err(EncodeError::TooLong { at_least, .. }) = text().encode(&long, ParseSpecial::Yes, 4096) else {
+        panic!("not refused")
+    };
+    assert!((4097..=4 << 20).contains(&at_least), "{at_least}");
+    let messages = [message(Role::User, &long)];
+    let fields = TemplateFields::default();
+    let err = text().encode_chat(&Chat::new(&messages, &fields, Timestamp::UNIX_EPOCH), 4096).unwrap_err();
+    assert!(matches!(err, TemplateError::Encode(EncodeError::TooLong { .. })), "{err}");
+}
+
+#[test]
+fn messages_that_spell_many_control_tokens_are_not_taken_for_longer_than_they_are() {
+    let messages = [message(Role::User, &"<|im_end|>".repeat(100))];
+    let fields = TemplateFields::default();
+    let chat = Chat::new(&messages, &fields, Timestamp::UNIX_EPOCH);
+    let all = text().encode_chat(&chat, usize::MAX).unwrap().len();
+    assert_eq!(text().encode_chat(&chat, all).unwrap().len(), all);
+}
+
 fn continued(text: &TextModel, messages: &[Message]) -> Result<String, TemplateError> {
     let fields =
         TemplateFields { add_generation_prompt: false, continue_final_message: true, ..TemplateFields::default() };
-    text.encode_chat(messages, &fields).map(|ids| show(&ids))
+    with_fields(text, messages, &fields).map(|ids| show(&ids))
 }
 
 #[test]
@@ -140,7 +178,7 @@ fn the_last_message_is_continued_where_that_is_asked_for() {
 #[test]
 fn without_a_generation_prompt_the_prompt_ends_after_the_last_message() {
     let fields = TemplateFields { add_generation_prompt: false, ..TemplateFields::default() };
-    let ids = text().encode_chat(&[message(Role::User, "hi")], &fields).unwrap();
+    let ids = with_fields(&text(), &[message(Role::User, "hi")], &fields).unwrap();
     assert_eq!(show(&ids), "[START]user\nhi[END]\n");
 }
 
@@ -150,7 +188,7 @@ fn template_variables_of_the_request_reach_the_template_and_write_no_markers() {
     let serde_json::Value::Object(kwargs) = kwargs else { unreachable!() };
     let fields = TemplateFields { kwargs, ..TemplateFields::default() };
     let text = with_template("{{ thinking }} {{ notes[0] }} {{ notes[1] | list | first }}").unwrap();
-    let ids = text.encode_chat(&[message(Role::User, "hi")], &fields).unwrap();
+    let ids = with_fields(&text, &[message(Role::User, "hi")], &fields).unwrap();
     assert_eq!(show(&ids), "False <|im_end|> <|im_start|>");
     assert!(ids.iter().all(|id| *id < 256));
 }
@@ -164,10 +202,53 @@ fn control_tokens_are_found_by_name_and_shown_by_it() {
     assert_eq!(text.shown_bytes(u32::from(b'a')), b"a");
 }
 
+/// Renders a template for one message and shows the tokens.
+fn rendered(source: &str) -> String {
+    let messages = [message(Role::User, "hi")];
+    // 2026-11-29, 12:34:56 UTC.
+    let now = Timestamp::from_second(1_795_955_696).unwrap();
+    let text = with_template(source).unwrap();
+    show(&text.encode_chat(&Chat::new(&messages, &TemplateFields::default(), now), usize::MAX).unwrap())
+}
+
+#[test]
+fn templates_have_the_dialect_of_transformers() {
+    for (source, want) in [
+        ("{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}", "hi"),
+        ("{{ strftime_now('%d %b %Y') }}", "29 Nov 2026"),
+        (
+            "{% for i in range(9) %}{% if i == 1 %}{% continue %}{% elif i == 3 %}{% break %}{% endif %}{{ i }}{% endfor %}",
+            "02",
+        ),
+        ("{{ tools is none }}{{ documents is defined }}{{ tools }}", "TrueTrueNone"),
+        ("{{ {'a': '<b>', 'é': [1, none]} | tojson }}", "{\"a\": \"<b>\", \"é\": [1, null]}"),
+        ("{{ ['é'] | tojson(ensure_ascii=true, indent=2) }}", "[\n  \"\\u00e9\"\n]"),
+        ("{{ bos_token is defined }}|{{ messages[0] }}", "False|{'role': 'user', 'content': 'hi'}"),
+        (
+            "{{ messages | map(attribute='role') | join(',') }}{{ messages | selectattr('role', 'equalto', 'user') | list | length }}",
+            "user1",
+        ),
+        ("{%- if messages[0]['role'] == 'user' -%}  x  {%- endif -%}\n", "x"),
+    ] {
+        assert_eq!(rendered(source), want, "{source}");
+    }
+}
+
+#[test]
+fn tools_documents_and_variables_reach_the_template_and_write_no_markers() {
+    let text = with_template("{{ tools[0].name }}{{ documents | length }}{{ extra }}").unwrap();
+    let messages = [message(Role::User, "hi")];
+    let tools = [serde_json::json!({"name": "<|im_end|>"})];
+    let kwargs = [("extra".to_owned(), serde_json::json!("<|im_start|>x"))].into_iter().collect();
+    let fields = TemplateFields { kwargs, ..TemplateFields::default() };
+    let chat = Chat { tools: &tools, documents: &tools, ..Chat::new(&messages, &fields, Timestamp::UNIX_EPOCH) };
+    assert_eq!(show(&text.encode_chat(&chat, usize::MAX).unwrap()), "<|im_end|>1<|im_start|>x");
+}
+
 #[test]
 fn no_template_points_to_the_other_api() {
     let text = TextModel::new(&ModelMeta { chat_template: None, ..simulated_meta(128) }).unwrap();
-    let err = text.encode_chat(&[message(Role::User, "hi")], &TemplateFields::default()).unwrap_err();
+    let err = chat(&text, &[message(Role::User, "hi")]).unwrap_err();
     assert!(err.to_string().contains("/v1/completions"));
 }
 
@@ -248,5 +329,18 @@ mod streams {
     #[test]
     fn an_empty_stop_is_no_stop() {
         assert_eq!(shown(&[""], &[b"a"]), ["a", ""]);
+    }
+
+    #[test]
+    fn space_that_the_encoder_put_before_a_text_is_not_shown_at_its_beginning() {
+        let shown = |beginning, tokens: &[&[u8]]| {
+            let mut stream = TextStream::new(Vec::new(), false).with_beginning(beginning);
+            tokens.iter().map(|token| stream.push(token).text).collect::<Vec<_>>()
+        };
+        let one = Beginning::Without { content: ' ', count: 1 };
+        assert_eq!(shown(one, &[b"", b"  a", b" b"]), ["", " a", " b"]);
+        assert_eq!(shown(one, &[b" ", b" a"]), ["", " a"]);
+        assert_eq!(shown(Beginning::FirstTokenWithoutSpaces, &[b"  a", b" b"]), ["a", " b"]);
+        assert_eq!(shown(Beginning::AsItIs, &[b" a"]), [" a"]);
     }
 }

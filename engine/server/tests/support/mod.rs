@@ -1,6 +1,8 @@
 //! A server on loopback, and an HTTP client small enough to misbehave.
 #![allow(dead_code)]
 
+pub mod clockwork;
+
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
@@ -42,6 +44,16 @@ pub fn start_with(args: &Serve, model: Model) -> Running {
     let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
     let server = runtime.block_on(Server::start(args, model, loopback)).unwrap();
     Running { runtime, address: server.address, server: Some(server) }
+}
+
+/// A server of a model file or directory, or why it did not start.
+pub fn serve(model: &std::path::Path) -> Result<Running, String> {
+    let path = model.display().to_string();
+    let line =
+        ["stowage-engine", "serve", "--model", &path, "--name", MODEL, "--threads", "1", "--memory-bytes", "100000000"];
+    let Command::Serve(args) = Cli::parse_from(line).command;
+    let model = load_model(&args).map_err(|err| err.to_string())?;
+    Ok(start_with(&args, model))
 }
 
 pub struct Response {

@@ -4,48 +4,18 @@ use stowage_engine_core::executor::{
     BLOCK_TOKENS, ExecError, Executor, LogitsWanted, ModelInfo, SeqProblem, SeqStep, StepBatch,
 };
 use stowage_engine_kernels::cpu::{
-    Attention, AttnSeq, Epilogue, Heads, Kernels, KvCache, KvLayout, KvType, PackedMatrix, PackedX, gemm, rope,
+    Attention, AttnSeq, Epilogue, Heads, Kernels, KvCache, PackedMatrix, PackedX, gemm, rope,
 };
-use stowage_engine_kernels::isa::Isa;
 use stowage_engine_kernels::mem::{Arena, Buffer, Shared};
 use stowage_engine_kernels::pool::Pool;
-use stowage_engine_kernels::quant::WeightType;
 
+use super::pack::{Layer, Packer};
+use super::plan::{Plan, matrix_bytes, scratch_bytes, weight_bytes, widest};
+use super::rope::Rotations;
 use crate::config::ModelConfig;
-use crate::load::{LoadError, Opened};
-use crate::rope::Rotations;
-use crate::weights::{Matrix, WeightError, Weights, interleaved_row};
-
-/// What was decided about an instance.
-#[derive(Clone, Debug)]
-pub(crate) struct Plan {
-    pub isa: Isa,
-    pub threads: usize,
-    pub kv_type: KvType,
-    pub context_len: usize,
-    pub max_step_tokens: usize,
-    pub num_blocks: usize,
-}
-
-impl Plan {
-    pub fn kv_layout(&self, config: &ModelConfig) -> KvLayout {
-        KvLayout { ty: self.kv_type, layers: config.layers, kv_heads: config.kv_heads, head_dim: config.head_dim }
-    }
-}
-
-struct Layer {
-    attn_norm: Vec<f32>,
-    /// Q, then K, then V.
-    qkv: PackedMatrix,
-    qkv_bias: Option<Vec<f32>>,
-    q_norm: Option<Vec<f32>>,
-    k_norm: Option<Vec<f32>>,
-    attn_out: PackedMatrix,
-    ffn_norm: Vec<f32>,
-    /// Panels of gate and up alternate.
-    gate_up: PackedMatrix,
-    down: PackedMatrix,
-}
+use crate::error::LoadError;
+use crate::read::Opened;
+use crate::weights::WeightError;
 
 /// Activations, as many rows as a step may have tokens.
 struct Scratch {
@@ -81,68 +51,14 @@ pub struct CpuModel {
     attention: Attention,
 }
 
-const NAMES: [&str; 7] = ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"];
-
-/// The type in which matrices that are merged are packed: their own if they share it. If not,
-/// f32, which holds any of them exactly.
-fn merged_type(types: &[WeightType]) -> WeightType {
-    if types.iter().all(|t| *t == types[0]) { types[0] } else { WeightType::F32 }
-}
-
-/// Looks for every matrix the configuration promises. Done before anything is computed from the
-/// configuration, so that its numbers are known to be no larger than the file.
-pub(crate) fn check_shapes(c: &ModelConfig, w: &Weights) -> Result<(), WeightError> {
-    let (q, kv, hidden) = (c.q_width(), c.kv_width(), c.hidden);
-    w.matrix("token_embd.weight", (c.vocab, hidden))?;
-    let shapes =
-        [q, kv, kv, hidden, c.ffn, c.ffn, hidden].into_iter().zip([hidden, hidden, hidden, q, hidden, hidden, c.ffn]);
-    for i in 0..c.layers {
-        for (name, shape) in NAMES.iter().zip(shapes.clone()) {
-            w.matrix(&format!("blk.{i}.{name}.weight"), shape)?;
-        }
-    }
-    Ok(())
-}
-
 impl CpuModel {
-    /// Bytes of the weights, known before packing.
-    pub(crate) fn weight_bytes(opened: &Opened) -> usize {
-        let c = &opened.config;
-        CpuModel::matrix_bytes(opened) + (2 * c.layers + 1) * c.hidden * 4
-    }
-
-    /// Bytes of the packed matrices among them.
-    fn matrix_bytes(opened: &Opened) -> usize {
-        let (c, w) = (&opened.config, &opened.weights);
-        let ty = |name: &str| w.tensors.get(name).map_or(WeightType::F32, |t| t.ty);
-        let layer = |i: usize| {
-            let [q, k, v, o, gate, up, down] = NAMES.map(|n| ty(&format!("blk.{i}.{n}.weight")));
-            let qkv = (merged_type(&[q, k, v]), c.q_width() + 2 * c.kv_width(), c.hidden);
-            let gate_up = (merged_type(&[gate, up]), 2 * c.ffn, c.hidden);
-            [qkv, (o, c.hidden, c.q_width()), gate_up, (down, c.hidden, c.ffn)]
-        };
-        let ends = ["token_embd.weight", "output.weight"].into_iter().filter(|n| w.has(n));
-        let ends = ends.map(|n| (ty(n), c.vocab, c.hidden));
-        let matrices = (0..c.layers).flat_map(layer).chain(ends);
-        matrices.map(|(ty, rows, cols)| PackedMatrix::bytes_for(ty, rows, cols)).sum()
-    }
-
-    /// Bytes of everything else but the KV cache.
-    pub(crate) fn scratch_bytes(config: &ModelConfig, plan: &Plan) -> usize {
-        let c = config;
-        let row = c.hidden + c.q_width() + 2 * c.kv_width() + c.q_width() + c.ffn;
-        plan.max_step_tokens * row * 4
-            + PackedX::bytes_for(plan.max_step_tokens, widest(c))
-            + Rotations::bytes_for(c, plan.max_step_tokens)
-    }
-
     pub(crate) fn build(opened: &Opened, plan: Plan) -> Result<CpuModel, LoadError> {
         let (c, w) = (&opened.config, &opened.weights);
         let kernels = Kernels::new(plan.isa).ok_or(LoadError::IsaMissing(plan.isa))?;
         let mut pool = Pool::new(plan.threads).map_err(|source| LoadError::Threads { source })?;
         let path = || opened.meta.path.clone();
         let memory = |source| LoadError::Memory { source };
-        let arena = Arena::new(CpuModel::matrix_bytes(opened)).map_err(memory)?;
+        let arena = Arena::new(matrix_bytes(opened)).map_err(memory)?;
         let mut packer = Packer { weights: w, config: c, pool: &mut pool, arena };
         let result = (|| {
             let embedding = packer.plain("token_embd.weight", (c.vocab, c.hidden))?;
@@ -171,8 +87,8 @@ impl CpuModel {
             block_tokens: BLOCK_TOKENS,
             num_blocks: plan.num_blocks,
             block_bytes: layout.block_bytes(),
-            weight_bytes: CpuModel::weight_bytes(opened),
-            scratch_bytes: CpuModel::scratch_bytes(c, &plan),
+            weight_bytes: weight_bytes(opened),
+            scratch_bytes: scratch_bytes(c, &plan),
             max_step_tokens: tokens,
             model_digest: opened.meta.digest,
             kv_type: plan.kv_type.name(),
@@ -239,18 +155,21 @@ impl CpuModel {
         packed.fill((pool, k, k.act(layer.attn_out.ty())), (rows, q_width), &|r, to| {
             to.copy_from_slice(&input[r * q_width..][..q_width]);
         });
-        gemm((pool, k), &layer.attn_out, packed, x, hidden, Epilogue::Add);
+        let bias = Epilogue::Add(layer.attn_out_bias.as_deref());
+        gemm((pool, k), &layer.attn_out, packed, x, hidden, bias);
 
         let input = &**x;
         packed.fill((pool, k, k.act(layer.gate_up.ty())), (rows, hidden), &|r, to| {
             k.rms_norm(&input[r * hidden..][..hidden], &layer.ffn_norm, eps, to);
         });
-        gemm((pool, k), &layer.gate_up, packed, ffn, c.ffn, Epilogue::SiluMul);
+        let bias = Epilogue::SiluMul(layer.gate_up_bias.as_deref());
+        gemm((pool, k), &layer.gate_up, packed, ffn, c.ffn, bias);
         let (input, width) = (&**ffn, c.ffn);
         packed.fill((pool, k, k.act(layer.down.ty())), (rows, width), &|r, to| {
             to.copy_from_slice(&input[r * width..][..width]);
         });
-        gemm((pool, k), &layer.down, packed, x, hidden, Epilogue::Add);
+        let bias = Epilogue::Add(layer.down_bias.as_deref());
+        gemm((pool, k), &layer.down, packed, x, hidden, bias);
     }
 
     /// The logits of the given rows.
@@ -268,10 +187,6 @@ impl CpuModel {
         });
         gemm((pool, k), head, packed, out, vocab, Epilogue::Store(None));
     }
-}
-
-fn widest(c: &ModelConfig) -> usize {
-    c.hidden.max(c.q_width()).max(c.ffn)
 }
 
 impl Executor for CpuModel {
@@ -303,18 +218,6 @@ impl Executor for CpuModel {
             self.layer(i, tokens.len(), &seqs, &segments);
         }
         self.logits(&wanted, logits);
-        Ok(())
-    }
-
-    fn copy_blocks(&mut self, pairs: &[(u32, u32)]) -> Result<(), ExecError> {
-        let blocks = self.info.num_blocks;
-        let beyond = pairs.iter().flat_map(|(a, b)| [*a, *b]).find(|b| *b as usize >= blocks);
-        if let Some(block) = beyond {
-            return Err(ExecError::NoSuchBlock { block, blocks });
-        }
-        for (from, to) in pairs {
-            self.cache.copy_block(*from as usize, *to as usize);
-        }
         Ok(())
     }
 }
@@ -394,104 +297,5 @@ impl Keep<'_> {
             }
             rope(head, cos, sin);
         }
-    }
-}
-
-/// Takes tensors out of the file and into panels.
-struct Packer<'a> {
-    weights: &'a Weights,
-    config: &'a ModelConfig,
-    pool: &'a mut Pool,
-    arena: Arena,
-}
-
-impl Packer<'_> {
-    fn pack<'r>(
-        &mut self,
-        ty: WeightType,
-        shape: (usize, usize),
-        row: &(dyn Fn(usize) -> &'r [u8] + Sync),
-    ) -> PackedMatrix {
-        PackedMatrix::pack_in(&mut self.arena, self.pool, ty, shape, row)
-    }
-
-    fn plain(&mut self, name: &str, shape: (usize, usize)) -> Result<PackedMatrix, WeightError> {
-        let m = self.weights.matrix(name, shape)?;
-        Ok(self.pack(m.ty, shape, &|r| m.row(r)))
-    }
-
-    /// Packs rows of several matrices as one; `pick(r)` names matrix and row.
-    fn merged(
-        &mut self,
-        matrices: &[Matrix<'_>],
-        pick: &(dyn Fn(usize) -> (usize, usize) + Sync),
-    ) -> Result<PackedMatrix, WeightError> {
-        let types: Vec<WeightType> = matrices.iter().map(|m| m.ty).collect();
-        let shape = (matrices.iter().map(|m| m.rows).sum(), matrices[0].cols);
-        let ty = merged_type(&types);
-        if types.iter().all(|t| *t == ty) {
-            let row = |r: usize| {
-                let (m, r) = pick(r);
-                matrices[m].row(r)
-            };
-            return Ok(self.pack(ty, shape, &row));
-        }
-        let rows: Vec<Vec<u8>> = (0..shape.0)
-            .map(|r| {
-                let (m, r) = pick(r);
-                let mut values = vec![0.0; shape.1];
-                matrices[m].ty.dequantize_row(matrices[m].row(r), &mut values);
-                values.iter().flat_map(|x| x.to_le_bytes()).collect()
-            })
-            .collect();
-        Ok(self.pack(ty, shape, &|r| &rows[r]))
-    }
-
-    fn layer(&mut self, i: usize) -> Result<Layer, WeightError> {
-        let (c, w) = (self.config, self.weights);
-        let name = |part: &str| format!("blk.{i}.{part}");
-        let (hidden, q_rows, kv_rows) = (c.hidden, c.q_width(), c.kv_width());
-        let order = |r: usize| if c.interleaved_qk { interleaved_row(r, c.head_dim) } else { r };
-        let qkv = [
-            w.matrix(&name("attn_q.weight"), (q_rows, hidden))?,
-            w.matrix(&name("attn_k.weight"), (kv_rows, hidden))?,
-            w.matrix(&name("attn_v.weight"), (kv_rows, hidden))?,
-        ];
-        let pick = |r: usize| match r.checked_sub(q_rows) {
-            None => (0, order(r)),
-            Some(r) if r < kv_rows => (1, order(r)),
-            Some(r) => (2, r - kv_rows),
-        };
-        let gate_up =
-            [w.matrix(&name("ffn_gate.weight"), (c.ffn, hidden))?, w.matrix(&name("ffn_up.weight"), (c.ffn, hidden))?];
-        // Panels of sixteen rows alternate between the two.
-        let alternate = |r: usize| (r / 16 % 2, r / 32 * 16 + r % 16);
-        Ok(Layer {
-            attn_norm: w.vector(&name("attn_norm.weight"), hidden)?,
-            qkv: self.merged(&qkv, &pick)?,
-            qkv_bias: self.qkv_bias(i, &pick)?,
-            q_norm: w.optional_vector(&name("attn_q_norm.weight"), c.head_dim)?,
-            k_norm: w.optional_vector(&name("attn_k_norm.weight"), c.head_dim)?,
-            attn_out: self.plain(&name("attn_output.weight"), (hidden, q_rows))?,
-            ffn_norm: w.vector(&name("ffn_norm.weight"), hidden)?,
-            gate_up: self.merged(&gate_up, &alternate)?,
-            down: self.plain(&name("ffn_down.weight"), (hidden, c.ffn))?,
-        })
-    }
-
-    fn qkv_bias(&self, i: usize, pick: &dyn Fn(usize) -> (usize, usize)) -> Result<Option<Vec<f32>>, WeightError> {
-        let c = self.config;
-        let sizes = [("q", c.q_width()), ("k", c.kv_width()), ("v", c.kv_width())];
-        let parts = sizes.map(|(n, len)| self.weights.optional_vector(&format!("blk.{i}.attn_{n}.bias"), len));
-        let [q, k, v] = parts;
-        let parts = [q?, k?, v?];
-        if parts.iter().all(Option::is_none) {
-            return Ok(None);
-        }
-        let value = |r: usize| {
-            let (m, r) = pick(r);
-            parts[m].as_ref().map_or(0.0, |b| b[r])
-        };
-        Ok(Some((0..c.q_width() + 2 * c.kv_width()).map(value).collect()))
     }
 }

@@ -6,9 +6,10 @@ use std::path::Path;
 
 use stowage_engine_kernels::reference;
 
+use super::rope::frequencies;
 use crate::config::ModelConfig;
-use crate::load::{LoadError, Opened, open};
-use crate::rope::frequencies;
+use crate::error::LoadError;
+use crate::read::{Opened, open};
 use crate::weights::{WeightError, interleaved_row};
 
 struct Layer {
@@ -23,6 +24,8 @@ struct Layer {
     gate: Vec<f32>,
     up: Vec<f32>,
     down: Vec<f32>,
+    /// Of output, gate, up and down.
+    more_biases: [Option<Vec<f32>>; 4],
 }
 
 /// K and V of one layer, a row per token.
@@ -61,7 +64,7 @@ impl Oracle {
             Ok(out)
         };
         let bias = |i: usize, part: &str, len: usize, permuted: bool| {
-            let b = w.optional_vector(&format!("blk.{i}.attn_{part}.bias"), len)?;
+            let b = w.optional_vector(&format!("blk.{i}.{part}.bias"), len)?;
             let order = |r| if permuted { interleaved_row(r, c.head_dim) } else { r };
             Ok(b.map(|b| (0..len).map(|r| b[order(r)]).collect()))
         };
@@ -73,7 +76,7 @@ impl Oracle {
                 q: matrix(&name("attn_q"), q, hidden, swap)?,
                 k: matrix(&name("attn_k"), kv, hidden, swap)?,
                 v: matrix(&name("attn_v"), kv, hidden, false)?,
-                bias: [bias(i, "q", q, swap)?, bias(i, "k", kv, swap)?, bias(i, "v", kv, false)?],
+                bias: [bias(i, "attn_q", q, swap)?, bias(i, "attn_k", kv, swap)?, bias(i, "attn_v", kv, false)?],
                 norms: [
                     w.optional_vector(&name("attn_q_norm"), c.head_dim)?,
                     w.optional_vector(&name("attn_k_norm"), c.head_dim)?,
@@ -83,6 +86,12 @@ impl Oracle {
                 gate: matrix(&name("ffn_gate"), c.ffn, hidden, false)?,
                 up: matrix(&name("ffn_up"), c.ffn, hidden, false)?,
                 down: matrix(&name("ffn_down"), hidden, c.ffn, false)?,
+                more_biases: [
+                    bias(i, "attn_output", hidden, false)?,
+                    bias(i, "ffn_gate", c.ffn, false)?,
+                    bias(i, "ffn_up", c.ffn, false)?,
+                    bias(i, "ffn_down", hidden, false)?,
+                ],
             })
         };
         let head = w.has("output.weight");
@@ -128,6 +137,11 @@ fn product(w: &[f32], x: &[f32]) -> Vec<f32> {
     out
 }
 
+fn biased(mut out: Vec<f32>, bias: &Option<Vec<f32>>) -> Vec<f32> {
+    out.iter_mut().zip(bias.iter().flatten()).for_each(|(o, b)| *o += b);
+    out
+}
+
 fn attention(
     c: &ModelConfig,
     layer: &Layer,
@@ -136,13 +150,8 @@ fn attention(
     x: &mut [f32],
 ) {
     let input = reference::rms_norm(x, &layer.attn_norm, c.rms_eps);
-    let [mut q, mut k, v] = [(&layer.q, 0), (&layer.k, 1), (&layer.v, 2)].map(|(w, i)| {
-        let mut out = product(w, &input);
-        if let Some(bias) = &layer.bias[i] {
-            out.iter_mut().zip(bias).for_each(|(o, b)| *o += b);
-        }
-        out
-    });
+    let [mut q, mut k, v] =
+        [(&layer.q, 0), (&layer.k, 1), (&layer.v, 2)].map(|(w, i)| biased(product(w, &input), &layer.bias[i]));
     for (heads, norm) in [(&mut q, &layer.norms[0]), (&mut k, &layer.norms[1])] {
         for head in heads.chunks_exact_mut(c.head_dim) {
             if let Some(norm) = norm {
@@ -163,14 +172,15 @@ fn attention(
         let values: Vec<&[f32]> = values.iter().map(Vec::as_slice).collect();
         mixed.extend(reference::attention(q, &keys, &values));
     }
-    let out = product(&layer.out, &mixed);
+    let out = biased(product(&layer.out, &mixed), &layer.more_biases[0]);
     x.iter_mut().zip(out).for_each(|(x, o)| *x += o);
 }
 
 fn feed_forward(c: &ModelConfig, layer: &Layer, x: &mut [f32]) {
     let input = reference::rms_norm(x, &layer.ffn_norm, c.rms_eps);
-    let (gate, up) = (product(&layer.gate, &input), product(&layer.up, &input));
+    let [_, gate_bias, up_bias, down_bias] = &layer.more_biases;
+    let (gate, up) = (biased(product(&layer.gate, &input), gate_bias), biased(product(&layer.up, &input), up_bias));
     let inner: Vec<f32> = gate.iter().zip(up).map(|(g, u)| reference::silu(*g) * u).collect();
-    let out = product(&layer.down, &inner);
+    let out = biased(product(&layer.down, &inner), down_bias);
     x.iter_mut().zip(out).for_each(|(x, o)| *x += o);
 }

@@ -50,6 +50,8 @@ pub enum GgufError {
     NotGguf,
     #[error("GGUF version {0} is not supported, 2 and 3 are")]
     Version(u32),
+    #[error("its numbers are big-endian, and only little-endian GGUF is supported: convert the model for this machine")]
+    BigEndian,
     #[error("it ends at byte {} inside {what}: it is truncated (fetch it again)", thousands(*.len))]
     Ends { what: String, len: u64 },
     #[error("{what} claims {} entries, more than the file can hold: it is damaged", thousands(*.count))]
@@ -85,6 +87,9 @@ impl Gguf {
         }
         r.at = 4;
         let version = r.u32(&|| "the header".into())?;
+        if (2..=3).contains(&version.swap_bytes()) {
+            return Err(GgufError::BigEndian);
+        }
         if !(2..=3).contains(&version) {
             return Err(GgufError::Version(version));
         }

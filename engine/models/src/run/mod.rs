@@ -1,0 +1,12 @@
+//! A model that runs: planned (how large), packed (for the processor at hand), computed.
+//!
+//! `oracle` computes the same without any of this; it is what tests compare with.
+
+mod decoder;
+pub mod oracle;
+mod pack;
+mod plan;
+mod rope;
+
+pub(crate) use decoder::CpuModel;
+pub(crate) use plan::{Plan, scratch_bytes, weight_bytes};

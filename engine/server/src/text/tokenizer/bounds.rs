@@ -1,0 +1,92 @@
+//! How few tokens a text can possibly have, without tokenising it.
+//!
+//! A token of n bytes that contains the byte b is at most as long as the longest token with b in it. So
+//! if each byte of a text counts as one over that length, no token's bytes count for more than one, and
+//! the sum is a lower bound of the number of tokens. It costs a look at a table per byte and no memory;
+//! texts that are far too long are refused by it alone.
+
+/// The table.
+pub(super) struct LeastTokens {
+    /// Parts of a token that a byte of this value makes at least; 0 where nothing is known.
+    parts: Box<[f64; 256]>,
+    /// Only bytes between ASCII characters count: normalisation may join the others.
+    ascii_only: bool,
+}
+
+/// What is known of an encoder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lengths {
+    /// Each byte of a text is a byte of one token.
+    Kept,
+    /// Characters beyond ASCII may be joined (Unicode's NFC).
+    AsciiKept,
+    /// Text may vanish.
+    Unknown,
+}
+
+impl LeastTokens {
+    /// `tokens` are the bytes of every token that text can become; bytes in `uncounted` never count.
+    pub(super) fn new<'a>(tokens: impl Iterator<Item = &'a [u8]>, lengths: Lengths, uncounted: &[u8]) -> Self {
+        let mut longest = [0usize; 256];
+        for token in tokens {
+            for byte in token {
+                let longest = &mut longest[*byte as usize];
+                *longest = (*longest).max(token.len());
+            }
+        }
+        let mut parts = Box::new(longest.map(|n| if n == 0 { 0.0 } else { 1.0 / n as f64 }));
+        uncounted.iter().for_each(|byte| parts[*byte as usize] = 0.0);
+        if lengths == Lengths::Unknown {
+            parts.fill(0.0);
+        }
+        Self { parts, ascii_only: lengths == Lengths::AsciiKept }
+    }
+
+    /// A number of tokens that the text does not get below.
+    pub(super) fn of(&self, text: &str) -> usize {
+        let bytes = text.as_bytes();
+        let sum: f64 = if self.ascii_only {
+            let next = bytes[1.min(bytes.len())..].iter().chain([&b' ']);
+            bytes
+                .iter()
+                .zip(next)
+                .filter(|(b, n)| b.is_ascii() && n.is_ascii())
+                .map(|(b, _)| self.parts[*b as usize])
+                .sum()
+        } else {
+            bytes.iter().map(|b| self.parts[*b as usize]).sum()
+        };
+        // Rounding errors of the sum must not make it too large.
+        (sum - sum * 1e-9).ceil() as usize
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TOKENS: [&[u8]; 5] = [b"a", b"b", b"aaaa", b"ab", "é".as_bytes()];
+
+    fn least(lengths: Lengths, uncounted: &[u8], text: &str) -> usize {
+        LeastTokens::new(TOKENS.into_iter(), lengths, uncounted).of(text)
+    }
+
+    #[test]
+    fn text_of_one_byte_needs_as_many_as_the_longest_token_allows() {
+        assert_eq!(least(Lengths::Kept, &[], &"a".repeat(400)), 100);
+        assert_eq!(least(Lengths::Kept, &[], &"b".repeat(400)), 200);
+    }
+
+    #[test]
+    fn unknown_and_uncounted_bytes_need_none() {
+        assert_eq!(least(Lengths::Kept, &[], "zzzz"), 0);
+        assert_eq!(least(Lengths::Kept, b"b", &"b".repeat(400)), 0);
+        assert_eq!(least(Lengths::Unknown, &[], &"a".repeat(400)), 0);
+    }
+
+    #[test]
+    fn characters_that_may_be_joined_do_not_count() {
+        assert_eq!(least(Lengths::AsciiKept, &[], &"aé".repeat(400)), 0);
+        assert_eq!(least(Lengths::AsciiKept, &[], &"aa".repeat(200)), 100);
+    }
+}
