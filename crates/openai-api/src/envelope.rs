@@ -42,7 +42,7 @@ struct Wire {
     prompt: Option<PromptCount>,
 }
 
-/// How many prompts there are, whatever is in them: an array of texts or of token lists is several,
+/// How many prompts there are, regardless of their content: an array of texts or of token lists is several,
 /// a text or a list of token ids is one.
 struct PromptCount(u32);
 
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn errors_name_the_wrong_field() {
         assert_eq!(code_and_param("{"), ("invalid_json", None));
         assert_eq!(code_and_param("[]"), ("invalid_json", None));
         assert_eq!(code_and_param("{}"), ("missing_required_parameter", Some("model".into())));
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn an_array_is_not_an_object_in_disguise() {
+    fn an_array_is_refused_where_an_object_is_expected() {
         assert_eq!(code_and_param(r#"["m",null,null,null,null,null,null]"#), ("invalid_json", None));
     }
 

@@ -1,6 +1,6 @@
 //! Reads a JSON object field by field, and complains about each by name.
 //!
-//! [`Fields`] is emptied as it is read; what is left at the end is treated as the policy says.
+//! [`Fields`] is emptied as it is read; what is left at the end is treated by the policy.
 //! `null` counts as absent everywhere, as OpenAI's servers do.
 
 use serde_json::{Map, Value};

@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn refused_values_come_with_what_to_do_instead() {
+    fn refused_values_name_an_alternative() {
         for rule in RULES.iter().filter(|rule| matches!(rule.treatment, OnlyDefault(_) | Refused)) {
             assert!(rule.note.ends_with('.'), "{}", rule.name);
         }
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn the_documentation_shows_the_table() {
+    fn the_table_in_the_documentation_is_current() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/gateway.md");
         let page = std::fs::read_to_string(path).unwrap();
         let start = page.find("| field | where |").expect("the page has the table");

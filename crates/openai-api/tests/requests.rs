@@ -20,17 +20,17 @@ fn completion(extra: &str) -> Result<CompletionRequest, ApiError> {
 
 /// The refusal's code, parameter, and a part of its message.
 #[track_caller]
-fn refused<T: std::fmt::Debug>(result: Result<T, ApiError>, code: &str, param: &str, says: &str) {
+fn refused<T: std::fmt::Debug>(result: Result<T, ApiError>, code: &str, param: &str, expected: &str) {
     let err = result.unwrap_err();
     assert_eq!(err.code, code, "{}", err.message);
     assert_eq!(err.param.as_deref().unwrap_or(""), param, "{}", err.message);
-    assert!(err.message.contains(says), "{:?} does not say {says:?}", err.message);
+    assert!(err.message.contains(expected), "{:?} does not contain {expected:?}", err.message);
     assert_eq!(err.status, 400);
 }
 
 #[test]
 fn bodies_that_are_not_an_object_are_refused() {
-    for (body, says) in [
+    for (body, expected) in [
         ("", "EOF"),
         ("{", "EOF"),
         ("null", "must be a JSON object, not null"),
@@ -39,7 +39,7 @@ fn bodies_that_are_not_an_object_are_refused() {
         ("{'model': 1}", "not valid JSON"),
         ("{\"model\": \"\\ud800\"}", "not valid JSON"),
     ] {
-        refused(chat_body(body), "invalid_json", "", says);
+        refused(chat_body(body), "invalid_json", "", expected);
     }
     let deep = format!("{{\"model\":{}{}}}", "[".repeat(1000), "]".repeat(1000));
     refused(chat_body(&deep), "invalid_json", "", "recursion limit");
@@ -105,7 +105,7 @@ fn content_parts_are_joined() {
 
 #[test]
 fn sampling_fields_have_ranges() {
-    for (field, value, says) in [
+    for (field, value, expected) in [
         ("temperature", "2.1", "between 0 and 2"),
         ("temperature", "-0.1", "between 0 and 2"),
         ("top_p", "-0.1", "between 0 and 1"),
@@ -130,7 +130,7 @@ fn sampling_fields_have_ranges() {
         let result = chat(&format!(r#","{field}":{value}"#));
         let err = result.unwrap_err();
         assert!(err.param.as_deref().is_some_and(|param| param.starts_with(field)), "{field}={value}");
-        assert!(err.message.contains(says), "{field}={value}: {}", err.message);
+        assert!(err.message.contains(expected), "{field}={value}: {}", err.message);
     }
 }
 
@@ -337,7 +337,7 @@ fn template_fields_are_read_and_contradictions_refused() {
 }
 
 #[test]
-fn the_cache_salt_is_short() {
+fn a_long_cache_salt_is_refused() {
     assert_eq!(chat(r#","cache_salt":"a""#).unwrap().cache_salt, "a");
     assert_eq!(completion(r#","prompt":"a","cache_salt":"b""#).unwrap().cache_salt, "b");
     let long = format!(r#","cache_salt":{:?}"#, "x".repeat(257));
@@ -398,7 +398,7 @@ fn fields_inside_messages_that_would_change_the_answer_are_refused() {
 
 /// Each row of the table, tried.
 #[test]
-fn the_parsers_do_what_the_table_of_the_policy_says() {
+fn parsers_follow_the_table_of_the_policy() {
     let with = |place: Place, field: &str| match place {
         Place::Chat => chat(&format!(",{field}")).map(drop),
         Place::Completion => completion(&format!(r#","prompt":"a",{field}"#)).map(drop),

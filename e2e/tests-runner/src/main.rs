@@ -45,6 +45,9 @@ pub struct Options {
     /// A Python with the packages of e2e/clients/requirements.txt.
     #[arg(long, env = "STOWAGE_PYTHON")]
     python: Option<std::path::PathBuf>,
+    /// A Python with the packages of e2e/clients/requirements-long.txt.
+    #[arg(long, env = "STOWAGE_PYTHON_LONG")]
+    python_long: Option<std::path::PathBuf>,
     /// The scripts of e2e/clients, beside the packages that those for Node import.
     #[arg(long, env = "STOWAGE_CLIENTS")]
     clients: Option<std::path::PathBuf>,

@@ -9,11 +9,13 @@ use std::process::Command;
 pub struct Clients {
     pub folder: PathBuf,
     pub python: PathBuf,
+    /// For the clients of `make test-long`, which bring hundreds of megabytes.
+    pub python_long: Option<PathBuf>,
 }
 
 /// Copies the scripts beside the installed packages of Node, since an ES module is looked for only in the
 /// folders above the file that imports it. Installs what is not installed at the pinned version.
-pub fn ensure() -> Result<Clients> {
+pub fn ensure(long: bool) -> Result<Clients> {
     let source = paths::repo().join("e2e/clients");
     let folder = paths::cache().join("e2e-clients");
     std::fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
@@ -29,12 +31,20 @@ pub fn ensure() -> Result<Clients> {
     if !is_installed {
         let mut npm = Command::new("npm");
         npm.args(["ci", "--no-audit", "--no-fund", "--silent"]).current_dir(&folder);
-        sh::output(&mut npm).context("install the clients of Node (needs npm)")?;
+        let installed = sh::output(&mut npm).context("install the clients of Node (needs npm)");
+        // Without the lock file the next run installs anew.
+        installed.inspect_err(|_| drop(std::fs::remove_file(folder.join(lock))))?;
     }
-    let requirements = std::fs::read_to_string(folder.join("requirements.txt")).context("read requirements.txt")?;
-    let python = python::ensure("e2e-clients-venv", &pinned(&requirements), &requirements_of(&requirements), &[])
-        .context("install the clients of Python")?;
-    Ok(Clients { folder, python })
+    let environment = |name: &str, file: &str| {
+        let requirements = std::fs::read_to_string(folder.join(file)).with_context(|| format!("read {file}"))?;
+        python::ensure(name, &pinned(&requirements), &requirements_of(&requirements), &[])
+            .with_context(|| format!("install the clients of {file}"))
+    };
+    Ok(Clients {
+        python: environment("e2e-clients-venv", "requirements.txt")?,
+        python_long: if long { Some(environment("e2e-clients-long-venv", "requirements-long.txt")?) } else { None },
+        folder,
+    })
 }
 
 fn requirements_of(text: &str) -> Vec<&str> {
@@ -44,6 +54,8 @@ fn requirements_of(text: &str) -> Vec<&str> {
 /// A statement that fails unless each `name==version` is installed.
 fn pinned(requirements: &str) -> String {
     let pins = requirements_of(requirements).into_iter().filter_map(|line| line.split_once("=="));
+    // `name[extra]` is the package `name`.
+    let pins = pins.map(|(name, version)| (name.split('[').next().unwrap_or(name), version));
     let checks = pins.map(|(name, version)| format!("assert version({name:?}) == {version:?}"));
     std::iter::once("from importlib.metadata import version".to_owned()).chain(checks).collect::<Vec<_>>().join("\n")
 }
@@ -54,8 +66,8 @@ mod tests {
 
     #[test]
     fn each_pinned_version_is_checked() {
-        let text = "# comment\na-b==1.2\n\nc==3\n";
-        assert_eq!(requirements_of(text), ["a-b==1.2", "c==3"]);
+        let text = "# comment\na-b==1.2\n\nc[x]==3\n";
+        assert_eq!(requirements_of(text), ["a-b==1.2", "c[x]==3"]);
         let expected = "from importlib.metadata import version\nassert version(\"a-b\") == \"1.2\"\nassert version(\"c\") == \"3\"";
         assert_eq!(pinned(text), expected);
     }

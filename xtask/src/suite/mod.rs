@@ -148,8 +148,11 @@ fn end_to_end(filter: &[String], long: bool) -> Result<Count> {
         .env("KUBECONFIG", &target.kubeconfig)
         .env("STOWAGE_URL", &endpoint.url)
         .env("STOWAGE_ROOT", paths::repo());
-    let clients = clients::ensure()?;
+    let clients = clients::ensure(long)?;
     tests.env("STOWAGE_PYTHON", clients.python).env("STOWAGE_CLIENTS", clients.folder);
+    if let Some(python) = clients.python_long {
+        tests.env("STOWAGE_PYTHON_LONG", python);
+    }
     tests.env("STOWAGE_XTASK", product::program()?);
     if let Some(bin) = &target.bin {
         tests.env("STOWAGE_BIN", bin);

@@ -63,6 +63,7 @@ pub fn all() -> Vec<Test> {
     vec![
         test!(quickstart::quickstart_answers_through_the_gateway_with_the_openai_client),
         test!(clients::clients_of_python_and_node_are_served_unchanged),
+        test!(long clients::an_evaluation_harness_scores_as_transformers_does),
         test!(alone quickstart::a_model_is_ready_within_15_seconds_of_apply_when_warm),
         test!(quickstart::our_processes_stay_small),
         test!(node placement::two_tenants_share_one_gpu_and_a_third_waits_with_a_true_counterfactual),
