@@ -7,10 +7,11 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
 use serde_json::{Value, json};
+use stowage_contracts::names;
 
 use crate::tests::isolation::{editor, must_refuse};
 use crate::tools::cluster::{Cluster, text, wait_for};
-use crate::tools::world::{OPERATOR, Tenant, Wish, World};
+use crate::tools::world::{Tenant, Wish, World};
 
 /// What admission must refuse in a pod, as a merge patch: subresource ("" is the pod), patch.
 fn refused_patches(pod: &Value) -> Vec<(&'static str, &'static str, Value)> {
@@ -77,7 +78,7 @@ pub async fn editor_changes_nothing_that_the_operator_set_in_a_pod(w: World) -> 
     let after = w.cluster().get("Pod", ns, &name).await?.context("the pod is gone")?;
     ensure!(after["spec"] == before["spec"], "the pod's spec changed");
     let groups = ["system:serviceaccounts", "system:serviceaccounts:stowage-system", "system:authenticated"];
-    let operator = w.cluster().impersonate(OPERATOR, &groups).await?;
+    let operator = w.cluster().impersonate(&names::operator_username(), &groups).await?;
     let woken = json!({"metadata": {"annotations": {"stowage.dev/e2e": "yes"}}});
     operator.patch_part("Pod", ns, &name, "", &woken).await.context("the operator's own annotation")?;
     w.answers(&tenant, "chat").await?;
