@@ -38,10 +38,10 @@ fn main() {
     let [nodes, gpus, replicas] = options();
     for size in [50, 200, 1000, 5000] {
         if size < nodes {
-            run(size, gpus, (replicas as u64 * u64::from(size) / u64::from(nodes)) as u32);
+            run(size, gpus, (u64::from(replicas) * u64::from(size) / u64::from(nodes)).max(1) as u32);
         }
     }
-    let (cold_ms, p99_ms) = run(nodes, gpus, replicas);
+    let (cold_ms, p99_ms) = run(nodes, gpus, replicas.max(1));
     println!(
         "{{\"bench\":\"planner\",\"summary\":true,\"nodes\":{nodes},\"gpus\":{gpus},\"replicas\":{replicas},\"cold_ms\":{:.1},\"incremental_p99_ms\":{:.1},\"rss_mib\":{}}}",
         cold_ms,

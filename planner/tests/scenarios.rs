@@ -8,9 +8,10 @@ mod common;
 use std::fmt::Write as _;
 use std::path::Path;
 
+use stowage_planner::check::{Violation, check};
 use stowage_planner::plan::Action;
 use stowage_planner::snapshot::Policy;
-use stowage_planner::{check::check, plan, render};
+use stowage_planner::{plan, render};
 
 fn rendered(text: &str) -> String {
     let snapshot = common::parse(text);
@@ -68,4 +69,20 @@ fn every_scenario_is_decided_and_explained_as_written() {
         }
     }
     assert!(different.is_empty(), "changed (UPDATE_GOLDEN=1 accepts):\n{}", different.join("\n"));
+}
+
+#[test]
+fn plan_that_borrows_what_the_cohort_does_not_have_is_a_violation() {
+    let with = |lender: u32| {
+        common::parse(&format!(
+            "class h100\nnode n1 gpu=h100*4\ntenant a ns=a cohort=p h100=1+8\ntenant b ns=b cohort=p h100={lender}\n\
+             deployment a/chat want=3 ask=h100*1"
+        ))
+    };
+    let (plan_made, _) = plan(&with(2), &Policy::default(), common::NOW);
+    assert_eq!(plan_made.actions.len(), 3);
+    assert_eq!(check(&with(2), &plan_made), []);
+    let found = check(&with(1), &plan_made);
+    let expected = Violation::CohortExhausted { cohort: "p".to_owned(), class: "h100".to_owned(), missing: 1000 };
+    assert_eq!(found, [expected]);
 }

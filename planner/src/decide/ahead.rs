@@ -98,8 +98,8 @@ impl<'a> Draft<'a> {
                 waiting.insert(at, slots);
             }
         }
-        let mut line = Line::with(waiting.keys().map(|at| (*at, &self.cases[*at])));
-        while let Some(at) = line.next(|at| self.within_nominal(&self.cases[at])) {
+        let mut line = Line::new(waiting.keys().map(|at| (*at, &self.cases[*at])));
+        while let Some(at) = line.next(|at| self.within_nominal(&self.cases[at]), |t| self.ledger.share(t)) {
             let slots = waiting.entry(at).or_default();
             let slot = slots.pop_front();
             let last = slots.is_empty();

@@ -1,17 +1,23 @@
 //! The order in which deployments with open slots are served.
+//!
+//! First those within their tenant's nominal quota, by priority, then age, then name. Then those that
+//! would borrow: by priority, then the lower weighted share of their tenant, then age, then name. The
+//! share is looked at before each replica, so that what a cohort can lend is shared by weight and not
+//! taken by the oldest deployment.
 
 use std::cmp::Reverse;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::decide::case::Case;
-use crate::snapshot::TimeMs;
+use crate::snapshot::{TenantId, TimeMs};
 
-/// Cases with open slots in the order in which they are served: those within their tenant's nominal
-/// quota first, then by priority and age. Charges only grow while slots are filled, so a case leaves
-/// the first group at most once.
-pub(crate) struct Line {
+/// Cases that wait for their turn. Charges only grow while slots are filled, so a case leaves the
+/// guaranteed ones at most once.
+pub(crate) struct Line<'a> {
+    /// Of each case: its tenant and its turn.
+    cases: BTreeMap<usize, (Option<&'a TenantId>, Turn)>,
     guaranteed: BTreeSet<Turn>,
-    others: BTreeSet<Turn>,
+    others: BTreeMap<Option<&'a TenantId>, BTreeSet<Turn>>,
 }
 
 /// Priority, creation, position.
@@ -21,33 +27,39 @@ pub(crate) fn turn(at: usize, case: &Case<'_>) -> Turn {
     (Reverse(case.d.priority), case.d.created_ms, at)
 }
 
-impl Line {
-    pub fn of(cases: &[Case<'_>]) -> Self {
-        Self::with(cases.iter().enumerate().filter(|(_, case)| case.waits()))
-    }
-
+impl<'a> Line<'a> {
     /// These cases, by position.
-    pub fn with<'a, 'b: 'a>(cases: impl Iterator<Item = (usize, &'a Case<'b>)>) -> Self {
-        Self { guaranteed: cases.map(|(at, case)| turn(at, case)).collect(), others: BTreeSet::new() }
+    pub fn new<'b>(cases: impl Iterator<Item = (usize, &'b Case<'a>)>) -> Self
+    where
+        'a: 'b,
+    {
+        let cases: BTreeMap<_, _> = cases.map(|(at, case)| (at, (case.d.tenant.as_ref(), turn(at, case)))).collect();
+        let guaranteed = cases.values().map(|(_, turn)| *turn).collect();
+        Line { cases, guaranteed, others: BTreeMap::new() }
     }
 
-    /// The first case, which stays the first until it leaves or its tenant's quota is used up.
-    pub fn next(&mut self, within_nominal: impl Fn(usize) -> bool) -> Option<usize> {
+    /// The case whose turn it is. `share` is the weighted share that a tenant has borrowed.
+    pub fn next(&mut self, within_nominal: impl Fn(usize) -> bool, share: impl Fn(&TenantId) -> u64) -> Option<usize> {
         while let Some(first) = self.guaranteed.first().copied() {
             if within_nominal(first.2) {
                 return Some(first.2);
             }
             self.guaranteed.remove(&first);
-            self.others.insert(first);
+            let tenant = self.cases.get(&first.2).and_then(|(tenant, _)| *tenant);
+            self.others.entry(tenant).or_default().insert(first);
         }
-        self.others.first().map(|first| first.2)
+        let heads = self.others.iter().filter_map(|(tenant, turns)| Some((tenant, turns.first()?)));
+        let order =
+            |(tenant, turn): &(&Option<&'a TenantId>, &Turn)| (turn.0, tenant.map_or(0, &share), turn.1, turn.2);
+        heads.min_by_key(order).map(|(_, turn)| turn.2)
     }
 
-    /// The case at this position, which was the first, waits for nothing more.
+    /// The case at this position waits no longer.
     pub fn leave(&mut self, at: usize) {
-        let line = if self.guaranteed.is_empty() { &mut self.others } else { &mut self.guaranteed };
-        if line.first().is_some_and(|first| first.2 == at) {
-            line.pop_first();
+        let Some((tenant, turn)) = self.cases.remove(&at) else { return };
+        self.guaranteed.remove(&turn);
+        if let Some(turns) = self.others.get_mut(&tenant) {
+            turns.remove(&turn);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The stages in their order, over one snapshot.
 //!
 //! Endings first, since they need neither quota nor room. Then open slots, one replica at a time:
-//! below nominal quota first, then priority, then age, then name. Last the renewal of outdated
+//! below nominal quota first, then by priority, weighted share, age and name (`line`). Last the renewal of outdated
 //! replicas, with what is left. Every grant is charged and taken from the working copy before the
 //! next is considered, so the order above is all that fairness rests on.
 //!
@@ -80,8 +80,8 @@ impl<'a> Draft<'a> {
     }
 
     fn fill(&mut self) {
-        let mut line = Line::of(&self.cases);
-        while let Some(at) = line.next(|at| self.within_nominal(&self.cases[at])) {
+        let mut line = Line::new(self.cases.iter().enumerate().filter(|(_, case)| case.waits()));
+        while let Some(at) = line.next(|at| self.within_nominal(&self.cases[at]), |t| self.ledger.share(t)) {
             let case = &self.cases[at];
             let Open { index, incarnation, reason } = case.life.open[case.next];
             let attempt = self.attempt(at, index);

@@ -120,6 +120,8 @@ fn quota(draft: &Draft<'_>, case: &Case<'_>, granted: u32) -> QuotaVerdict {
     if !case.needs_gpu() {
         return QuotaVerdict::NotNeeded;
     }
+    // A pod that cannot be renewed runs, but not as the present spec asks.
+    let granted = granted.min(case.wanted.saturating_sub(case.stuck_renewals.len() as u32));
     if let Some(limit) = &case.limit
         && granted < case.wanted
     {

@@ -73,6 +73,12 @@ enum Step {
     Once(Change),
     /// To the spec of the case itself.
     Own(usize, Change),
+    /// The case asks for less of one thing per GPU.
+    Lower {
+        case: usize,
+        what: Part,
+        free: u64,
+    },
     AddNodes {
         like: String,
     },
@@ -84,6 +90,13 @@ enum Step {
         class: String,
         limit: Limit,
     },
+}
+
+/// What a slice has of its GPU.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Part {
+    Memory,
+    Compute,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -136,6 +149,7 @@ impl Trials<'_> {
                 note(&mut gains, filled, 1);
                 restore_all(draft, restore);
             }
+            Step::Lower { case, what, free } => gains = lower(draft, *case, *what, *free, &mut self.left),
             Step::AddNodes { like } => {
                 let like = draft.placer.index.at(like);
                 for n in 1..=u64::from(STEPS) {
@@ -266,6 +280,8 @@ fn named(draft: &Draft<'_>, step: &Step, size: u64) -> Change {
     let repeated = size.min(u32::MAX.into()) as u32;
     match step {
         Step::Once(change) | Step::Own(_, change) => change.clone(),
+        Step::Lower { what: Part::Memory, .. } => Change::LowerMemory { to_bytes: size },
+        Step::Lower { what: Part::Compute, .. } => Change::LowerCompute { to_percent: repeated },
         Step::AddNodes { like } => Change::AddNode { like: like.clone(), count: repeated },
         Step::ScaleIn { case } => {
             let case = &draft.cases[*case];
@@ -280,6 +296,46 @@ fn named(draft: &Draft<'_>, step: &Step, size: u64) -> Change {
             }
         }
     }
+}
+
+/// The largest ask below the present one that helps: what some GPU has free, or more where a lower
+/// charge lets the case in earlier.
+fn lower(draft: &mut Draft<'_>, case: usize, what: Part, free: u64, left: &mut Budget) -> Gains {
+    let asks = draft.cases[case].alternatives.iter().map(|a| match what {
+        Part::Memory => a.ask.memory_bytes.unwrap_or(0),
+        Part::Compute => a.ask.sm_percent.unwrap_or(0).into(),
+    });
+    let asked = asks.max().unwrap_or(0);
+    let steps = draft.placer.index.classes().iter().flat_map(|c| &c.sizes).map(|s| s.step_bytes.max(1));
+    let unit = if what == Part::Memory { steps.max().unwrap_or(1) } else { 1 };
+    let mut gains = Gains::new();
+    let mut try_size = |size: u64| {
+        let trial = draft.begin();
+        let change = match what {
+            Part::Memory => Change::LowerMemory { to_bytes: size },
+            Part::Compute => Change::LowerCompute { to_percent: size.min(100) as u32 },
+        };
+        let restore = own(draft, case, &change);
+        let filled = draft.refill(None).remove(&case);
+        restore_all(draft, restore);
+        draft.rollback(trial);
+        filled.map(|(slots, placement)| (size, slots.len() as u32, placement))
+    };
+    let Some(gain) = try_size(free) else { return gains };
+    gains.insert(case, gain);
+    // In units: `low` helps, `high` does not.
+    let (mut low, mut high) = (free / unit, asked.div_ceil(unit));
+    while low + 1 < high && left.spend() {
+        let middle = low + (high - low) / 2;
+        match try_size(middle * unit) {
+            Some(gain) => {
+                low = middle;
+                gains.insert(case, gain);
+            }
+            None => high = middle,
+        }
+    }
+    gains
 }
 
 /// One limit of one tenant's quota.
@@ -478,10 +534,10 @@ fn smaller(draft: &Draft<'_>, at: usize, steps: &mut Vec<Step>) {
         }
     }
     if memory > 0 {
-        steps.push(Step::Own(at, Change::LowerMemory { to_bytes: memory }));
+        steps.push(Step::Lower { case: at, what: Part::Memory, free: memory });
     }
     if compute > 0 {
-        steps.push(Step::Own(at, Change::LowerCompute { to_percent: compute }));
+        steps.push(Step::Lower { case: at, what: Part::Compute, free: compute.into() });
     }
 }
 

@@ -23,6 +23,7 @@ pub(crate) struct Ledger {
     /// By tenant and class.
     accounts: BTreeMap<TenantId, BTreeMap<String, Account>>,
     cohorts: BTreeMap<TenantId, String>,
+    weights: BTreeMap<TenantId, u32>,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -48,8 +49,9 @@ impl Account {
 
 impl Ledger {
     pub fn new(tenants: &[Tenant], index: &Index) -> Self {
-        let mut ledger = Ledger { accounts: BTreeMap::new(), cohorts: BTreeMap::new() };
+        let mut ledger = Ledger { accounts: BTreeMap::new(), cohorts: BTreeMap::new(), weights: BTreeMap::new() };
         for tenant in tenants {
+            ledger.weights.insert(tenant.id.clone(), tenant.weight);
             if let Some(cohort) = &tenant.cohort {
                 ledger.cohorts.insert(tenant.id.clone(), cohort.clone());
             }
@@ -139,9 +141,26 @@ impl Ledger {
             held_milli: unsigned(account.held),
             nominal_milli: unsigned(account.nominal),
             borrowing_limit_milli: account.borrowing_limit.map(unsigned),
-            cohort_free_milli: unsigned(others.unwrap_or(0)),
+            cohort_free_milli: unsigned(others.unwrap_or(0) + account.balance().min(0)),
             binding,
         })
+    }
+
+    /// Kueue's weighted share: the largest part, over the classes, that what the tenant has borrowed is
+    /// of its cohort's nominal quota, in millionths, divided by the tenant's weight. Weight 0 comes last.
+    pub fn share(&self, tenant: &TenantId) -> u64 {
+        let Some(cohort) = self.cohorts.get(tenant) else { return 0 };
+        let weight = self.weights.get(tenant).copied().unwrap_or(1);
+        let classes = self.accounts.get(tenant).into_iter().flatten();
+        let parts = classes.filter(|(_, a)| a.balance() < 0).map(|(class, a)| {
+            let nominal: i64 = self.members(cohort, class).map(|(_, member)| member.nominal).sum();
+            u128::from(unsigned(-a.balance())) * 1_000_000 / u128::from(unsigned(nominal).max(1))
+        });
+        let part = parts.max().unwrap_or(0);
+        match weight {
+            0 => u64::MAX,
+            weight => u64::try_from(part / u128::from(weight)).unwrap_or(u64::MAX),
+        }
     }
 
     /// How much of what the tenant holds is above its nominal quota.

@@ -261,6 +261,7 @@ pub struct Tenant {
     /// `None`: the tenant neither lends nor borrows.
     #[serde(default)]
     pub cohort: Option<String>,
+    /// Its part of what the cohort can lend, relative to the weights of others; 0: only what is left.
     #[serde(default = "one")]
     pub weight: u32,
     #[serde(default)]

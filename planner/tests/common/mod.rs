@@ -7,7 +7,7 @@
 //! health n1 0 unhealthy Xid 79
 //! foreign n1 0 10Gi 20
 //! tenant a ns=a cohort=prod h100=4+1
-//! deployment a/chat want=2 ask=h100*1,2Gi,10 prio=0 hash=v1
+//! deployment a/chat want=2 ask=h100*1,2Gi,10|l4*1,2Gi,20 goal=Cost prio=0 hash=v1
 //! replica a/chat 0 n1 0 ready
 //! ```
 #![allow(clippy::unwrap_used, dead_code)]
@@ -26,7 +26,7 @@ pub fn parse(text: &str) -> Snapshot {
             "class" => s.classes.push(Class {
                 name: words[1].into(),
                 allow_soft_sharing: words.contains(&"soft"),
-                price_per_hour_micros: None,
+                price_per_hour_micros: value(&words, "price").map(|p| p.parse().unwrap()),
             }),
             "node" => s.nodes.push(node(&words)),
             "health" => health(&mut s, &words),
@@ -66,6 +66,7 @@ pub fn size(s: &str) -> u64 {
         "" => 1,
         "Mi" => 1 << 20,
         "Gi" => 1 << 30,
+        "Ti" => 1 << 40,
         other => panic!("unknown unit {other}"),
     }
 }
@@ -162,7 +163,7 @@ fn isolation(w: &[&str]) -> Isolation {
 }
 
 fn tenant(w: &[&str]) -> Tenant {
-    let known = ["ns", "cohort"];
+    let known = ["ns", "cohort", "weight"];
     let quotas = w[2..]
         .iter()
         .filter_map(|p| p.split_once('='))
@@ -183,7 +184,7 @@ fn tenant(w: &[&str]) -> Tenant {
         id: TenantId(w[1].into()),
         namespaces: value(w, "ns").unwrap_or(w[1]).split(',').map(str::to_owned).collect(),
         cohort: value(w, "cohort").map(str::to_owned),
-        weight: 1,
+        weight: number(w, "weight", 1) as u32,
         quotas,
     }
 }
@@ -192,13 +193,23 @@ fn deployment(s: &Snapshot, w: &[&str]) -> Deployment {
     let id = id(w[1]);
     let tenant = s.tenants.iter().find(|t| t.namespaces.contains(&id.namespace)).map(|t| t.id.clone());
     let ask = value(w, "ask").unwrap();
-    let mut parts = ask.split(',');
-    let (class, count) = parts.next().unwrap().split_once('*').unwrap();
-    let accelerator = Accelerator::Gpu {
-        class: class.into(),
-        count: count.parse().unwrap(),
-        memory_bytes: parts.next().filter(|p| !p.is_empty()).map(size),
-        sm_percent: parts.next().map(|p| p.parse().unwrap()),
+    let variants = ask.split('|').enumerate().map(|(n, ask)| {
+        let mut parts = ask.split(',');
+        let (class, count) = parts.next().unwrap().split_once('*').unwrap();
+        let accelerator = Accelerator::Gpu {
+            class: class.into(),
+            count: count.parse().unwrap(),
+            memory_bytes: parts.next().filter(|p| !p.is_empty()).map(size),
+            sm_percent: parts.next().map(|p| p.parse().unwrap()),
+        };
+        let name = if n == 0 { "only".to_owned() } else { format!("on-{class}") };
+        Variant { name, accelerator, itl_us: None }
+    });
+    let objective = match value(w, "goal") {
+        None | Some("Packing") => Objective::Packing,
+        Some("Cost") => Objective::Cost,
+        Some("Latency") => Objective::Latency,
+        Some(other) => panic!("unknown goal {other}"),
     };
     Deployment {
         uid: format!("uid-{id}"),
@@ -208,8 +219,8 @@ fn deployment(s: &Snapshot, w: &[&str]) -> Deployment {
         priority: value(w, "prio").map_or(0, |p| p.parse().unwrap()),
         created_ms: number(w, "created", 1000),
         wanted: number(w, "want", 1) as u32,
-        variants: vec![Variant { name: "only".into(), accelerator, itl_us: None }],
-        objective: Objective::Packing,
+        variants: variants.collect(),
+        objective,
         needs: Needs {
             cpu_milli: number(w, "cpu", 1) * 1000,
             memory_bytes: number(w, "mem", 2 << 30),

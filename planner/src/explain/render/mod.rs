@@ -59,6 +59,7 @@ pub fn why_no_change(none: &NoCounterfactual) -> String {
             bytes(*largest_bytes)
         ),
         NoCounterfactual::NoSingleChange { tried: 0 } => "no single change is known that would help".to_owned(),
+        NoCounterfactual::NoSingleChange { tried: 1 } => "no single change helps; one was tried".to_owned(),
         NoCounterfactual::NoSingleChange { tried } => format!("no single change helps; {tried} were tried"),
         NoCounterfactual::TooManyWait => "too many deployments wait to try changes for each of them".to_owned(),
     }
