@@ -21,7 +21,8 @@ fn refused_patches(pod: &Value) -> Vec<(&'static str, &'static str, Value)> {
     if let Some(list) = tolerations.as_array_mut() {
         list.push(json!({"key": "other", "operator": "Exists"}));
     }
-    let resized = json!({"name": pod["spec"]["containers"][0]["name"], "resources": {"requests": {"cpu": "1m", "memory": "1Mi"}}});
+    let mut resized = pod["spec"]["containers"].clone();
+    resized[0]["resources"]["requests"]["cpu"] = json!("1m");
     let debugger = json!([{"name": "debug", "image": "localhost/stowage/probe:dev", "command": ["/bin/sleep", "9"], "targetContainerName": "engine"}]);
     vec![
         ("another image", "", json!({"spec": {"containers": containers}})),
@@ -38,7 +39,7 @@ fn refused_patches(pod: &Value) -> Vec<(&'static str, &'static str, Value)> {
         ("without owner", "", json!({"metadata": {"ownerReferences": null}})),
         ("a finalizer", "", json!({"metadata": {"finalizers": ["example.com/keep"]}})),
         ("an ephemeral container", "ephemeralcontainers", json!({"spec": {"ephemeralContainers": debugger}})),
-        ("other resources", "resize", json!({"spec": {"containers": [resized]}})),
+        ("other resources", "resize", json!({"spec": {"containers": resized}})),
         ("another address", "status", json!({"status": {"podIP": "10.0.0.1", "podIPs": [{"ip": "10.0.0.1"}]}})),
     ]
 }
