@@ -92,6 +92,56 @@ proptest! {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn cheapest_variant_that_fits_somewhere_is_taken(s in random_snapshot(), prices in (1..100u64, 1..100u64)) {
+        let mut s = s;
+        for node in s.nodes.iter_mut().skip(1) {
+            node.gpus.iter_mut().for_each(|g| g.class = Some("l".into()));
+        }
+        s.classes[0].price_per_hour_micros = Some(prices.0);
+        s.classes.push(Class { name: "l".into(), price_per_hour_micros: Some(prices.1), ..s.classes[0].clone() });
+        let quota = |class: &str| Quota {
+            class: class.into(),
+            nominal_milli: 1 << 30,
+            borrowing_limit_milli: None,
+            lending_limit_milli: None,
+        };
+        s.tenants.iter_mut().for_each(|t| t.quotas = vec![quota("h"), quota("l")]);
+        s.deployments.iter_mut().for_each(|d| d.wanted = 0);
+        let d = &mut s.deployments[0];
+        let mut other = d.variants[0].clone();
+        other.name = "w".into();
+        if let Accelerator::Gpu { class, .. } = &mut other.accelerator { *class = "l".into(); }
+        d.variants.push(other);
+        (d.wanted, d.objective) = (1, Objective::Cost);
+        let d = d.clone();
+        let (p, _) = plan(&s, &Policy::default(), common::NOW);
+        // Both variants are charged alike, so the class with the lower price is the cheaper one.
+        let fits_on = |class: &str| {
+            let mut only = s.clone();
+            only.nodes.retain(|n| n.gpus.iter().any(|g| g.class.as_deref() == Some(class)));
+            possible(&only, &d)
+        };
+        let mut expected: Vec<(u64, &str)> = Vec::new();
+        if fits_on("h") { expected.push((prices.0, "v")); }
+        if fits_on("l") { expected.push((prices.1, "w")); }
+        let taken: Vec<&str> = p.actions.iter().filter_map(|a| match a {
+            Action::Create { placement, .. } => Some(placement.variant.as_str()),
+            _ => None,
+        }).collect();
+        match expected.iter().map(|(price, _)| *price).min() {
+            None => prop_assert!(taken.is_empty()),
+            Some(least) => {
+                prop_assert_eq!(taken.len(), 1);
+                prop_assert!(expected.contains(&(least, taken[0])), "{taken:?} of {expected:?}");
+            }
+        }
+    }
+}
+
+proptest! {
     #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]

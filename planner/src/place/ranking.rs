@@ -207,3 +207,127 @@ pub(crate) fn refusals<'a>(need: &Need, index: &'a Index) -> Vec<(Refused, &'a B
     }
     all
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::place::filter::Need;
+    use crate::place::placer::Placer;
+    use crate::snapshot::index::{Mark, Owner, Take, share_on};
+    use crate::snapshot::{
+        Accelerator, Deployment, Freshness, Gpu, Health, Node, Policy, Resources, Snapshot, Variant,
+    };
+
+    fn snapshot() -> Snapshot {
+        let gpu = |n: u32, index: u32| Gpu {
+            uuid: format!("GPU-{n}-{index}"),
+            index,
+            product: "H".to_owned(),
+            class: Some("h".to_owned()),
+            memory_bytes: 1000,
+            memory_step_bytes: 1,
+            sm_percent: 1000,
+            health: Health::Healthy,
+            island: Some("nv".to_owned()),
+            slices: Vec::new(),
+        };
+        let node = |n: u32| Node {
+            name: format!("n{n}"),
+            ready: true,
+            cordoned: false,
+            labels: Default::default(),
+            taints: Vec::new(),
+            allocatable: Resources { cpu_milli: 20_000, memory_bytes: 1 << 40, pods: 50 },
+            used: Resources::default(),
+            host_ports: Vec::new(),
+            freshness: Freshness::Fresh { age_ms: 0 },
+            gpus: (0..2 + n % 2).map(|index| gpu(n, index)).collect(),
+            cached_models: Vec::new(),
+        };
+        Snapshot { nodes: (0..7).map(node).collect(), ..Snapshot::default() }
+    }
+
+    fn variant(memory: u64, count: u32) -> Variant {
+        let accelerator =
+            Accelerator::Gpu { class: "h".to_owned(), count, memory_bytes: Some(memory), sm_percent: Some(1) };
+        Variant { name: format!("{memory}x{count}"), accelerator, itl_us: None }
+    }
+
+    fn needs(index: &mut Index) -> Vec<Need> {
+        let asks = [variant(300, 1), variant(700, 1), variant(1000, 2)];
+        let d = Deployment { variants: asks.to_vec(), ..deployment() };
+        d.variants.iter().map(|v| Need { cpu_milli: 1000, ..Need::new(index, &d, v, false) }).collect()
+    }
+
+    fn deployment() -> Deployment {
+        serde_json::from_str(
+            r#"{"id":{"namespace":"a","name":"d"},"uid":"u","generation":1,"tenant":null,"createdMs":0,"wanted":3,
+                "variants":[],"needs":{"cpuMilli":1000,"memoryBytes":1},"specHash":"v","drainTimeoutMs":0}"#,
+        )
+        .unwrap()
+    }
+
+    fn best(rankings: &mut Rankings, need: &Need, placer: &mut Placer) -> Vec<(Rank, NodeAt, Vec<usize>)> {
+        let weights = Weights::DESIGN;
+        let number = rankings.number(need.clone());
+        rankings.refresh(number, &placer.index, &mut placer.expected, &weights);
+        let wish = Wish { excluded: &[2], model_key: "", count: 5 };
+        let found = rankings.best(number, &placer.index, &wish);
+        found.iter().map(|r| (r.pick.rank(), r.node, r.pick.gpus.clone())).collect()
+    }
+
+    /// Takes, releases, marks and rollbacks in a seeded order; after each the kept rankings must equal
+    /// new ones, and in the end the index must be as it was.
+    #[test]
+    fn ranking_kept_over_changes_and_rollbacks_equals_a_new_one() {
+        let d = Deployment { variants: vec![variant(300, 1)], ..deployment() };
+        let mut placer = Placer::new(&snapshot(), &[&d], &Policy::default());
+        let needs = needs(&mut placer.index);
+        let original: Vec<_> = placer.index.rows().iter().map(|r| r.taken.clone()).collect();
+        let mut kept = Rankings::default();
+        let mut marks: Vec<Mark> = vec![placer.index.mark()];
+        let mut random = 7u64;
+        for step in 0..400u32 {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let dice = (random >> 33) as usize;
+            let need = &needs[dice % needs.len()];
+            match dice / 8 % 6 {
+                0 => marks.push(placer.index.mark()),
+                1 if marks.len() > 1 => {
+                    let mark = marks.pop().unwrap();
+                    placer.index.rollback(mark);
+                }
+                2 => {
+                    let owner = Owner { deployment: 0, index: step / 3, incarnation: 0 };
+                    placer.index.release(dice / 64 % 7, owner, 1000, 1, &[]);
+                }
+                3 => drop(placer.index.add_like(dice / 64 % 7)),
+                _ => {
+                    if let Some((_, at, gpus)) = best(&mut kept, need, &mut placer).first().cloned() {
+                        let row = &placer.index.rows()[at];
+                        let share = |g: &usize| (*g, share_on(&row.node.gpus[*g], need.memory_bytes, Some(1)));
+                        let take = Take {
+                            owner: Owner { deployment: 0, index: step, incarnation: 0 },
+                            tenant: None,
+                            isolation: need.isolation,
+                            cpu_milli: 1000,
+                            memory_bytes: 1,
+                            ports: Vec::new(),
+                            gpus: gpus.iter().map(share).collect(),
+                        };
+                        placer.index.take(at, &take);
+                    }
+                }
+            }
+            for need in &needs {
+                let new = best(&mut Rankings::default(), need, &mut placer);
+                assert_eq!(best(&mut kept, need, &mut placer), new, "step {step}");
+            }
+        }
+        for mark in marks.into_iter().rev() {
+            placer.index.rollback(mark);
+        }
+        let after: Vec<_> = placer.index.rows().iter().map(|r| r.taken.clone()).collect();
+        assert_eq!(after, original);
+    }
+}
