@@ -300,21 +300,22 @@ fn a_stuck_engine_is_not_healthy() {
 fn the_load_report_can_be_watched() {
     let server = start(&[]);
     let mut watch = server.send("GET", "/stowage/v1/load?watch=1", "", "");
-    watch.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    watch.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     let open = server.send("POST", TEXT, "", &completion_body(r#","max_tokens":8000,"stream":true"#));
-    let (start, mut seen) = (Instant::now(), String::new());
+    let (start, mut seen, mut reports) = (Instant::now(), String::new(), Vec::<Value>::new());
     let mut buffer = [0; 4096];
-    while start.elapsed() < Duration::from_secs(3) {
-        if let Ok(n) = watch.read(&mut buffer) {
-            seen.push_str(&String::from_utf8_lossy(&buffer[..n]));
-        }
+    while reports.len() < 4
+        || !reports.iter().any(|report| report["running"] == 1)
+        || !reports.iter().any(|report| report["coefficients"]["a"].as_f64().unwrap() > 0.0)
+    {
+        let n = watch.read(&mut buffer).unwrap();
+        assert!(n > 0 && start.elapsed() < Duration::from_secs(60), "{seen}");
+        seen.push_str(&String::from_utf8_lossy(&buffer[..n]));
+        reports = seen.lines().filter_map(|line| serde_json::from_str(line).ok()).filter(Value::is_object).collect();
     }
     drop(open);
-    let reports: Vec<Value> =
-        seen.lines().filter_map(|line| serde_json::from_str(line).ok()).filter(Value::is_object).collect();
-    assert!((4..=32).contains(&reports.len()), "{} reports in 3 s", reports.len());
-    assert!(reports.iter().any(|report| report["running"] == 1), "{seen}");
-    assert!(reports.iter().any(|report| report["coefficients"]["a"].as_f64().unwrap() > 0.0), "{seen}");
+    let most = 2.0 + 10.0 * start.elapsed().as_secs_f64();
+    assert!(reports.len() as f64 <= most, "{} reports: more than ten a second", reports.len());
 }
 
 #[test]
