@@ -20,13 +20,15 @@ pub fn run() -> Result<()> {
             println!("hint: {} has {lines} lines: are there two ideas in it?", source.path);
         }
     }
+    for found in words::found(&sources) {
+        println!("hint: {found}");
+    }
     let document = paths::repo().join(threat_model::DOCUMENT);
     let document = std::fs::read_to_string(&document).with_context(|| format!("reading {}", document.display()))?;
     let rules = [
         ("the dependency rule (docs/architecture.md)", dependencies::broken()?),
         ("rooms of a crate need each other in a circle", rooms::circles(&sources)),
         ("folders are too flat", rooms::flat(&sources)),
-        ("plain words", words::found(&sources)),
         ("the threat model", threat_model::missing(&document, &sources)),
     ];
     let broken: Vec<_> = rules.iter().filter(|(_, found)| !found.is_empty()).collect();
