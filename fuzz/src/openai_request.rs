@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 use stowage_openai_api::{
-    ApiError, ChatRequest, CompletionRequest, Envelope, Limits, Message, Output, Prompt, SamplingFields,
+    ApiError, ChatRequest, CompletionRequest, Envelope, Limits, Message, Output, Prompt, SamplingFields, TemplateFields,
 };
 
 use crate::{one_line, within};
@@ -22,7 +22,9 @@ pub fn openai_request(data: &[u8]) {
         assert!(same(&again, &body), "{again}\n is not\n{body}");
     }
     if let Some(request) = completion {
-        agrees(envelope.as_ref(), &request.model, &request.output, Some(16));
+        agrees(envelope.as_ref(), &request.model, &request.output, Some(request.output.min_tokens.max(16)));
+        let sequences = request.prompt.count() as u64 * u64::from(request.output.n);
+        assert_eq!(envelope.as_ref().map(Envelope::sequences), Some(sequences));
         let again = CompletionRequest::parse(completion_body(&request).to_string().as_bytes(), &limits);
         assert_eq!(again.expect("what was accepted is accepted again"), request);
     }
@@ -52,8 +54,13 @@ fn agrees(envelope: Option<&Envelope>, model: &str, output: &Output, default: Op
 }
 
 fn chat_body(request: &ChatRequest) -> Value {
-    let ChatRequest { model, messages, sampling, output, tools, tool_choice, response_format } = request;
-    let mut body = shared(model, sampling, output);
+    let ChatRequest { model, messages, template, sampling, output, cache_salt, tools, tool_choice, response_format } =
+        request;
+    let TemplateFields { add_generation_prompt, continue_final_message, kwargs } = template;
+    let mut body = shared(model, sampling, output, cache_salt);
+    body.insert("add_generation_prompt".into(), (*add_generation_prompt).into());
+    body.insert("continue_final_message".into(), (*continue_final_message).into());
+    body.insert("chat_template_kwargs".into(), kwargs.clone().into());
     body.insert("messages".into(), messages.iter().map(message).collect());
     body.insert("logprobs".into(), output.logprobs.is_some().into());
     body.insert("top_logprobs".into(), output.logprobs.into());
@@ -69,8 +76,9 @@ fn message(message: &Message) -> Value {
 }
 
 fn completion_body(request: &CompletionRequest) -> Value {
-    let CompletionRequest { model, prompt, sampling, output } = request;
-    let mut body = shared(model, sampling, output);
+    let CompletionRequest { model, prompt, sampling, output, echo, cache_salt } = request;
+    let mut body = shared(model, sampling, output, cache_salt);
+    body.insert("echo".into(), (*echo).into());
     let prompt = match prompt {
         Prompt::Text(texts) => json!(texts),
         Prompt::Tokens(lists) => json!(lists),
@@ -80,7 +88,7 @@ fn completion_body(request: &CompletionRequest) -> Value {
     body.into()
 }
 
-fn shared(model: &str, sampling: &SamplingFields, output: &Output) -> Map<String, Value> {
+fn shared(model: &str, sampling: &SamplingFields, output: &Output, cache_salt: &str) -> Map<String, Value> {
     let SamplingFields {
         temperature,
         top_p,
@@ -92,7 +100,19 @@ fn shared(model: &str, sampling: &SamplingFields, output: &Output) -> Map<String
         logit_bias,
         seed,
     } = sampling;
-    let Output { stream, include_usage, n, stop, max_tokens, logprobs: _, ignore_eos } = output;
+    let Output {
+        stream,
+        include_usage,
+        n,
+        stop,
+        stop_token_ids,
+        include_stop,
+        skip_special_tokens,
+        max_tokens,
+        min_tokens,
+        logprobs: _,
+        ignore_eos,
+    } = output;
     let biases: Map<String, Value> = logit_bias.iter().map(|(id, bias)| (id.to_string(), number(*bias))).collect();
     assert_eq!(biases.len(), logit_bias.len(), "a token with two biases");
     let body = json!({
@@ -110,7 +130,12 @@ fn shared(model: &str, sampling: &SamplingFields, output: &Output) -> Map<String
         "stream_options": stream.then(|| json!({"include_usage": include_usage})),
         "n": n,
         "stop": stop,
+        "stop_token_ids": stop_token_ids,
+        "include_stop_str_in_output": include_stop,
+        "skip_special_tokens": skip_special_tokens,
         "max_tokens": max_tokens,
+        "min_tokens": min_tokens,
+        "cache_salt": cache_salt,
         "ignore_eos": ignore_eos,
     });
     match body {
