@@ -16,6 +16,7 @@ use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Pod, Secret, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceSlice};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -135,6 +136,7 @@ async fn owned(c: &Cluster) -> Read<Vec<Owned>> {
         created::<ResourceClaim>(c, "resourceclaim").await,
         created::<Service>(c, "service").await,
         created::<NetworkPolicy>(c, "networkpolicy").await,
+        created::<PodDisruptionBudget>(c, "poddisruptionbudget").await,
     ];
     for list in lists {
         match list {

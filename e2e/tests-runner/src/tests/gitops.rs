@@ -42,6 +42,25 @@ pub async fn manifest_applied_twice_is_unchanged(w: World) -> anyhow::Result<()>
     Ok(())
 }
 
+/// The same with the libraries of the tools themselves.
+pub async fn argo_and_flux_see_no_difference_after_a_sync(w: World) -> anyhow::Result<()> {
+    let (argo, flux) = (build(&w, "argo").await?, build(&w, "flux").await?);
+    let tenant = w.tenant_with("gitops", json!({"gpus": []})).await?;
+    for (place, object) in manifests(&w, &tenant)? {
+        let file = manifest(&w, &object)?;
+        let (kind, name) = (text(&object, "/kind"), text(&object, "/metadata/name"));
+        kubectl(&w, &["apply", "-f", file.to_str().context("a path that is text")?]).await.context(place.clone())?;
+        let stored = w.cluster().get(&kind, &tenant.name, &name).await?.context("the applied object")?;
+        let seen = ask(&argo, &[&object, &stored]).await.with_context(|| place.clone())?;
+        ensure!(seen == "synced", "{place}, Argo CD: {seen}");
+        ask(&flux, &[&object]).await.with_context(|| place.clone())?;
+        let again = ask(&flux, &[&object]).await.with_context(|| place.clone())?;
+        ensure!(again == "unchanged", "{place}, Flux: {again}");
+        w.cluster().delete(&kind, &tenant.name, &name).await?;
+    }
+    Ok(())
+}
+
 /// A count that nobody writes is 1, may be changed by `kubectl scale`, and is not taken back by another apply.
 pub async fn omitted_replicas_are_one_and_scaling_is_kept(w: World) -> anyhow::Result<()> {
     let tenant = w.tenant_with("gitops", json!({"gpus": []})).await?;
@@ -70,7 +89,7 @@ pub async fn omitted_replicas_are_one_and_scaling_is_kept(w: World) -> anyhow::R
 
 /// What Flux, `kubectl wait`-like tools and pipelines act on.
 pub async fn kstatus_is_current_in_progress_or_failed(w: World) -> anyhow::Result<()> {
-    let kstatus = build(&w).await?;
+    let kstatus = build(&w, "kstatus").await?;
     let tenant = w.tenant("a").await?;
     let poor = w.tenant_with("poor", json!({"gpus": [{"class": "h100-80g", "nominalQuota": "0"}]})).await?;
     let stopped = Wish::default().replicas(0);
@@ -87,7 +106,7 @@ pub async fn kstatus_is_current_in_progress_or_failed(w: World) -> anyhow::Resul
             // The first status is written after the object; until then it is InProgress to anybody.
             let settled = text(&found, "/status/observedGeneration") == text(&found, "/metadata/generation")
                 && condition(&found, "Ready").is_some();
-            let status = ask(&kstatus, &found).await?;
+            let status = ask(&kstatus, &[&found]).await?;
             let (word, _) = status.split_once(' ').unwrap_or((&status, ""));
             Ok(if settled && word == wanted { Ok(()) } else { Err(format!("{status}: {}", found["status"])) })
         })
@@ -161,34 +180,35 @@ async fn applied(w: &World, tenant: &Tenant, kind: &str, name: &str) -> anyhow::
     Ok(json!([object["metadata"]["generation"], object["spec"], ours]))
 }
 
-/// The program that asks kstatus, built from `e2e/gitops`; Go's cache keeps it.
-async fn build(w: &World) -> anyhow::Result<std::path::PathBuf> {
-    let program = Env::built("gitops-kstatus")?;
+/// A program of `e2e/gitops`; Go's cache keeps what it was built from.
+async fn build(w: &World, name: &str) -> anyhow::Result<std::path::PathBuf> {
+    let program = Env::built(&format!("gitops-{name}"))?;
     let output = tokio::process::Command::new("go")
         .args(["build", "-mod=readonly", "-trimpath", "-buildvcs=false", "-o"])
         .arg(&program)
         .arg(".")
-        .current_dir(w.env.root.join("e2e/gitops"))
+        .current_dir(w.env.root.join("e2e/gitops").join(name))
         .output()
         .await
         .context("run go")?;
-    ensure!(output.status.success(), "go build of e2e/gitops: {}", String::from_utf8_lossy(&output.stderr));
+    ensure!(output.status.success(), "go build of e2e/gitops/{name}: {}", String::from_utf8_lossy(&output.stderr));
     Ok(program)
 }
 
-/// One line: the status and its message.
-async fn ask(kstatus: &std::path::Path, object: &Value) -> anyhow::Result<String> {
-    let mut child = tokio::process::Command::new(kstatus)
-        .arg("kstatus")
+/// What the program prints for the objects.
+async fn ask(program: &std::path::Path, objects: &[&Value]) -> anyhow::Result<String> {
+    let mut child = tokio::process::Command::new(program)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .with_context(|| format!("run {}", kstatus.display()))?;
+        .with_context(|| format!("run {}", program.display()))?;
     let mut input = child.stdin.take().context("its standard input")?;
-    input.write_all(object.to_string().as_bytes()).await.context("give it the object")?;
+    for object in objects {
+        input.write_all(object.to_string().as_bytes()).await.context("give it the object")?;
+    }
     drop(input);
     let output = child.wait_with_output().await.context("wait for it")?;
-    ensure!(output.status.success(), "kstatus: {}", String::from_utf8_lossy(&output.stderr));
+    ensure!(output.status.success(), "{}: {}", program.display(), String::from_utf8_lossy(&output.stderr));
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }

@@ -75,6 +75,7 @@ pub fn all() -> Vec<Test> {
         test!(objects::a_tenant_over_its_limit_waits_while_others_are_placed),
         test!(objects::a_model_that_cannot_be_loaded_is_reported_and_its_restarts_are_bounded),
         test!(gitops::manifest_applied_twice_is_unchanged),
+        test!(long gitops::argo_and_flux_see_no_difference_after_a_sync),
         test!(gitops::omitted_replicas_are_one_and_scaling_is_kept),
         test!(gitops::kstatus_is_current_in_progress_or_failed),
         test!(isolation::nobody_but_the_operator_gets_a_gpu_of_our_class),

@@ -1,4 +1,4 @@
-module stowage.dev/e2e/gitops
+module stowage.dev/e2e/gitops/kstatus
 
 go 1.26.0
 

@@ -1,8 +1,7 @@
-// Command gitops asks the libraries of GitOps tools about objects of ours.
+// Command kstatus prints the status of objects as kstatus computes it, which Flux and other tools wait on.
 //
-//	gitops kstatus < objects   each object's status as kstatus computes it: "InProgress message"
-//
-// Objects are JSON documents on standard input, one after the other; there is one line of output for each.
+// Objects are JSON documents on standard input, one after the other; there is one line of output for each, for example
+// "InProgress 1 of 2 replicas take requests".
 package main
 
 import (
@@ -17,10 +16,6 @@ import (
 )
 
 func main() {
-	if len(os.Args) != 2 || os.Args[1] != "kstatus" {
-		fmt.Fprintln(os.Stderr, "usage: gitops kstatus < objects")
-		os.Exit(2)
-	}
 	if err := each(os.Stdin, kstatus); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
