@@ -84,7 +84,9 @@ pub(super) const POLICIES: &[&str] = &[
     "stowage-agent-own-slices",
     "stowage-claims",
     "stowage-claim-templates",
+    "stowage-claims-unchanged",
     "stowage-pods",
+    "stowage-pods-unchanged",
 ];
 
 /// A policy without a binding does nothing.
