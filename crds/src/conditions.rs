@@ -1,7 +1,7 @@
 //! Every condition type and every reason, with its meaning.
 //!
 //! Reasons are API: they appear in conditions, events, metrics and the decision log, and people
-//! write alerts on them. A message always says what, why and the next step.
+//! write alerts on them. A message gives what happened, why, and the next step.
 
 /// Condition types.
 pub mod types {
@@ -15,11 +15,11 @@ pub mod types {
     pub const READY: &str = "Ready";
     /// The operator is changing something. Only while true.
     pub const RECONCILING: &str = "Reconciling";
-    /// Nothing will change until somebody changes the object or its surroundings. Only while true.
+    /// Nothing will change until a person changes the object or what it depends on. Only while true.
     pub const STALLED: &str = "Stalled";
     /// More replicas are wanted than are allowed or possible. Only while true.
     pub const SCALING_LIMITED: &str = "ScalingLimited";
-    /// It serves, but with fewer or worse replicas than wanted. On a GpuNode: its agent is in trouble. Only
+    /// It serves, but with fewer or worse replicas than wanted. On a GpuNode: its agent does not work fully. Only
     /// while true.
     pub const DEGRADED: &str = "Degraded";
     /// At least one replica finishes its requests before it ends. Only while true.
@@ -31,7 +31,7 @@ pub mod reasons {
     // --- Accepted ---
     /// Accepted=True.
     pub const ACCEPTED: &str = "Accepted";
-    /// A field asks for what this release does not do; the message says what to write instead.
+    /// A field asks for what this release does not do; the message names what to write instead.
     pub const NOT_SUPPORTED_YET: &str = "NotSupportedYet";
     /// A field contradicts itself or another one.
     pub const INVALID: &str = "Invalid";
@@ -71,7 +71,7 @@ pub mod reasons {
     pub const PLACED: &str = "Placed";
     /// No replica is wanted.
     pub const SCALED_TO_ZERO: &str = "ScaledToZero";
-    /// No node fits; the message counts why, node by node, and says what would fit.
+    /// No node fits; the message counts the nodes by reason, and names what would fit.
     pub const WAITING_FOR_GPU: &str = "WaitingForGPU";
     /// The budget does not cover a replica; see QuotaReserved.
     pub const WAITING_FOR_QUOTA: &str = "WaitingForQuota";
@@ -97,7 +97,7 @@ pub mod reasons {
     pub const ROLLING_OUT: &str = "RollingOut";
 
     // --- Stalled and Degraded ---
-    /// The engine refused the model and said why; it is not started again until the spec changes.
+    /// The engine refused the model with a reason; it is not started again until the spec changes.
     pub const MODEL_REFUSED: &str = "ModelRefused";
     /// The engine ends again and again; the next start waits.
     pub const CRASH_LOOP: &str = "CrashLoop";

@@ -229,7 +229,7 @@ fn every_fault_is_noticed_by_its_check() {
     notices("GpuClasses", Finding::Fail, |f| f.classes = Read::Got(vec![]));
     notices("tenants", Finding::Warn, |f| {
         f.deployments = Read::Got(vec![yaml(
-            "{apiVersion: stowage.dev/v1alpha1, kind: InferenceDeployment, metadata: {name: x, namespace: nobody}, \
+            "{apiVersion: stowage.dev/v1alpha1, kind: InferenceDeployment, metadata: {name: x, namespace: unlisted}, \
              spec: {model: {source: {image: {reference: r, path: /m}}}, variants: [{name: v, class: h100-80g}]}}",
         )]);
     });

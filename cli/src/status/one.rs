@@ -1,4 +1,4 @@
-//! One deployment, a screen's worth. Lines whose figures nobody measured are left out.
+//! One deployment, a screen's worth. Figures that were not measured are left out.
 
 use std::fmt::Write as _;
 

@@ -1,5 +1,5 @@
-//! `GpuClass`: maps product names to the class names used everywhere, prices them, and says how
-//! strangers may share.
+//! `GpuClass`: maps product names to the class names used everywhere, with a price and the rules by which tenants
+//! may share.
 
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -28,7 +28,7 @@ use crate::rules;
     printcolumn(name = "Currency", type_ = "string", json_path = ".spec.currency"),
     printcolumn(name = "Accepted", type_ = "string", json_path = ".status.conditions[?(@.type=='Accepted')].reason"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
-    doc = "A kind of GPU: which products it covers, what it costs, and how strangers may share it."
+    doc = "A kind of GPU: which products it covers, what it costs, and how tenants may share it."
 )]
 #[x_kube(validation = rules::class::PRICE_NEEDS_CURRENCY.cel())]
 #[serde(rename_all = "camelCase")]

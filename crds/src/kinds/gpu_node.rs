@@ -54,7 +54,7 @@ pub struct GpuNodeStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub driver_version: Option<String>,
-    /// Whether the GPUs are simulated; whatever is shown of them says so.
+    /// Whether the GPUs are simulated; what is shown of them is marked as simulated.
     #[serde(default)]
     pub simulated: bool,
     /// Weights on the node's disk; images are named by reference.
@@ -62,7 +62,7 @@ pub struct GpuNodeStatus {
     #[schemars(length(max = 256))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["source".into()]))]
     pub cached_models: Vec<CachedModel>,
-    /// Degraded while the agent itself is in trouble.
+    /// Degraded while the agent does not work fully.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::conditions")]
     pub conditions: Vec<Condition>,

@@ -12,7 +12,7 @@ pub const NAME_SHAPE: CelRule = invalid(
     "self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
     "metadata.name is a Service's name too; write lower-case letters, digits and '-', beginning with a letter",
 );
-/// 1 is the default, so it cannot be told from an absent field.
+/// 1 is the default, so it is the same as an absent field.
 pub const REPLICAS_OUTSIDE_MANUAL: CelRule = invalid(
     "self.scaling.mode == 'Manual' || self.replicas == 1",
     "replicas belongs to mode Manual; remove it, or set scaling.mode: Manual",

@@ -17,7 +17,7 @@ const MAX_GPUS_MILLI: u64 = 1_000_000_000;
 pub struct AcceptedQuota {
     /// Each once; at least one.
     pub namespaces: Vec<String>,
-    /// Who borrows from whom; `None`: nobody.
+    /// Tenants with the same text borrow from each other; `None`: no borrowing.
     pub cohort: Option<String>,
     /// One per class; a class that is not listed has none.
     pub gpus: Vec<AcceptedGpuQuota>,

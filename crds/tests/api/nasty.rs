@@ -1,5 +1,5 @@
-//! Whatever is stored under a leaf, reading and judging it ends in an answer: a value, a refusal or a
-//! parse error; never a panic, and never a number that a text did not say.
+//! Any value under any leaf is read and validated to a value, a refusal or a parse error; never to a panic, and never
+//! to a number that the text does not contain.
 
 use std::panic::catch_unwind;
 
@@ -73,7 +73,7 @@ fn base() -> Value {
 }
 
 #[test]
-fn no_value_under_any_leaf_makes_reading_or_judging_panic() {
+fn any_value_under_any_leaf_is_accepted_refused_or_unreadable_without_a_panic() {
     let schema = &schemas()["InferenceDeployment"];
     let mut paths = Vec::new();
     leaves(&schema["properties"]["spec"], "spec", &mut paths);

@@ -1,4 +1,4 @@
-//! Condition types and reasons are API: each is said by some part, and explained to users.
+//! Condition types and reasons are API: each is used by some part, and documented.
 
 use std::path::Path;
 
@@ -31,18 +31,18 @@ fn sources(folder: &Path, text: &mut String) {
 }
 
 #[test]
-fn every_condition_word_is_said_by_some_part() {
+fn every_condition_type_and_reason_is_used_by_some_part() {
     let mut text = String::new();
     for part in ["crds/src", "runtimes/src", "operator/src", "node-agent/src"] {
         sources(&repository().join(part), &mut text);
     }
     let words: std::collections::BTreeSet<&str> = text.split(|c: char| !(c.is_alphanumeric() || c == '_')).collect();
-    let unsaid: Vec<_> = constants().into_iter().filter(|(name, _)| !words.contains(name.as_str())).collect();
-    assert!(unsaid.is_empty(), "nobody says {unsaid:?}: remove the constants, or say them");
+    let unused: Vec<_> = constants().into_iter().filter(|(name, _)| !words.contains(name.as_str())).collect();
+    assert!(unused.is_empty(), "used by no part: {unused:?}; remove the constants, or use them");
 }
 
 #[test]
-fn every_condition_word_is_explained() {
+fn every_condition_type_and_reason_is_documented() {
     let folder = repository().join("docs/spec/v1alpha1");
     let pages = std::fs::read_dir(folder).unwrap().map(|page| std::fs::read_to_string(page.unwrap().path()).unwrap());
     let text: String = pages.collect();
