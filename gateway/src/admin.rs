@@ -13,7 +13,7 @@ use stowage_telemetry::{health, metrics};
 
 use crate::gateway::Gateway;
 use crate::outcome::Outcome;
-use crate::pool::PoolStatus;
+use crate::queue::pool::PoolStatus;
 
 /// `/healthz`, `/readyz`, `/metrics` and the signals.
 pub fn router(gateway: Arc<Gateway>, registry: Registry) -> Router {

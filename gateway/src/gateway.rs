@@ -16,18 +16,18 @@ use stowage_openai_api::{ApiError, Envelope, Model, ModelList};
 use stowage_planner::route::RequestView;
 use stowage_telemetry::health::Readiness;
 
-use crate::account::Account;
-use crate::auth;
-use crate::directory::{Directory, View};
+use crate::listen::body::{self, BodyBudget, BodyLimits, HeldBody};
+use crate::listen::credentials;
+use crate::listen::paths::{self, Inference, Route};
 use crate::metrics::{Metrics, Retry};
 use crate::outcome::{self, Outcome, Refused};
-use crate::paths::{self, Inference, Route};
-use crate::pool::{Ask, Pool};
-use crate::relay::{self, OutBody, Relay, StreamPatience};
-use crate::request::{self, BodyBudget, BodyLimits, HeldBody};
-use crate::tenants::Tenants;
-use crate::upstream::{self, Attempt, EngineClient, Outgoing};
-use crate::world::{Deployment, Tenant};
+use crate::queue::directory::{Directory, View};
+use crate::queue::pool::{Ask, Pool};
+use crate::queue::tenants::Tenants;
+use crate::relay::account::Account;
+use crate::relay::attempt::{self, Attempt, EngineClient, Outgoing};
+use crate::relay::stream::{self, OutBody, Relay, StreamPatience};
+use crate::world::snapshot::{Deployment, Tenant};
 
 /// Attempts that reached an engine: the first and one more.
 const MAX_SENT: usize = 2;
@@ -152,9 +152,9 @@ impl Gateway {
 
     fn authenticate(&self, head: &Parts, view: &View) -> Result<Arc<Tenant>, ApiError> {
         paths::check_query(head.uri.query())?;
-        let key = auth::bearer(&head.headers)?;
+        let key = credentials::bearer(&head.headers)?;
         let tenant = view.world.keys.tenant_of(key).and_then(|name| view.world.tenant(name));
-        tenant.cloned().ok_or_else(auth::unknown_key)
+        tenant.cloned().ok_or_else(credentials::unknown_key)
     }
 
     /// Everything that can be refused without an engine.
@@ -170,7 +170,7 @@ impl Gateway {
     where
         B: http_body::Body<Data = Bytes> + Unpin,
     {
-        let body = request::read(&head.headers, body, self.settings.body, &self.budget).await?;
+        let body = body::read(&head.headers, body, self.settings.body, &self.budget).await?;
         let envelope = Envelope::parse(&body.bytes).map_err(Refused::invalid)?;
         let not_found = || Refused::new(Outcome::ModelNotFound, ApiError::model_not_found(&envelope.model));
         let deployment = view.world.resolve(&tenant.name, &envelope.model).ok_or_else(not_found)?.clone();
@@ -221,10 +221,10 @@ impl Gateway {
             if attempt == 1 {
                 account.on_placed();
             }
-            let again = match upstream::attempt(&self.client, &lease, &out).await {
+            let again = match attempt::attempt(&self.client, &lease, &out).await {
                 Attempt::Whole { content_type, body } => {
                     account.on_first_byte();
-                    return Ok(success(content_type, envelope.stream, relay::whole(body, envelope.stream, account)));
+                    return Ok(success(content_type, envelope.stream, stream::whole(body, envelope.stream, account)));
                 }
                 Attempt::Begun { content_type, first, rest } => {
                     account.on_first_byte();

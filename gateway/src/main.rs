@@ -8,15 +8,18 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Parser;
 use stowage_crds::names::{GATEWAY_ADMIN_PORT, GATEWAY_PORT};
-use stowage_gateway::directory::Directory;
+use stowage_gateway::admin;
 use stowage_gateway::gateway::{Gateway, Settings};
+use stowage_gateway::listen::body::BodyLimits;
+use stowage_gateway::listen::server;
+use stowage_gateway::listen::server::ServerLimits;
 use stowage_gateway::metrics::Metrics;
-use stowage_gateway::pool::PoolSettings;
-use stowage_gateway::relay::StreamPatience;
-use stowage_gateway::replica::Gate;
-use stowage_gateway::request::BodyLimits;
-use stowage_gateway::server::ServerLimits;
-use stowage_gateway::{admin, server, static_world, upstream, watch};
+use stowage_gateway::queue::directory::Directory;
+use stowage_gateway::queue::pool::PoolSettings;
+use stowage_gateway::queue::replica::Gate;
+use stowage_gateway::relay::attempt;
+use stowage_gateway::relay::stream::StreamPatience;
+use stowage_gateway::world::{static_file, watch};
 use tokio::net::TcpListener;
 
 /// The data plane: OpenAI clients on one side, engine pods on the other.
@@ -100,7 +103,7 @@ async fn run(options: Options) -> anyhow::Result<()> {
     }
     let mut registry = stowage_telemetry::metrics::registry();
     let metrics = Metrics::register(&mut registry);
-    let client = upstream::client();
+    let client = attempt::client();
     let directory = Directory::new(options.pool(), client.clone(), metrics.clone());
     let gateway = Gateway::new(options.settings(), directory.clone(), client, metrics.clone());
 
@@ -123,9 +126,9 @@ async fn run(options: Options) -> anyhow::Result<()> {
 async fn start_world(options: &Options, gateway: &Arc<Gateway>, metrics: Arc<Metrics>) -> anyhow::Result<()> {
     let directory = gateway.directory.clone();
     if let Some(path) = &options.static_world {
-        directory.apply(&static_world::read(path)?);
+        directory.apply(&static_file::read(path)?);
         gateway.readiness.set_ready();
-        tokio::spawn(static_world::follow(path.clone(), directory));
+        tokio::spawn(static_file::follow(path.clone(), directory));
         return Ok(());
     }
     let client = kube::Client::try_default()

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use stowage_openai_api::ApiError;
 
-use crate::limits::Limited;
-use crate::pool::Unplaced;
-use crate::world::Deployment;
+use crate::queue::limits::Limited;
+use crate::queue::pool::Unplaced;
+use crate::world::snapshot::Deployment;
 
 /// Label `outcome` of `stowage_requests_total`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -175,7 +175,7 @@ async fn silent_and_trickling_connections_are_closed() {
 
 #[tokio::test]
 async fn a_thousand_trickling_clients_do_not_disturb_others() {
-    stowage_gateway::server::raise_file_limit();
+    stowage_gateway::listen::server::raise_file_limit();
     let engine = MockEngine::start(Behaviour::Whole).await;
     let gateway = Harness::start(&[&engine]).await;
     let head = format!("POST {CHAT} HTTP/1.1\r\nauthorization: Bearer sk-a\r\ncontent-length: 5000\r\n\r\n");

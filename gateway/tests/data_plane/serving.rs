@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use http_body_util::BodyExt;
 use serde_json::json;
 use stowage_gateway::outcome::Outcome;
-use stowage_gateway::world::TokenLimits;
+use stowage_gateway::world::snapshot::TokenLimits;
 
 use crate::engine::{Behaviour, MockEngine, WHOLE, event};
 use crate::harness::{Harness, LIMITS, Limits, OK, chat, model_m, read, until};
@@ -64,7 +64,7 @@ async fn an_engine_gets_the_body_as_it_came_and_only_our_headers() {
         names,
         ["content-length", "content-type", "host", "traceparent", "x-request-id", "x-stowage-tenant-salt"]
     );
-    assert_eq!(seen.headers["x-stowage-tenant-salt"], stowage_gateway::auth::cache_salt("a").as_str());
+    assert_eq!(seen.headers["x-stowage-tenant-salt"], stowage_gateway::listen::credentials::cache_salt("a").as_str());
 }
 
 #[tokio::test]
@@ -87,7 +87,7 @@ async fn a_tenants_model_does_not_exist_for_others() {
     assert_eq!(gateway.post("sk-b", &chat(false)).await.status, OK);
     assert_eq!(gateway.get(Some("sk-b"), "/v1/models").await.json()["data"][0]["id"], "m");
     let salts: Vec<_> = engine.seen().iter().map(|seen| seen.headers["x-stowage-tenant-salt"].clone()).collect();
-    assert_eq!(salts, [stowage_gateway::auth::cache_salt("b").as_str()]);
+    assert_eq!(salts, [stowage_gateway::listen::credentials::cache_salt("b").as_str()]);
 }
 
 #[tokio::test]
@@ -96,7 +96,7 @@ async fn keys_count_from_the_next_request_on() {
     let mut gateway = Harness::start(&[&engine]).await;
     assert_eq!(gateway.chat(false).await.status, OK);
     let secret = gateway.facts.secrets.get_mut("a-keys").unwrap();
-    *secret = vec![("new".into(), stowage_gateway::auth::hash_key("sk-new"))];
+    *secret = vec![("new".into(), stowage_gateway::listen::credentials::hash_key("sk-new"))];
     gateway.apply();
     assert_eq!(gateway.chat(false).await.status, 401);
     assert_eq!(gateway.post("sk-new", &chat(false)).await.status, OK);

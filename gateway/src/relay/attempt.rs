@@ -16,9 +16,9 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use stowage_crds::names::{HEADER_LOAD, HEADER_TENANT_SALT};
 
+use crate::listen::paths::Inference;
 use crate::metrics::Retry;
-use crate::paths::Inference;
-use crate::pool::Lease;
+use crate::queue::pool::Lease;
 
 /// The pool of connections to engines.
 pub type EngineClient = Client<HttpConnector, Full<Bytes>>;

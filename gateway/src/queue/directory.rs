@@ -8,10 +8,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use crate::metrics::Metrics;
-use crate::monitor;
-use crate::pool::{Pool, PoolSettings};
-use crate::upstream::EngineClient;
-use crate::world::{Deployment, DeploymentKey, Facts, World};
+use crate::queue::monitor;
+use crate::queue::pool::{Pool, PoolSettings};
+use crate::relay::attempt::EngineClient;
+use crate::world::snapshot::{Deployment, DeploymentKey, Facts, World};
 
 /// What requests look things up in.
 pub struct Directory {

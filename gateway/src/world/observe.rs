@@ -16,8 +16,8 @@ use stowage_crds::inference_deployment::ScalingMode;
 use stowage_crds::{GpuNode, InferenceDeployment, TenantQuota, names, quantity};
 use stowage_planner::snapshot::Placement;
 
-use crate::auth::{KeyHash, parse_hash};
-use crate::world::{DeploymentFact, Facts, PodFact, QuotaFact, TokenLimits};
+use crate::listen::credentials::{KeyHash, parse_hash};
+use crate::world::snapshot::{DeploymentFact, Facts, PodFact, QuotaFact, TokenLimits};
 
 /// A Pod with the fields that routing reads: the full type costs a megabyte per few hundred pods.
 pub type LeanPod = Object<LeanPodSpec, LeanPodStatus>;
@@ -264,7 +264,7 @@ fn created(object: &impl ResourceExt) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::auth::hash_key;
+    use crate::listen::credentials::hash_key;
     use serde::de::DeserializeOwned;
     use std::time::Duration;
 

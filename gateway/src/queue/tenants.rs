@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Instant;
 
-use crate::limits::{Limited, TenantUse};
-use crate::world::Tenant;
+use crate::queue::limits::{Limited, TenantUse};
+use crate::world::snapshot::Tenant;
 
 /// All tenants that have sent something.
 #[derive(Debug, Default)]

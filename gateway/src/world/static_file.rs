@@ -12,10 +12,10 @@ use serde::Deserialize;
 use stowage_crds::quantity;
 use stowage_crds::tenant_quota::TokenQuota;
 
-use crate::auth::hash_key;
-use crate::directory::Directory;
-use crate::observe::token_limits;
-use crate::world::{DeploymentFact, Facts, PodFact, QuotaFact};
+use crate::listen::credentials::hash_key;
+use crate::queue::directory::Directory;
+use crate::world::observe::token_limits;
+use crate::world::snapshot::{DeploymentFact, Facts, PodFact, QuotaFact};
 
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
@@ -135,7 +135,7 @@ fn facts(file: File) -> Result<Facts, usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::world::World;
+    use crate::world::snapshot::World;
 
     fn parse(yaml: &str) -> Result<Facts, String> {
         let file: File = serde_yaml::from_str(yaml).map_err(|e| e.to_string())?;

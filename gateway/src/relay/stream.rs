@@ -15,10 +15,10 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::Sleep;
 
-use crate::account::Account;
 use crate::outcome::{self, Outcome};
-use crate::pool::Lease;
-use crate::usage::{self, StreamUsage};
+use crate::queue::pool::Lease;
+use crate::relay::account::Account;
+use crate::relay::usage::{self, StreamUsage};
 
 /// An event larger than this is passed on in parts.
 const MAX_EVENT: usize = 1 << 20;

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use stowage_planner::route::Refusal;
 
-use crate::auth::{KeyHash, KeyTable, cache_salt};
+use crate::listen::credentials::{KeyHash, KeyTable, cache_salt};
 
 /// How long a request waits for a model without a ready replica, where its deployment does not say.
 pub const DEFAULT_HOLD: Duration = Duration::from_secs(120);
@@ -299,7 +299,7 @@ fn replica(fact: &DeploymentFact, pod: &PodFact, unhealthy: &HashSet<String>) ->
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::auth::hash_key;
+    use crate::listen::credentials::hash_key;
 
     fn quota(name: &str, created: i64, namespaces: &[&str]) -> QuotaFact {
         QuotaFact {

@@ -9,7 +9,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::world::TokenLimits;
+use crate::world::snapshot::TokenLimits;
 
 /// Time's worth of the rate that may be used at once, where the quota does not say.
 const DEFAULT_BURST: Duration = Duration::from_secs(10);

@@ -20,9 +20,9 @@ use serde::de::DeserializeOwned;
 use stowage_crds::{GpuNode, InferenceDeployment, TenantQuota, names};
 use tokio::sync::Notify;
 
-use crate::directory::Directory;
 use crate::metrics::Metrics;
-use crate::observe::{self, Doubtful, LeanPod, Observed, Table};
+use crate::queue::directory::Directory;
+use crate::world::observe::{self, Doubtful, LeanPod, Observed, Table};
 
 /// Changes that come together make one world.
 const SETTLE: Duration = Duration::from_millis(10);
@@ -238,7 +238,7 @@ mod tests {
         serde_yaml::from_str(&yaml).unwrap()
     }
 
-    const QUOTAS: Kind<TenantQuota, crate::world::QuotaFact> =
+    const QUOTAS: Kind<TenantQuota, crate::world::snapshot::QuotaFact> =
         Kind { name: "TenantQuota", table: |o| &mut o.quotas, read: observe::quota };
 
     fn take(shared: &Shared, event: Event<DeserializeGuard<TenantQuota>>) -> bool {

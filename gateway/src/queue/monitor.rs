@@ -17,10 +17,10 @@ use hyper::body::Incoming;
 use stowage_crds::names::{PATH_LOAD, PATH_READYZ};
 use tokio::time::timeout;
 
-use crate::load::Load;
-use crate::pool::Pool;
-use crate::replica::Replica;
-use crate::upstream::EngineClient;
+use crate::queue::load::Load;
+use crate::queue::pool::Pool;
+use crate::queue::replica::Replica;
+use crate::relay::attempt::EngineClient;
 
 /// A line is due every second.
 const OVERDUE: Duration = Duration::from_millis(1500);

@@ -19,9 +19,9 @@ use stowage_planner::route::{Choice, Coefficients, Refusal, RequestView, choose}
 use tokio::sync::oneshot;
 use tokio::time::timeout_at;
 
-use crate::load::Load;
-use crate::replica::{Gate, Replica, Slot};
-use crate::world::{Deployment, DeploymentKey};
+use crate::queue::load::Load;
+use crate::queue::replica::{Gate, Replica, Slot};
+use crate::world::snapshot::{Deployment, DeploymentKey};
 
 /// Expected answer length until a pool has seen some, in tokens.
 const FIRST_MEAN_OUTPUT: f64 = 128.0;

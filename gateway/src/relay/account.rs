@@ -10,8 +10,8 @@ use std::time::Instant;
 
 use crate::metrics::{Series, Tokens};
 use crate::outcome::Outcome;
-use crate::pool::Pool;
-use crate::tenants::TenantHandle;
+use crate::queue::pool::Pool;
+use crate::queue::tenants::TenantHandle;
 
 /// The entry.
 #[derive(Debug)]

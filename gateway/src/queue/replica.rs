@@ -12,9 +12,9 @@ use stowage_planner::route::{Refusal, ReplicaView};
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 
-use crate::breaker::Breaker;
-use crate::load::Load;
-use crate::world::ReplicaFact;
+use crate::queue::breaker::Breaker;
+use crate::queue::load::Load;
+use crate::world::snapshot::ReplicaFact;
 
 /// Identity of a replica, and how those who wait for its answer learn that it is gone.
 #[derive(Debug)]

@@ -1,0 +1,6 @@
+//! What is known of tenants, keys, models and replicas, and from where.
+
+pub mod observe;
+pub mod snapshot;
+pub mod static_file;
+pub mod watch;
