@@ -65,6 +65,20 @@ pub struct TenantQuotaSpec {
     /// How clients of the tenant show who they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credentials: Option<Credentials>,
+    /// How the tenant's clients name models of other tenants.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub models: Option<ModelNames>,
+}
+
+/// Names of models. A model that another tenant shares is always `<tenant>/<model>`.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ModelNames {
+    /// Tenants whose shared models have bare names too, after the tenant's own; the first that shares the name serves it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), inner(length(min = 1, max = 63)))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub from: Vec<String>,
 }
 
 /// GPUs of one class.

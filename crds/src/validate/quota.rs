@@ -51,6 +51,8 @@ pub fn validate_quota(name: &str, spec: &TenantQuotaSpec) -> Result<AcceptedQuot
         min_runtime: _,
         reclaim_grace: _,
         credentials,
+        // The names of models are the gateway's alone.
+        models: _,
     } = spec;
     let mut refusals = Refusals::default();
     refusals.unsupported(spec, support::QUOTA);
