@@ -105,6 +105,11 @@ pub fn engine(
         drain_seconds: deployment.drain_timeout.as_secs().max(1),
     };
     let mut refusals = capabilities(&facts);
+    if !deployment.access.is_empty() && !adapter.separates_tenants() {
+        let message = "this runtime does not keep the prefix caches of tenants apart, so their answers' timing would show \
+                       what others asked; leave access out, or use a runtime of adapter Stowage";
+        refusals.push(Refusal::missing("spec.model.access", message));
+    }
     let base = placeholders::or_default(&facts, adapter).unwrap_or_else(|refusal| {
         refusals.extend(refusal);
         Vec::new()

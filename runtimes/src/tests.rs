@@ -154,6 +154,17 @@ fn what_the_image_does_not_declare_is_refused_with_what_it_does() {
 }
 
 #[test]
+fn engine_that_gets_no_salt_per_tenant_is_not_shared() {
+    let shared = AcceptedDeployment { access: vec!["team-b".into()], ..deployment(AcceptedOptions::default()) };
+    for adapter in [AdapterName::Vllm, AdapterName::Sglang] {
+        let refusal = refused(&runtime(adapter), &shared, &whole(1));
+        assert!(refusal.starts_with("CapabilityMissing spec.model.access: "), "{refusal}");
+        line(&runtime(adapter), &deployment(AcceptedOptions::default()), &whole(1));
+    }
+    line(&runtime(AdapterName::Stowage), &shared, &slice());
+}
+
+#[test]
 fn engines_without_an_adapter_are_refused() {
     for name in [AdapterName::Triton, AdapterName::TensorrtLlm, AdapterName::Deepspeed] {
         let why = refused(&runtime(name), &deployment(AcceptedOptions::default()), &slice());

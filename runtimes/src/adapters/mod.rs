@@ -34,6 +34,12 @@ pub trait Adapter: Sync {
     /// Flags that the operator sets; a deployment cannot pass them in `extraArgs`, whatever `allowedArgs` lists.
     fn managed(&self) -> &'static [&'static str];
 
+    /// Whether it keeps the prefix caches of tenants apart by the salt in the header
+    /// [`HEADER_TENANT_SALT`](stowage_crds::names::HEADER_TENANT_SALT).
+    fn separates_tenants(&self) -> bool {
+        false
+    }
+
     /// Where its figures are on `/metrics`.
     fn metrics(&self) -> MetricNames;
 }

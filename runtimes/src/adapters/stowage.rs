@@ -10,6 +10,10 @@ use crate::{Facts, Refusal};
 pub struct Stowage;
 
 impl Adapter for Stowage {
+    fn separates_tenants(&self) -> bool {
+        true
+    }
+
     fn base(&self, facts: &Facts<'_>) -> Vec<String> {
         let mut args = vec!["serve".to_owned()];
         flag(&mut args, "--model", Some(&facts.model_path));
