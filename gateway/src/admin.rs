@@ -7,7 +7,7 @@ use axum::extract::State;
 use axum::routing::get;
 use axum::{Json, Router};
 use serde::Serialize;
-use stowage_crds::names::PATH_SIGNALS;
+use stowage_contracts::names::PATH_SIGNALS;
 use stowage_telemetry::metrics::Registry;
 use stowage_telemetry::{health, metrics};
 
@@ -25,7 +25,7 @@ pub fn router(gateway: Arc<Gateway>, registry: Registry) -> Router {
         .merge(metrics::router(registry))
 }
 
-/// Everything since this gateway started; who reads takes differences.
+/// Counts since this gateway started; the reader takes differences.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Signals {

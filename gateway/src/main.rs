@@ -7,18 +7,21 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
-use stowage_crds::names::{GATEWAY_ADMIN_PORT, GATEWAY_PORT};
+use stowage_contracts::names::{GATEWAY_ADMIN_PORT, GATEWAY_PORT};
 use stowage_gateway::admin;
 use stowage_gateway::gateway::{Gateway, Settings};
 use stowage_gateway::listen::body::BodyLimits;
+use stowage_gateway::listen::cors::Cors;
+use stowage_gateway::listen::peers::PeerLimits;
 use stowage_gateway::listen::server;
-use stowage_gateway::listen::server::ServerLimits;
+use stowage_gateway::listen::server::{Server, ServerLimits};
 use stowage_gateway::metrics::Metrics;
+use stowage_gateway::queue::client;
 use stowage_gateway::queue::directory::Directory;
 use stowage_gateway::queue::pool::PoolSettings;
 use stowage_gateway::queue::replica::Gate;
-use stowage_gateway::relay::attempt;
 use stowage_gateway::relay::stream::StreamPatience;
+use stowage_gateway::world::facts::Facts;
 use stowage_gateway::world::{static_file, watch};
 use tokio::net::TcpListener;
 
@@ -41,8 +44,8 @@ struct Options {
     /// Largest request body, in bytes.
     #[arg(long, env = "STOWAGE_MAX_BODY_BYTES", default_value_t = 8 << 20)]
     max_body_bytes: usize,
-    /// Bytes of all request bodies held at a time.
-    #[arg(long, env = "STOWAGE_MAX_BUFFERED_BYTES", default_value_t = 256 << 20)]
+    /// Bytes of all request bodies held at a time; one tenant alone may hold three quarters of it.
+    #[arg(long, env = "STOWAGE_MAX_BUFFERED_BYTES", default_value_t = 192 << 20)]
     max_buffered_bytes: usize,
     /// Seconds for a body to arrive, plus one per 64 KiB received.
     #[arg(long, env = "STOWAGE_BODY_TIMEOUT_SECONDS", default_value_t = 15)]
@@ -50,10 +53,23 @@ struct Options {
     /// Seconds for a request's head to arrive, and for an idle connection to stay open.
     #[arg(long, env = "STOWAGE_HEADER_TIMEOUT_SECONDS", default_value_t = 30)]
     header_timeout_seconds: u64,
+    /// Seconds that a client may leave an answer unread; each KiB that it reads gives one second back.
+    #[arg(long, env = "STOWAGE_WRITE_TIMEOUT_SECONDS", default_value_t = 20)]
+    write_timeout_seconds: u64,
     /// Client connections; more wait in the kernel's queue.
     #[arg(long, env = "STOWAGE_MAX_CONNECTIONS", default_value_t = 20_000)]
     max_connections: usize,
-    /// Requests in flight per replica from this gateway; more are queued here.
+    /// Client connections of one address (IPv6: of one /64 network). Raise it behind a load balancer that hides the
+    /// clients' addresses.
+    #[arg(long, env = "STOWAGE_MAX_CONNECTIONS_PER_ADDRESS", default_value_t = 2_000)]
+    max_connections_per_address: usize,
+    /// Client connections that have not shown a valid key; when there are more, the oldest ends.
+    #[arg(long, env = "STOWAGE_MAX_UNAUTHENTICATED_CONNECTIONS", default_value_t = 2_000)]
+    max_unauthenticated_connections: usize,
+    /// Origins of web pages that may read answers (CORS), separated by commas; `*` for all. Empty: none.
+    #[arg(long, env = "STOWAGE_CORS_ORIGINS", value_delimiter = ',')]
+    cors_origins: Vec<String>,
+    /// Sequences in flight per replica from this gateway; more are queued here.
     #[arg(long, env = "STOWAGE_MAX_IN_FLIGHT_PER_REPLICA", default_value_t = 256)]
     max_in_flight_per_replica: u32,
     /// Un-prefilled tokens per replica beyond which requests are queued here.
@@ -71,13 +87,16 @@ struct Options {
     /// The same on a replica whose heartbeat is lost.
     #[arg(long, env = "STOWAGE_STREAM_LOST_SECONDS", default_value_t = 10)]
     stream_lost_seconds: u64,
-    /// Seconds of full service after /readyz says no.
+    /// Seconds of full service after /readyz answers 503.
     #[arg(long, env = "STOWAGE_DRAIN_DELAY_SECONDS", default_value_t = 5)]
     drain_delay_seconds: u64,
     /// Seconds for open streams to end after that; the pod's grace period must cover both.
     #[arg(long, env = "STOWAGE_DRAIN_TIMEOUT_SECONDS", default_value_t = 600)]
     drain_timeout_seconds: u64,
 }
+
+/// Headers of one request.
+const MAX_HEADERS: usize = 64;
 
 fn main() -> anyhow::Result<()> {
     stowage_telemetry::install_crypto();
@@ -101,15 +120,19 @@ async fn run(options: Options) -> anyhow::Result<()> {
             "fewer open files than connections need: raise the hard limit or lower STOWAGE_MAX_CONNECTIONS"
         );
     }
+    let cors = Cors::new(options.cors_origins.clone()).map_err(anyhow::Error::msg).context("STOWAGE_CORS_ORIGINS")?;
     let mut registry = stowage_telemetry::metrics::registry();
     let metrics = Metrics::register(&mut registry);
-    let client = attempt::client();
+    let client = client::client();
     let directory = Directory::new(options.pool(), client.clone(), metrics.clone());
-    let gateway = Gateway::new(options.settings(), directory.clone(), client, metrics.clone());
+    let gateway = Gateway::new(options.settings(), cors, directory.clone(), client, metrics.clone());
 
     start_world(&options, &gateway, metrics).await?;
-    let listener = bind(options.listen, "clients").await?;
-    let admin_listener = bind(options.admin_listen, "administration").await?;
+    let listener =
+        server::bind(options.listen).with_context(|| format!("cannot listen for clients on {}", options.listen))?;
+    let admin_listener = TcpListener::bind(options.admin_listen)
+        .await
+        .with_context(|| format!("cannot listen for administration on {}", options.admin_listen))?;
     let admin = admin::router(gateway.clone(), registry);
     tokio::spawn(async move {
         if let Err(error) = axum::serve(admin_listener, admin).await {
@@ -117,30 +140,35 @@ async fn run(options: Options) -> anyhow::Result<()> {
         }
     });
     tracing::info!(listen = %options.listen, admin = %options.admin_listen, "serving");
-    server::serve(listener, gateway, options.server(), shutdown).await;
+    let server =
+        Server { limits: options.server(), readiness: gateway.readiness.clone(), metrics: gateway.metrics.clone() };
+    server.serve(listener, gateway, shutdown).await;
     tracing::info!("drained");
     Ok(())
 }
 
-/// Starts whatever fills the directory, and lets readiness follow.
+/// Starts what fills the directory. The gateway is ready when the first state is complete.
 async fn start_world(options: &Options, gateway: &Arc<Gateway>, metrics: Arc<Metrics>) -> anyhow::Result<()> {
     let directory = gateway.directory.clone();
     if let Some(path) = &options.static_world {
         directory.apply(&static_file::read(path)?);
         gateway.readiness.set_ready();
-        tokio::spawn(static_file::follow(path.clone(), directory));
+        tokio::spawn(static_file::follow(path.clone(), move |facts| directory.apply(facts)));
         return Ok(());
     }
     let client = kube::Client::try_default()
         .await
         .context("cannot find a cluster: run inside one, set KUBECONFIG, or use --static-world")?;
-    let readiness = gateway.readiness.clone();
-    tokio::spawn(watch::follow(client, directory, metrics, move || readiness.set_ready()));
+    let mut readiness = Some(gateway.readiness.clone());
+    let apply = move |facts: &Facts| {
+        directory.apply(facts);
+        // Once only: a gateway that drains must not become ready again.
+        if let Some(readiness) = readiness.take() {
+            readiness.set_ready();
+        }
+    };
+    tokio::spawn(watch::follow(client, metrics, apply));
     Ok(())
-}
-
-async fn bind(address: SocketAddr, who: &str) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("cannot listen for {who} on {address}"))
 }
 
 impl Options {
@@ -167,14 +195,22 @@ impl Options {
                 lost: Duration::from_secs(self.stream_lost_seconds),
             },
             gateways: self.gateways,
+            max_headers: MAX_HEADERS,
+            max_sequences: self.max_in_flight_per_replica,
         }
     }
 
     fn server(&self) -> ServerLimits {
         ServerLimits {
             max_connections: self.max_connections,
+            peers: PeerLimits {
+                max_per_address: self.max_connections_per_address,
+                max_guests: self.max_unauthenticated_connections,
+            },
+            max_partial_heads: 16 << 20,
+            write_timeout: Duration::from_secs(self.write_timeout_seconds),
             header_timeout: Duration::from_secs(self.header_timeout_seconds),
-            max_headers: 64,
+            max_headers: MAX_HEADERS,
             max_head_bytes: 32 << 10,
             drain_delay: Duration::from_secs(self.drain_delay_seconds),
             drain_timeout: Duration::from_secs(self.drain_timeout_seconds),

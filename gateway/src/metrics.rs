@@ -65,8 +65,11 @@ pub struct Metrics {
     queue_wait: Histograms,
     tokens: Family<TokenLabels, Counter>,
     retries: Family<RetryLabels, Counter>,
+    implausible_usage: Counter,
     /// Open client connections.
     pub connections: Gauge<i64>,
+    /// Connections refused because their address has as many as it may.
+    pub refused_connections: Counter,
     /// Bytes of request bodies that are held.
     pub buffered_bytes: Gauge<i64>,
     /// Times that a malformed object was met and passed over.
@@ -89,6 +92,8 @@ pub struct Series {
     prompt: Counter,
     prompt_cached: Counter,
     output: Counter,
+    /// Answers whose reported usage cannot be true.
+    pub implausible_usage: Counter,
     /// Requests that were let in, and their estimated prompt tokens; for the operator.
     pub arrivals: AtomicU64,
     pub arrived_tokens: AtomicU64,
@@ -103,8 +108,10 @@ pub enum Retry {
     Broken,
     /// The replica was found hung or gone while the request waited there.
     Lost,
-    /// The replica said that it drains or is full.
+    /// The replica is full.
     Refused,
+    /// The replica is about to end and takes nothing new.
+    Draining,
     /// The answer made no sense.
     Garbled,
 }
@@ -116,6 +123,7 @@ impl Retry {
             Self::Broken => "broken",
             Self::Lost => "lost",
             Self::Refused => "refused",
+            Self::Draining => "draining",
             Self::Garbled => "garbled",
         }
     }
@@ -144,7 +152,9 @@ impl Metrics {
             queue_wait: Family::new_with_constructor(latency),
             tokens: Family::default(),
             retries: Family::default(),
+            implausible_usage: Counter::default(),
             connections: Gauge::default(),
+            refused_connections: Counter::default(),
             buffered_bytes: Gauge::default(),
             malformed_objects: Counter::default(),
             world_changes: Counter::default(),
@@ -158,7 +168,9 @@ impl Metrics {
             queue_wait,
             tokens,
             retries,
+            implausible_usage,
             connections,
+            refused_connections,
             buffered_bytes,
             malformed_objects,
             world_changes,
@@ -195,7 +207,17 @@ impl Metrics {
             "Requests sent to another replica before their first byte",
             retries.clone(),
         );
+        registry.register(
+            "gateway_implausible_usage",
+            "Answers whose reported usage the request cannot have had; they are charged as estimated",
+            implausible_usage.clone(),
+        );
         registry.register("gateway_connections", "Open client connections", connections.clone());
+        registry.register(
+            "gateway_refused_connections",
+            "Connections refused because their address has as many as it may",
+            refused_connections.clone(),
+        );
         registry.register("gateway_buffered_bytes", "Bytes of request bodies held", buffered_bytes.clone());
         registry.register("gateway_malformed_objects", "Malformed API objects passed over", malformed_objects.clone());
         registry.register(
@@ -233,8 +255,8 @@ impl Metrics {
 
     /// Counts a request that ended before its tenant or model was known.
     pub fn count_early(&self, tenant: Option<&Arc<str>>, outcome: Outcome) {
-        let nobody: Arc<str> = NONE.into();
-        self.series(tenant.unwrap_or(&nobody), &nobody).count(outcome);
+        let none: Arc<str> = NONE.into();
+        self.series(tenant.unwrap_or(&none), &none).count(outcome);
     }
 
     pub fn count_retry(&self, reason: Retry) {
@@ -267,6 +289,7 @@ impl Metrics {
             prompt: token("input", "false"),
             prompt_cached: token("input", "true"),
             output: token("output", "false"),
+            implausible_usage: self.implausible_usage.clone(),
             arrivals: AtomicU64::new(0),
             arrived_tokens: AtomicU64::new(0),
         }

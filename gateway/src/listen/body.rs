@@ -1,18 +1,19 @@
 //! Reading a request's body: bounded in size, in time, and in what all bodies together may hold.
 //!
 //! The whole body is kept until the first byte of the answer, because a retry sends it again. So
-//! memory is the resource to defend: a size per body, a total for the process, and a clock that a
-//! trickle cannot outlast.
+//! memory is the resource to defend: a size per body, a total for the process of which no tenant gets all,
+//! charged before anything is read, and a clock that a trickle cannot outlast.
 
+use std::io::Read;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use flate2::read::{MultiGzDecoder, ZlibDecoder};
 use http::HeaderMap;
-use http::header::CONTENT_LENGTH;
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
 use http_body_util::BodyExt;
-use stowage_openai_api::ApiError;
+use stowage_openai_api::{ApiError, ErrorKind, Exceeded, Share, SharedBudget};
 use tokio::time::{Instant, timeout_at};
 
 use crate::metrics::Metrics;
@@ -21,7 +22,7 @@ use crate::outcome::{Outcome, Refused};
 /// Bounds for bodies.
 #[derive(Debug, Clone, Copy)]
 pub struct BodyLimits {
-    /// Bytes of one body.
+    /// Bytes of one body, as sent and decoded.
     pub max_bytes: usize,
     /// Bytes of all bodies held at a time.
     pub max_total_bytes: usize,
@@ -31,11 +32,14 @@ pub struct BodyLimits {
 
 /// A body earns a second per this many bytes.
 const BYTES_PER_SECOND: u64 = 64 << 10;
+/// Decoded at a time.
+const DECODED_PIECE: usize = 64 << 10;
 
-/// What all bodies hold together.
+/// Reads bodies.
 #[derive(Debug)]
-pub struct BodyBudget {
-    held: AtomicUsize,
+pub struct Bodies {
+    limits: BodyLimits,
+    budget: Arc<SharedBudget>,
     metrics: Arc<Metrics>,
 }
 
@@ -48,79 +52,109 @@ pub struct HeldBody {
 
 #[derive(Debug)]
 struct Place {
-    budget: Arc<BodyBudget>,
-    bytes: usize,
+    share: Share,
+    metrics: Arc<Metrics>,
 }
 
-impl BodyBudget {
-    pub fn new(metrics: Arc<Metrics>) -> Arc<Self> {
-        Arc::new(Self { held: AtomicUsize::new(0), metrics })
+/// How a body is encoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Encoding {
+    Identity,
+    Gzip,
+    Deflate,
+}
+
+// === impl Bodies ===
+
+impl Bodies {
+    pub fn new(limits: BodyLimits, metrics: Arc<Metrics>) -> Self {
+        Self { limits, budget: SharedBudget::new(limits.max_total_bytes), metrics }
+    }
+
+    /// Reads a body of `tenant` to its end, or reports why not.
+    pub async fn read<B>(&self, headers: &HeaderMap, body: B, tenant: &str) -> Result<HeldBody, Refused>
+    where
+        B: http_body::Body<Data = Bytes> + Unpin,
+    {
+        let encoding = encoding(headers)?;
+        let announced = announced_length(headers).unwrap_or(0);
+        if announced > self.limits.max_bytes as u64 {
+            return Err(Refused::invalid(ApiError::body_too_large(self.limits.max_bytes)));
+        }
+        let mut place = Place { share: self.budget.share(tenant.as_bytes()), metrics: self.metrics.clone() };
+        place.hold(announced as usize, tenant)?;
+        let bytes = self.collect(body, announced as usize, &mut place, tenant).await?;
+        if encoding == Encoding::Identity {
+            return Ok(HeldBody { bytes, _place: place });
+        }
+        let (limit, tenant) = (self.limits.max_bytes, tenant.to_owned());
+        // Eight MiB take tens of milliseconds, which other requests of this thread must not wait for.
+        let decoded = tokio::task::spawn_blocking(move || decode(encoding, &bytes, limit, place, &tenant)).await;
+        decoded.unwrap_or_else(|_| Err(Refused::invalid(ApiError::internal("cannot decode the body"))))
+    }
+
+    async fn collect<B>(&self, mut body: B, announced: usize, place: &mut Place, tenant: &str) -> Result<Bytes, Refused>
+    where
+        B: http_body::Body<Data = Bytes> + Unpin,
+    {
+        let started = Instant::now();
+        let mut pieces = BytesMut::new();
+        loop {
+            let deadline = started + allowed_time(self.limits.patience, pieces.len());
+            let frame = match timeout_at(deadline, body.frame()).await {
+                Err(_) => return Err(Refused::invalid(ApiError::body_timeout(started.elapsed().as_secs()))),
+                Ok(None) => return Ok(pieces.freeze()),
+                // The connection broke, or the chunks were malformed; the client is rarely there to read this.
+                Ok(Some(Err(_))) => {
+                    let error = ApiError::invalid_json("The request body ended early.");
+                    return Err(Refused::new(Outcome::ClientGone, error));
+                }
+                Ok(Some(Ok(frame))) => frame,
+            };
+            let Ok(data) = frame.into_data() else { continue };
+            let length = pieces.len() + data.len();
+            if length > self.limits.max_bytes {
+                return Err(Refused::invalid(ApiError::body_too_large(self.limits.max_bytes)));
+            }
+            place.hold(length, tenant)?;
+            if pieces.is_empty() && body.is_end_stream() {
+                return Ok(data);
+            }
+            if pieces.is_empty() {
+                // Room for what is announced takes no memory before it is written to.
+                pieces.reserve(announced.max(data.len()));
+            }
+            pieces.extend_from_slice(&data);
+        }
     }
 }
 
 impl Place {
-    fn grow(&mut self, bytes: usize, limit: usize) -> Result<(), Refused> {
-        self.bytes += bytes;
-        self.budget.metrics.buffered_bytes.inc_by(bytes as i64);
-        if self.budget.held.fetch_add(bytes, Ordering::Relaxed) + bytes <= limit {
-            return Ok(());
-        }
-        let message = "The gateway holds as many request bodies as it may. Try again.";
-        Err(Refused::new(Outcome::QueueFull, ApiError::unavailable("overloaded", message, 2)))
+    /// Holds `bytes` in all.
+    fn hold(&mut self, bytes: usize, tenant: &str) -> Result<(), Refused> {
+        let more = bytes.saturating_sub(self.share.amount());
+        self.share.grow(more).map_err(|exceeded| match exceeded {
+            Exceeded::Total => {
+                let message = "The gateway holds as many request bodies as it may. Try again.";
+                Refused::new(Outcome::QueueFull, ApiError::unavailable("overloaded", message, 2))
+            }
+            Exceeded::Part => {
+                let message = format!(
+                    "The request bodies of {tenant} take as much of the gateway's memory as one tenant may have now. \
+                     Send fewer large requests at once."
+                );
+                Refused::new(Outcome::TenantLimited, ApiError::rate_limited("tenant_bodies", message, 2))
+            }
+        })?;
+        self.metrics.buffered_bytes.inc_by(more as i64);
+        Ok(())
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.budget.held.fetch_sub(self.bytes, Ordering::Relaxed);
-        self.budget.metrics.buffered_bytes.dec_by(self.bytes as i64);
+        self.metrics.buffered_bytes.dec_by(self.share.amount() as i64);
     }
-}
-
-/// Reads a body to its end, or says why not.
-pub async fn read<B>(
-    headers: &HeaderMap,
-    mut body: B,
-    limits: BodyLimits,
-    budget: &Arc<BodyBudget>,
-) -> Result<HeldBody, Refused>
-where
-    B: http_body::Body<Data = Bytes> + Unpin,
-{
-    let announced = announced_length(headers);
-    if announced.is_some_and(|length| length > limits.max_bytes as u64) {
-        return Err(Refused::invalid(ApiError::body_too_large(limits.max_bytes)));
-    }
-    let started = Instant::now();
-    let mut place = Place { budget: budget.clone(), bytes: 0 };
-    let mut pieces = BytesMut::new();
-    loop {
-        let deadline = started + allowed_time(limits.patience, pieces.len());
-        let frame = match timeout_at(deadline, body.frame()).await {
-            Err(_) => return Err(Refused::invalid(ApiError::body_timeout(started.elapsed().as_secs()))),
-            Ok(None) => break,
-            // The connection broke, or the chunks were malformed; whoever reads this is rarely there.
-            Ok(Some(Err(_))) => {
-                return Err(Refused::new(Outcome::ClientGone, ApiError::invalid_json("The request body ended early.")));
-            }
-            Ok(Some(Ok(frame))) => frame,
-        };
-        let Ok(data) = frame.into_data() else { continue };
-        if pieces.len() + data.len() > limits.max_bytes {
-            return Err(Refused::invalid(ApiError::body_too_large(limits.max_bytes)));
-        }
-        place.grow(data.len(), limits.max_total_bytes)?;
-        if pieces.is_empty() && body.is_end_stream() {
-            return Ok(HeldBody { bytes: data, _place: place });
-        }
-        if pieces.is_empty() {
-            // Reserve what is announced only as far as it has begun to come true.
-            let announced = announced.unwrap_or(0) as usize;
-            pieces.reserve(announced.min(data.len() * 4));
-        }
-        pieces.extend_from_slice(&data);
-    }
-    Ok(HeldBody { bytes: pieces.freeze(), _place: place })
 }
 
 fn announced_length(headers: &HeaderMap) -> Option<u64> {
@@ -129,6 +163,50 @@ fn announced_length(headers: &HeaderMap) -> Option<u64> {
 
 fn allowed_time(patience: Duration, bytes: usize) -> Duration {
     patience + Duration::from_millis(bytes as u64 * 1000 / BYTES_PER_SECOND)
+}
+
+fn encoding(headers: &HeaderMap) -> Result<Encoding, Refused> {
+    let mut values = headers.get_all(CONTENT_ENCODING).iter();
+    let Some(value) = values.next() else { return Ok(Encoding::Identity) };
+    let name = value.to_str().unwrap_or_default().trim().to_ascii_lowercase();
+    match name.as_str() {
+        _ if values.next().is_some() => {}
+        "" | "identity" => return Ok(Encoding::Identity),
+        "gzip" | "x-gzip" => return Ok(Encoding::Gzip),
+        "deflate" => return Ok(Encoding::Deflate),
+        _ => {}
+    }
+    let message = "This content-encoding is not read. Send the body with gzip or deflate, or as it is.";
+    Err(Refused::invalid(ApiError::new(415, ErrorKind::InvalidRequest, "unsupported_encoding", message)))
+}
+
+/// The body behind `encoded`. What it grows to is charged as it grows, so a small text that unpacks to a large
+/// one ends at the limit.
+fn decode(
+    encoding: Encoding,
+    encoded: &[u8],
+    limit: usize,
+    mut place: Place,
+    tenant: &str,
+) -> Result<HeldBody, Refused> {
+    let mut reader: Box<dyn Read + '_> = match encoding {
+        Encoding::Gzip => Box::new(MultiGzDecoder::new(encoded)),
+        Encoding::Deflate => Box::new(ZlibDecoder::new(encoded)),
+        Encoding::Identity => Box::new(encoded),
+    };
+    let mut decoded = Vec::new();
+    loop {
+        let read = reader.by_ref().take(DECODED_PIECE as u64).read_to_end(&mut decoded).map_err(|_| {
+            Refused::invalid(ApiError::invalid_json("The request body is not encoded as its content-encoding says."))
+        })?;
+        if decoded.len() > limit {
+            return Err(Refused::invalid(ApiError::body_too_large(limit)));
+        }
+        if read == 0 {
+            return Ok(HeldBody { bytes: decoded.into(), _place: place });
+        }
+        place.hold(encoded.len() + decoded.len(), tenant)?;
+    }
 }
 
 #[cfg(test)]
@@ -140,17 +218,17 @@ mod tests {
     const LIMITS: BodyLimits =
         BodyLimits { max_bytes: 1000, max_total_bytes: 1500, patience: Duration::from_millis(200) };
 
-    fn budget() -> Arc<BodyBudget> {
-        BodyBudget::new(Metrics::register(&mut stowage_telemetry::metrics::registry()))
+    fn bodies() -> Bodies {
+        Bodies::new(LIMITS, Metrics::register(&mut stowage_telemetry::metrics::registry()))
     }
 
-    async fn read_pieces(pieces: Vec<(u64, usize)>, budget: &Arc<BodyBudget>) -> Result<HeldBody, Refused> {
+    async fn read_pieces(pieces: Vec<(u64, usize)>, bodies: &Bodies, tenant: &str) -> Result<HeldBody, Refused> {
         let stream = futures::stream::unfold(pieces.into_iter(), async |mut pieces| {
             let (wait, size) = pieces.next()?;
             tokio::time::sleep(Duration::from_millis(wait)).await;
             Some((Ok::<_, std::io::Error>(Frame::data(Bytes::from(vec![b'x'; size]))), pieces))
         });
-        read(&HeaderMap::new(), StreamBody::new(Box::pin(stream)), LIMITS, budget).await
+        bodies.read(&HeaderMap::new(), StreamBody::new(Box::pin(stream)), tenant).await
     }
 
     fn status(result: &Result<HeldBody, Refused>) -> u16 {
@@ -159,37 +237,95 @@ mod tests {
 
     #[tokio::test]
     async fn pieces_are_joined_and_given_back() {
-        let budget = budget();
-        let body = read_pieces(vec![(0, 10), (0, 20)], &budget).await.unwrap();
-        assert_eq!((body.bytes.len(), budget.held.load(Ordering::Relaxed)), (30, 30));
+        let bodies = bodies();
+        let body = read_pieces(vec![(0, 10), (0, 20)], &bodies, "a").await.unwrap();
+        assert_eq!((body.bytes.len(), bodies.budget.held()), (30, 30));
         drop(body);
-        assert_eq!(budget.held.load(Ordering::Relaxed), 0);
+        assert_eq!(bodies.budget.held(), 0);
     }
 
     #[tokio::test]
     async fn too_large_is_413_announced_or_not() {
-        let budget = budget();
-        assert_eq!(status(&read_pieces(vec![(0, 600), (0, 600)], &budget).await), 413);
+        let bodies = bodies();
+        assert_eq!(status(&read_pieces(vec![(0, 600), (0, 600)], &bodies, "a").await), 413);
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_LENGTH, "1001".parse().unwrap());
-        let result = read(&headers, Full::new(Bytes::new()), LIMITS, &budget).await;
+        let result = bodies.read(&headers, Full::new(Bytes::new()), "a").await;
         assert_eq!(status(&result), 413);
-        assert_eq!(budget.held.load(Ordering::Relaxed), 0);
+        assert_eq!(bodies.budget.held(), 0);
     }
 
     #[tokio::test]
-    async fn a_trickle_is_408_and_a_slow_but_honest_body_passes() {
-        let budget = budget();
-        assert_eq!(status(&read_pieces(vec![(40, 1); 20], &budget).await), 408);
-        assert_eq!(status(&read_pieces(vec![(150, 900), (0, 1)], &budget).await), 200);
+    async fn body_that_trickles_is_408_and_a_slow_one_is_read() {
+        let bodies = bodies();
+        assert_eq!(status(&read_pieces(vec![(40, 1); 20], &bodies, "a").await), 408);
+        assert_eq!(status(&read_pieces(vec![(150, 900), (0, 1)], &bodies, "a").await), 200);
     }
 
     #[tokio::test]
-    async fn all_bodies_together_are_bounded() {
-        let budget = budget();
-        let first = read_pieces(vec![(0, 900)], &budget).await.unwrap();
-        assert_eq!(status(&read_pieces(vec![(0, 900)], &budget).await), 503);
+    async fn all_bodies_together_are_bounded_and_no_tenant_gets_all() {
+        let bodies = bodies();
+        let first = read_pieces(vec![(0, 900)], &bodies, "a").await.unwrap();
+        assert_eq!(status(&read_pieces(vec![(0, 900)], &bodies, "b").await), 503, "all of it");
+        assert_eq!(status(&read_pieces(vec![(0, 300)], &bodies, "a").await), 429, "its part");
+        assert_eq!(status(&read_pieces(vec![(0, 300)], &bodies, "b").await), 200);
         drop(first);
-        assert_eq!(status(&read_pieces(vec![(0, 900)], &budget).await), 200);
+        assert_eq!(status(&read_pieces(vec![(0, 900)], &bodies, "b").await), 200);
+        assert_eq!((bodies.budget.held(), bodies.metrics.buffered_bytes.get()), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn body_is_charged_before_it_is_read() {
+        let bodies = bodies();
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_LENGTH, "800".parse().unwrap());
+        let never = StreamBody::new(futures::stream::pending::<Result<Frame<Bytes>, std::io::Error>>());
+        let mut reading = Box::pin(bodies.read(&headers, never, "a"));
+        assert!(futures::poll!(&mut reading).is_pending());
+        assert_eq!(bodies.budget.held(), 800);
+        drop(reading);
+        assert_eq!(bodies.budget.held(), 0);
+    }
+
+    fn gzip(plain: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+        std::io::Write::write_all(&mut encoder, plain).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    async fn read_encoded(encoding: &str, body: Vec<u8>) -> Result<HeldBody, Refused> {
+        let bodies = bodies();
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_ENCODING, encoding.parse().unwrap());
+        bodies.read(&headers, Full::new(Bytes::from(body)), "a").await
+    }
+
+    #[tokio::test]
+    async fn encoded_body_is_decoded() {
+        let plain = br#"{"model":"m"}"#.repeat(20);
+        for name in ["gzip", "GZIP", "x-gzip"] {
+            assert_eq!(read_encoded(name, gzip(&plain)).await.unwrap().bytes, plain, "{name}");
+        }
+        let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
+        std::io::Write::write_all(&mut encoder, &plain).unwrap();
+        assert_eq!(read_encoded("deflate", encoder.finish().unwrap()).await.unwrap().bytes, plain);
+        assert_eq!(read_encoded("identity", plain.clone()).await.unwrap().bytes, plain);
+    }
+
+    #[tokio::test]
+    async fn encoded_body_that_unpacks_beyond_the_limit_is_413() {
+        assert_eq!(status(&read_encoded("gzip", gzip(&vec![b'x'; 1 << 20])).await), 413);
+        assert_eq!(status(&read_encoded("gzip", gzip(&vec![b'x'; 1000])).await), 200);
+    }
+
+    #[tokio::test]
+    async fn encodings_that_are_not_read_are_415_and_false_ones_400() {
+        for name in ["zstd", "br", "gzip, gzip", "compress", "gzip;q=1"] {
+            assert_eq!(status(&read_encoded(name, gzip(b"{}")).await), 415, "{name}");
+        }
+        assert_eq!(status(&read_encoded("gzip", b"{}".to_vec()).await), 400);
+        let mut cut = gzip(&[b'x'; 900]);
+        cut.truncate(cut.len() - 9);
+        assert_eq!(status(&read_encoded("gzip", cut).await), 400);
     }
 }

@@ -1,8 +1,8 @@
-//! Who is asking: API key to tenant.
+//! From the API key to the tenant.
 //!
 //! Keys are known by their SHA-256 only. A presented key is hashed, the table is entered by the
 //! first eight bytes of the hash, and what stands there is compared in constant time. The time can
-//! tell at most those eight bytes of a *hash*, which do not help to find a key.
+//! show at most those eight bytes of a *hash*, which do not help to find a key.
 //!
 //! The tenant comes from the credential and from nothing else: no header, no query, no body.
 
@@ -26,7 +26,7 @@ const MAX_KEY_BYTES: usize = 512;
 pub struct KeyTable(HashMap<[u8; 8], Vec<(KeyHash, Arc<str>)>>);
 
 impl KeyTable {
-    /// Adds a key. The first tenant to name a hash keeps it: `false` says that it was taken.
+    /// Adds a key. The first tenant to name a hash keeps it: `false` when another tenant has it.
     pub fn insert(&mut self, hash: KeyHash, tenant: Arc<str>) -> bool {
         let entries = self.0.entry(prefix(&hash)).or_default();
         match entries.iter().find(|(known, _)| *known == hash) {
@@ -93,7 +93,7 @@ pub fn bearer(headers: &HeaderMap) -> Result<&str, ApiError> {
     Ok(key)
 }
 
-/// The refusal for a key that nobody has. It does not say whether the key ever existed.
+/// The refusal for an unknown key. It does not show whether the key ever existed.
 pub fn unknown_key() -> ApiError {
     ApiError::unauthenticated(
         "This API key is not known or was revoked. Check it, or ask your platform team for a new one.",
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_finds_its_tenant_and_a_wrong_one_finds_nobody() {
+    fn key_finds_its_tenant_and_unknown_key_finds_none() {
         let mut table = KeyTable::default();
         assert!(table.insert(hash_key("sk-a"), "team-a".into()));
         assert!(table.insert(hash_key("sk-b"), "team-b".into()));
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_of_two_tenants_stays_with_the_first() {
+    fn key_of_two_tenants_stays_with_the_first() {
         let mut table = KeyTable::default();
         assert!(table.insert(hash_key("k"), "a".into()));
         assert!(!table.insert(hash_key("k"), "b".into()));

@@ -1,7 +1,7 @@
 //! Which route a request means: exact matches from a closed list, everything else is 404.
 //!
-//! The path is compared as it came. Nothing is decoded, collapsed or resolved, because whatever
-//! normalises a path can be made to disagree with whoever reads it next: `/%70ause`, `//pause` and
+//! The path is compared as it came. Nothing is decoded, collapsed or resolved, because a path
+//! that is normalised here may be read differently by the next program: `/%70ause`, `//pause` and
 //! `/v1/../pause` are simply not on the list. Engine-private routes cannot be reached, since the path
 //! sent to an engine is a constant of ours ([`Inference::path`]) and never the client's text.
 
@@ -38,10 +38,10 @@ impl Inference {
     }
 }
 
-/// Routes of the API that this release does not serve; said, so that nobody looks for a typo.
+/// Routes of the API that this release does not serve. The answer names them, so that clients do not look for a typo.
 const NOT_YET: [&str; 4] = ["/v1/embeddings", "/v1/responses", "/v1/files", "/v1/batches"];
 
-/// Query parameters in which people put keys. A URL ends up in logs and histories, so these are
+/// Query parameters in which clients put keys. A URL ends up in logs and histories, so these are
 /// refused and not merely ignored.
 const KEY_PARAMETERS: [&str; 8] =
     ["key", "api_key", "apikey", "api-key", "access_token", "token", "authorization", "auth"];
@@ -60,7 +60,8 @@ pub fn route<'a>(method: &Method, path: &'a str) -> Result<Route<'a>, ApiError> 
             None => return Err(ApiError::no_route(method.as_str(), path)),
         },
     };
-    if *method == wanted { Ok(route) } else { Err(ApiError::method_not_allowed(method.as_str(), path)) }
+    let fits = *method == wanted || (*method == Method::HEAD && wanted == Method::GET);
+    if fits { Ok(route) } else { Err(ApiError::method_not_allowed(method.as_str(), path)) }
 }
 
 /// Refuses a query that carries a key.
@@ -113,6 +114,10 @@ mod tests {
         for path in ["/v1/models", "/v1/models/org/m-1:q4", "/healthz", "/readyz"] {
             assert_eq!((status(Method::GET, path), status(Method::POST, path)), (200, 405), "{path}");
         }
+        for path in ["/v1/models", "/v1/models/m", "/healthz", "/readyz"] {
+            assert_eq!(status(Method::HEAD, path), 200, "{path}");
+        }
+        assert_eq!(status(Method::HEAD, "/v1/completions"), 405);
         assert_eq!(status(Method::DELETE, "/v1/models"), 405);
     }
 

@@ -1,10 +1,10 @@
 //! Whether one replica may be given a request, judged from what it did lately.
 //!
 //! Two signals. The *heartbeat* is the load stream, a line at least every second: it is lost when the
-//! connection breaks or a line is overdue, and back with the next line; it says that the process
+//! connection breaks or a line is overdue, and back with the next line; it shows that the process
 //! runs. *Strikes* are answers that were wrong: garbage, or server errors in a row; they open the
-//! breaker for a while, and afterwards one request tries. Either keeps the replica out; the
-//! heartbeat cannot excuse wrong answers, because a broken engine can still count its requests.
+//! breaker for a while, and afterwards one request tries. Either keeps the replica out; a
+//! heartbeat does not outweigh wrong answers, because a broken engine can still count its requests.
 //!
 //! A replica without a heartbeat yet (just started) or at all (another engine) is trusted: the
 //! kubelet found it ready. Time is an argument.
@@ -18,7 +18,7 @@ const LONGEST_OPEN: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 enum Heartbeat {
-    /// Nothing heard yet, or the engine has no load stream.
+    /// Nothing received yet, or the engine has no load stream.
     #[default]
     Unknown,
     Beating,
@@ -41,7 +41,12 @@ pub struct Breaker {
 impl Breaker {
     /// Whether a request may go there now.
     pub fn allows(&self, now: Instant) -> bool {
-        self.heartbeat != Heartbeat::Lost && self.open_until.is_none_or(|until| now >= until && !self.trying)
+        self.beats() && self.open_until.is_none_or(|until| now >= until && !self.trying)
+    }
+
+    /// Whether the last that was received of it is a sign of life, or nothing was received yet.
+    pub fn beats(&self) -> bool {
+        self.heartbeat != Heartbeat::Lost
     }
 
     /// A request goes there. Must be followed by one of the `on_…` of answers, or by [`Self::on_released`].
@@ -54,17 +59,17 @@ impl Breaker {
         self.heartbeat = Heartbeat::Beating;
     }
 
-    /// The load stream broke, is overdue or is garbled. Returns whether that is news.
+    /// The load stream broke, is overdue or is garbled. Returns whether that is new.
     pub fn on_heartbeat_lost(&mut self) -> bool {
         std::mem::replace(&mut self.heartbeat, Heartbeat::Lost) != Heartbeat::Lost
     }
 
-    /// A sensible answer: everything is forgiven.
+    /// A sensible answer: all strikes are cleared.
     pub fn on_answer(&mut self) {
         (self.errors, self.opened, self.open_until, self.trying) = (0, 0, None, false);
     }
 
-    /// An answer of status 500 or above that says so properly.
+    /// An answer of status 500 or above, in OpenAI's form.
     pub fn on_error(&mut self, now: Instant) {
         self.errors += 1;
         if self.errors >= ERRORS_TO_OPEN || self.open_until.is_some() {
@@ -77,7 +82,7 @@ impl Breaker {
         self.open(now);
     }
 
-    /// A request left without telling anything (its client went away).
+    /// A request ended without a result (its client went away).
     pub fn on_released(&mut self) {
         self.trying = false;
     }
@@ -99,19 +104,19 @@ mod tests {
     }
 
     #[test]
-    fn a_new_replica_is_trusted_and_a_lost_heartbeat_is_not() {
+    fn new_replica_is_used_and_one_without_heartbeat_is_not() {
         let now = Instant::now();
         let mut breaker = Breaker::default();
         assert!(breaker.allows(now));
         assert!(breaker.on_heartbeat_lost());
-        assert!(!breaker.on_heartbeat_lost(), "not news the second time");
+        assert!(!breaker.on_heartbeat_lost(), "not new the second time");
         assert!(!breaker.allows(after(now, 3600.0)), "time alone does not bring it back");
         breaker.on_heartbeat();
         assert!(breaker.allows(now));
     }
 
     #[test]
-    fn one_garbled_answer_opens_and_a_beating_heart_does_not_close() {
+    fn one_garbled_answer_opens_and_a_heartbeat_does_not_close() {
         let now = Instant::now();
         let mut breaker = Breaker::default();
         breaker.on_garbage(now);

@@ -8,10 +8,11 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use crate::metrics::Metrics;
+use crate::queue::client::EngineClient;
 use crate::queue::monitor;
 use crate::queue::pool::{Pool, PoolSettings};
-use crate::relay::attempt::EngineClient;
-use crate::world::snapshot::{Deployment, DeploymentKey, Facts, World};
+use crate::world::facts::Facts;
+use crate::world::snapshot::{Deployment, DeploymentKey, World};
 
 /// What requests look things up in.
 pub struct Directory {

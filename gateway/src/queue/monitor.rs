@@ -13,14 +13,16 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
-use stowage_crds::names::{PATH_LOAD, PATH_READYZ};
+use hyper::body::{Frame, Incoming};
+use stowage_contracts::load::LoadReport;
+use stowage_contracts::names::{PATH_LOAD, PATH_READYZ};
+use tokio::sync::Notify;
 use tokio::time::timeout;
 
-use crate::queue::load::Load;
+use crate::queue::client::EngineClient;
+use crate::queue::load;
 use crate::queue::pool::Pool;
 use crate::queue::replica::Replica;
-use crate::relay::attempt::EngineClient;
 
 /// A line is due every second.
 const OVERDUE: Duration = Duration::from_millis(1500);
@@ -37,10 +39,21 @@ const MAX_LINE: usize = 64 << 10;
 enum Ended {
     /// No such route: another kind of engine.
     Unsupported,
-    /// Refused, broken, silent for long, or garbled.
+    /// The process is gone: no connection, or the stream broke.
+    Dead(&'static str),
+    /// Refused, silent for long, or garbled.
     Lost(&'static str),
-    /// Nobody needs this replica any more.
+    /// A request's connection broke, so that only a new connection shows whether the process lives.
+    CheckNow,
+    /// The replica is not needed any more.
     Done,
+}
+
+/// What a load stream brought.
+enum Next {
+    Frame(Option<Result<Frame<Bytes>, hyper::Error>>),
+    CheckNow,
+    Silence,
 }
 
 /// Starts watching. The task ends with the replica.
@@ -50,6 +63,7 @@ pub fn start(pool: &Arc<Pool>, replica: &Arc<Replica>, client: EngineClient) {
         replica: Arc::downgrade(replica),
         client,
         base: format!("http://{}", replica.address),
+        check_now: replica.check_now.clone(),
     };
     let task = tokio::spawn(watcher.run());
     replica.watched_by(task.abort_handle());
@@ -61,20 +75,23 @@ struct Watcher {
     replica: Weak<Replica>,
     client: EngineClient,
     base: String,
+    check_now: Arc<Notify>,
 }
 
 impl Watcher {
     async fn run(self) {
         loop {
-            match self.follow().await {
+            let ended = self.follow().await;
+            match ended {
                 Ended::Done => return,
                 Ended::Unsupported => {
                     if !self.probe().await {
                         return;
                     }
                 }
-                Ended::Lost(why) => {
-                    if !self.lost(why) {
+                Ended::CheckNow => {}
+                Ended::Dead(why) | Ended::Lost(why) => {
+                    if !self.lost(why, matches!(ended, Ended::Dead(_))) {
                         return;
                     }
                     tokio::time::sleep(RECONNECT).await;
@@ -87,7 +104,7 @@ impl Watcher {
     async fn follow(&self) -> Ended {
         let response = match timeout(OVERDUE, self.get(&format!("{PATH_LOAD}?watch=1"))).await {
             Ok(Some(response)) => response,
-            Ok(None) => return Ended::Lost("no connection"),
+            Ok(None) => return Ended::Dead("no connection"),
             Err(_) => return Ended::Lost("no answer"),
         };
         match response.status() {
@@ -98,25 +115,27 @@ impl Watcher {
         let mut body = response.into_body();
         let mut line = BytesMut::new();
         loop {
-            let frame = match timeout(OVERDUE, body.frame()).await {
-                Ok(frame) => frame,
-                Err(_) => {
-                    if !self.lost("heartbeat overdue") {
+            let frame = match self.next(&mut body, OVERDUE).await {
+                Next::Frame(frame) => frame,
+                Next::CheckNow => return Ended::CheckNow,
+                Next::Silence => {
+                    if !self.lost("heartbeat overdue", false) {
                         return Ended::Done;
                     }
-                    match timeout(KEEP_SILENT, body.frame()).await {
-                        Ok(frame) => frame,
-                        Err(_) => return Ended::Lost("silent"),
+                    match self.next(&mut body, KEEP_SILENT).await {
+                        Next::Frame(frame) => frame,
+                        Next::CheckNow => return Ended::CheckNow,
+                        Next::Silence => return Ended::Lost("silent"),
                     }
                 }
             };
-            let Some(Ok(frame)) = frame else { return Ended::Lost("load stream broke") };
+            let Some(Ok(frame)) = frame else { return Ended::Dead("load stream broke") };
             let Ok(data) = frame.into_data() else { continue };
             line.extend_from_slice(&data);
             while let Some(end) = memchr::memchr(b'\n', &line) {
                 let report = line.split_to(end + 1);
-                let Some(load) = Load::from_json(&report) else { return Ended::Lost("garbled load report") };
-                if !self.alive(Some(load)) {
+                let Some(report) = load::parse(&report) else { return Ended::Lost("garbled load report") };
+                if !self.alive(Some(report)) {
                     return Ended::Done;
                 }
             }
@@ -126,18 +145,26 @@ impl Watcher {
         }
     }
 
-    /// One round of an engine without a load stream. False when nobody needs it any more.
-    async fn probe(&self) -> bool {
-        let ready = timeout(OVERDUE, self.get(PATH_READYZ)).await.ok().flatten();
-        let known = match ready {
-            Some(response) if response.status() != StatusCode::SERVICE_UNAVAILABLE => self.alive(None),
-            Some(_) => self.lost("not ready"),
-            None => self.lost("no answer"),
-        };
-        if let Some(replica) = self.replica.upgrade() {
-            // Sooner when a request failed there.
-            let _ = timeout(PROBE, replica.poke.notified()).await;
+    /// The next piece of the stream, unless a check is asked for or nothing comes for so long.
+    async fn next(&self, body: &mut Incoming, patience: Duration) -> Next {
+        tokio::select! {
+            biased;
+            () = self.check_now.notified() => Next::CheckNow,
+            frame = timeout(patience, body.frame()) => frame.map_or(Next::Silence, Next::Frame),
         }
+    }
+
+    /// One round of an engine without a load stream. False when the replica is not needed any more.
+    async fn probe(&self) -> bool {
+        let ready = timeout(OVERDUE, self.get(PATH_READYZ)).await;
+        let known = match ready {
+            Err(_) => self.lost("no answer", false),
+            Ok(None) => self.lost("no connection", true),
+            Ok(Some(response)) if response.status() != StatusCode::SERVICE_UNAVAILABLE => self.alive(None),
+            Ok(Some(_)) => self.lost("not ready", false),
+        };
+        // Sooner when a request failed there.
+        let _ = timeout(PROBE, self.check_now.notified()).await;
         known
     }
 
@@ -146,18 +173,18 @@ impl Watcher {
         self.client.request(request).await.ok()
     }
 
-    fn alive(&self, load: Option<Load>) -> bool {
+    fn alive(&self, report: Option<LoadReport>) -> bool {
         let (Some(pool), Some(replica)) = (self.pool.upgrade(), self.replica.upgrade()) else { return false };
-        if replica.is_lost() {
+        if replica.state().lost {
             tracing::info!(deployment = %pool.key, pod = replica.pod, "replica is back");
         }
-        pool.on_report(&replica, load);
+        pool.on_report(&replica, report);
         true
     }
 
-    fn lost(&self, why: &'static str) -> bool {
+    fn lost(&self, why: &'static str, dead: bool) -> bool {
         let (Some(pool), Some(replica)) = (self.pool.upgrade(), self.replica.upgrade()) else { return false };
-        if pool.on_lost(&replica) {
+        if pool.on_lost(&replica, dead) {
             tracing::warn!(deployment = %pool.key, pod = replica.pod, why, "replica is out of routing");
         }
         true

@@ -1,25 +1,26 @@
 //! The replicas of one deployment and the requests that wait for them.
 //!
 //! A request asks for a [`Lease`]: the right to be in flight on one replica. It gets one at once when
-//! nobody waits and routing finds a replica; otherwise it queues, first come first served, within
-//! bounds. Whatever could let somebody through — a lease returned, a load report, a replica that
-//! appears or recovers — runs [`Pool::pump`].
+//! no other request waits and routing finds a replica; otherwise it waits, within bounds. Next is the first
+//! request of the tenant with the fewest sequences in flight. Every event after which a request could get a
+//! lease (a lease returned, a load report, a replica that appears or recovers) runs [`Pool::pump`].
 //!
 //! Two waits look alike and are bounded apart: *queued* requests wait for room on replicas that are
 //! there, *held* requests wait for a replica to exist. A request that comes back from a lost replica
-//! goes to the front with its original arrival time.
+//! goes to the front of its tenant's.
 //!
-//! Left out: what is sent and how (the proxy), who may ask (auth), fairness between tenants.
+//! Left out: what is sent and how (`relay`), which caller has access (`listen`).
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use stowage_planner::route::{Choice, Coefficients, Refusal, RequestView, choose};
+use stowage_contracts::load::LoadReport;
+use stowage_planner::route::{Choice, Coefficients, Refusal, choose};
 use tokio::sync::oneshot;
 use tokio::time::timeout_at;
 
-use crate::queue::load::Load;
+use crate::queue::ask::Ask;
 use crate::queue::replica::{Gate, Replica, Slot};
 use crate::world::snapshot::{Deployment, DeploymentKey};
 
@@ -38,26 +39,17 @@ pub struct PoolSettings {
     pub queue_timeout: Duration,
 }
 
-/// What a request asks a pool for.
-#[derive(Debug, Clone)]
-pub struct Ask {
-    pub tenant: Arc<str>,
-    pub request: RequestView,
-    /// When the request arrived at the gateway; all waiting counts from here.
-    pub arrived: Instant,
-    /// Most requests of this tenant that may wait here.
-    pub max_queued: Option<u32>,
-}
-
 /// Why a request got no lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unplaced {
-    /// Nobody will start a replica.
+    /// No replica will be started.
     SwitchedOff,
     /// As many wait for room as may.
     QueueFull { limit: usize },
     /// As many of this tenant wait as may.
     TenantQueueFull { limit: u32 },
+    /// So many of this tenant wait that the rest is kept for others.
+    TenantPart,
     /// As many wait for a first replica as may.
     HoldFull { limit: usize },
     /// No room within the queue's time.
@@ -81,6 +73,8 @@ struct State {
     deployment: Arc<Deployment>,
     slots: Vec<Slot>,
     waiting: VecDeque<Waiter>,
+    /// Sequences in flight by tenant; tenants without any are not in it.
+    in_flight: HashMap<Arc<str>, u32>,
     mean_output: f64,
     /// Seeds the draw between equals.
     draws: u64,
@@ -99,6 +93,10 @@ struct Waiter {
 pub struct Lease {
     pool: Arc<Pool>,
     pub replica: Arc<Replica>,
+    /// The incarnation of the replica's process that has the request.
+    pub incarnation: u64,
+    tenant: Arc<str>,
+    sequences: u32,
 }
 
 /// What a request finds when it arrives.
@@ -128,6 +126,8 @@ pub struct ReplicaStatus {
     /// `None`: it takes requests.
     pub refused: Option<Refusal>,
     pub backlog_tokens: f64,
+    /// A load report has come.
+    pub reported: bool,
 }
 
 // === impl Pool ===
@@ -141,13 +141,14 @@ impl Pool {
                 deployment,
                 slots: Vec::new(),
                 waiting: VecDeque::new(),
+                in_flight: HashMap::new(),
                 mean_output: FIRST_MEAN_OUTPUT,
                 draws: 0,
             }),
         })
     }
 
-    /// Takes over what the cluster says now. Returns the replicas that are new, to be watched.
+    /// Takes over the current state of the cluster. Returns the replicas that are new, to be watched.
     pub fn update(self: &Arc<Self>, deployment: Arc<Deployment>) -> Vec<Arc<Replica>> {
         let mut new = Vec::new();
         {
@@ -169,7 +170,7 @@ impl Pool {
             state.deployment = deployment;
         }
         self.pump();
-        // Whoever could not be served by now never will be.
+        // What could not be served by now never will be.
         let mut state = self.lock();
         if state.deployment.deleting && !state.usable(Instant::now()) {
             state.waiting.clear();
@@ -177,26 +178,26 @@ impl Pool {
         new
     }
 
-    /// The deployment is gone: whoever waits is told.
+    /// The deployment is gone: every waiting request is refused.
     pub fn close(&self) {
         self.lock().waiting.clear();
     }
 
-    /// A place for one request. `tried` are replicas it came back from: they are used again only
+    /// A place for one request. `tried` are incarnations it came back from: they are used again only
     /// when no other is left.
     pub async fn acquire(self: &Arc<Self>, ask: Ask, tried: Vec<u64>) -> Result<Lease, Unplaced> {
-        let arrived = ask.arrived;
+        let since = ask.since;
         let mut receive = match self.place_or_queue(ask, tried)? {
             Door::Open(lease) => return Ok(lease),
             Door::Queue(receive) => receive,
         };
         loop {
-            let (deadline, refusal) = self.patience(arrived);
+            let (deadline, refusal) = self.patience(since);
             match timeout_at(deadline.into(), &mut receive).await {
                 Ok(Ok(lease)) => return Ok(lease),
                 Ok(Err(_)) => return Err(Unplaced::Deleted),
                 // The deadline may have moved while we waited, from hold to queue or back.
-                Err(_) if self.patience(arrived).0 > Instant::now() => {}
+                Err(_) if self.patience(since).0 > Instant::now() => {}
                 Err(_) => {
                     receive.close();
                     return receive.try_recv().map_err(|_| refusal);
@@ -205,34 +206,28 @@ impl Pool {
         }
     }
 
-    /// The replica lives; `load` is what it does, where it has a load stream.
-    pub fn on_report(self: &Arc<Self>, replica: &Replica, load: Option<Load>) {
-        self.change(replica, |slot| {
-            slot.breaker.on_heartbeat();
-            match load {
-                Some(load) => slot.set_load(load),
-                None => slot.says_draining = false,
-            }
-        });
-        replica.set_lost(false);
+    /// A heartbeat of the replica, with what it reports where it has a load stream.
+    pub fn on_report(self: &Arc<Self>, replica: &Replica, report: Option<LoadReport>) {
+        let now = Instant::now();
+        self.change(replica, |slot| slot.on_report(report, now));
         self.pump();
     }
 
-    /// The replica does not answer. Returns whether that is news.
-    pub fn on_lost(self: &Arc<Self>, replica: &Replica) -> bool {
-        replica.set_lost(true);
-        self.change(replica, |slot| slot.breaker.on_heartbeat_lost()).unwrap_or(false)
+    /// The replica does not answer; `dead` when its process is gone. Returns whether it was thought to be well.
+    pub fn on_lost(&self, replica: &Replica, dead: bool) -> bool {
+        self.change(replica, |slot| slot.on_lost(dead)).unwrap_or(false)
+    }
+
+    /// Whether that incarnation is known to have ended: another process took its place, it is not listed any more,
+    /// or it has no heartbeat.
+    pub fn has_ended(&self, incarnation: u64) -> bool {
+        self.lock().slots.iter().find(|slot| slot.incarnation == incarnation).is_none_or(Slot::has_ended)
     }
 
     /// Whether a request on `replica` could go somewhere else now.
     pub fn has_alternative(&self, replica: &Replica) -> bool {
         let now = Instant::now();
         self.lock().slots.iter().any(|slot| slot.replica.id != replica.id && slot.unusable(now).is_none())
-    }
-
-    /// Whether the replica said that it drains.
-    pub fn is_draining(&self, replica: &Replica) -> bool {
-        self.change(replica, |slot| slot.says_draining).unwrap_or(true)
     }
 
     /// Expected answer length, in tokens, where the request does not bound it.
@@ -261,24 +256,25 @@ impl Pool {
         }
     }
 
-    /// Lets through whoever can be let through, in order.
+    /// Gives leases to waiting requests, in order, until the next one finds no replica.
     pub fn pump(self: &Arc<Self>) {
         let mut ready = Vec::new();
         {
             let now = Instant::now();
             let mut state = self.lock();
             state.forget_departed();
-            while let Some(waiter) = state.waiting.pop_front() {
+            while let Some(index) = state.next() {
+                let Some(waiter) = state.waiting.remove(index) else { break };
                 match self.place(&mut state, &waiter.ask, &waiter.tried, now) {
                     Some(lease) => ready.push((waiter.deliver, lease)),
                     None => {
-                        state.waiting.push_front(waiter);
+                        state.waiting.insert(index, waiter);
                         break;
                     }
                 }
             }
         }
-        // Outside the lock: a lease that nobody takes is dropped here and returns itself.
+        // Outside the lock: a lease whose request has ended is dropped here and returns itself.
         for (deliver, lease) in ready {
             drop(deliver.send(lease));
         }
@@ -294,7 +290,7 @@ impl Pool {
         {
             return Ok(Door::Open(lease));
         }
-        // Who was in already is not turned away at the door.
+        // A request that had a place already is not refused for want of room in the queue.
         if !again {
             state.check_bounds(&ask, self.settings.max_queued, now)?;
         }
@@ -312,22 +308,29 @@ impl Pool {
         let index = state.choose(self.settings.gate, ask, tried, now).winner.or_else(|| {
             (!tried.is_empty()).then(|| state.choose(self.settings.gate, ask, &[], now).winner).flatten()
         })?;
+        *state.in_flight.entry(ask.tenant.clone()).or_default() += ask.sequences;
         let slot = &mut state.slots[index];
-        slot.in_flight += 1;
-        slot.sent += 1;
+        slot.in_flight += ask.sequences;
+        slot.sent += ask.sequences;
         slot.sent_tokens += ask.request.prompt_tokens;
         slot.breaker.on_chosen();
-        Some(Lease { pool: self.clone(), replica: slot.replica.clone() })
+        Some(Lease {
+            pool: self.clone(),
+            replica: slot.replica.clone(),
+            incarnation: slot.incarnation,
+            tenant: ask.tenant.clone(),
+            sequences: ask.sequences,
+        })
     }
 
-    /// Until when somebody who arrived then waits, and what is said when it is over.
-    fn patience(&self, arrived: Instant) -> (Instant, Unplaced) {
+    /// Until when a request that waits since then may wait, and the refusal after that.
+    fn patience(&self, since: Instant) -> (Instant, Unplaced) {
         let now = Instant::now();
         let state = self.lock();
-        let waited = now.saturating_duration_since(arrived);
+        let waited = now.saturating_duration_since(since);
         if state.usable(now) {
             (
-                arrived + self.settings.queue_timeout,
+                since + self.settings.queue_timeout,
                 Unplaced::QueueTimeout { waited: waited.max(self.settings.queue_timeout) },
             )
         } else if state.deployment.deleting {
@@ -337,7 +340,7 @@ impl Pool {
         } else {
             let hold = state.deployment.hold;
             let starting = state.slots.is_empty();
-            (arrived + hold, Unplaced::NoReplica { waited: waited.max(hold), starting })
+            (since + hold, Unplaced::NoReplica { waited: waited.max(hold), starting })
         }
     }
 
@@ -357,7 +360,8 @@ fn slot_status(slot: &Slot, now: Instant) -> ReplicaStatus {
         pod: slot.replica.pod.clone(),
         in_flight: slot.in_flight,
         refused: slot.unusable(now),
-        backlog_tokens: slot.load.map_or(0.0, |load| load.backlog_tokens + slot.sent_tokens),
+        reported: slot.load.is_some(),
+        backlog_tokens: slot.backlog_tokens(),
     }
 }
 
@@ -373,35 +377,50 @@ impl State {
         self.waiting.retain(|waiter| !waiter.deliver.is_closed());
     }
 
+    /// Where the waiter stands that is next: of the tenant with the fewest sequences in flight, the first. So a
+    /// tenant with many requests gets what others leave, and all of it while no other waits.
+    fn next(&self) -> Option<usize> {
+        let mut seen = HashSet::new();
+        let firsts = self.waiting.iter().enumerate().filter(|(_, waiter)| seen.insert(&waiter.ask.tenant));
+        let served = |tenant: &Arc<str>| self.in_flight.get(tenant).copied().unwrap_or(0);
+        firsts.min_by_key(|(index, waiter)| (served(&waiter.ask.tenant), *index)).map(|(index, _)| index)
+    }
+
+    fn on_returned(&mut self, tenant: &Arc<str>, sequences: u32) {
+        if let Some(in_flight) = self.in_flight.get_mut(tenant) {
+            *in_flight = in_flight.saturating_sub(sequences);
+            if *in_flight == 0 {
+                self.in_flight.remove(tenant);
+            }
+        }
+    }
+
     fn choose(&mut self, gate: Gate, ask: &Ask, tried: &[u64], now: Instant) -> Choice {
-        let tokens = ask.request.prompt_tokens;
-        let views: Vec<_> = self.slots.iter().map(|slot| slot.view(gate, tokens, tried, now)).collect();
+        let views: Vec<_> = self.slots.iter().map(|slot| slot.view(gate, ask, tried, now)).collect();
         self.draws = self.draws.wrapping_add(1);
         choose(&views, &ask.request, &Coefficients::REFERENCE, self.draws)
     }
 
     fn check_bounds(&self, ask: &Ask, max_queued: usize, now: Instant) -> Result<(), Unplaced> {
-        if let Some(limit) = ask.max_queued {
-            let mine = self.waiting.iter().filter(|w| w.ask.tenant == ask.tenant).count();
-            if mine >= limit as usize {
-                return Err(Unplaced::TenantQueueFull { limit });
-            }
+        let mine = self.waiting.iter().filter(|w| w.ask.tenant == ask.tenant).count();
+        if let Some(limit) = ask.max_queued
+            && mine >= limit as usize
+        {
+            return Err(Unplaced::TenantQueueFull { limit });
         }
-        if self.usable(now) {
-            return if self.waiting.len() < max_queued {
-                Ok(())
-            } else {
-                Err(Unplaced::QueueFull { limit: max_queued })
-            };
-        }
-        if self.deployment.deleting {
+        let (limit, full) = if self.usable(now) {
+            (max_queued, Unplaced::QueueFull { limit: max_queued })
+        } else if self.deployment.deleting {
             return Err(Unplaced::Deleted);
-        }
-        if self.deployment.switched_off && self.slots.is_empty() {
+        } else if self.deployment.switched_off && self.slots.is_empty() {
             return Err(Unplaced::SwitchedOff);
-        }
-        let limit = self.deployment.max_held;
-        if self.waiting.len() < limit { Ok(()) } else { Err(Unplaced::HoldFull { limit }) }
+        } else {
+            let limit = self.deployment.max_held;
+            (limit, Unplaced::HoldFull { limit })
+        };
+        let left = limit.checked_sub(self.waiting.len() + 1).ok_or(full)?;
+        // No tenant fills the queue: it may have three times what it leaves free, as of other shared budgets.
+        if mine + 1 > 3 * (left + 1) { Err(Unplaced::TenantPart) } else { Ok(()) }
     }
 }
 
@@ -412,8 +431,8 @@ impl Lease {
     pub fn answered(&self, load: Option<&str>) {
         self.pool.change(&self.replica, |slot| {
             slot.breaker.on_answer();
-            if let (Some(header), Some(known)) = (load, slot.load) {
-                slot.set_load(known.updated_by_header(header));
+            if let Some(header) = load {
+                slot.on_load_header(header);
             }
         });
     }
@@ -428,21 +447,34 @@ impl Lease {
         self.pool.change(&self.replica, |slot| slot.breaker.on_garbage(Instant::now()));
     }
 
-    /// The replica says that it drains.
+    /// The replica reports that it drains.
     pub fn refused_draining(&self) {
-        self.pool.change(&self.replica, |slot| slot.says_draining = true);
+        self.pool.change(&self.replica, |slot| slot.reports_draining = true);
     }
 
-    /// No connection to the replica: out, until its monitor hears from it.
+    /// No connection to the replica: out, until its next report.
     pub fn unreachable(&self) {
-        self.pool.on_lost(&self.replica);
-        self.replica.poke.notify_one();
+        self.suspect(|slot| _ = slot.on_lost(true));
     }
 
-    /// The connection broke while the request ran. Whether the replica is gone, the monitor finds out.
+    /// The connection broke while the request ran: out, until a report shows whether the process lives.
     pub fn broken(&self) {
-        self.errored();
-        self.replica.poke.notify_one();
+        self.suspect(Slot::on_broken);
+    }
+
+    /// Takes the replica out and has it checked, unless another process is there already.
+    fn suspect(&self, take_out: impl FnOnce(&mut Slot)) {
+        self.pool.change(&self.replica, |slot| {
+            if slot.incarnation == self.incarnation {
+                take_out(slot);
+            }
+        });
+        self.replica.check_now.notify_one();
+    }
+
+    /// Whether the process that had the request was replaced by another one.
+    pub fn renewed(&self) -> bool {
+        self.replica.state().incarnation != self.incarnation
     }
 
     pub fn pool(&self) -> &Arc<Pool> {
@@ -454,8 +486,9 @@ impl Drop for Lease {
     fn drop(&mut self) {
         {
             let mut state = self.pool.lock();
+            state.on_returned(&self.tenant, self.sequences);
             if let Some(slot) = state.slots.iter_mut().find(|slot| slot.replica.id == self.replica.id) {
-                slot.in_flight = slot.in_flight.saturating_sub(1);
+                slot.in_flight = slot.in_flight.saturating_sub(self.sequences);
                 slot.breaker.on_released();
             }
             state.slots.retain(|slot| !slot.gone || slot.in_flight > 0);

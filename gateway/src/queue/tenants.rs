@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Instant;
 
-use crate::queue::limits::{Limited, TenantUse};
+use crate::queue::limits::{Limited, TenantUse, Wanted};
 use crate::world::snapshot::Tenant;
 
 /// All tenants that have sent something.
@@ -33,12 +33,12 @@ impl Tenants {
 }
 
 impl TenantHandle {
-    /// Takes a request of about `tokens` within the tenant's limits.
-    pub fn admit(&self, tenant: &Tenant, tokens: f64, gateways: u32) -> Result<(), Limited> {
-        self.with(|used| used.admit(&tenant.limits, tokens, gateways, Instant::now()))
+    /// Takes a request within the tenant's limits.
+    pub fn admit(&self, tenant: &Tenant, wanted: Wanted, gateways: u32) -> Result<(), Limited> {
+        self.with(|used| used.admit(&tenant.limits, wanted, gateways, Instant::now()))
     }
 
-    pub fn settle(&self, reserved: f64, used: f64) {
+    pub fn settle(&self, reserved: Wanted, used: f64) {
         self.with(|tenant| tenant.settle(reserved, used));
     }
 

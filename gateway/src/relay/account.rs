@@ -1,8 +1,8 @@
-//! One request's entry in the books: opened when it is let in, settled exactly once.
+//! The account of one request: opened when it is let in, settled exactly once.
 //!
 //! Settling counts the outcome, gives the tenant back what it reserved and did not use, teaches the
-//! pool how long answers are, and records times. A request that is dropped anywhere (its client went
-//! away while it waited, say) settles by itself.
+//! pool how long answers are, and records times. A request that is dropped anywhere (for example its client went
+//! away while it waited) settles by itself.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -10,8 +10,20 @@ use std::time::Instant;
 
 use crate::metrics::{Series, Tokens};
 use crate::outcome::Outcome;
+use crate::queue::limits::Wanted;
 use crate::queue::pool::Pool;
 use crate::queue::tenants::TenantHandle;
+use crate::relay::usage::Bounds;
+
+/// What a request is charged, before it is known what it uses.
+#[derive(Debug, Clone, Copy)]
+pub struct Charge {
+    /// What the tenant's limits were charged.
+    pub reserved: Wanted,
+    /// Prompt tokens, estimated from the body's size.
+    pub prompt_estimate: u64,
+    pub bounds: Bounds,
+}
 
 /// The entry.
 #[derive(Debug)]
@@ -23,10 +35,8 @@ pub struct Account {
     arrived: Instant,
     first_byte: Option<Instant>,
     events: u64,
-    /// Estimated from the body's size.
-    prompt_estimate: u64,
-    /// What the tenant's bucket was charged.
-    reserved: f64,
+    charge: Charge,
+    placed: bool,
     settled: bool,
 }
 
@@ -37,11 +47,10 @@ impl Account {
         pool: Arc<Pool>,
         tenant: TenantHandle,
         arrived: Instant,
-        prompt_estimate: u64,
-        reserved: f64,
+        charge: Charge,
     ) -> Self {
         series.arrivals.fetch_add(1, Ordering::Relaxed);
-        series.arrived_tokens.fetch_add(prompt_estimate, Ordering::Relaxed);
+        series.arrived_tokens.fetch_add(charge.prompt_estimate, Ordering::Relaxed);
         Self {
             request_id,
             series,
@@ -50,8 +59,8 @@ impl Account {
             arrived,
             first_byte: None,
             events: 0,
-            prompt_estimate,
-            reserved,
+            charge,
+            placed: false,
             settled: false,
         }
     }
@@ -65,11 +74,14 @@ impl Account {
     }
 
     pub fn estimated_prompt(&self) -> u64 {
-        self.prompt_estimate
+        self.charge.prompt_estimate
     }
 
-    /// It has a place.
-    pub fn on_placed(&self) {
+    /// It has a place; only the first one counts.
+    pub fn on_placed(&mut self) {
+        if std::mem::replace(&mut self.placed, true) {
+            return;
+        }
         self.series.queue_wait.observe(self.arrived.elapsed().as_secs_f64());
     }
 
@@ -85,8 +97,8 @@ impl Account {
         self.events = events;
     }
 
-    /// Closes the entry. `tokens` are what was used, as far as known: an answer that does not say is
-    /// charged as it was reserved. Later calls change nothing.
+    /// Closes the entry. `tokens` are what was used, as far as known: an answer that reports nothing, or what
+    /// the request cannot have used, is charged as it was reserved. Later calls change nothing.
     pub fn finish(&mut self, outcome: Outcome, tokens: Option<Tokens>) {
         if std::mem::replace(&mut self.settled, true) {
             return;
@@ -96,18 +108,22 @@ impl Account {
         if let (Some(first), 2..) = (self.first_byte, self.events) {
             self.series.inter_token.observe(first.elapsed().as_secs_f64() / (self.events - 1) as f64);
         }
-        let used = match tokens {
+        let believed = tokens.filter(|tokens| self.charge.bounds.allow(*tokens));
+        if believed.is_none() && tokens.is_some() {
+            self.series.implausible_usage.inc();
+        }
+        let used = match believed {
             Some(tokens) => {
                 self.series.count_tokens(tokens);
                 if outcome == Outcome::Ok {
-                    self.pool.learn_output(tokens.output as f64);
+                    self.pool.learn_output(tokens.output as f64 / f64::from(self.charge.reserved.sequences.max(1)));
                 }
                 (tokens.prompt + tokens.output) as f64
             }
-            None if outcome == Outcome::Ok => self.reserved,
+            None if outcome == Outcome::Ok => self.charge.reserved.tokens,
             None => 0.0,
         };
-        self.tenant.settle(self.reserved, used);
+        self.tenant.settle(self.charge.reserved, used);
     }
 }
 

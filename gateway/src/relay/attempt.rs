@@ -1,8 +1,8 @@
 //! One attempt: a request to one replica, until the first byte that could go to the client.
 //!
 //! Everything before that byte can still be undone, so the attempt waits for it even when the head of
-//! the answer is there: a stream for its first event, a whole answer for its end. What it
-//! returns says whether to relay, to pass on, or to try elsewhere.
+//! the answer is there: a stream for its first event, a whole answer for its end. Its result is
+//! to relay, to pass on, or to try elsewhere.
 
 use std::time::Duration;
 
@@ -11,39 +11,19 @@ use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
-use stowage_crds::names::{HEADER_LOAD, HEADER_TENANT_SALT};
+use stowage_contracts::names::{HEADER_LOAD, HEADER_TENANT_SALT};
 
-use crate::listen::paths::Inference;
 use crate::metrics::Retry;
+use crate::queue::client::EngineClient;
 use crate::queue::pool::Lease;
+use crate::relay::outgoing::Outgoing;
 
-/// The pool of connections to engines.
-pub type EngineClient = Client<HttpConnector, Full<Bytes>>;
-
-/// A pod network answers within a millisecond; a node that is gone does not answer at all.
-const CONNECT_TIMEOUT: Duration = Duration::from_millis(1000);
-/// Shorter than any engine keeps an idle connection.
-const IDLE_CONNECTION: Duration = Duration::from_secs(20);
 /// A whole answer up to this size is held until it is complete, so that its loss can be retried.
 const HELD_ANSWER: usize = 1 << 20;
 /// Errors are read whole, up to this size.
 const MAX_ERROR: usize = 64 << 10;
 /// How often a request on a lost replica looks for another one.
 const LOOK_AROUND: Duration = Duration::from_millis(200);
-
-/// What is sent.
-#[derive(Debug, Clone)]
-pub struct Outgoing {
-    pub route: Inference,
-    pub body: Bytes,
-    pub stream: bool,
-    pub salt: HeaderValue,
-    pub request_id: HeaderValue,
-    pub traceparent: Option<HeaderValue>,
-}
 
 /// How an attempt ended.
 #[derive(Debug)]
@@ -52,24 +32,12 @@ pub enum Attempt {
     Whole { content_type: Option<HeaderValue>, body: Bytes },
     /// The beginning of an answer, and where the rest comes from.
     Begun { content_type: Option<HeaderValue>, first: Bytes, rest: Incoming },
-    /// The engine refuses this request, in OpenAI's form; nobody else would answer otherwise.
+    /// The engine refuses this request, in OpenAI's form; no other replica would answer differently.
     Refused { status: StatusCode, body: Bytes, retry_after: Option<HeaderValue> },
-    /// The engine cannot now, and says so properly: somebody else may; otherwise pass it on.
+    /// The engine cannot now, and reports it in OpenAI's form: another may; otherwise pass it on.
     Busy { status: StatusCode, body: Bytes, retry_after: Option<HeaderValue> },
     /// Nothing usable came.
     Failed(Retry),
-}
-
-/// A client with its own pool of keep-alive connections.
-pub fn client() -> EngineClient {
-    let mut connector = HttpConnector::new();
-    connector.set_nodelay(true);
-    connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
-    Client::builder(TokioExecutor::new())
-        .pool_timer(TokioTimer::new())
-        .pool_idle_timeout(IDLE_CONNECTION)
-        .pool_max_idle_per_host(256)
-        .build(connector)
 }
 
 /// Sends the request to the lease's replica. Dropping the future closes the connection, which is how
@@ -94,15 +62,16 @@ fn request(lease: &Lease, out: &Outgoing) -> Option<Request<Full<Bytes>>> {
     request.body(Full::new(out.body.clone())).ok()
 }
 
-/// Resolves when the replica is lost and another could take over. With no other, waiting is as good
-/// as anything: the replica may come back.
+/// Resolves when the answer cannot come any more, because another process runs in the replica, or when the
+/// replica is lost and another could take over. With no other, waiting is as good as anything: a process
+/// that only hangs may continue.
 async fn lost_with_alternative(lease: &Lease) {
-    let mut lost = lease.replica.watch_lost();
+    let mut state = lease.replica.watch_state();
     loop {
-        if lost.wait_for(|lost| *lost).await.is_err() {
+        if state.wait_for(|state| state.lost || state.incarnation != lease.incarnation).await.is_err() {
             return std::future::pending().await;
         }
-        if lease.pool().has_alternative(&lease.replica) {
+        if lease.renewed() || lease.pool().has_alternative(&lease.replica) {
             return;
         }
         tokio::time::sleep(LOOK_AROUND).await;
@@ -168,7 +137,7 @@ async fn first_piece(body: &mut Incoming) -> Result<(Bytes, bool), hyper::Error>
     Ok((Bytes::new(), true))
 }
 
-/// Everything, or as much as is held back. The flag says whether it is everything.
+/// Everything, or as much as is held back. The flag is true when it is everything.
 async fn whole(body: &mut Incoming) -> Result<(Bytes, bool), hyper::Error> {
     let mut all = BytesMut::new();
     while let Some(frame) = body.frame().await {
@@ -198,12 +167,21 @@ async fn refusal(lease: &Lease, status: StatusCode, response: Response<Incoming>
         Err(error) => return failed(lease, &error),
     };
     let Some(code) = error_code(&body) else {
-        // Redirects, HTML of some proxy: no engine of ours says that.
+        // Redirects, HTML of some proxy: no engine of ours sends that.
         lease.garbled();
         return Attempt::Failed(Retry::Garbled);
     };
-    if code == "draining" {
-        lease.refused_draining();
+    match code.as_str() {
+        "draining" => {
+            lease.refused_draining();
+            return Attempt::Failed(Retry::Draining);
+        }
+        // The process is about to end.
+        "engine_gone" => {
+            lease.broken();
+            return Attempt::Failed(Retry::Broken);
+        }
+        _ => {}
     }
     match status.as_u16() {
         429 | 503 => Attempt::Busy { status, body, retry_after },

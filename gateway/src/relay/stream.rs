@@ -15,9 +15,10 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::Sleep;
 
-use crate::outcome::{self, Outcome};
+use crate::outcome::Outcome;
 use crate::queue::pool::Lease;
 use crate::relay::account::Account;
+use crate::relay::refusals;
 use crate::relay::usage::{self, StreamUsage};
 
 /// An event larger than this is passed on in parts.
@@ -89,7 +90,7 @@ impl Body for OutBody {
 // === impl Relay ===
 
 impl Relay {
-    /// `stream` says whether the answer is a stream of events.
+    /// `stream`: whether the answer is a stream of events.
     pub fn new(
         first: Bytes,
         rest: Incoming,
@@ -157,7 +158,10 @@ impl Relay {
     fn poll_patience(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             ready!(self.tick.as_mut().poll(cx));
-            let limit = if self.lease.replica.is_lost() { self.patience.lost } else { self.patience.idle };
+            if self.lease.renewed() {
+                return Poll::Ready(());
+            }
+            let limit = if self.lease.replica.state().lost { self.patience.lost } else { self.patience.idle };
             if self.last_piece.elapsed() >= limit {
                 return Poll::Ready(());
             }
@@ -201,7 +205,7 @@ impl Relay {
     }
 
     /// The engine was lost half way. A stream ends with an error event; a whole answer cannot be
-    /// mended, so its connection is cut, which every client notices.
+    /// completed, so its connection is cut, which every client notices.
     fn broken(&mut self, why: &str) -> Option<Result<Bytes, std::io::Error>> {
         drop(self.rest.take()?);
         tracing::warn!(
@@ -216,7 +220,7 @@ impl Relay {
         self.account.finish(Outcome::StreamBroken, tokens);
         Some(match self.stream {
             Some(_) => {
-                Ok(Bytes::from(stowage_openai_api::data_line(&outcome::stream_broken(self.account.model()).body())))
+                Ok(Bytes::from(stowage_openai_api::data_line(&refusals::stream_broken(self.account.model()).body())))
             }
             None => Err(std::io::Error::new(std::io::ErrorKind::ConnectionAborted, "the engine was lost")),
         })

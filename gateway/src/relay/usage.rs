@@ -1,8 +1,8 @@
 //! How many tokens an answer had, from the answer itself.
 //!
-//! Engines say it in `usage`: once in a whole answer, and in the last event of a stream when the
+//! Engines report it in `usage`: once in a whole answer, and in the last event of a stream when the
 //! client asked for it. A stream without it is counted by its events, one token each, which is what
-//! engines send. Reading is opportunistic: what cannot be read counts as not said, and never
+//! engines send. Reading is opportunistic: what cannot be read counts as not reported, and never
 //! disturbs the relay.
 
 use serde::Deserialize;
@@ -39,11 +39,38 @@ pub fn read(json: &[u8]) -> Option<Tokens> {
     })
 }
 
+/// Tokens that a chat template adds at most to each prompt.
+const TEMPLATE_TOKENS: u64 = 1024;
+/// Output of one sequence where neither the request nor the deployment bounds it.
+const LONGEST_OUTPUT: u64 = 1 << 20;
+
+/// The most that a request can use, whatever its engine reports: an engine may belong to another tenant than the
+/// one that pays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    prompt: u64,
+    output: u64,
+}
+
+impl Bounds {
+    /// Of a request with a body of so many bytes, each of which is at most one token.
+    pub fn new(body_bytes: usize, prompts: u32, choices: u32, max_tokens: Option<u32>, model_len: Option<u32>) -> Self {
+        let (prompts, choices) = (u64::from(prompts), u64::from(choices));
+        let longest = [max_tokens, model_len].into_iter().flatten().map(u64::from).min().unwrap_or(LONGEST_OUTPUT);
+        Self { prompt: body_bytes as u64 + TEMPLATE_TOKENS * prompts, output: longest * prompts * choices }
+    }
+
+    /// Whether the report can be true.
+    pub fn allow(self, reported: Tokens) -> bool {
+        reported.prompt <= self.prompt && reported.output <= self.output && reported.cached <= reported.prompt
+    }
+}
+
 /// Counts a stream as it passes.
 #[derive(Debug, Default)]
 pub struct StreamUsage {
     events: u64,
-    said: Option<Tokens>,
+    reported: Option<Tokens>,
 }
 
 impl StreamUsage {
@@ -51,9 +78,9 @@ impl StreamUsage {
     pub fn observe(&mut self, piece: &[u8]) {
         self.events += memchr::memmem::find_iter(piece, b"data: {").count() as u64;
         if memchr::memmem::find(piece, b"\"usage\":{").is_some() {
-            let said =
+            let reported =
                 piece.split(|byte| *byte == b'\n').filter_map(|line| read(line.strip_prefix(b"data: ")?)).next_back();
-            self.said = said.or(self.said);
+            self.reported = reported.or(self.reported);
         }
     }
 
@@ -62,9 +89,9 @@ impl StreamUsage {
         self.events
     }
 
-    /// The count, given an estimate of the prompt for streams that do not say.
+    /// The count, given an estimate of the prompt for streams without a report.
     pub fn tokens(&self, estimated_prompt: u64) -> Tokens {
-        self.said.unwrap_or(Tokens { prompt: estimated_prompt, cached: 0, output: self.events })
+        self.reported.unwrap_or(Tokens { prompt: estimated_prompt, cached: 0, output: self.events })
     }
 }
 
@@ -73,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_whole_answer_says_its_usage() {
+    fn usage_of_a_whole_answer_is_read() {
         let json = br#"{"id":"x","choices":[],"usage":{"prompt_tokens":5,"completion_tokens":7,"total_tokens":12,"prompt_tokens_details":{"cached_tokens":3}}}"#;
         assert_eq!(read(json), Some(Tokens { prompt: 5, cached: 3, output: 7 }));
         for bad in [&b"{}"[..], b"", b"[1]", br#"{"usage":null}"#, br#"{"usage":{"prompt_tokens":-1}}"#] {
@@ -82,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_is_counted_by_its_events_until_it_says_better() {
+    fn stream_is_counted_by_its_events_until_it_reports_usage() {
         let mut usage = StreamUsage::default();
         usage.observe(b"data: {\"choices\":[]}\n\ndata: {\"choices\":[]}\n\n");
         assert_eq!(usage.tokens(9), Tokens { prompt: 9, cached: 0, output: 2 });
@@ -91,7 +118,20 @@ mod tests {
     }
 
     #[test]
-    fn text_that_looks_like_usage_is_not_taken_for_it() {
+    fn reports_beyond_what_the_request_allows_are_not_believed() {
+        let bounds = Bounds::new(100, 2, 3, Some(10), Some(4096));
+        let check = |prompt, cached, output| bounds.allow(Tokens { prompt, cached, output });
+        assert!(check(100 + 2 * TEMPLATE_TOKENS, 5, 60));
+        assert!(!check(101 + 2 * TEMPLATE_TOKENS, 0, 1));
+        assert!(!check(1, 0, 61));
+        assert!(!check(1, 2, 1));
+        assert!(!check(u64::MAX, u64::MAX, u64::MAX));
+        let unbounded = Bounds::new(1, 1, 1, None, None);
+        assert!(unbounded.allow(Tokens { prompt: 1, cached: 0, output: LONGEST_OUTPUT }));
+    }
+
+    #[test]
+    fn text_that_looks_like_usage_is_not_counted() {
         let mut usage = StreamUsage::default();
         usage.observe(b"data: {\"delta\":\"\\\"usage\\\":{\\\"prompt_tokens\\\":9}\"}\n\n");
         assert_eq!(usage.tokens(1), Tokens { prompt: 1, cached: 0, output: 1 });

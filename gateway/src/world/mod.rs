@@ -1,5 +1,6 @@
 //! What is known of tenants, keys, models and replicas, and from where.
 
+pub mod facts;
 pub mod observe;
 pub mod snapshot;
 pub mod static_file;

@@ -1,6 +1,6 @@
 //! From API objects to [`Facts`]: the few fields that the data plane reads, and nothing else.
 //!
-//! Pure. One function per kind; `None` means that the object says nothing to us. A field that cannot be
+//! Pure. One function per kind; `None` means that the object holds nothing for us. A field that cannot be
 //! read (a duration, a hash) is left out rather than guessed, and the object still counts.
 
 use std::collections::{BTreeMap, HashSet};
@@ -11,19 +11,37 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt;
 use kube::core::Object;
 use serde::Deserialize;
+use stowage_contracts::names;
+use stowage_crds::conditions::types;
 use stowage_crds::gpu_node::Health;
 use stowage_crds::inference_deployment::ScalingMode;
-use stowage_crds::{GpuNode, InferenceDeployment, TenantQuota, names, quantity};
+use stowage_crds::{GpuNode, InferenceDeployment, TenantQuota, quantity};
 use stowage_planner::snapshot::Placement;
 
 use crate::listen::credentials::{KeyHash, parse_hash};
-use crate::world::snapshot::{DeploymentFact, Facts, PodFact, QuotaFact, TokenLimits};
+use crate::world::facts::{DeploymentFact, Facts, PodFact, QuotaFact, TokenLimits};
 
 /// A Pod with the fields that routing reads: the full type costs a megabyte per few hundred pods.
 pub type LeanPod = Object<LeanPodSpec, LeanPodStatus>;
 
-#[derive(Debug, Clone, Deserialize)]
-pub struct LeanPodSpec {}
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct LeanPodSpec {
+    containers: Vec<LeanContainer>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+struct LeanContainer {
+    ports: Vec<LeanPort>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct LeanPort {
+    name: String,
+    container_port: u16,
+}
 
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -40,13 +58,13 @@ struct LeanCondition {
     status: String,
 }
 
-/// An empty list in place of objects is believed when it has been said again and again for so long: no key is
-/// revoked and no model forgotten because a server has just lost its storage.
-const DOUBT: Duration = Duration::from_secs(30);
+/// An empty list in place of objects is not trusted for so long: no key is revoked and no model forgotten because a
+/// server has just lost its storage.
+const DISTRUST: Duration = Duration::from_secs(30);
 
-/// A list cannot be believed yet: ask again.
+/// An empty list that is not trusted yet: list again.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Doubtful;
+pub struct Untrusted;
 
 /// Objects of one kind, by `namespace/name`. A new list replaces the old one when it is complete.
 #[derive(Debug)]
@@ -54,8 +72,8 @@ pub struct Table<F> {
     live: BTreeMap<String, F>,
     staged: Option<BTreeMap<String, F>>,
     synced: bool,
-    /// Since when the lists are empty and not believed.
-    doubted: Option<Instant>,
+    /// Since when the lists are empty and not trusted.
+    empty_since: Option<Instant>,
 }
 
 /// Everything that the watches keep.
@@ -75,7 +93,7 @@ pub type SecretFact = (String, Vec<(String, KeyHash)>);
 
 impl<F> Default for Table<F> {
     fn default() -> Self {
-        Self { live: BTreeMap::new(), staged: None, synced: false, doubted: None }
+        Self { live: BTreeMap::new(), staged: None, synced: false, empty_since: None }
     }
 }
 
@@ -86,16 +104,16 @@ impl<F: Clone + PartialEq> Table<F> {
     }
 
     /// The list is complete. Returns whether anything changed.
-    pub fn complete(&mut self, now: Instant) -> Result<bool, Doubtful> {
+    pub fn complete(&mut self, now: Instant) -> Result<bool, Untrusted> {
         let first = !std::mem::replace(&mut self.synced, true);
         let Some(staged) = self.staged.take() else { return Ok(first) };
         if staged.is_empty() && !self.live.is_empty() {
-            let since = *self.doubted.get_or_insert(now);
-            if now.saturating_duration_since(since) < DOUBT {
-                return Err(Doubtful);
+            let since = *self.empty_since.get_or_insert(now);
+            if now.saturating_duration_since(since) < DISTRUST {
+                return Err(Untrusted);
             }
         }
-        self.doubted = None;
+        self.empty_since = None;
         let changed = self.live != staged;
         self.live = staged;
         Ok(changed || first)
@@ -159,7 +177,7 @@ impl Observed {
     }
 }
 
-/// What a TenantQuota says.
+/// The fact of a TenantQuota.
 pub fn quota(object: &TenantQuota) -> Option<QuotaFact> {
     let credentials = object.spec.credentials.as_ref();
     Some(QuotaFact {
@@ -169,11 +187,12 @@ pub fn quota(object: &TenantQuota) -> Option<QuotaFact> {
         key_secrets: credentials
             .map(|c| c.api_keys.iter().map(|key| key.secret_name.clone()).collect())
             .unwrap_or_default(),
+        models_from: object.spec.models.as_ref().map(|models| models.from.clone()).unwrap_or_default(),
         limits: object.spec.tokens.as_ref().map(token_limits).unwrap_or_default(),
     })
 }
 
-/// What `spec.tokens` says.
+/// The limits in `spec.tokens`.
 pub fn token_limits(tokens: &stowage_crds::tenant_quota::TokenQuota) -> TokenLimits {
     TokenLimits {
         per_minute: tokens.per_minute,
@@ -202,7 +221,7 @@ pub fn secret(object: &Secret) -> Option<SecretFact> {
     Some((object.name_any(), keys))
 }
 
-/// What an InferenceDeployment says.
+/// The fact of an InferenceDeployment.
 pub fn deployment(object: &InferenceDeployment) -> Option<DeploymentFact> {
     let spec = &object.spec;
     let cold = spec.scaling.cold_start.as_ref();
@@ -212,7 +231,7 @@ pub fn deployment(object: &InferenceDeployment) -> Option<DeploymentFact> {
         uid: object.uid().unwrap_or_default(),
         created: created(object),
         model: spec.model.name.clone().unwrap_or_else(|| object.name_any()),
-        access: spec.model.access.as_ref().map(|access| access.tenants.clone()).unwrap_or_default(),
+        access: access(object),
         hold: cold.and_then(|cold| quantity::parse_duration(&cold.hold).ok()),
         max_held: cold.map(|cold| cold.max_held as usize),
         switched_off: spec.scaling.mode == ScalingMode::Manual && spec.replicas == 0,
@@ -221,7 +240,16 @@ pub fn deployment(object: &InferenceDeployment) -> Option<DeploymentFact> {
     })
 }
 
-/// What a pod of ours says.
+/// The tenants that may call the model. None when the operator refuses the object: its runtime may be one that
+/// cannot keep tenants' caches apart.
+fn access(object: &InferenceDeployment) -> Vec<String> {
+    let conditions = object.status.iter().flat_map(|status| &status.conditions);
+    let refused = conditions.into_iter().any(|c| c.type_ == types::ACCEPTED && c.status == "False");
+    let listed = object.spec.model.access.as_ref().map(|access| access.tenants.clone());
+    if refused { Vec::new() } else { listed.unwrap_or_default() }
+}
+
+/// The fact of a pod of ours.
 pub fn pod(object: &LeanPod) -> Option<PodFact> {
     let deployment = object.labels().get(names::LABEL_DEPLOYMENT)?.clone();
     let status = object.status.clone().unwrap_or_default();
@@ -234,12 +262,19 @@ pub fn pod(object: &LeanPod) -> Option<PodFact> {
         deployment,
         // A pod that our operator made has an owner; one that has none matches no deployment.
         owner_uid: Some(owner.map(|owner| owner.uid.clone()).unwrap_or_default()),
-        address: ip.map(|ip| SocketAddr::new(ip, names::ENGINE_PORT)),
+        address: ip.map(|ip| SocketAddr::new(ip, port(&object.spec))),
         ready: status.conditions.iter().any(|c| c.r#type == "Ready" && c.status == "True"),
         draining: object.metadata.deletion_timestamp.is_some()
             || object.annotations().contains_key(names::ANNOTATION_DRAINING),
         gpus: object.annotations().get(names::ANNOTATION_PLACEMENT).map(|text| placed_on(text)).unwrap_or_default(),
     })
+}
+
+/// The port on which the engine serves: the one that the pod publishes under the name of ours.
+fn port(spec: &LeanPodSpec) -> u16 {
+    let mut ports = spec.containers.iter().flat_map(|container| &container.ports);
+    let published = ports.find(|port| port.name == names::HTTP_PORT_NAME && port.container_port > 0);
+    published.map_or(names::ENGINE_PORT, |port| port.container_port)
 }
 
 /// Uuids in a placement that the operator wrote. From the pod and not from the deployment's status, which lists
@@ -308,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_list_in_place_of_objects_is_believed_only_when_it_is_said_for_long() {
+    fn empty_list_in_place_of_objects_is_not_trusted_for_thirty_seconds() {
         let (mut table, start) = (Table::default(), Instant::now());
         let mut list = |facts: &[u8], after: u64| {
             table.begin();
@@ -318,9 +353,9 @@ mod tests {
         };
         assert_eq!(list(&[], 0), (Ok(true), 0), "nothing was there");
         assert_eq!(list(&[1], 0), (Ok(true), 1));
-        assert_eq!(list(&[], 1), (Err(Doubtful), 1));
+        assert_eq!(list(&[], 1), (Err(Untrusted), 1));
         assert_eq!(list(&[1], 20), (Ok(false), 1));
-        assert_eq!(list(&[], 40), (Err(Doubtful), 1));
+        assert_eq!(list(&[], 40), (Err(Untrusted), 1));
         assert_eq!(list(&[], 70), (Ok(true), 0));
     }
 
@@ -341,6 +376,22 @@ mod tests {
     }
 
     #[test]
+    fn engine_is_reached_on_the_port_that_its_pod_publishes() {
+        let address = |containers: &str| {
+            let yaml = format!(
+                "{{metadata: {{name: x, namespace: a, labels: {{stowage.dev/deployment: chat}}}},
+                  spec: {{containers: {containers}}}, status: {{podIP: 10.1.2.3}}}}"
+            );
+            pod(&object(&yaml)).unwrap().address.unwrap().port()
+        };
+        assert_eq!(
+            address("[{name: engine, ports: [{name: metrics, containerPort: 9}, {name: http, containerPort: 8200}]}]"),
+            8200
+        );
+        assert_eq!(address("[{name: engine}]"), names::ENGINE_PORT);
+    }
+
+    #[test]
     fn deletion_and_the_annotation_both_mean_draining() {
         for meta in [
             ", deletionTimestamp: '2026-01-01T00:00:00Z'",
@@ -352,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stranger_with_our_label_and_no_owner_belongs_to_nobody() {
+    fn pod_with_our_label_and_no_owner_belongs_to_no_deployment() {
         let fact = pod(&object(
             "{metadata: {name: x, namespace: a, labels: {stowage.dev/deployment: chat}}, spec: {}, status: {podIP: 10.0.0.9}}",
         ));
@@ -402,7 +453,7 @@ mod tests {
         table.stage("b".into(), Some(2));
         assert_eq!(table.complete(Instant::now()), Ok(true));
         assert_eq!((table.known("a"), table.known("b")), (None, Some(2)));
-        assert!(!table.set("b".into(), Some(2)), "no news");
+        assert!(!table.set("b".into(), Some(2)), "the same again");
         assert!(table.set("b".into(), None));
     }
 }

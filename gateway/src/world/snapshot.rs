@@ -1,94 +1,31 @@
 //! What the gateway knows of tenants, keys, models and replicas: one immutable snapshot.
 //!
-//! [`Facts`] are what the watches (or a static file, or a test) deliver, object by object.
-//! [`World::build`] judges them together: which tenant owns a namespace, which deployment answers to
-//! a model's name, which replica may be routed to and why not. A request reads one `World` from
+//! [`World::build`] judges the [`Facts`] together: which tenant owns a namespace, which deployment answers
+//! to a model's name, which replica may be routed to and why not. A request reads one `World` from
 //! beginning to end, and a changed fact makes a new one. No I/O, no clock.
 //!
 //! Conflicts have one rule: the older object keeps what both claim, ties go by name.
+//!
+//! **Names of models.** A tenant cannot make another tenant's requests come to it. A bare name means the
+//! caller's own deployment, or one of a tenant that the platform listed in the caller's TenantQuota. Any model
+//! whose owner shares it is called `<tenant>/<model>`. A name that one deployment of the caller holds is never
+//! looked up elsewhere, not even while that deployment is being deleted.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use stowage_contracts::tenancy::{NamespaceClaim, Tenancy};
 use stowage_planner::route::Refusal;
 
-use crate::listen::credentials::{KeyHash, KeyTable, cache_salt};
+use crate::listen::credentials::{KeyTable, cache_salt};
+use crate::world::facts::{DeploymentFact, Facts, PodFact, QuotaFact, TokenLimits};
 
-/// How long a request waits for a model without a ready replica, where its deployment does not say.
+/// How long a request waits for a model without a ready replica, where its deployment sets no hold.
 pub const DEFAULT_HOLD: Duration = Duration::from_secs(120);
-/// How many requests wait so, where the deployment does not say.
+/// How many requests wait so, where the deployment sets no bound.
 pub const DEFAULT_MAX_HELD: usize = 200;
-
-/// Everything observed, not yet judged.
-#[derive(Debug, Default, Clone)]
-pub struct Facts {
-    pub quotas: Vec<QuotaFact>,
-    /// By Secret name: (name of the key, hash).
-    pub secrets: BTreeMap<String, Vec<(String, KeyHash)>>,
-    pub deployments: Vec<DeploymentFact>,
-    pub pods: Vec<PodFact>,
-    /// UUIDs of GPUs on which no work may run.
-    pub unhealthy_gpus: HashSet<String>,
-}
-
-/// A TenantQuota, as far as the data plane reads it.
-#[derive(Debug, Default, Clone, PartialEq)]
-pub struct QuotaFact {
-    pub name: String,
-    /// Seconds since the epoch; the older object wins.
-    pub created: i64,
-    pub namespaces: Vec<String>,
-    pub key_secrets: Vec<String>,
-    pub limits: TokenLimits,
-}
-
-/// `TenantQuota.spec.tokens`; `None` is unlimited.
-#[derive(Debug, Default, Clone, PartialEq)]
-pub struct TokenLimits {
-    pub per_minute: Option<u64>,
-    /// Time's worth of `per_minute` that may be used at once.
-    pub burst: Option<Duration>,
-    pub max_concurrent: Option<u32>,
-    pub max_queued: Option<u32>,
-}
-
-/// An InferenceDeployment, as far as the data plane reads it.
-#[derive(Debug, Default, Clone, PartialEq)]
-pub struct DeploymentFact {
-    pub namespace: String,
-    pub name: String,
-    pub uid: String,
-    pub created: i64,
-    pub model: String,
-    pub access: Vec<String>,
-    pub hold: Option<Duration>,
-    pub max_held: Option<usize>,
-    /// Nobody will start a replica: Manual mode with `replicas: 0`.
-    pub switched_off: bool,
-    /// Its deletion has begun: what runs there ends well, nothing new begins.
-    pub deleting: bool,
-    pub max_model_len: Option<u32>,
-}
-
-/// A pod of ours.
-#[derive(Debug, Clone, PartialEq)]
-pub struct PodFact {
-    pub namespace: String,
-    pub name: String,
-    pub uid: String,
-    pub deployment: String,
-    /// Uid of the owning InferenceDeployment; `None` where the source has none (static files).
-    pub owner_uid: Option<String>,
-    /// `None` until the pod has an address.
-    pub address: Option<SocketAddr>,
-    pub ready: bool,
-    /// Being deleted, or annotated as draining.
-    pub draining: bool,
-    /// Uuids of the GPUs that it was placed on.
-    pub gpus: Vec<String>,
-}
 
 /// Namespace and name of an InferenceDeployment.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -103,12 +40,14 @@ impl std::fmt::Display for DeploymentKey {
     }
 }
 
-/// Who pays, and within which limits.
+/// The tenant that pays, and its limits.
 #[derive(Debug, PartialEq)]
 pub struct Tenant {
     pub name: Arc<str>,
     /// Sent to engines; keeps prefix caches apart.
     pub salt: String,
+    /// Tenants whose shared models are found by their bare names, in this order.
+    models_from: Vec<Arc<str>>,
     pub limits: TokenLimits,
 }
 
@@ -140,15 +79,23 @@ pub struct ReplicaFact {
     pub refused: Option<Refusal>,
 }
 
+/// Which deployments have one model name of one tenant.
+#[derive(Debug)]
+enum Held {
+    Serving(Arc<Deployment>),
+    /// Deployments whose deletion has begun, and no other.
+    Deleting,
+}
+
 /// The snapshot.
 #[derive(Debug, Default)]
 pub struct World {
     pub keys: KeyTable,
     tenants: HashMap<Arc<str>, Arc<Tenant>>,
     /// By owner and model name.
-    own: HashMap<(Arc<str>, Arc<str>), Arc<Deployment>>,
+    held: HashMap<(Arc<str>, Arc<str>), Held>,
     pub deployments: Vec<Arc<Deployment>>,
-    /// What was found contradictory; logged when it changes.
+    /// Contradictions between objects; logged when they change.
     pub complaints: Vec<String>,
 }
 
@@ -158,8 +105,8 @@ impl World {
     /// Judges the facts together.
     pub fn build(facts: &Facts) -> Self {
         let mut world = Self::default();
-        let namespaces = world.add_tenants(facts);
-        world.add_deployments(facts, &namespaces);
+        let tenancy = world.add_tenants(facts);
+        world.add_deployments(facts, &tenancy);
         world
     }
 
@@ -167,45 +114,66 @@ impl World {
         self.tenants.get(name)
     }
 
-    /// The deployment that `model` means to `tenant`: its own first, then the oldest that lists it
-    /// in `access`. Anything else does not exist for that tenant.
+    /// The deployment that `model` means to `tenant`. What is not found does not exist for that tenant.
     pub fn resolve(&self, tenant: &Arc<str>, model: &str) -> Option<&Arc<Deployment>> {
-        let own = self.own.get(&(tenant.clone(), Arc::from(model)));
-        own.or_else(|| self.deployments.iter().find(|d| &*d.model == model && d.lists(tenant) && !d.deleting))
-    }
-
-    /// What the tenant may call, by model name; one entry per name, the one that [`Self::resolve`] finds.
-    pub fn callable(&self, tenant: &Arc<str>) -> BTreeMap<Arc<str>, Arc<Deployment>> {
-        let mut models = BTreeMap::new();
-        for deployment in &self.deployments {
-            if (deployment.tenant == *tenant || deployment.lists(tenant))
-                && let Some(found) = self.resolve(tenant, &deployment.model)
-            {
-                models.insert(deployment.model.clone(), found.clone());
-            }
+        if let Some(own) = self.held(tenant, model) {
+            return own.serving();
         }
-        models
+        let from = self.tenants.get(tenant).map(|tenant| &tenant.models_from[..]).unwrap_or_default();
+        if let Some(shared) = from.iter().find_map(|owner| self.shared(owner, model, tenant)) {
+            return Some(shared);
+        }
+        let (owner, model) = model.split_once('/')?;
+        self.shared(&Arc::from(owner), model, tenant)
     }
 
-    /// Returns the owner of each namespace.
-    fn add_tenants(&mut self, facts: &Facts) -> HashMap<String, Arc<str>> {
+    /// What the tenant may call, by each name that [`Self::resolve`] finds it by.
+    pub fn callable(&self, tenant: &Arc<str>) -> BTreeMap<String, Arc<Deployment>> {
+        let usable = self.deployments.iter().filter(|d| d.tenant == *tenant || d.lists(tenant));
+        let names = usable.flat_map(|d| {
+            let qualified = (d.tenant != *tenant).then(|| format!("{}/{}", d.tenant, d.model));
+            [Some(d.model.to_string()), qualified].into_iter().flatten()
+        });
+        let named = names.filter_map(|name| self.resolve(tenant, &name).map(|found| (name, found.clone())));
+        named.collect()
+    }
+
+    /// The holder of `owner`'s name, when it shares it with `caller`.
+    fn shared(&self, owner: &Arc<str>, model: &str, caller: &Arc<str>) -> Option<&Arc<Deployment>> {
+        let found = self.held(owner, model)?.serving()?;
+        (found.tenant == *caller || found.lists(caller)).then_some(found)
+    }
+
+    fn held(&self, owner: &Arc<str>, model: &str) -> Option<&Held> {
+        self.held.get(&(owner.clone(), Arc::from(model)))
+    }
+
+    /// Returns the owner of each namespace. A quota that claims an older one's namespace counts for nothing.
+    fn add_tenants(&mut self, facts: &Facts) -> Tenancy {
+        let claims = facts.quotas.iter().map(|quota| NamespaceClaim {
+            tenant: quota.name.clone(),
+            created: quota.created,
+            namespaces: quota.namespaces.clone(),
+        });
+        let tenancy = Tenancy::decide(claims);
         let mut quotas: Vec<_> = facts.quotas.iter().collect();
         quotas.sort_by(|a, b| (a.created, &a.name).cmp(&(b.created, &b.name)));
-        let mut owners: HashMap<String, Arc<str>> = HashMap::new();
         for quota in quotas {
-            let name: Arc<str> = quota.name.as_str().into();
-            for namespace in &quota.namespaces {
-                let owner = owners.entry(namespace.clone()).or_insert_with(|| name.clone());
-                if *owner != name {
-                    self.complaints
-                        .push(format!("namespace {namespace} stays with tenant {owner}; {name} claims it too"));
-                }
+            if let Some(taken) = tenancy.refusal(&quota.name) {
+                self.complaints.push(format!("TenantQuota {} is not used: {taken}", quota.name));
+                continue;
             }
+            let name: Arc<str> = quota.name.as_str().into();
             self.add_keys(facts, quota, &name);
-            let tenant = Tenant { name: name.clone(), salt: cache_salt(&name), limits: quota.limits.clone() };
+            let tenant = Tenant {
+                name: name.clone(),
+                salt: cache_salt(&name),
+                models_from: quota.models_from.iter().map(|from| from.as_str().into()).collect(),
+                limits: quota.limits.clone(),
+            };
             self.tenants.insert(name, Arc::new(tenant));
         }
-        owners
+        tenancy
     }
 
     fn add_keys(&mut self, facts: &Facts, quota: &QuotaFact, tenant: &Arc<str>) {
@@ -224,7 +192,7 @@ impl World {
         }
     }
 
-    fn add_deployments(&mut self, facts: &Facts, owners: &HashMap<String, Arc<str>>) {
+    fn add_deployments(&mut self, facts: &Facts, tenancy: &Tenancy) {
         let mut pods: HashMap<(&str, &str), Vec<&PodFact>> = HashMap::new();
         for pod in &facts.pods {
             pods.entry((&pod.namespace, &pod.deployment)).or_default().push(pod);
@@ -232,22 +200,39 @@ impl World {
         let mut wanted: Vec<_> = facts.deployments.iter().collect();
         wanted.sort_by(|a, b| (a.created, &a.namespace, &a.name).cmp(&(b.created, &b.namespace, &b.name)));
         for fact in wanted {
-            // A namespace without a tenant has no one who could be asked for a key.
-            let Some(tenant) = owners.get(&fact.namespace) else { continue };
+            // In a namespace without a tenant no key could be valid.
+            let Some(tenant) = tenancy.owner(&fact.namespace).and_then(|name| self.tenants.get(name)) else { continue };
+            let tenant = tenant.name.clone();
             let pods = pods.remove(&(fact.namespace.as_str(), fact.name.as_str())).unwrap_or_default();
             let deployment = Arc::new(deployment(fact, tenant.clone(), &pods, &facts.unhealthy_gpus));
-            let name = (tenant.clone(), deployment.model.clone());
-            if deployment.deleting {
-                // Its name is free for the next one.
-            } else if let Some(first) = self.own.get(&name) {
-                self.complaints.push(format!(
-                    "model {} of tenant {tenant} is served by {}; {} has the same name and gets no requests",
-                    name.1, first.key, deployment.key
-                ));
-            } else {
-                self.own.insert(name, deployment.clone());
-            }
+            self.hold_name(&deployment);
             self.deployments.push(deployment);
+        }
+    }
+
+    /// The oldest that is not being deleted gets the name.
+    fn hold_name(&mut self, deployment: &Arc<Deployment>) {
+        let name = (deployment.tenant.clone(), deployment.model.clone());
+        match self.held.get(&name) {
+            _ if deployment.deleting => {
+                self.held.entry(name).or_insert(Held::Deleting);
+            }
+            Some(Held::Serving(first)) => self.complaints.push(format!(
+                "model {} of tenant {} is served by {}; {} has the same name and gets no requests",
+                name.1, name.0, first.key, deployment.key
+            )),
+            Some(Held::Deleting) | None => {
+                self.held.insert(name, Held::Serving(deployment.clone()));
+            }
+        }
+    }
+}
+
+impl Held {
+    fn serving(&self) -> Option<&Arc<Deployment>> {
+        match self {
+            Self::Serving(deployment) => Some(deployment),
+            Self::Deleting => None,
         }
     }
 }
@@ -283,10 +268,10 @@ fn replica(fact: &DeploymentFact, pod: &PodFact, unhealthy: &HashSet<String>) ->
         return None;
     }
     let address = pod.address?;
-    let sick = pod.gpus.iter().any(|gpu| unhealthy.contains(gpu));
+    let unhealthy_gpu = pod.gpus.iter().any(|gpu| unhealthy.contains(gpu));
     let refused = if pod.draining {
         Some(Refusal::Draining)
-    } else if sick {
+    } else if unhealthy_gpu {
         Some(Refusal::UnhealthyDevice)
     } else if !pod.ready {
         return None;
@@ -307,6 +292,7 @@ mod tests {
             created,
             namespaces: namespaces.iter().map(|n| (*n).into()).collect(),
             key_secrets: vec![format!("{name}-keys")],
+            models_from: Vec::new(),
             limits: TokenLimits::default(),
         }
     }
@@ -364,27 +350,86 @@ mod tests {
     }
 
     #[test]
-    fn access_shares_a_model_and_an_own_model_of_that_name_goes_first() {
+    fn shared_model_is_called_by_its_owner_and_name() {
         let mut facts = two_tenants();
         facts.deployments[0].access = vec!["b".into()];
         let world = World::build(&facts);
-        assert_eq!(found(&world, "b", "m").as_deref(), Some("a/chat"));
-        assert_eq!(names(&world, "b"), ["m", "only-b"]);
-        facts.deployments.push(deployment("b", "mine", "m", 9));
-        let world = World::build(&facts);
-        assert_eq!(found(&world, "b", "m").as_deref(), Some("b/mine"));
-        assert_eq!(found(&world, "a", "m").as_deref(), Some("a/chat"));
-        assert_eq!(names(&world, "b"), ["m", "only-b"]);
+        assert_eq!(found(&world, "b", "a/m").as_deref(), Some("a/chat"));
+        assert_eq!(found(&world, "a", "a/m").as_deref(), Some("a/chat"));
+        assert_eq!(found(&world, "b", "m"), None, "sharing alone gives no bare name");
+        assert_eq!(names(&world, "b"), ["a/m", "only-b"]);
+        assert_eq!(names(&world, "a"), ["m"]);
     }
 
     #[test]
-    fn the_older_tenant_keeps_a_contested_namespace() {
+    fn model_that_is_not_shared_is_not_found_by_its_qualified_name() {
+        let world = World::build(&two_tenants());
+        for name in ["a/m", "a/", "/m", "none/m", "a/m/x"] {
+            assert_eq!(found(&world, "b", name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn listed_tenants_shared_model_has_a_bare_name_too() {
+        let mut facts = two_tenants();
+        facts.quotas[1].models_from = vec!["a".into()];
+        assert_eq!(found(&World::build(&facts), "b", "m"), None, "the owner does not share it");
+        facts.deployments[0].access = vec!["b".into()];
+        let world = World::build(&facts);
+        assert_eq!(found(&world, "b", "m").as_deref(), Some("a/chat"));
+        assert_eq!(names(&world, "b"), ["a/m", "m", "only-b"]);
+        facts.deployments.push(deployment("b", "mine", "m", 9));
+        let world = World::build(&facts);
+        assert_eq!(found(&world, "b", "m").as_deref(), Some("b/mine"));
+        assert_eq!(found(&world, "b", "a/m").as_deref(), Some("a/chat"));
+    }
+
+    #[test]
+    fn first_listed_tenant_that_shares_the_name_serves_it() {
+        let mut facts = two_tenants();
+        facts.quotas.push(QuotaFact { models_from: vec!["b".into(), "a".into()], ..quota("c", 3, &["c"]) });
+        facts.deployments[0].access = vec!["c".into()];
+        assert_eq!(found(&World::build(&facts), "c", "m").as_deref(), Some("a/chat"));
+        facts.deployments.push(DeploymentFact { access: vec!["c".into()], ..deployment("b", "chat", "m", 9) });
+        assert_eq!(found(&World::build(&facts), "c", "m").as_deref(), Some("b/chat"));
+    }
+
+    #[test]
+    fn own_model_that_is_missing_or_deleting_is_not_replaced_by_another_tenants() {
+        let mut facts = two_tenants();
+        facts.deployments.push(DeploymentFact { access: vec!["a".into()], ..deployment("b", "trap", "m", 0) });
+        for name in ["m", "org/m"] {
+            facts.deployments[0].model = name.into();
+            facts.deployments[2].model = name.into();
+            facts.deployments[0].deleting = false;
+            assert_eq!(found(&World::build(&facts), "a", name).as_deref(), Some("a/chat"));
+            facts.deployments[0].deleting = true;
+            assert_eq!(found(&World::build(&facts), "a", name), None);
+            let mut without = facts.clone();
+            without.deployments.remove(0);
+            assert_eq!(found(&World::build(&without), "a", name), None);
+        }
+        // A tenant whose name is the first part of the model's name does not get it either.
+        facts.quotas[1].name = "org".into();
+        facts.deployments[2].model = "m".into();
+        assert_eq!(found(&World::build(&facts), "a", "org/m"), None, "deleting");
+        facts.quotas[0].models_from = vec!["org".into()];
+        assert_eq!(found(&World::build(&facts), "a", "org/m"), None, "deleting, whatever is listed");
+        facts.deployments[0].deleting = false;
+        assert_eq!(found(&World::build(&facts), "a", "org/m").as_deref(), Some("a/chat"));
+    }
+
+    #[test]
+    fn younger_quota_that_claims_a_taken_namespace_counts_for_nothing() {
         let mut facts = two_tenants();
         facts.quotas[1].namespaces.push("a".into());
         facts.quotas.reverse();
         let world = World::build(&facts);
         assert_eq!(found(&world, "a", "m").as_deref(), Some("a/chat"));
         assert_eq!(found(&world, "b", "m"), None);
+        assert_eq!(world.keys.tenant_of("sk-b"), None, "its keys do not count either");
+        assert_eq!(found(&world, "b", "only-b"), None, "nor its other namespaces");
+        assert_eq!(world.keys.tenant_of("sk-a").map(|t| &**t), Some("a"));
         assert_eq!(world.complaints.len(), 1, "{:?}", world.complaints);
     }
 
@@ -410,7 +455,7 @@ mod tests {
     }
 
     #[test]
-    fn a_namespace_without_a_tenant_serves_nobody() {
+    fn namespace_without_a_tenant_serves_no_one() {
         let mut facts = two_tenants();
         facts.quotas.remove(0);
         let world = World::build(&facts);
@@ -419,22 +464,23 @@ mod tests {
     }
 
     #[test]
-    fn replicas_are_the_ready_pods_of_this_very_object() {
+    fn replicas_are_the_ready_pods_of_the_same_object() {
         let mut facts = two_tenants();
         facts.unhealthy_gpus = ["GPU-1".to_string()].into();
         let of = &facts.deployments[0];
         facts.pods = vec![
             pod(of, "fine"),
-            PodFact { gpus: vec!["GPU-1".into()], ..pod(of, "sick") },
+            PodFact { gpus: vec!["GPU-1".into()], ..pod(of, "bad-gpu") },
             PodFact { draining: true, ready: false, ..pod(of, "leaving") },
             PodFact { ready: false, ..pod(of, "starting") },
-            PodFact { address: None, ..pod(of, "unborn") },
+            PodFact { address: None, ..pod(of, "without-address") },
             PodFact { owner_uid: Some("another".into()), ..pod(of, "predecessor") },
-            PodFact { namespace: "b".into(), ..pod(of, "stranger") },
+            PodFact { namespace: "b".into(), ..pod(of, "elsewhere") },
         ];
         let world = World::build(&facts);
         let replicas: Vec<_> = world.deployments[0].replicas.iter().map(|r| (r.pod.as_str(), r.refused)).collect();
-        let expected = [("fine", None), ("leaving", Some(Refusal::Draining)), ("sick", Some(Refusal::UnhealthyDevice))];
+        let expected =
+            [("bad-gpu", Some(Refusal::UnhealthyDevice)), ("fine", None), ("leaving", Some(Refusal::Draining))];
         assert_eq!(replicas, expected);
     }
 }

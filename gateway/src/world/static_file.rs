@@ -5,7 +5,6 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use serde::Deserialize;
@@ -13,9 +12,8 @@ use stowage_crds::quantity;
 use stowage_crds::tenant_quota::TokenQuota;
 
 use crate::listen::credentials::hash_key;
-use crate::queue::directory::Directory;
+use crate::world::facts::{DeploymentFact, Facts, PodFact, QuotaFact};
 use crate::world::observe::token_limits;
-use crate::world::snapshot::{DeploymentFact, Facts, PodFact, QuotaFact};
 
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
@@ -32,6 +30,8 @@ struct TenantEntry {
     name: String,
     #[serde(default)]
     keys: Vec<String>,
+    #[serde(default)]
+    models_from: Vec<String>,
     tokens: Option<TokenQuota>,
 }
 
@@ -66,9 +66,9 @@ pub fn read(path: &Path) -> Result<Facts, StaticWorldError> {
     facts(file).map_err(|index| StaticWorldError::Hold { path: path.into(), index })
 }
 
-/// Keeps `directory` in step with the file. Never returns. A file that is unreadable for a moment
-/// changes nothing.
-pub async fn follow(path: PathBuf, directory: Arc<Directory>) {
+/// Passes the file's state to `apply` whenever the file changes. Never returns. A file that is unreadable
+/// for a moment changes nothing.
+pub async fn follow(path: PathBuf, apply: impl Fn(&Facts)) {
     let mut seen = modified(&path);
     loop {
         tokio::time::sleep(LOOK_AGAIN).await;
@@ -79,7 +79,7 @@ pub async fn follow(path: PathBuf, directory: Arc<Directory>) {
         match read(&path) {
             Ok(facts) => {
                 seen = now;
-                directory.apply(&facts);
+                apply(&facts);
             }
             Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "keeping the last world"),
         }
@@ -101,6 +101,7 @@ fn facts(file: File) -> Result<Facts, usize> {
             created: 0,
             namespaces: vec![tenant.name.clone()],
             key_secrets: vec![tenant.name],
+            models_from: tenant.models_from,
             limits: tenant.tokens.as_ref().map(token_limits).unwrap_or_default(),
         });
     }
@@ -151,12 +152,12 @@ models: [{name: m, tenant: a, access: [b], endpoints: ['127.0.0.1:9001', '127.0.
         let world = World::build(&facts.unwrap());
         assert_eq!(world.keys.tenant_of("sk-a").map(|t| &**t), Some("a"));
         assert_eq!(world.tenant("a").and_then(|t| t.limits.per_minute), Some(100));
-        let deployment = world.resolve(&"b".into(), "m").unwrap();
+        let deployment = world.resolve(&"b".into(), "a/m").unwrap();
         assert_eq!((deployment.replicas.len(), deployment.hold), (2, Duration::from_secs(5)));
     }
 
     #[test]
-    fn mistakes_are_named() {
+    fn errors_of_the_file_are_named() {
         assert!(parse("tenants: []").unwrap_err().contains("models"));
         assert!(parse("tenants: []\nmodels: []\nmodel: []").unwrap_err().contains("model"));
         assert_eq!(parse("tenants: []\nmodels: [{name: m, tenant: a, hold: soon}]").unwrap_err(), "hold of 0");

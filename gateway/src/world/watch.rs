@@ -2,7 +2,7 @@
 //!
 //! Five watches fill one [`Observed`]; each change makes a new world a few milliseconds later. When the
 //! API server is away nothing is forgotten: the watches try again, and requests are served from what
-//! was last known. An object that cannot be parsed keeps its last readable form and disturbs nobody.
+//! was last known. An object that cannot be parsed keeps its last readable form, and the others are not affected.
 
 use std::fmt::Debug;
 use std::pin::pin;
@@ -21,12 +21,12 @@ use stowage_crds::{GpuNode, InferenceDeployment, TenantQuota, names};
 use tokio::sync::Notify;
 
 use crate::metrics::Metrics;
-use crate::queue::directory::Directory;
-use crate::world::observe::{self, Doubtful, LeanPod, Observed, Table};
+use crate::world::facts::Facts;
+use crate::world::observe::{self, LeanPod, Observed, Table, Untrusted};
 
 /// Changes that come together make one world.
 const SETTLE: Duration = Duration::from_millis(10);
-/// Between two lists of which the first was not believed.
+/// Between two lists of which the first was not trusted.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
 /// A watch is asked for this long, so that a connection that died in silence is noticed.
 const WATCH_SECONDS: u32 = 30;
@@ -50,12 +50,11 @@ struct Kind<K, F> {
     read: fn(&K) -> Option<F>,
 }
 
-/// Follows the cluster and keeps `directory` up to date. `on_synced` is called once, when the first
-/// complete world stands. Never returns.
-pub async fn follow(client: Client, directory: Arc<Directory>, metrics: Arc<Metrics>, on_synced: impl FnOnce()) {
+/// Follows the cluster and passes each new state to `apply`, the first one when every kind has been
+/// listed once. Never returns.
+pub async fn follow(client: Client, metrics: Arc<Metrics>, mut apply: impl FnMut(&Facts)) {
     let shared = Arc::new(Shared { observed: Mutex::default(), changed: Notify::new(), metrics });
     spawn_watches(&client, &shared);
-    let mut on_synced = Some(on_synced);
     loop {
         shared.changed.notified().await;
         tokio::time::sleep(SETTLE).await;
@@ -67,10 +66,7 @@ pub async fn follow(client: Client, directory: Arc<Directory>, metrics: Arc<Metr
             }
             observed.facts()
         };
-        directory.apply(&facts);
-        if let Some(on_synced) = on_synced.take() {
-            on_synced();
-        }
+        apply(&facts);
     }
 }
 
@@ -112,7 +108,7 @@ where
     F: Clone + PartialEq,
 {
     while follow_kind(api.clone(), config.clone(), &kind, &shared).await.is_err() {
-        tracing::warn!(kind = kind.name, "the list is empty and was not: not believed yet, asking again");
+        tracing::warn!(kind = kind.name, "an empty list in place of objects is not trusted yet; listing again");
         tokio::time::sleep(ASK_AGAIN).await;
     }
 }
@@ -123,7 +119,7 @@ async fn follow_kind<K, F>(
     config: watcher::Config,
     kind: &Kind<K, F>,
     shared: &Shared,
-) -> Result<(), Doubtful>
+) -> Result<(), Untrusted>
 where
     K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
     F: Clone + PartialEq,
@@ -169,7 +165,7 @@ impl Shared {
     }
 
     /// Returns whether the event changes anything.
-    fn take<K, F>(&self, kind: &Kind<K, F>, event: Event<DeserializeGuard<K>>, now: Instant) -> Result<bool, Doubtful>
+    fn take<K, F>(&self, kind: &Kind<K, F>, event: Event<DeserializeGuard<K>>, now: Instant) -> Result<bool, Untrusted>
     where
         K: Resource,
         F: Clone + PartialEq,
@@ -194,7 +190,7 @@ impl Shared {
         Ok(false)
     }
 
-    /// What the object says; what it said last when it cannot be read now.
+    /// The object's fact; the last known one when it cannot be read now.
     fn read<K, F>(&self, kind: &Kind<K, F>, object: DeserializeGuard<K>, table: &Table<F>) -> Option<F>
     where
         K: Resource,
@@ -209,7 +205,7 @@ impl Shared {
                     kind = kind.name,
                     object = key,
                     error = invalid.error,
-                    "malformed, keeping what it said last"
+                    "malformed object; its last readable form is kept"
                 );
                 table.known(&key)
             }
@@ -238,7 +234,7 @@ mod tests {
         serde_yaml::from_str(&yaml).unwrap()
     }
 
-    const QUOTAS: Kind<TenantQuota, crate::world::snapshot::QuotaFact> =
+    const QUOTAS: Kind<TenantQuota, crate::world::facts::QuotaFact> =
         Kind { name: "TenantQuota", table: |o| &mut o.quotas, read: observe::quota };
 
     fn take(shared: &Shared, event: Event<DeserializeGuard<TenantQuota>>) -> bool {
@@ -266,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_object_again_is_no_news() {
+    fn same_object_again_changes_nothing() {
         let shared = shared();
         assert!(take(&shared, Event::Apply(quota("[one]"))));
         assert!(!take(&shared, Event::Apply(quota("[one]"))));

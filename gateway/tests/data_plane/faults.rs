@@ -1,12 +1,12 @@
-//! Engines that die, hang, lie and leave.
+//! Engines that end, hang, answer garbage and drain.
 
 use std::time::{Duration, Instant};
 
 use stowage_planner::route::Refusal;
 use tokio::io::AsyncReadExt;
 
-use crate::engine::{Behaviour, Heart, MockEngine, event};
-use crate::harness::{Harness, OK, pod, read, until};
+use crate::support::engine::{Behaviour, Heart, MockEngine, event};
+use crate::support::harness::{Harness, OK, pod, read, until};
 
 const DRAINING: &str =
     r#"{"error":{"message":"bye","type":"service_unavailable_error","param":null,"code":"draining"}}"#;
@@ -24,13 +24,13 @@ async fn with_two_replicas_a_dead_one_costs_no_request() {
 }
 
 #[tokio::test]
-async fn what_breaks_before_the_first_byte_is_sent_elsewhere_once() {
+async fn request_that_breaks_before_the_first_byte_is_sent_to_another_replica() {
     for broken in [
         Behaviour::CutAtOnce,
-        Behaviour::Say(200, "<html>hello</html>"),
-        Behaviour::Say(200, ""),
-        Behaviour::Say(503, DRAINING),
-        Behaviour::Say(301, "moved"),
+        Behaviour::Answer(200, "<html>hello</html>"),
+        Behaviour::Answer(200, ""),
+        Behaviour::Answer(503, DRAINING),
+        Behaviour::Answer(301, "moved"),
     ] {
         for stream in [false, true] {
             let works = if stream { SLOW } else { Behaviour::Whole };
@@ -51,7 +51,7 @@ async fn what_breaks_before_the_first_byte_is_sent_elsewhere_once() {
 }
 
 #[tokio::test]
-async fn a_request_is_not_tried_for_ever() {
+async fn request_that_every_replica_breaks_is_refused_after_two_attempts() {
     let engines = [MockEngine::start(Behaviour::CutAtOnce).await, MockEngine::start(Behaviour::CutAtOnce).await];
     let gateway = Harness::start(&[&engines[0], &engines[1]]).await;
     let answer = gateway.chat(false).await;
@@ -88,11 +88,11 @@ async fn a_killed_engine_ends_its_streams_and_leaves_routing_at_once() {
 async fn errors_of_the_engine_are_passed_on() {
     const TOO_LONG: &str = r#"{"error":{"message":"too long","type":"invalid_request_error","param":"messages","code":"context_length_exceeded"}}"#;
     const FAILED: &str = r#"{"error":{"message":"oops","type":"server_error","param":null,"code":"internal_error"}}"#;
-    let engine = MockEngine::start(Behaviour::Say(400, TOO_LONG)).await;
+    let engine = MockEngine::start(Behaviour::Answer(400, TOO_LONG)).await;
     let gateway = Harness::start(&[&engine]).await;
     let answer = gateway.chat(false).await;
     assert_eq!((answer.status, answer.text().as_str()), (400, TOO_LONG));
-    engine.set(Behaviour::Say(500, FAILED));
+    engine.set(Behaviour::Answer(500, FAILED));
     let answer = gateway.chat(true).await;
     assert_eq!((answer.status, answer.text().as_str()), (500, FAILED));
 }
@@ -118,7 +118,7 @@ async fn a_hung_engine_leaves_routing_within_two_seconds_and_its_requests_move_o
 }
 
 #[tokio::test]
-async fn alone_and_hung_a_replica_keeps_its_request_until_it_wakes() {
+async fn only_replica_that_hangs_keeps_its_request_until_it_continues() {
     let engine = MockEngine::start(Behaviour::Late(Duration::from_millis(2500))).await;
     engine.set_heart(Heart::Beating);
     let gateway = Harness::start(&[&engine]).await;
@@ -145,9 +145,9 @@ async fn a_garbled_load_stream_takes_the_replica_out() {
 }
 
 #[tokio::test]
-async fn an_engine_that_answers_garbage_is_left_alone_for_a_while() {
+async fn engine_that_answers_garbage_gets_nothing_for_a_while() {
     let (bad, good) =
-        (MockEngine::start(Behaviour::Say(200, "\u{0}")).await, MockEngine::start(Behaviour::Whole).await);
+        (MockEngine::start(Behaviour::Answer(200, "\u{0}")).await, MockEngine::start(Behaviour::Whole).await);
     let gateway = Harness::start(&[&bad, &good]).await;
     for _ in 0..20 {
         assert_eq!(gateway.chat(false).await.status, OK);
@@ -157,8 +157,8 @@ async fn an_engine_that_answers_garbage_is_left_alone_for_a_while() {
 
 #[tokio::test]
 async fn an_unhealthy_gpu_takes_its_replicas_out_and_back() {
-    let (sick, fine) = (MockEngine::start(Behaviour::Whole).await, MockEngine::start(Behaviour::Whole).await);
-    let mut gateway = Harness::start(&[&sick, &fine]).await;
+    let (unhealthy, healthy) = (MockEngine::start(Behaviour::Whole).await, MockEngine::start(Behaviour::Whole).await);
+    let mut gateway = Harness::start(&[&unhealthy, &healthy]).await;
     gateway.facts.pods[0].gpus = vec!["GPU-1".to_owned()];
     gateway.facts.unhealthy_gpus.insert("GPU-1".into());
     gateway.apply();
@@ -168,7 +168,7 @@ async fn an_unhealthy_gpu_takes_its_replicas_out_and_back() {
     for _ in 0..6 {
         assert_eq!(gateway.chat(false).await.status, OK);
     }
-    assert_eq!((sick.seen().len(), fine.seen().len()), (0, 6));
+    assert_eq!((unhealthy.seen().len(), healthy.seen().len()), (0, 6));
     gateway.facts.unhealthy_gpus.clear();
     gateway.apply();
     gateway.until_routable("chat-0", true).await;

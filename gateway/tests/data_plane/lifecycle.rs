@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use crate::engine::{Behaviour, MockEngine};
-use crate::harness::{Harness, LIMITS, OK, pod, read, until};
+use crate::support::engine::{Behaviour, MockEngine};
+use crate::support::harness::{Harness, LIMITS, OK, pod, read, until};
 
 #[tokio::test]
 async fn a_request_for_a_model_without_a_replica_is_held_until_there_is_one() {
@@ -32,7 +32,7 @@ async fn when_the_hold_is_over_the_answer_says_when_to_come_back() {
 }
 
 #[tokio::test]
-async fn broken_replicas_are_told_from_missing_ones() {
+async fn refusal_names_broken_replicas_and_missing_ones_differently() {
     let engine = MockEngine::start(Behaviour::Whole).await;
     let gateway = Harness::start(&[&engine]).await;
     engine.kill();
@@ -65,7 +65,7 @@ async fn no_more_are_held_than_may_be() {
 }
 
 #[tokio::test]
-async fn who_leaves_while_held_frees_the_place() {
+async fn client_that_leaves_while_held_frees_its_place() {
     let gateway = Harness::start(&[]).await;
     let socket = gateway.raw_chat().await;
     until("it is held", || gateway.waiting() == 1).await;
@@ -74,7 +74,7 @@ async fn who_leaves_while_held_frees_the_place() {
 }
 
 #[tokio::test]
-async fn a_deleted_deployment_turns_its_waiters_away() {
+async fn waiting_requests_are_refused_when_their_deployment_is_deleted() {
     let mut gateway = Harness::start(&[]).await;
     gateway.facts.deployments[0].hold = Some(Duration::from_secs(60));
     gateway.apply();
@@ -86,7 +86,7 @@ async fn a_deleted_deployment_turns_its_waiters_away() {
 }
 
 #[tokio::test]
-async fn deleting_a_deployment_ends_what_runs_well_and_refuses_what_comes_after() {
+async fn deployment_that_is_being_deleted_finishes_its_requests_and_takes_no_new_ones() {
     let engine = MockEngine::start(Behaviour::Stream { events: 10, gap: Duration::from_millis(50) }).await;
     let mut limits = LIMITS;
     limits.pool.gate.max_in_flight = 1;
@@ -99,7 +99,7 @@ async fn deleting_a_deployment_ends_what_runs_well_and_refuses_what_comes_after(
     gateway.apply();
     assert_eq!(gateway.chat(true).await.code(), "model_not_found");
     assert_eq!(gateway.get(Some("sk-a"), "/v1/models").await.json()["data"], serde_json::json!([]));
-    // The operator's drain: nothing new on the pod, so who still waits is told.
+    // The operator's drain: nothing new on the pod, so what still waits is refused.
     gateway.facts.pods[0].draining = true;
     gateway.apply();
     assert_eq!(queued.await.unwrap(), 404);
@@ -113,7 +113,7 @@ async fn draining_finishes_streams_and_takes_no_new_connections() {
     let stream = gateway.open_stream().await;
     let serving = gateway.stop();
     until("not ready", || !gateway.gateway.readiness.is_ready()).await;
-    // For a moment everything is still served, only the probe says no.
+    // For a moment everything is still served, only the probe answers 503.
     assert_eq!(gateway.get(None, "/readyz").await.status, 503);
     assert_eq!(gateway.get(None, "/healthz").await.status, OK);
     let late = gateway.open_stream().await;

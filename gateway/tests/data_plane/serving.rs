@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 use http_body_util::BodyExt;
 use serde_json::json;
 use stowage_gateway::outcome::Outcome;
-use stowage_gateway::world::snapshot::TokenLimits;
+use stowage_gateway::world::facts::TokenLimits;
 
-use crate::engine::{Behaviour, MockEngine, WHOLE, event};
-use crate::harness::{Harness, LIMITS, Limits, OK, chat, model_m, read, until};
+use crate::support::engine::{Behaviour, MockEngine, WHOLE, event};
+use crate::support::harness::{Harness, LIMITS, Limits, OK, chat, model_m, read, shared_chat, until};
 
 #[tokio::test]
 async fn a_whole_answer_comes_back_byte_by_byte() {
@@ -84,8 +84,12 @@ async fn a_tenants_model_does_not_exist_for_others() {
 
     gateway.facts.deployments[0].access = vec!["b".into()];
     gateway.apply();
-    assert_eq!(gateway.post("sk-b", &chat(false)).await.status, OK);
-    assert_eq!(gateway.get(Some("sk-b"), "/v1/models").await.json()["data"][0]["id"], "m");
+    assert_eq!(gateway.post("sk-b", &chat(false)).await.status, 404, "sharing gives no bare name");
+    assert_eq!(gateway.post("sk-b", &shared_chat()).await.status, OK);
+    assert_eq!(gateway.get(Some("sk-b"), "/v1/models").await.json()["data"][0]["id"], "a/m");
+    assert_eq!(gateway.get(Some("sk-b"), "/v1/models/a/m").await.json()["id"], "a/m");
+    let sent: serde_json::Value = serde_json::from_slice(&engine.seen()[0].body).unwrap();
+    assert_eq!(sent["model"], "m", "the engine knows the model by the owner's name");
     let salts: Vec<_> = engine.seen().iter().map(|seen| seen.headers["x-stowage-tenant-salt"].clone()).collect();
     assert_eq!(salts, [stowage_gateway::listen::credentials::cache_salt("b").as_str()]);
 }
@@ -128,7 +132,7 @@ async fn a_tenant_over_its_tokens_waits_and_others_do_not() {
     assert_eq!((refused.status, refused.code().as_str()), (429, "tenant_tokens"));
     let seconds: u64 = refused.headers["retry-after"].to_str().unwrap().parse().unwrap();
     assert!((1..=10).contains(&seconds), "{seconds}");
-    assert_eq!(gateway.post("sk-b", &chat(false)).await.status, OK);
+    assert_eq!(gateway.post("sk-b", &shared_chat()).await.status, OK);
 }
 
 #[tokio::test]
@@ -166,8 +170,8 @@ async fn tokens_and_outcomes_are_counted() {
     gateway.post("sk-a", &json!({"model": "zzz", "messages": []})).await;
     let series = gateway.gateway.metrics.series(&"a".into(), &"m".into());
     assert_eq!((series.counted(Outcome::Ok), series.output_tokens()), (1, 2));
-    let nobody = gateway.gateway.metrics.series(&"a".into(), &"".into());
-    assert_eq!(nobody.counted(Outcome::ModelNotFound), 1);
+    let without_model = gateway.gateway.metrics.series(&"a".into(), &"".into());
+    assert_eq!(without_model.counted(Outcome::ModelNotFound), 1);
 }
 
 #[tokio::test]
@@ -177,10 +181,111 @@ async fn of_equally_named_models_each_tenant_gets_its_own() {
     let mut other = model_m();
     other.namespace = "b".into();
     gateway.facts.deployments.push(other);
-    let mut pod = crate::harness::pod("chat-9", theirs.address);
+    let mut pod = crate::support::harness::pod("chat-9", theirs.address);
     pod.namespace = "b".into();
     gateway.facts.pods.push(pod);
     gateway.apply();
     assert_eq!(gateway.post("sk-b", &chat(false)).await.status, OK);
     assert_eq!((ours.seen().len(), theirs.seen().len()), (0, 1));
+}
+
+#[tokio::test]
+async fn a_tenant_with_many_requests_does_not_keep_another_waiting() {
+    let engine = MockEngine::start(Behaviour::Late(Duration::from_millis(20))).await;
+    let mut limits = LIMITS;
+    limits.pool.gate.max_in_flight = 2;
+    let mut gateway = Harness::with(&[&engine], limits).await;
+    gateway.facts.deployments[0].access = vec!["b".into()];
+    gateway.apply();
+    let many: Vec<_> = (0..40).map(|_| gateway.chat_later(false)).collect();
+    until("they wait", || gateway.waiting() >= 30).await;
+    assert_eq!(gateway.post("sk-b", &shared_chat()).await.status, OK);
+    assert!(gateway.waiting() > 15, "it was next, not last: {} still wait", gateway.waiting());
+    for asked in many {
+        assert_eq!(asked.await.unwrap(), OK);
+    }
+}
+
+#[tokio::test]
+async fn request_with_more_sequences_than_can_ever_run_is_400() {
+    let engine = MockEngine::start(Behaviour::Whole).await;
+    let gateway = Harness::start(&[&engine]).await;
+    let mut body = chat(false);
+    body["n"] = 65.into();
+    let refused = gateway.post("sk-a", &body).await;
+    assert_eq!((refused.status, refused.json()["error"]["param"].as_str()), (400, Some("n")));
+    assert_eq!(engine.seen().len(), 0);
+    body["n"] = 64.into();
+    assert_eq!(gateway.post("sk-a", &body).await.status, OK);
+}
+
+#[tokio::test]
+async fn head_is_answered_as_get_without_the_body() {
+    let gateway = Harness::start(&[]).await;
+    for path in ["/v1/models", "/v1/models/m", "/healthz", "/readyz"] {
+        let get = gateway.get(Some("sk-a"), path).await;
+        let head = gateway.send(http::Method::HEAD, path, Some("sk-a"), bytes::Bytes::new()).await;
+        assert_eq!((head.status, head.body.len()), (get.status, 0), "{path}");
+        assert_eq!(head.headers["content-length"], get.body.len().to_string().as_str(), "{path}");
+        assert_eq!(head.headers["content-type"], get.headers["content-type"], "{path}");
+    }
+    assert_eq!(gateway.send(http::Method::HEAD, "/v1/models", None, bytes::Bytes::new()).await.status, 401);
+}
+
+#[tokio::test]
+async fn page_of_a_listed_origin_may_call_and_others_may_not() {
+    let engine = MockEngine::start(Behaviour::Whole).await;
+    let gateway = Harness::start(&[&engine]).await;
+    let ask = async |method: &str, origin: &str| {
+        let request = http::Request::builder()
+            .method(method)
+            .uri(format!("http://{}/v1/chat/completions", gateway.address))
+            .header("origin", origin)
+            .header("authorization", "Bearer sk-a");
+        let request = match method {
+            "OPTIONS" => request.header("access-control-request-method", "POST"),
+            _ => request,
+        };
+        let body = if method == "POST" { chat(false).to_string() } else { String::new() };
+        read(gateway.client.request(request.body(http_body_util::Full::new(body.into())).unwrap()).await.unwrap()).await
+    };
+    let preflight = ask("OPTIONS", "https://page.example").await;
+    assert_eq!(preflight.status, 204);
+    assert_eq!(preflight.headers["access-control-allow-origin"], "https://page.example");
+    let answer = ask("POST", "https://page.example").await;
+    assert_eq!(
+        (answer.status, answer.headers["access-control-allow-origin"].to_str().unwrap()),
+        (OK, "https://page.example")
+    );
+    for (method, status) in [("OPTIONS", 204), ("POST", OK)] {
+        let other = ask(method, "https://other.example").await;
+        assert_eq!(other.status, status);
+        assert!(!other.headers.contains_key("access-control-allow-origin"));
+    }
+}
+
+#[tokio::test]
+async fn encoded_request_reaches_the_engine_decoded() {
+    let engine = MockEngine::start(Behaviour::Whole).await;
+    let gateway = Harness::start(&[&engine]).await;
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    std::io::Write::write_all(&mut encoder, chat(false).to_string().as_bytes()).unwrap();
+    let request = http::Request::post(format!("http://{}/v1/chat/completions", gateway.address))
+        .header("authorization", "Bearer sk-a")
+        .header("content-encoding", "gzip")
+        .body(http_body_util::Full::new(encoder.finish().unwrap().into()))
+        .unwrap();
+    assert_eq!(read(gateway.client.request(request).await.unwrap()).await.status, OK);
+    assert_eq!(engine.seen()[0].body, chat(false).to_string());
+    assert!(!engine.seen()[0].headers.contains_key("content-encoding"));
+}
+
+#[tokio::test]
+async fn usage_that_a_request_cannot_have_had_is_not_charged() {
+    const LIES: &str = r#"{"choices":[],"usage":{"prompt_tokens":900000000,"completion_tokens":900000000}}"#;
+    let engine = MockEngine::start(Behaviour::Answer(200, LIES)).await;
+    let gateway = Harness::start(&[&engine]).await;
+    assert_eq!(gateway.chat(false).await.status, OK);
+    let series = gateway.gateway.metrics.series(&"a".into(), &"m".into());
+    assert_eq!((series.output_tokens(), series.implausible_usage.get()), (0, 1));
 }

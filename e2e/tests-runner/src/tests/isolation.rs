@@ -291,8 +291,10 @@ pub async fn no_token_is_cached_across_tenants(w: World) -> anyhow::Result<()> {
     let cached = |answer: &crate::tools::http::Answer| {
         answer.body.pointer("/usage/prompt_tokens_details/cached_tokens").and_then(Value::as_u64).unwrap_or(0)
     };
+    let qualified = format!("{}/chat", a.name);
     let ask = async |t: &Tenant| -> anyhow::Result<u64> {
-        let answer = t.caller.chat("chat", &question, 4).await?;
+        let model = if t.name == a.name { "chat" } else { &qualified };
+        let answer = t.caller.chat(model, &question, 4).await?;
         ensure!(answer.status == 200, "{} {}", answer.status, answer.body);
         Ok(cached(&answer))
     };
@@ -302,7 +304,7 @@ pub async fn no_token_is_cached_across_tenants(w: World) -> anyhow::Result<()> {
     // Not by asking: b's own first question would share the chat template's beginning with its second.
     wait_for("b to see the model", Duration::from_secs(10), || async {
         let models = b.caller.get("/v1/models").await?.body;
-        let seen = models["data"].as_array().is_some_and(|m| m.iter().any(|m| m["id"] == "chat"));
+        let seen = models["data"].as_array().is_some_and(|m| m.iter().any(|m| m["id"] == qualified));
         Ok(if seen { Ok(()) } else { Err(models.to_string()) })
     })
     .await?;

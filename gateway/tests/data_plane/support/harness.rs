@@ -11,21 +11,23 @@ use hyper::body::Incoming;
 use serde_json::{Value, json};
 use stowage_gateway::gateway::{Gateway, Settings};
 use stowage_gateway::listen::body::BodyLimits;
+use stowage_gateway::listen::cors::Cors;
 use stowage_gateway::listen::credentials::hash_key;
-use stowage_gateway::listen::server::{ServerLimits, serve};
+use stowage_gateway::listen::peers::PeerLimits;
+use stowage_gateway::listen::server::{Server, ServerLimits, bind};
 use stowage_gateway::metrics::Metrics;
+use stowage_gateway::queue::client::{EngineClient, client};
 use stowage_gateway::queue::directory::Directory;
 use stowage_gateway::queue::pool::PoolSettings;
 use stowage_gateway::queue::replica::Gate;
-use stowage_gateway::relay::attempt::{EngineClient, client};
 use stowage_gateway::relay::stream::StreamPatience;
-use stowage_gateway::world::snapshot::{DeploymentFact, Facts, PodFact, QuotaFact, TokenLimits};
+use stowage_gateway::world::facts::{DeploymentFact, Facts, PodFact, QuotaFact, TokenLimits};
 use tokio::io::AsyncWriteExt;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use crate::engine::MockEngine;
+use crate::support::engine::MockEngine;
 
 /// Limits small enough to be reached in a test.
 #[derive(Debug, Clone, Copy)]
@@ -45,9 +47,14 @@ pub const LIMITS: Limits = Limits {
         body: BodyLimits { max_bytes: 64 << 10, max_total_bytes: 4 << 20, patience: Duration::from_secs(1) },
         stream: StreamPatience { idle: Duration::from_secs(5), lost: Duration::from_millis(500) },
         gateways: 1,
+        max_headers: 64,
+        max_sequences: 64,
     },
     server: ServerLimits {
         max_connections: 4000,
+        peers: PeerLimits { max_per_address: 3000, max_guests: 2000 },
+        max_partial_heads: 1 << 20,
+        write_timeout: Duration::from_secs(1),
         header_timeout: Duration::from_secs(1),
         max_headers: 64,
         max_head_bytes: 16 << 10,
@@ -99,6 +106,7 @@ pub fn tenants() -> Facts {
             created: 0,
             namespaces: vec![name.into()],
             key_secrets: vec![format!("{name}-keys")],
+            models_from: Vec::new(),
             limits: TokenLimits::default(),
         });
     }
@@ -137,6 +145,11 @@ pub fn chat(stream: bool) -> Value {
     json!({"model": "m", "stream": stream, "messages": [{"role": "user", "content": "capital of France?"}]})
 }
 
+/// Model `m` of tenant `a`, as another tenant calls it.
+pub fn shared_chat() -> Value {
+    json!({"model": "a/m", "messages": [{"role": "user", "content": "capital of France?"}]})
+}
+
 impl Harness {
     pub async fn start(engines: &[&MockEngine]) -> Self {
         Self::with(engines, LIMITS).await
@@ -146,11 +159,19 @@ impl Harness {
         let metrics = Metrics::register(&mut stowage_telemetry::metrics::registry());
         let client = client();
         let directory = Directory::new(limits.pool, client.clone(), metrics.clone());
-        let gateway = Gateway::new(limits.settings, directory, client.clone(), metrics);
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let gateway = Gateway::new(
+            limits.settings,
+            Cors::new(vec!["https://page.example".into()]).unwrap(),
+            directory,
+            client.clone(),
+            metrics,
+        );
+        let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel();
-        let serving = tokio::spawn(serve(listener, gateway.clone(), limits.server, stopped));
+        let server =
+            Server { limits: limits.server, readiness: gateway.readiness.clone(), metrics: gateway.metrics.clone() };
+        let serving = tokio::spawn(server.serve(listener, gateway.clone(), stopped));
         let mut facts = tenants();
         facts.deployments.push(model_m());
         facts.pods = engines.iter().enumerate().map(|(i, engine)| pod(&format!("chat-{i}"), engine.address)).collect();
@@ -242,6 +263,15 @@ impl Harness {
         started.elapsed()
     }
 
+    /// Waits until the pod's load stream has brought a report.
+    pub async fn until_reported(&self, pod: &str) {
+        until(&format!("{pod} to report"), || {
+            let view = self.gateway.directory.view();
+            view.pools().flat_map(|pool| pool.status().replicas).any(|r| r.pod == pod && r.reported)
+        })
+        .await;
+    }
+
     /// Requests that wait for a place.
     pub fn waiting(&self) -> usize {
         self.gateway.directory.view().pools().map(|pool| pool.status().waiting).sum()
@@ -269,15 +299,18 @@ pub async fn read(response: http::Response<Incoming>) -> Answer {
     Answer { status: head.status.as_u16(), headers: head.headers, body: all.into(), cut }
 }
 
-/// Waits for a condition, at most ten seconds.
+/// Waits for a condition, at most half a minute.
 pub async fn until(what: &str, condition: impl Fn() -> bool) {
-    for _ in 0..2000 {
-        if condition() {
-            return;
-        }
+    until_within(what, Duration::from_secs(30), condition).await;
+}
+
+/// Waits for a condition, at most so long.
+pub async fn until_within(what: &str, longest: Duration, condition: impl Fn() -> bool) {
+    let deadline = std::time::Instant::now() + longest;
+    while !condition() {
+        assert!(std::time::Instant::now() < deadline, "never came true: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    panic!("never came true: {what}");
 }
 
 pub const OK: u16 = StatusCode::OK.as_u16();

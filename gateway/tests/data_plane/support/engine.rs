@@ -1,4 +1,4 @@
-//! A mock engine on loopback: answers as told, can be cut off, frozen and brought back.
+//! A mock engine on loopback: answers as it is set, can be cut off, frozen and brought back.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -25,16 +25,22 @@ pub enum Behaviour {
     Whole,
     /// So many events, so far apart, then `[DONE]`.
     Stream { events: usize, gap: Duration },
+    /// So many events of so many bytes, as fast as they are taken.
+    Events { events: usize, bytes: usize },
+    /// Events without end, as fast as they are taken.
+    Flood,
     /// So many events, then the connection breaks.
     Cut { events: usize },
     /// The connection breaks before an answer.
     CutAtOnce,
     /// A whole answer after this time.
     Late(Duration),
+    /// The process ends before an answer, and another one runs at once.
+    Restart,
     /// An answer that never comes.
     Hang,
     /// This status with this body.
-    Say(u16, &'static str),
+    Answer(u16, &'static str),
 }
 
 /// How the load stream behaves.
@@ -63,6 +69,8 @@ struct Shared {
     cancelled: AtomicUsize,
     connections: Mutex<Vec<AbortHandle>>,
     load: Mutex<String>,
+    /// Names the process in load reports, behind `load`'s own fields.
+    incarnation: AtomicUsize,
 }
 
 pub struct MockEngine {
@@ -86,6 +94,7 @@ impl MockEngine {
             cancelled: AtomicUsize::new(0),
             connections: Mutex::default(),
             load: Mutex::new(r#"{"running":0,"waiting":0}"#.into()),
+            incarnation: AtomicUsize::new(std::process::id() as usize),
         });
         let server = tokio::spawn(accept(listener, shared.clone()));
         Self { address, shared, server }
@@ -112,10 +121,27 @@ impl MockEngine {
         self.shared.cancelled.load(Ordering::SeqCst)
     }
 
+    /// Another process takes the place of this one.
+    pub fn restart(&self) {
+        self.shared.restart();
+    }
+
     /// Ends the "process": the port and every connection close at once.
     pub fn kill(&self) {
         self.server.abort();
-        for connection in self.shared.connections.lock().unwrap().drain(..) {
+        self.shared.end_connections();
+    }
+}
+
+impl Shared {
+    /// Another process takes the place of this one, at the same address.
+    fn restart(&self) {
+        self.incarnation.fetch_add(1, Ordering::SeqCst);
+        self.end_connections();
+    }
+
+    fn end_connections(&self) {
+        for connection in self.connections.lock().unwrap().drain(..) {
             connection.abort();
         }
     }
@@ -140,7 +166,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     }
 }
 
-/// Counts itself as cancelled unless it was told that the end came.
+/// Counts itself as cancelled unless it is marked as done.
 struct Work {
     shared: Arc<Shared>,
     done: AtomicBool,
@@ -172,7 +198,7 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Respo
             work.done.store(true, Ordering::SeqCst);
             Ok(full(200, WHOLE))
         }
-        Behaviour::Say(status, body) => {
+        Behaviour::Answer(status, body) => {
             work.done.store(true, Ordering::SeqCst);
             Ok(full(status, body))
         }
@@ -181,9 +207,15 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Respo
             work.done.store(true, Ordering::SeqCst);
             Ok(full(200, WHOLE))
         }
+        Behaviour::Restart => {
+            shared.restart();
+            std::future::pending().await
+        }
         Behaviour::Hang => std::future::pending().await,
         Behaviour::CutAtOnce => Err(std::io::Error::other("cut")),
         Behaviour::Stream { events, gap } => Ok(stream(work, events, gap, false)),
+        Behaviour::Events { events, bytes } => Ok(large_events(work, events, bytes)),
+        Behaviour::Flood => Ok(large_events(work, usize::MAX, 16 << 10)),
         Behaviour::Cut { events } => Ok(stream(work, events, Duration::from_millis(5), true)),
     }
 }
@@ -216,6 +248,22 @@ fn stream(work: Work, events: usize, gap: Duration, cut: bool) -> Response<Body>
     Response::builder().header("content-type", "text/event-stream").body(body).unwrap()
 }
 
+fn large_events(work: Work, events: usize, bytes: usize) -> Response<Body> {
+    let event = Bytes::from(format!("data: {{\"choices\":[],\"x\":\"{}\"}}\n\n", "y".repeat(bytes)));
+    let frames = futures::stream::unfold((0, work), move |(index, work)| {
+        let event = event.clone();
+        async move {
+            if index == events {
+                work.done.store(true, Ordering::SeqCst);
+                return None;
+            }
+            Some((Ok(Frame::data(event)), (index + 1, work)))
+        }
+    });
+    let body = BodyExt::boxed_unsync(StreamBody::new(frames));
+    Response::builder().header("content-type", "text/event-stream").body(body).unwrap()
+}
+
 pub fn event(index: usize) -> String {
     format!("data: {{\"choices\":[{{\"index\":0,\"delta\":{{\"content\":\"w{index} \"}}}}]}}\n\n")
 }
@@ -229,7 +277,10 @@ fn load_stream(shared: Arc<Shared>) -> Response<Body> {
         loop {
             tokio::time::sleep(Duration::from_millis(100)).await;
             if *shared.heart.lock().unwrap() == Heart::Beating {
-                let line = format!("{}\n", shared.load.lock().unwrap());
+                let incarnation = shared.incarnation.load(Ordering::SeqCst);
+                let line =
+                    shared.load.lock().unwrap().replacen('{', &format!("{{\"incarnation\":\"{incarnation}\","), 1);
+                let line = format!("{line}\n");
                 return Some((Ok(Frame::data(Bytes::from(line))), shared));
             }
         }
