@@ -1,9 +1,11 @@
 //! One client's connection, from its first byte to its end.
 
 use std::convert::Infallible;
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -14,8 +16,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 use crate::listen::guarded::Guarded;
-use crate::listen::peers::Peer;
-use crate::listen::server::{Handler, ServerLimits};
+use crate::listen::peers::{Peer, PeerLimits};
 use crate::listen::streams::{Outbound, StreamExecutor};
 
 /// HTTP/2: requests at a time on one connection.
@@ -26,6 +27,34 @@ const STREAM_WINDOW: u32 = 256 << 10;
 const CONNECTION_WINDOW: u32 = 512 << 10;
 /// More headers than this end the connection without a body; those between the limit and this are answered.
 const MOST_HEADERS: usize = 256;
+
+/// What answers the requests.
+pub trait Handler: Send + Sync + 'static {
+    type Body: http_body::Body<Data = Bytes, Error = std::io::Error> + Send + Unpin + 'static;
+
+    /// Never fails, since every failure is an answer.
+    fn answer(&self, request: Request<Incoming>) -> impl Future<Output = Response<Self::Body>> + Send;
+}
+
+/// Limits of the listening side.
+#[derive(Debug, Clone, Copy)]
+pub struct ServerLimits {
+    pub max_connections: usize,
+    pub peers: PeerLimits,
+    /// Bytes of all unfinished heads, beyond the first 4 KiB of each.
+    pub max_partial_heads: usize,
+    /// How long a client may leave an answer unread; each KiB that it reads gives it a second back.
+    pub write_timeout: Duration,
+    /// Time for a request's head to arrive, and for an idle connection to stay open.
+    pub header_timeout: Duration,
+    pub max_headers: usize,
+    /// Bytes of a request's head.
+    pub max_head_bytes: usize,
+    /// Served after `/readyz` answers 503, before the socket closes.
+    pub drain_delay: Duration,
+    /// Longest time for open streams to end after that.
+    pub drain_timeout: Duration,
+}
 
 /// What all connections share.
 pub struct Connections<H> {

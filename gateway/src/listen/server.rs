@@ -9,44 +9,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::{Request, Response};
-use hyper::body::Incoming;
 use stowage_telemetry::health::Readiness;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Semaphore, watch};
 
 use crate::listen::connection::Connections;
-use crate::listen::peers::{PeerLimits, Peers};
+pub use crate::listen::connection::{Handler, ServerLimits};
+use crate::listen::peers::Peers;
 use crate::metrics::Metrics;
-
-/// What answers the requests.
-pub trait Handler: Send + Sync + 'static {
-    type Body: http_body::Body<Data = Bytes, Error = std::io::Error> + Send + Unpin + 'static;
-
-    /// Never fails, since every failure is an answer.
-    fn answer(&self, request: Request<Incoming>) -> impl Future<Output = Response<Self::Body>> + Send;
-}
-
-/// Limits of the listening side.
-#[derive(Debug, Clone, Copy)]
-pub struct ServerLimits {
-    pub max_connections: usize,
-    pub peers: PeerLimits,
-    /// Bytes of all unfinished heads, beyond the first 4 KiB of each.
-    pub max_partial_heads: usize,
-    /// How long a client may leave an answer unread; each KiB that it reads gives it a second back.
-    pub write_timeout: Duration,
-    /// Time for a request's head to arrive, and for an idle connection to stay open.
-    pub header_timeout: Duration,
-    pub max_headers: usize,
-    /// Bytes of a request's head.
-    pub max_head_bytes: usize,
-    /// Served after `/readyz` answers 503, before the socket closes.
-    pub drain_delay: Duration,
-    /// Longest time for open streams to end after that.
-    pub drain_timeout: Duration,
-}
 
 /// The listening side.
 pub struct Server {

@@ -63,6 +63,10 @@ fn suites(args: &TestArgs, total: &mut Count) -> Result<()> {
         // The chart's golden is compared with what real Helm renders.
         env.push(("STOWAGE_HELM", build::ensure(build::DEFAULT_VERSION)?.join("helm")));
     }
+    if args.long {
+        // Tests that run at a larger size then.
+        env.push(("STOWAGE_TEST_LONG", "1".into()));
+    }
     let env: Vec<_> = env.iter().map(|(name, path)| (*name, path.as_os_str())).collect();
     total.add(suite("unit", &["test", "--workspace", "--no-fail-fast"], &env)?);
     if args.long {
