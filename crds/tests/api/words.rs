@@ -49,3 +49,32 @@ fn every_condition_type_and_reason_is_documented() {
     let missing: Vec<_> = constants().into_iter().filter(|(_, word)| !text.contains(&format!("`{word}`"))).collect();
     assert!(missing.is_empty(), "not in docs/spec/v1alpha1: {missing:?}");
 }
+
+/// Rows of the table of conditions: the type, and the words in backticks of the columns True and False.
+fn documented_conditions() -> Vec<(String, Vec<String>)> {
+    let page = repository().join("docs/spec/v1alpha1/inferencedeployment.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let table = page.lines().skip_while(|line| !line.starts_with("| condition | True | False |"));
+    let rows = table.skip(2).take_while(|line| line.starts_with('|'));
+    let quoted = |text: &str| text.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
+    rows.map(|row| {
+        let (first, others) = row.trim_start_matches('|').split_once('|').unwrap();
+        (quoted(first).remove(0), quoted(others))
+    })
+    .collect()
+}
+
+#[test]
+fn table_of_conditions_has_every_type_and_only_existing_reasons() {
+    let words: std::collections::BTreeMap<String, String> = constants().into_iter().map(|(a, b)| (b, a)).collect();
+    let table = documented_conditions();
+    for (kind, reasons) in &table {
+        let unknown: Vec<_> = reasons.iter().filter(|reason| !words.contains_key(*reason)).collect();
+        assert!(!reasons.is_empty() && unknown.is_empty(), "{kind}: no such reason {unknown:?}");
+    }
+    let source = std::fs::read_to_string(repository().join("crds/src/conditions.rs")).unwrap();
+    let types = source.split("pub mod reasons").next().unwrap();
+    let wanted: Vec<&str> = types.split('"').skip(1).step_by(2).collect();
+    let found: Vec<&str> = table.iter().map(|(kind, _)| kind.as_str()).collect();
+    assert_eq!(found, wanted);
+}
