@@ -95,7 +95,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn cheapest_variant_that_fits_somewhere_is_taken(s in random_snapshot(), prices in (1..100u64, 1..100u64)) {
+    fn cheapest_variant_that_fits_somewhere_is_taken(s in random_snapshot(), prices in (1..100u64, 1..100u64).prop_map(|(h, l)| (h * 1_000_000, l * 1_000_000))) {
         let mut s = s;
         for node in s.nodes.iter_mut().skip(1) {
             node.gpus.iter_mut().for_each(|g| g.class = Some("l".into()));

@@ -8,9 +8,14 @@
 //!
 //! A plan does not free what it ends: the slice is taken until its claim is gone.
 
+mod size;
+mod trial;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use stowage_contracts::charge::gpu_milli;
+pub(crate) use size::{Size, charge, share_on, size};
+pub(crate) use trial::Mark;
+use trial::Undo;
 
 use crate::snapshot::{
     Class, DeploymentId, Exclusion, Freshness, Gpu, GpuShare, Health, Isolation, Node, ReplicaId, Resources, Slice,
@@ -124,14 +129,6 @@ pub(crate) struct ClassRow {
     pub sizes: BTreeSet<Size>,
 }
 
-/// What a GPU can promise.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct Size {
-    pub memory_bytes: u64,
-    pub step_bytes: u64,
-    pub sm_percent: u32,
-}
-
 /// What one replica takes of a node.
 #[derive(Clone, Debug)]
 pub(crate) struct Take {
@@ -143,26 +140,6 @@ pub(crate) struct Take {
     pub ports: Vec<u16>,
     /// Position of each GPU in its node, and what it promises.
     pub gpus: Vec<(usize, GpuShare)>,
-}
-
-#[derive(Clone)]
-enum Undo {
-    Taken {
-        node: NodeAt,
-        taken: Taken,
-    },
-    Row {
-        node: NodeAt,
-        row: Box<Row>,
-    },
-    /// The last row was not there.
-    Added,
-}
-
-/// A point in the undo log.
-pub(crate) struct Mark {
-    undo: usize,
-    recording: bool,
 }
 
 /// Names as numbers, in the order in which they are met.
@@ -422,36 +399,6 @@ impl Index {
 
     // === changes ===
 
-    /// From here on changes are recorded, until the mark is rolled back.
-    pub fn mark(&mut self) -> Mark {
-        let recording = std::mem::replace(&mut self.recording, true);
-        Mark { undo: self.undo.len(), recording }
-    }
-
-    /// Undoes everything since the mark.
-    pub fn rollback(&mut self, mark: Mark) {
-        while self.undo.len() > mark.undo {
-            match self.undo.pop() {
-                Some(Undo::Taken { node, taken }) => {
-                    self.rows[node].taken = taken;
-                    self.moved(node);
-                }
-                Some(Undo::Row { node, row }) => {
-                    let state = self.rows[node].state;
-                    self.rows[node] = Row { state, ..*row };
-                    self.moved(node);
-                }
-                Some(Undo::Added) => {
-                    if let Some(row) = self.rows.pop() {
-                        self.members[row.state].remove(&self.rows.len());
-                    }
-                }
-                None => break,
-            }
-        }
-        self.recording = mark.recording;
-    }
-
     fn change(&mut self, at: NodeAt, by: impl FnOnce(&mut Row)) {
         if self.recording {
             self.undo.push(Undo::Taken { node: at, taken: self.rows[at].taken.clone() });
@@ -491,66 +438,6 @@ impl Index {
             taken.ports.retain(|p| !ports.contains(p));
             row.evict(|r| r.owner == Some(owner));
         });
-    }
-
-    // === trials: what a plan cannot do ===
-
-    /// Ends the slices of a foreign claim.
-    pub fn remove_claim(&mut self, claim: &str) {
-        for at in 0..self.rows.len() {
-            let is_it = |s: &Slice| matches!(&s.owner, SliceOwner::Foreign { claim: c } if c == claim);
-            if !self.rows[at].node.gpus.iter().flat_map(|g| &g.slices).any(is_it) {
-                continue;
-            }
-            self.amend(at, |node| node.gpus.iter_mut().for_each(|g| g.slices.retain(|s| !is_it(s))));
-        }
-    }
-
-    /// Changes the data of a node; what is taken of it by replicas stays.
-    pub fn amend(&mut self, at: NodeAt, by: impl FnOnce(&mut Node)) {
-        if self.recording {
-            self.undo.push(Undo::Row { node: at, row: Box::new(self.rows[at].clone()) });
-        }
-        by(&mut self.rows[at].node);
-        let slices: Vec<Vec<Slice>> = self.rows[at].node.gpus.iter().map(|g| g.slices.clone()).collect();
-        let foreign = |s: &&Slice| matches!(s.owner, SliceOwner::Foreign { .. });
-        let foreign: Vec<Vec<Resident>> =
-            slices.iter().map(|of| of.iter().filter(foreign).map(|s| self.resident(s)).collect()).collect();
-        // Nothing else is equal to a node that was changed.
-        self.kinds += 1;
-        let row = &mut self.rows[at];
-        row.kind = self.kinds;
-        for ((gpu, taken), foreign) in row.node.gpus.iter().zip(&mut row.taken.gpus).zip(foreign) {
-            taken.residents.retain(|r| r.owner.is_some());
-            taken.residents.extend(foreign);
-            taken.usable = usability(gpu);
-            taken.settle(gpu);
-        }
-        self.moved(at);
-    }
-
-    /// An empty, healthy, usable node like this one; it has no name of its own.
-    pub fn add_like(&mut self, at: NodeAt) -> NodeAt {
-        let mut node = self.rows[at].node.clone();
-        node.name = format!("{}-another", node.name);
-        (node.ready, node.cordoned) = (true, false);
-        node.freshness = Freshness::Fresh { age_ms: 0 };
-        node.used = Default::default();
-        node.host_ports.clear();
-        node.cached_models.clear();
-        node.taints.retain(|t| !t.key.starts_with("node.kubernetes.io/"));
-        for gpu in &mut node.gpus {
-            gpu.uuid = format!("{}-another", gpu.uuid);
-            gpu.health = Health::Healthy;
-            gpu.slices.clear();
-        }
-        if self.recording {
-            self.undo.push(Undo::Added);
-        }
-        self.kinds += 1;
-        let (kind, added) = (self.kinds, self.rows.len());
-        self.add(node, kind);
-        added
     }
 
     /// All slices that belong to a tenant, with the class of their GPU and what they are charged.
@@ -681,34 +568,4 @@ impl Resident {
     pub fn is_of_other(&self, tenant: Option<usize>) -> bool {
         self.tenant.is_none() || self.tenant != tenant
     }
-}
-
-pub(crate) fn size(gpu: &Gpu) -> Size {
-    Size { memory_bytes: gpu.memory_bytes, step_bytes: gpu.memory_step_bytes, sm_percent: gpu.sm_percent }
-}
-
-impl Size {
-    /// What is promised for an ask: omitted is whole, memory is rounded up to the step.
-    pub fn promise(&self, memory_bytes: Option<u64>, sm_percent: Option<u32>) -> (u64, u32) {
-        let step = self.step_bytes.max(1);
-        let rounded = |m: u64| m.div_ceil(step).saturating_mul(step).max(step);
-        let memory = memory_bytes.map_or(self.memory_bytes, rounded);
-        (memory, sm_percent.map_or(self.sm_percent, |s| s.max(1)))
-    }
-
-    /// What a slice costs, in milli-GPU.
-    pub fn charge(&self, memory_bytes: u64, sm_percent: u32) -> u64 {
-        gpu_milli(memory_bytes, self.memory_bytes, sm_percent, self.sm_percent)
-    }
-}
-
-/// [`Size::charge`] on one GPU.
-pub(crate) fn charge(gpu: &Gpu, memory_bytes: u64, sm_percent: u32) -> u64 {
-    size(gpu).charge(memory_bytes, sm_percent)
-}
-
-/// [`Size::promise`] on one GPU.
-pub(crate) fn share_on(gpu: &Gpu, memory_bytes: Option<u64>, sm_percent: Option<u32>) -> GpuShare {
-    let (memory_bytes, sm_percent) = size(gpu).promise(memory_bytes, sm_percent);
-    GpuShare { uuid: gpu.uuid.clone(), memory_bytes, sm_percent }
 }
