@@ -19,7 +19,7 @@
 
 pub mod check;
 mod decide;
-mod demand;
+pub mod demand;
 mod explain;
 mod lifecycle;
 mod place;

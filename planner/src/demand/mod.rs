@@ -3,6 +3,8 @@
 //! Today `spec.replicas` decides (`scaling.mode: Manual`). The autoscaler becomes another arm of [`how_many`];
 //! quota and placement do not change with it. Not here: whether the replicas may be had, and where.
 
+pub mod autoscale;
+
 use serde::{Deserialize, Serialize};
 
 use crate::snapshot::Deployment;

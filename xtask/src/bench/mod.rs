@@ -25,12 +25,14 @@ enum What {
     Placement(Passed),
     /// Time of the operator's whole turn but its writes, by number of deployments
     Operator,
+    /// Objectives kept and replica-hours, by policy (--arrivals FILE --cold-start SECONDS --policy NAME)
+    Autoscaling(Passed),
 }
 
 /// Options of the program that measures.
 #[derive(clap::Args)]
 struct Passed {
-    /// See the head of the planner's example of this name
+    /// See the head of the example that is run
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     options: Vec<String>,
 }
@@ -48,6 +50,7 @@ pub fn run(args: Args) -> Result<()> {
         Some(What::Planner(passed)) => example("stowage-planner", "bench_plan", &passed.options),
         Some(What::Placement(passed)) => example("stowage-planner", "bench_placement", &passed.options),
         Some(What::Operator) => example("stowage-operator", "bench_turn", &[]),
+        Some(What::Autoscaling(passed)) => example("stowage-simulator", "bench_autoscaling", &passed.options),
         None => {
             engine::run(&Defaults::parse_from(["engine"]).engine)?;
             example("stowage-planner", "bench_plan", &[])?;
