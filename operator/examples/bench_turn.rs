@@ -13,12 +13,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use stowage_operator::memory::Memory;
-use stowage_operator::reconcile::build::{Prepared, prepare};
-use stowage_operator::reconcile::status;
-use stowage_operator::snapshot::build;
-use stowage_operator::snapshot::replicas::millis;
-use stowage_operator::view::View;
+use stowage_operator::execute::build::{Prepared, prepare};
+use stowage_operator::execute::status;
+use stowage_operator::observe::view::View;
+use stowage_operator::translate::build;
+use stowage_operator::translate::memory::Memory;
+use stowage_operator::translate::snapshot::replicas::millis;
 use stowage_planner::snapshot::Policy;
 
 /// Rounds of which the quickest counts.
@@ -54,7 +54,7 @@ fn turn(view: &View) -> Turn {
     let build = start.elapsed();
     let (plan, report) = stowage_planner::plan(&built.snapshot, &Policy::default(), millis(view.now));
     let planned = start.elapsed();
-    let cases = stowage_operator::reconcile::case::cases(view, &built, &plan);
+    let cases = stowage_operator::execute::case::cases(view, &built, &plan);
     let prepared = cases.map(|case| {
         let verdict = &built.verdicts[&case.id];
         let status = status::render(&case, verdict, report.of(&case.id), &[], &[], view.now);

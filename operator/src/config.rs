@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::Parser;
 use stowage_crds::names::{LEASE, OPERATOR_ADMIN_PORT, SYSTEM_NAMESPACE};
 
-use crate::leader::Timing;
+use crate::lead::Timing;
 
 /// The Stowage operator: decides where models run and keeps them running.
 #[derive(Debug, Clone, Parser)]

@@ -8,7 +8,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
 use stowage_crds::names::NODE_NAMESPACE;
 use stowage_planner::snapshot::{Policy, Snapshot};
 use stowage_planner::{DecisionReport, Plan};
@@ -16,20 +15,21 @@ use stowage_telemetry::health::Readiness;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::agents::Agents;
-use crate::decisions::{DecisionLog, write_lines};
-use crate::desk::{Desk, slices};
-use crate::journal::Journals;
-use crate::leader::{Fence, Term};
-use crate::memory::Memory;
-use crate::metrics::Metrics;
+use crate::execute::cluster;
+use crate::execute::desk::{Desk, slices};
+use crate::execute::write::Writer;
+use crate::lead::{Fence, Term};
 use crate::observe::Sources;
-use crate::reconcile::cluster;
-use crate::snapshot::replicas::millis;
-use crate::snapshot::{Built, build};
-use crate::takeover::{confirm, take_over};
-use crate::view::View;
-use crate::write::Writer;
+use crate::observe::agents::Agents;
+use crate::observe::journal::Journals;
+use crate::observe::takeover::{confirm, take_over};
+use crate::observe::view::View;
+use crate::serve::decisions::{DecisionLog, write_lines};
+use crate::serve::metrics::Metrics;
+use crate::serve::published::Published;
+use crate::translate::memory::Memory;
+use crate::translate::snapshot::replicas::millis;
+use crate::translate::{Built, build};
 
 /// Changes within this time are decided on together.
 const DEBOUNCE: Duration = Duration::from_millis(100);
@@ -37,19 +37,6 @@ const DEBOUNCE: Duration = Duration::from_millis(100);
 const STANDBY_DEBOUNCE: Duration = Duration::from_secs(1);
 /// Without a change a plan is made this often: deadlines and back-offs end by themselves.
 pub const PERIOD: Duration = Duration::from_secs(5);
-
-/// The last decision, for whoever asks.
-#[derive(Debug, Default, Serialize)]
-pub struct Published {
-    pub leading: bool,
-    /// Why nothing is decided.
-    pub frozen: Option<String>,
-    pub snapshot: Option<Arc<Snapshot>>,
-    pub plan: Option<Arc<Plan>>,
-    pub report: Option<Arc<DecisionReport>>,
-    /// What the plan checker found; a plan with violations is not carried out.
-    pub violations: Vec<String>,
-}
 
 /// Everything the loop works with.
 pub struct Control {

@@ -1,31 +1,19 @@
-//! The operator: observe → plan → check → publish → execute.
+//! The operator: [`observe`] the cluster, [`translate`] it for the planner, plan and check
+//! ([`control`]), [`execute`] the plan; beside them [`lead`] (who may write) and [`serve`] (what
+//! others read). Data flows in this order, and no room uses a later one.
 //!
-//! The bird's-eye view is in `docs/operator.md`. In short: [`observe`] keeps the cluster in memory,
-//! [`snapshot`] turns it into the planner's input, [`control`] plans, [`desk`] carries out what
-//! [`reconcile`] prepared, [`write`] is the only way to change anything and asks [`leader::Fence`] each
-//! time, [`journal`] remembers what was done and is not seen yet.
+//! [`run`] puts the parts together; the bird's-eye view is in `docs/operator.md`.
 //!
-//! Deliberately absent: decisions. How many replicas, whether they may, and where they go, is the
-//! planner's; this crate translates, executes and tells.
+//! Deliberately absent: decisions. How many replicas, whether they may run, and where, is decided
+//! by the planner; this crate translates, executes and reports.
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
-pub mod admin;
-pub mod agents;
 pub mod config;
 pub mod control;
-pub mod decisions;
-pub mod desk;
-pub mod identity;
-pub mod journal;
-pub mod leader;
-pub mod memory;
-pub mod metrics;
+pub mod execute;
+pub mod lead;
 pub mod observe;
-pub mod reconcile;
 pub mod run;
-pub mod snapshot;
-pub mod startup;
-pub mod takeover;
-pub mod view;
-pub mod write;
+pub mod serve;
+pub mod translate;

@@ -11,17 +11,18 @@ use stowage_telemetry::shutdown_signal;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::admin;
-use crate::agents::Agents;
 use crate::config::Config;
-use crate::control::{Control, Published};
-use crate::decisions::DecisionLog;
-use crate::desk::Desk;
-use crate::leader::{Elector, Fence};
-use crate::memory::Memory;
-use crate::metrics::Metrics;
+use crate::control::Control;
+use crate::execute::desk::Desk;
+use crate::execute::write::Writer;
+use crate::lead::{Elector, Fence};
 use crate::observe::Sources;
-use crate::write::Writer;
+use crate::observe::agents::Agents;
+use crate::serve::admin;
+use crate::serve::decisions::DecisionLog;
+use crate::serve::metrics::Metrics;
+use crate::serve::published::Published;
+use crate::translate::memory::Memory;
 
 /// Runs until SIGTERM or SIGINT. In this order at the end: no new plans, running writes finish, the
 /// lease is released, so that the next leader starts at once and finds nothing half-written.

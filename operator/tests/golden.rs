@@ -7,14 +7,14 @@ mod objects;
 
 use objects::view;
 use serde_json::{Value, json};
-use stowage_operator::memory::Memory;
-use stowage_operator::reconcile::build::prepare;
-use stowage_operator::reconcile::case::cases;
-use stowage_operator::reconcile::cluster;
-use stowage_operator::reconcile::status;
-use stowage_operator::snapshot::build;
-use stowage_operator::snapshot::replicas::millis;
-use stowage_operator::view::View;
+use stowage_operator::execute::build::prepare;
+use stowage_operator::execute::case::cases;
+use stowage_operator::execute::cluster;
+use stowage_operator::execute::status;
+use stowage_operator::observe::view::View;
+use stowage_operator::translate::build;
+use stowage_operator::translate::memory::Memory;
+use stowage_operator::translate::snapshot::replicas::millis;
 use stowage_planner::snapshot::Policy;
 
 fn run(view: &View) -> Value {

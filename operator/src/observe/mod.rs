@@ -4,8 +4,13 @@
 //! before every list is complete: an empty list because of an unsynced watch must never look like an
 //! empty cluster.
 
+pub mod agents;
+pub mod identity;
+pub mod journal;
 pub mod source;
+pub mod takeover;
 mod trim;
+pub mod view;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,8 +27,8 @@ use stowage_crds::{GpuClass, GpuNode, InferenceDeployment, InferenceRuntime, Ten
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
-use crate::journal::Journals;
-use crate::view::{Stored, StoredClass, StoredDeployment, StoredGpuNode, StoredQuota, StoredRuntime, View};
+use crate::observe::journal::Journals;
+use crate::observe::view::{Stored, StoredClass, StoredDeployment, StoredGpuNode, StoredQuota, StoredRuntime, View};
 use source::{Source, Trust, follow};
 
 /// A watch may fail for this long before decisions freeze: the API server restarts faster.
@@ -134,7 +139,7 @@ impl Sources {
     pub fn view(
         &self,
         journals: &Journals,
-        agents: std::collections::BTreeMap<String, crate::agents::AgentNews>,
+        agents: std::collections::BTreeMap<String, crate::observe::agents::AgentNews>,
     ) -> View {
         let (mut pods, mut claims) = (self.pods.all(), self.claims.all());
         journals.pods().overlay(&mut pods, &|uid| self.pods.ended(uid));

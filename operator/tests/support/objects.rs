@@ -7,7 +7,7 @@ use kube::core::DynamicObject;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use stowage_operator::view::{Objects, Stored, View};
+use stowage_operator::observe::view::{Objects, Stored, View};
 
 pub const NOW: &str = "2026-01-01T12:00:00Z";
 

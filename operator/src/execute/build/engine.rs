@@ -1,0 +1,107 @@
+//! The engine container and its volumes: what the runtime's adapter renders, with what keeps it in
+//! bounds added here.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{
+    Capabilities, Container, EmptyDirVolumeSource, ImageVolumeSource, ResourceRequirements, SecurityContext, Volume,
+    VolumeMount,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use stowage_crds::conditions::reasons;
+use stowage_crds::names::{CACHE_MOUNT, ENGINE_CONTAINER, MODEL_MOUNT};
+use stowage_crds::quantity::{bytes_quantity, milli_quantity};
+use stowage_crds::validate::AcceptedAccelerator;
+use stowage_planner::snapshot::Accelerator;
+
+use super::Replica;
+use crate::translate::validate::Wanted;
+
+/// Name of the volume that holds the model's image.
+const MODEL_VOLUME: &str = "model";
+
+/// Whether the runtime can do what the deployment asks of it: every variant is built once on paper.
+pub fn allowed(wanted: &Wanted) -> Result<(), (&'static str, String)> {
+    let Err(refusals) = stowage_runtimes::check(&wanted.runtime, &wanted.deployment) else { return Ok(()) };
+    let reason = refusals.first().map_or(reasons::INVALID, |refusal| refusal.reason);
+    Err((reason, refusals.iter().map(ToString::to_string).collect::<Vec<_>>().join(" · ")))
+}
+
+/// The engine's command line in this variant; empty if it cannot be rendered.
+pub fn args(wanted: &Wanted, variant: &str) -> Vec<String> {
+    rendered(wanted, variant).and_then(|container| container.args).unwrap_or_default()
+}
+
+pub fn engine(replica: &Replica<'_>, wanted: &Wanted) -> (Container, Vec<Volume>) {
+    // What was accepted can be rendered; `allowed` tried it for every variant.
+    let rendered = rendered(wanted, &replica.placement.variant)
+        .unwrap_or_else(|| Container { name: ENGINE_CONTAINER.into(), ..Container::default() });
+    let container = Container {
+        resources: Some(resources(replica, wanted)),
+        security_context: Some(SecurityContext {
+            allow_privilege_escalation: Some(false),
+            read_only_root_filesystem: Some(true),
+            run_as_non_root: Some(true),
+            capabilities: Some(Capabilities { drop: Some(vec!["ALL".into()]), add: None }),
+            ..SecurityContext::default()
+        }),
+        // The engine's last line says why it could not start; it becomes the deployment's condition.
+        termination_message_policy: Some("FallbackToLogsOnError".into()),
+        volume_mounts: Some(vec![
+            mount(MODEL_VOLUME, MODEL_MOUNT, true),
+            mount("tmp", "/tmp", false),
+            mount("cache", CACHE_MOUNT, false),
+        ]),
+        ..rendered
+    };
+    (container, volumes(wanted))
+}
+
+fn rendered(wanted: &Wanted, variant: &str) -> Option<Container> {
+    let granted: &AcceptedAccelerator =
+        &wanted.deployment.variants.iter().find(|known| known.name == variant)?.accelerator;
+    stowage_runtimes::engine(&wanted.runtime, &wanted.deployment, granted).ok().map(|engine| engine.container())
+}
+
+fn volumes(wanted: &Wanted) -> Vec<Volume> {
+    let image = ImageVolumeSource {
+        reference: Some(wanted.deployment.image.reference.clone()),
+        pull_policy: Some("IfNotPresent".into()),
+    };
+    let model = Volume { name: MODEL_VOLUME.into(), image: Some(image), ..Volume::default() };
+    let scratch = |name: &str| Volume {
+        name: name.into(),
+        empty_dir: Some(EmptyDirVolumeSource::default()),
+        ..Volume::default()
+    };
+    vec![model, scratch("tmp"), scratch("cache")]
+}
+
+/// Requests as planned, so that the scheduler counts what the planner counted; limits as given.
+fn resources(replica: &Replica<'_>, wanted: &Wanted) -> ResourceRequirements {
+    let extra = match wanted.variant(&replica.placement.variant).map(|variant| &variant.accelerator) {
+        Some(Accelerator::Cpu { cpu_milli, memory_bytes }) => (*cpu_milli, *memory_bytes),
+        _ => (0, 0),
+    };
+    let requests: BTreeMap<String, Quantity> = [
+        ("cpu".to_owned(), milli_quantity(wanted.needs.cpu_milli + extra.0)),
+        ("memory".to_owned(), bytes_quantity(wanted.needs.memory_bytes + extra.1)),
+    ]
+    .into();
+    let own = &wanted.deployment.pod.resources.limits;
+    let limits = if own.is_empty() { &wanted.runtime.resources.limits } else { own };
+    ResourceRequirements {
+        requests: Some(requests),
+        limits: Some(limits.clone()).filter(|limits| !limits.is_empty()),
+        claims: None,
+    }
+}
+
+fn mount(volume: &str, path: &str, read_only: bool) -> VolumeMount {
+    VolumeMount {
+        name: volume.into(),
+        mount_path: path.into(),
+        read_only: read_only.then_some(true),
+        ..VolumeMount::default()
+    }
+}

@@ -1,0 +1,175 @@
+//! Statuses of the cluster-scoped kinds: TenantQuota, GpuClass, InferenceRuntime. They own nothing,
+//! so telling is all there is to do.
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::core::{ApiResource, DynamicObject};
+use kube::{Api, Resource};
+use serde_json::{Value, json};
+use stowage_crds::conditions::{reasons, types};
+use stowage_crds::names::API_VERSION;
+use stowage_crds::quantity::milli_quantity;
+use stowage_crds::tenant_quota::{GpuUsage, Waiting};
+use stowage_crds::validate::validate_runtime;
+use stowage_crds::{
+    GpuClass, GpuClassStatus, InferenceRuntime, InferenceRuntimeStatus, TenantQuota, TenantQuotaStatus,
+};
+use stowage_planner::DecisionReport;
+use stowage_planner::report::TenantReport;
+
+use super::status::{condition, differs};
+use crate::execute::write::{WriteError, Writer};
+use crate::observe::view::{Stored, View};
+use crate::translate::Built;
+use crate::translate::validate::told;
+
+/// A status that differs from the stored one.
+#[derive(Debug, Clone)]
+pub struct ClusterStatus {
+    resource: ApiResource,
+    name: String,
+    uid: String,
+    pub status: Value,
+}
+
+/// All statuses that have to be written.
+pub fn statuses(view: &View, built: &Built, report: &DecisionReport) -> Vec<ClusterStatus> {
+    let mut due = Vec::new();
+    for stored in view.quotas.values() {
+        let status = json(&quota(stored, built, report, view.now));
+        push::<TenantQuota, _, _>(&mut due, stored, status);
+    }
+    for stored in view.classes.values() {
+        let status = json(&class(stored, built, view.now));
+        push::<GpuClass, _, _>(&mut due, stored, status);
+    }
+    for stored in view.runtimes.values() {
+        let judged = stored.spec.as_ref().map_err(|err| (reasons::MALFORMED, err.to_string()));
+        let judged = judged.and_then(|spec| validate_runtime(spec).map_err(|refusals| told(&refusals)));
+        let accepted = judged.map(|runtime| format!("Serves with {} {}.", runtime.image, runtime.version));
+        let previous = stored.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+        let conditions = vec![accepted_condition(accepted, stored.generation(), previous, view.now)];
+        let status = InferenceRuntimeStatus { observed_generation: stored.meta.generation, conditions };
+        push::<InferenceRuntime, _, _>(&mut due, stored, json(&status));
+    }
+    due
+}
+
+fn push<K, S, T>(due: &mut Vec<ClusterStatus>, stored: &Stored<S, T>, status: Value)
+where
+    K: Resource<DynamicType = ()>,
+    S: serde::de::DeserializeOwned,
+    T: serde::de::DeserializeOwned,
+{
+    if !stored.deleting() && differs(&stored.raw_status, &status) {
+        due.push(ClusterStatus {
+            resource: ApiResource::erase::<K>(&()),
+            name: stored.name().to_owned(),
+            uid: stored.uid().to_owned(),
+            status,
+        });
+    }
+}
+
+fn quota(
+    stored: &crate::observe::view::StoredQuota,
+    built: &Built,
+    report: &DecisionReport,
+    now: Timestamp,
+) -> TenantQuotaStatus {
+    let accepted = match built.tenants.refused.get(stored.name()) {
+        None => Ok(format!(
+            "The tenant owns {}.",
+            stored.spec.as_ref().map(|spec| spec.namespaces.join(", ")).unwrap_or_default()
+        )),
+        Some(refusal) => Err(refusal.clone()),
+    };
+    let previous = stored.status.as_ref();
+    let conditions = previous.map(|status| status.conditions.as_slice()).unwrap_or_default();
+    let told = report.tenants.iter().find(|tenant| tenant.tenant.0 == stored.name());
+    TenantQuotaStatus {
+        observed_generation: stored.meta.generation,
+        conditions: vec![accepted_condition(accepted, stored.generation(), conditions, now)],
+        usage: told.map(usage).unwrap_or_default(),
+        // Written by the gateway's figures once there are any.
+        tokens: previous.and_then(|status| status.tokens.clone()),
+        spend: previous.and_then(|status| status.spend.clone()),
+        waiting: told.map(|told| waiting(told, report)).unwrap_or_default(),
+    }
+}
+
+fn usage(told: &TenantReport) -> Vec<GpuUsage> {
+    let one = |usage: &stowage_planner::report::ClassUsage| GpuUsage {
+        class: usage.class.clone(),
+        nominal: milli_quantity(usage.held_milli.saturating_sub(usage.borrowed_milli)),
+        borrowed: milli_quantity(usage.borrowed_milli),
+        lent: milli_quantity(usage.lent_milli),
+        pending: milli_quantity(usage.pending_milli),
+    };
+    told.usage.iter().take(32).map(one).collect()
+}
+
+fn waiting(told: &TenantReport, report: &DecisionReport) -> Vec<Waiting> {
+    let reason = |id| report.of(id).map(|deployment| format!("{:?}", deployment.outcome)).unwrap_or_default();
+    let numbered = told.waiting.iter().take(32).zip(1u32..);
+    numbered.map(|(id, position)| Waiting { name: id.to_string(), position, reason: reason(id) }).collect()
+}
+
+fn class(stored: &crate::observe::view::StoredClass, built: &Built, now: Timestamp) -> GpuClassStatus {
+    let name = Some(stored.name().to_owned());
+    let on = |node: &stowage_planner::snapshot::Node| node.gpus.iter().filter(|gpu| gpu.class == name).count();
+    let counts: Vec<usize> = built.snapshot.nodes.iter().map(on).filter(|count| *count > 0).collect();
+    let (gpus, nodes) = (counts.iter().sum::<usize>(), counts.len());
+    let accepted = match built.classes.refused.get(stored.name()) {
+        Some(refusal) => Err(refusal.clone()),
+        None if gpus == 0 => Err((
+            reasons::SELECTS_NOTHING,
+            "No GPU of the cluster matches spec.selector; compare it with `kubectl get gpunodes -o yaml`.".into(),
+        )),
+        None => Ok(format!("Selects {gpus} GPUs on {nodes} nodes.")),
+    };
+    let previous = stored.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    GpuClassStatus {
+        observed_generation: stored.meta.generation,
+        conditions: vec![accepted_condition(accepted, stored.generation(), previous, now)],
+        gpus: u32::try_from(gpus).unwrap_or(u32::MAX),
+        nodes: u32::try_from(nodes).unwrap_or(u32::MAX),
+    }
+}
+
+fn accepted_condition(
+    accepted: Result<String, (&'static str, String)>,
+    generation: i64,
+    previous: &[Condition],
+    now: Timestamp,
+) -> Condition {
+    match accepted {
+        Ok(message) => condition(types::ACCEPTED, true, reasons::ACCEPTED, message, generation, previous, now),
+        Err((reason, message)) => condition(types::ACCEPTED, false, reason, message, generation, previous, now),
+    }
+}
+
+fn json(status: &impl serde::Serialize) -> Value {
+    serde_json::to_value(status).unwrap_or_default()
+}
+
+impl ClusterStatus {
+    /// Kind and name.
+    pub fn key(&self) -> String {
+        format!("{} {}", self.resource.kind, self.name)
+    }
+
+    pub async fn write(&self, writer: &Writer) -> Result<(), WriteError> {
+        let api: Api<DynamicObject> = Api::all_with(writer.client(), &self.resource);
+        let object = json!({
+            "apiVersion": API_VERSION,
+            "kind": self.resource.kind,
+            "metadata": {"name": self.name, "uid": self.uid},
+            "status": self.status,
+        });
+        match writer.apply_status::<DynamicObject>(&api, &self.name, &object).await {
+            Ok(_) | Err(WriteError::NotFound) => Ok(()),
+            Err(err) => Err(err),
+        }
+    }
+}

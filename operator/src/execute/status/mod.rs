@@ -1,0 +1,184 @@
+//! The status of an InferenceDeployment, rendered from the case, the verdict and the report. Pure.
+//!
+//! Status is a conversation: conditions say what is, why, and what to do. It is written when it says
+//! something new; times and other things that change by themselves are carried over from what is
+//! stored as long as what they stand beside is the same.
+
+mod conditions;
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use serde_json::Value;
+use stowage_crds::deployment_status::{
+    Cost, Decision, Effective, InferenceDeploymentStatus, PlacedGpu, Placement, Summary,
+};
+use stowage_crds::inference_deployment::Tier;
+use stowage_crds::names::{GATEWAY_SERVICE, SYSTEM_NAMESPACE};
+use stowage_crds::quantity::bytes_quantity;
+use stowage_planner::report::{DecisionRecord, DeploymentReport};
+
+use super::build::engine::args;
+use super::case::Case;
+use crate::observe::identity::identity;
+use crate::serve::metrics::trigger;
+use crate::translate::snapshot::replicas::condition as pod_condition;
+use crate::translate::validate::{Verdict, Wanted};
+
+pub use conditions::condition;
+
+/// Placements shown in the status; the rest through the CLI.
+const MAX_PLACEMENTS: usize = 64;
+
+/// The whole status, as JSON.
+pub fn render(
+    case: &Case,
+    verdict: &Verdict,
+    report: Option<&DeploymentReport>,
+    failures: &[String],
+    fresh: &[DecisionRecord],
+    now: Timestamp,
+) -> Value {
+    let stored = case.stored.status.as_ref();
+    let live = Live::of(case);
+    let previous = stored.map(|status| status.conditions.as_slice()).unwrap_or_default();
+    let facts = conditions::Facts { case, verdict, report, live: &live, failures, previous, now };
+    let wanted = verdict.wanted();
+    let status = InferenceDeploymentStatus {
+        observed_generation: case.stored.meta.generation,
+        replicas: live.current,
+        ready_replicas: live.ready,
+        desired_replicas: report
+            .map_or_else(|| wanted.map_or(0, |wanted| wanted.deployment.replicas), |report| report.counts.wanted),
+        selector: Some(selector(case)),
+        conditions: conditions::all(&facts),
+        summary: Some(summary(case, wanted, &live)),
+        placements: live.placements.iter().take(MAX_PLACEMENTS).cloned().collect(),
+        effective: wanted.map(|wanted| effective(wanted, &live)),
+        decision: fresh.last().map(decision).or_else(|| stored.and_then(|status| status.decision.clone())),
+        bottleneck: None,
+        cost: cost(case),
+        url: Some(format!("http://{GATEWAY_SERVICE}.{SYSTEM_NAMESPACE}.svc/v1")),
+    };
+    serde_json::to_value(status).unwrap_or_default()
+}
+
+/// Whether the rendered status says anything that the stored one does not, or no longer says something.
+pub fn differs(stored: &Value, rendered: &Value) -> bool {
+    stored != rendered
+}
+
+/// Whether the difference is more than numbers inside sentences: ages and counts move all the time,
+/// and an idle system must write nothing.
+pub fn differs_materially(stored: &Value, rendered: &Value) -> bool {
+    without_digits(stored.clone()) != without_digits(rendered.clone())
+}
+
+fn without_digits(mut status: Value) -> Value {
+    let conditions = status.get_mut("conditions").and_then(Value::as_array_mut);
+    for condition in conditions.into_iter().flatten() {
+        if let Some(Value::String(message)) = condition.get_mut("message") {
+            message.retain(|c| !c.is_ascii_digit());
+        }
+    }
+    status
+}
+
+/// What the pods show.
+#[derive(Debug, Default)]
+pub struct Live {
+    /// Pods that neither drain nor end.
+    pub current: u32,
+    pub ready: u32,
+    pub draining: u32,
+    pub placements: Vec<Placement>,
+}
+
+impl Live {
+    fn of(case: &Case) -> Self {
+        let mut live = Self::default();
+        for pod in &case.pods {
+            let ending = pod.metadata.deletion_timestamp.is_some();
+            let draining = pod
+                .metadata
+                .annotations
+                .as_ref()
+                .is_some_and(|all| all.contains_key(stowage_crds::names::ANNOTATION_DRAINING));
+            let failed = pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Failed");
+            let ready = !ending && !draining && pod_condition(pod, "Ready").is_some_and(|ready| ready.status == "True");
+            live.ready += u32::from(ready);
+            live.draining += u32::from(draining || ending);
+            live.current += u32::from(!ending && !draining && !failed);
+            let Some(placement) = identity(&pod.metadata).and_then(|id| id.placement) else { continue };
+            live.placements.push(Placement {
+                name: pod.metadata.name.clone().unwrap_or_default(),
+                node: placement.node,
+                gpus: placement
+                    .gpus
+                    .iter()
+                    .map(|gpu| PlacedGpu {
+                        uuid: gpu.uuid.clone(),
+                        memory: bytes_quantity(gpu.memory_bytes),
+                        compute: gpu.sm_percent,
+                    })
+                    .collect(),
+                variant: placement.variant,
+                tier: Tier::Running,
+                ready,
+            });
+        }
+        live.placements.sort_by(|a, b| a.name.cmp(&b.name));
+        live
+    }
+}
+
+fn selector(case: &Case) -> String {
+    case.owner().selector().iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
+}
+
+fn summary(case: &Case, wanted: Option<&Wanted>, live: &Live) -> Summary {
+    let classes: std::collections::BTreeSet<&str> = wanted.iter().flat_map(|wanted| wanted.classes()).collect();
+    let tenths = case.charge.gpu_milli.div_ceil(100);
+    Summary {
+        model: wanted.map_or_else(|| case.id.name.clone(), |wanted| wanted.deployment.model_name.clone()),
+        ready: format!("{}/{}", live.ready, live.current),
+        gpus: format!("{}.{}", tenths / 10, tenths % 10),
+        class: classes.into_iter().collect::<Vec<_>>().join(","),
+    }
+}
+
+fn effective(wanted: &Wanted, live: &Live) -> Effective {
+    Effective {
+        runtime: Some(format!("{} {}", wanted.deployment.runtime, wanted.runtime.version)),
+        image: Some(wanted.runtime.image.clone()),
+        args: effective_args(wanted, live),
+        gpu_memory: live.placements.first().and_then(|placement| placement.gpus.first()).map(|gpu| gpu.memory.clone()),
+        kv_blocks: None,
+        quantization: None,
+        sharing: Some(wanted.sharing().to_owned()),
+    }
+}
+
+/// Of the variant that runs, or of the one that would be tried first.
+fn effective_args(wanted: &Wanted, live: &Live) -> Vec<String> {
+    let running = live.placements.first().map(|placement| placement.variant.as_str());
+    let variant = running.or_else(|| wanted.variants.first().map(|variant| variant.name.as_str()));
+    variant.map(|variant| args(wanted, variant)).unwrap_or_default()
+}
+
+fn cost(case: &Case) -> Option<Cost> {
+    let (micros, currency) = case.charge.per_hour.clone()?;
+    let cents = micros.div_ceil(10_000);
+    Some(Cost { per_hour: format!("{}.{:02}", cents / 100, cents % 100), currency, ..Cost::default() })
+}
+
+fn decision(record: &DecisionRecord) -> Decision {
+    let time = i64::try_from(record.time).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok()).unwrap_or_default();
+    Decision {
+        id: record.id.clone(),
+        time: Time(time),
+        action: format!("{:?}", record.action),
+        reason: trigger(record),
+        message: record.message.clone(),
+        counterfactual: record.counterfactual.as_ref().map(stowage_planner::render::would_fit),
+    }
+}

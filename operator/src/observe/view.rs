@@ -1,0 +1,114 @@
+//! Everything that one decision and its execution look at, at one instant.
+//!
+//! Plain data, so that tests make it from YAML. Pods and claims have the journal laid over them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Node, Pod, Service};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::resource::v1::{ResourceClaim, ResourceSlice};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::core::DynamicObject;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use stowage_crds::gpu_node::{GpuNodeSpec, GpuNodeStatus};
+use stowage_crds::{
+    GpuClassSpec, GpuClassStatus, InferenceDeploymentSpec, InferenceDeploymentStatus, InferenceRuntimeSpec,
+    InferenceRuntimeStatus, TenantQuotaSpec, TenantQuotaStatus,
+};
+
+use crate::observe::agents::AgentNews;
+use crate::observe::source::Key;
+
+/// Objects of one kind by key.
+pub type Objects<T> = BTreeMap<Key, Arc<T>>;
+
+pub type StoredDeployment = Stored<InferenceDeploymentSpec, InferenceDeploymentStatus>;
+pub type StoredQuota = Stored<TenantQuotaSpec, TenantQuotaStatus>;
+pub type StoredClass = Stored<GpuClassSpec, GpuClassStatus>;
+pub type StoredRuntime = Stored<InferenceRuntimeSpec, InferenceRuntimeStatus>;
+pub type StoredGpuNode = Stored<GpuNodeSpec, GpuNodeStatus>;
+
+/// The world as planning and execution see it.
+#[derive(Debug, Clone, Default)]
+pub struct View {
+    /// When it was taken.
+    pub now: Timestamp,
+    pub deployments: Objects<StoredDeployment>,
+    pub quotas: Objects<StoredQuota>,
+    pub classes: Objects<StoredClass>,
+    pub runtimes: Objects<StoredRuntime>,
+    pub gpu_nodes: Objects<StoredGpuNode>,
+    pub nodes: Objects<Node>,
+    /// All pods of the cluster; those that are not ours only as far as they take room.
+    pub pods: Objects<Pod>,
+    pub claims: Objects<ResourceClaim>,
+    pub slices: Objects<ResourceSlice>,
+    /// Ours only.
+    pub services: Objects<Service>,
+    pub policies: Objects<NetworkPolicy>,
+    /// What the node agents said last, by node.
+    pub agents: BTreeMap<String, AgentNews>,
+}
+
+/// A custom resource whose parts are read one by one, so that a malformed object is one object's
+/// trouble: it was stored before a rule existed, or by an older version.
+#[derive(Debug, Clone)]
+pub struct Stored<S, T> {
+    pub meta: ObjectMeta,
+    /// The message names the field that could not be read.
+    pub spec: Result<S, Malformed>,
+    /// As this version reads it; `None` when there is none or it cannot be read.
+    pub status: Option<T>,
+    /// As it is stored.
+    pub raw_status: Value,
+}
+
+/// Why a stored spec cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the stored object cannot be read: {0}. Apply it again with the field corrected, or delete it")]
+pub struct Malformed(pub String);
+
+impl<S, T> Stored<S, T>
+where
+    S: DeserializeOwned,
+    T: DeserializeOwned,
+{
+    pub fn read(object: DynamicObject) -> Self {
+        let DynamicObject { mut metadata, mut data, .. } = object;
+        metadata.managed_fields = None;
+        let mut take = |field: &str| data.get_mut(field).map(Value::take).unwrap_or_default();
+        let (spec, raw_status) = (take("spec"), take("status"));
+        let spec = if spec.is_null() { Value::Object(serde_json::Map::new()) } else { spec };
+        Self {
+            meta: metadata,
+            spec: serde_json::from_value(spec).map_err(|err| Malformed(err.to_string())),
+            status: serde_json::from_value(raw_status.clone()).unwrap_or(None),
+            raw_status,
+        }
+    }
+}
+
+impl<S, T> Stored<S, T> {
+    pub fn name(&self) -> &str {
+        self.meta.name.as_deref().unwrap_or_default()
+    }
+
+    pub fn namespace(&self) -> &str {
+        self.meta.namespace.as_deref().unwrap_or_default()
+    }
+
+    pub fn uid(&self) -> &str {
+        self.meta.uid.as_deref().unwrap_or_default()
+    }
+
+    pub fn generation(&self) -> i64 {
+        self.meta.generation.unwrap_or(0)
+    }
+
+    pub fn deleting(&self) -> bool {
+        self.meta.deletion_timestamp.is_some()
+    }
+}

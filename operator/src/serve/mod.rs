@@ -1,0 +1,6 @@
+//! What others read of the operator: the administrative port, the metrics, the decision log.
+
+pub mod admin;
+pub mod decisions;
+pub mod metrics;
+pub mod published;

@@ -1,0 +1,20 @@
+//! The last plan, as the administrative port and tests see it.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+use stowage_planner::snapshot::Snapshot;
+use stowage_planner::{DecisionReport, Plan};
+
+/// The last plan and what it was made from.
+#[derive(Debug, Default, Serialize)]
+pub struct Published {
+    pub leading: bool,
+    /// Why planning is paused; `None`: it is not.
+    pub frozen: Option<String>,
+    pub snapshot: Option<Arc<Snapshot>>,
+    pub plan: Option<Arc<Plan>>,
+    pub report: Option<Arc<DecisionReport>>,
+    /// What the plan checker found; a plan with violations is not carried out.
+    pub violations: Vec<String>,
+}

@@ -1,0 +1,102 @@
+//! What the operator remembers between plans and may forget in a crash: back-offs, exclusions, and
+//! which pods have been Ready. Losing it costs an early retry, never a wrong object.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::api::core::v1::Pod;
+use stowage_planner::plan::{Action, EndReason};
+use stowage_planner::snapshot::{DeploymentId, Exclusion, Slot, TimeMs};
+
+use crate::observe::identity::identity;
+use crate::observe::view::Objects;
+use crate::translate::snapshot::replicas::condition;
+
+/// A pod that was Ready for this long has proved that its slot works.
+const PROVEN_MS: u64 = 60_000;
+
+/// Keyed by deployment UID and slot index.
+type SlotKey = (String, u32);
+
+#[derive(Debug, Clone, Default)]
+pub struct Memory {
+    slots: BTreeMap<SlotKey, Slot>,
+    exclusions: Vec<Exclusion>,
+    was_ready: BTreeSet<String>,
+}
+
+impl Memory {
+    /// Takes in what the pods show and drops what is over.
+    pub fn observe(&mut self, pods: &Objects<Pod>, uids: &BTreeSet<String>, now: TimeMs) {
+        self.exclusions.retain(|exclusion| exclusion.until_ms > now);
+        self.slots.retain(|(uid, _), _| uids.contains(uid));
+        let mut ready = BTreeSet::new();
+        for pod in pods.values() {
+            let (Some(uid), Some(id)) = (pod.metadata.uid.as_ref(), identity(&pod.metadata)) else { continue };
+            let Some(condition) = condition(pod, "Ready") else { continue };
+            if condition.status == "True" || self.was_ready.contains(uid) {
+                ready.insert(uid.clone());
+            }
+            let since = condition
+                .last_transition_time
+                .as_ref()
+                .map_or(now, |time| crate::translate::snapshot::replicas::millis(time.0));
+            if condition.status == "True" && now.saturating_sub(since) > PROVEN_MS {
+                self.proven(pod, id.replica.index);
+            }
+        }
+        self.was_ready = ready;
+    }
+
+    /// Takes in what was decided: failures count, exclusions stand.
+    pub fn decided(&mut self, uid: &str, action: &Action, now: TimeMs) {
+        let replica = action.replica();
+        let slot = self.slots.entry((uid.to_owned(), replica.index)).or_insert_with(|| empty(replica.index));
+        slot.incarnation = slot.incarnation.max(replica.incarnation);
+        if let Action::Remove { reason, exclude, .. } = action {
+            if matches!(reason, EndReason::Failed | EndReason::Unschedulable | EndReason::Unprepared) {
+                slot.failures = slot.failures.saturating_add(1);
+                slot.last_failure_ms = now;
+            }
+            if let Some(exclude) = exclude {
+                self.exclude(
+                    &replica.deployment,
+                    replica.index,
+                    exclude.node.clone(),
+                    exclude.until_ms,
+                    exclude.reason.clone(),
+                );
+            }
+        }
+    }
+
+    /// Slots of one deployment, as remembered; incarnations of pods and claims that exist are added by the snapshot.
+    pub fn slots(&self, uid: &str) -> BTreeMap<u32, Slot> {
+        let range = self.slots.range((uid.to_owned(), 0)..=(uid.to_owned(), u32::MAX));
+        range.map(|((_, index), slot)| (*index, slot.clone())).collect()
+    }
+
+    pub fn exclusions(&self) -> Vec<Exclusion> {
+        self.exclusions.clone()
+    }
+
+    pub fn was_ready(&self, pod_uid: &str) -> bool {
+        self.was_ready.contains(pod_uid)
+    }
+
+    fn exclude(&mut self, deployment: &DeploymentId, index: u32, node: String, until_ms: TimeMs, reason: String) {
+        self.exclusions.retain(|known| (&known.deployment, known.index, &known.node) != (deployment, index, &node));
+        self.exclusions.push(Exclusion { deployment: deployment.clone(), index, node, until_ms, reason });
+    }
+
+    fn proven(&mut self, pod: &Pod, index: u32) {
+        for owner in pod.metadata.owner_references.iter().flatten() {
+            if let Some(slot) = self.slots.get_mut(&(owner.uid.clone(), index)) {
+                slot.failures = 0;
+            }
+        }
+    }
+}
+
+pub fn empty(index: u32) -> Slot {
+    Slot { index, incarnation: 0, failures: 0, last_failure_ms: 0 }
+}

@@ -1,0 +1,83 @@
+//! Deployments as the planner wants them: accepted ones with what they ask for, and refused ones
+//! only while they are being deleted, because a drain needs no spec.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use stowage_planner::snapshot::{Deployment, DeploymentId, Needs, Slot, TenantId};
+
+use super::owned::Owned;
+use super::replicas::{self, millis};
+use crate::execute::case::{DEFAULT_DRAIN_SECONDS, forced};
+use crate::observe::identity::identity;
+use crate::observe::view::{StoredDeployment, View};
+use crate::translate::memory::{Memory, empty};
+use crate::translate::validate::tenants::Tenants;
+use crate::translate::validate::{Verdict, Wanted};
+
+pub fn build(
+    view: &View,
+    owned: &Owned,
+    verdicts: &BTreeMap<DeploymentId, Arc<Verdict>>,
+    tenants: &Tenants,
+    memory: &Memory,
+) -> Vec<Deployment> {
+    let translate = |stored: &StoredDeployment| {
+        let id = DeploymentId::new(stored.namespace(), stored.name());
+        let wanted = match verdicts.get(&id)?.as_ref() {
+            Verdict::Accepted(wanted) => Some(wanted.as_ref()),
+            Verdict::Refused { .. } if stored.deleting() => None,
+            Verdict::Refused { .. } => return None,
+        };
+        Some(one(view, owned, stored, id, wanted, tenants, memory))
+    };
+    view.deployments.values().filter_map(|stored| translate(stored)).collect()
+}
+
+fn one(
+    view: &View,
+    owned: &Owned,
+    stored: &StoredDeployment,
+    id: DeploymentId,
+    wanted: Option<&Wanted>,
+    tenants: &Tenants,
+    memory: &Memory,
+) -> Deployment {
+    let was_ready = |uid: &str| memory.was_ready(uid);
+    let drain =
+        wanted.map_or(u128::from(DEFAULT_DRAIN_SECONDS) * 1000, |wanted| wanted.deployment.drain_timeout.as_millis());
+    Deployment {
+        uid: stored.uid().to_owned(),
+        generation: u64::try_from(stored.generation()).unwrap_or(0),
+        tenant: tenants.of(stored.namespace()).map(|name| TenantId(name.to_owned())),
+        priority: 0,
+        created_ms: stored.meta.creation_timestamp.as_ref().map_or(0, |time| millis(time.0)),
+        wanted: wanted.map_or(0, |wanted| wanted.deployment.replicas),
+        variants: wanted.map(|wanted| wanted.variants.clone()).unwrap_or_default(),
+        needs: wanted.map_or_else(Needs::default, |wanted| wanted.needs.clone()),
+        node_selector: wanted.map(|wanted| wanted.deployment.pod.node_selector.clone()).unwrap_or_default(),
+        tolerations: wanted.map(|wanted| wanted.tolerations.clone()).unwrap_or_default(),
+        objective: Default::default(),
+        isolation: wanted.map(|wanted| wanted.isolation).unwrap_or_default(),
+        model_key: wanted.map(|wanted| wanted.deployment.image.reference.clone()).unwrap_or_default(),
+        spec_hash: wanted.map(|wanted| wanted.spec_hash.clone()).unwrap_or_default(),
+        replicas: replicas::of(view, owned.pods(stored.uid()), &was_ready),
+        slots: slots(owned, stored, memory),
+        deleting: stored.deleting(),
+        force_delete: forced(&stored.meta),
+        drain_timeout_ms: u64::try_from(drain).unwrap_or(u64::MAX),
+        id,
+    }
+}
+
+/// What is remembered of the slots, with the highest incarnation among pods and claims that exist.
+fn slots(owned: &Owned, stored: &StoredDeployment, memory: &Memory) -> Vec<Slot> {
+    let mut slots = memory.slots(stored.uid());
+    let pods = owned.pods(stored.uid()).iter().map(|pod| &pod.metadata);
+    let claims = owned.claims(stored.uid()).iter().map(|claim| &claim.metadata);
+    for id in pods.chain(claims).filter_map(identity) {
+        let slot = slots.entry(id.replica.index).or_insert_with(|| empty(id.replica.index));
+        slot.incarnation = slot.incarnation.max(id.replica.incarnation);
+    }
+    slots.into_values().collect()
+}

@@ -1,0 +1,10 @@
+//! Kubernetes' objects as the planner's narrow ones, kind by kind.
+
+pub mod deployments;
+pub mod devices;
+pub mod nodes;
+pub mod owned;
+pub mod promises;
+pub mod replicas;
+pub mod startup;
+pub mod usage;

@@ -1,0 +1,156 @@
+//! Nodes with their GPUs, as the planner wants them: a Node, its GpuNode and its ResourceSlices.
+//!
+//! What the agent publishes may be older than what is true. How old is said here; a node whose
+//! slices vanished (the kubelet deletes them 30 s after the agent's socket dies) is *stale* and keeps
+//! the capacity that its GpuNode last showed, so that its replicas are never taken for homeless.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{Node as KubeNode, Taint as KubeTaint};
+use stowage_crds::gpu_node::{GpuDevice, GpuNodeStatus, Health as Verdict};
+use stowage_crds::names::MEMORY_STEP_BYTES;
+use stowage_crds::quantity::{parse_bytes, parse_milli};
+use stowage_planner::snapshot::{Freshness, Gpu, Health, Node, Resources, Slice, Taint, TaintEffect};
+
+use super::devices::Devices;
+use super::usage::Taken;
+use crate::observe::view::View;
+use crate::translate::validate::classes::Classes;
+
+/// An agent that was heard is stale after three missed heartbeats.
+const STREAM_LIMIT_MS: u64 = 35_000;
+/// `GpuNode.status.observedTime` is written every 60 s; this is one and a half of them.
+const OBSERVED_LIMIT_MS: u64 = 90_000;
+
+/// What nodes are made of besides the view.
+pub struct Parts<'a> {
+    pub devices: &'a Devices,
+    pub classes: &'a Classes,
+    pub slices: BTreeMap<String, Vec<Slice>>,
+    pub taken: BTreeMap<String, Taken>,
+}
+
+pub fn build(view: &View, mut parts: Parts<'_>) -> Vec<Node> {
+    view.nodes.values().map(|node| one(view, node, &mut parts)).collect()
+}
+
+fn one(view: &View, node: &KubeNode, parts: &mut Parts<'_>) -> Node {
+    let name = node.metadata.name.clone().unwrap_or_default();
+    let spec = node.spec.clone().unwrap_or_default();
+    let taken = parts.taken.remove(&name).unwrap_or_default();
+    let status = view.gpu_nodes.get(&(String::new(), name.clone())).and_then(|stored| stored.status.as_ref());
+    let freshness = freshness(view, &name, status, parts.devices);
+    let gpus = status.map(|status| gpus(status, parts)).unwrap_or_default();
+    Node {
+        ready: ready(node),
+        cordoned: spec.unschedulable.unwrap_or(false),
+        labels: node.metadata.labels.clone().unwrap_or_default(),
+        taints: spec.taints.iter().flatten().filter_map(taint).collect(),
+        allocatable: allocatable(node),
+        used: taken.resources,
+        host_ports: taken.host_ports,
+        freshness,
+        gpus,
+        cached_models: status
+            .iter()
+            .flat_map(|status| &status.cached_models)
+            .map(|model| model.source.clone())
+            .collect(),
+        name,
+    }
+}
+
+fn freshness(view: &View, name: &str, status: Option<&GpuNodeStatus>, devices: &Devices) -> Freshness {
+    let Some(status) = status else { return Freshness::Missing };
+    let observed_ms = status.observed_time.as_ref().map_or(0, |at| millis_between(at.0, view.now));
+    let (age_ms, limit_ms) = match view.agents.get(name) {
+        // Away since it was last heard, unless its GpuNode says otherwise: nothing new is placed where nobody could prepare it.
+        Some(news) if news.broken && news.age_ms <= observed_ms => return Freshness::Stale { age_ms: news.age_ms },
+        Some(news) if news.age_ms < observed_ms || news.age_ms < STREAM_LIMIT_MS => (news.age_ms, STREAM_LIMIT_MS),
+        _ => (observed_ms, OBSERVED_LIMIT_MS),
+    };
+    let published = devices.of_node(name);
+    let all_published = status.devices.iter().all(|device| published.is_some_and(|uuids| uuids.contains(&device.uuid)));
+    if age_ms > limit_ms || !all_published { Freshness::Stale { age_ms } } else { Freshness::Fresh { age_ms } }
+}
+
+fn gpus(status: &GpuNodeStatus, parts: &mut Parts<'_>) -> Vec<Gpu> {
+    let mut gpus: Vec<Gpu> = status.devices.iter().map(|device| gpu(device, parts)).collect();
+    gpus.sort_by(|a, b| (a.index, &a.uuid).cmp(&(b.index, &b.uuid)));
+    gpus
+}
+
+fn gpu(device: &GpuDevice, parts: &mut Parts<'_>) -> Gpu {
+    let published = parts.devices.with_uuid(&device.uuid);
+    // The slice is what the scheduler allocates from; the GpuNode's figure stands in while there is none.
+    let memory_bytes = published.map_or_else(|| parse_bytes(&device.memory).unwrap_or(0), |found| found.memory_bytes);
+    Gpu {
+        uuid: device.uuid.clone(),
+        index: device.index,
+        product: device.product.clone(),
+        class: parts.classes.of(device, memory_bytes).map(str::to_owned),
+        memory_bytes,
+        memory_step_bytes: published.map_or(MEMORY_STEP_BYTES, |found| found.step_bytes),
+        sm_percent: published.map_or(100, |found| found.sm_percent),
+        health: health(device),
+        island: device.island.map(|island| island.to_string()),
+        slices: parts.slices.remove(&device.uuid).unwrap_or_default(),
+    }
+}
+
+fn health(device: &GpuDevice) -> Health {
+    let verdict = &device.verdict;
+    let words = [verdict.reason.as_deref(), verdict.message.as_deref()];
+    let reason = words.into_iter().flatten().collect::<Vec<_>>().join(": ");
+    match verdict.health {
+        Verdict::Healthy => Health::Healthy,
+        Verdict::Degraded => Health::Degraded { reason },
+        Verdict::Unhealthy => Health::Unhealthy { reason },
+    }
+}
+
+fn ready(node: &KubeNode) -> bool {
+    ready_status(node).is_some_and(|(status, _)| status == "True")
+}
+
+/// Whether the node's pods must be given up: the node object is gone, or the control plane has not
+/// heard of the kubelet for its whole grace period (`Unknown`). `False` is a kubelet that speaks.
+pub fn lost(node: Option<&KubeNode>) -> bool {
+    match node {
+        None => true,
+        Some(node) => ready_status(node).is_some_and(|(status, _)| status == "Unknown"),
+    }
+}
+
+fn ready_status(node: &KubeNode) -> Option<(&str, Option<jiff::Timestamp>)> {
+    let conditions = node.status.as_ref()?.conditions.as_ref()?;
+    let ready = conditions.iter().find(|condition| condition.type_ == "Ready")?;
+    Some((&ready.status, ready.last_transition_time.as_ref().map(|time| time.0)))
+}
+
+fn allocatable(node: &KubeNode) -> Resources {
+    let map = node.status.as_ref().and_then(|status| status.allocatable.as_ref());
+    let get = |name: &str| map.and_then(|map| map.get(name));
+    Resources {
+        cpu_milli: get("cpu").and_then(|quantity| parse_milli(quantity).ok()).unwrap_or(0),
+        memory_bytes: get("memory").and_then(|quantity| parse_bytes(quantity).ok()).unwrap_or(0),
+        pods: get("pods")
+            .and_then(|quantity| parse_milli(quantity).ok())
+            .map_or(0, |milli| u32::try_from(milli / 1000).unwrap_or(u32::MAX)),
+    }
+}
+
+fn taint(taint: &KubeTaint) -> Option<Taint> {
+    let effect = match taint.effect.as_str() {
+        "NoSchedule" => TaintEffect::NoSchedule,
+        "PreferNoSchedule" => TaintEffect::PreferNoSchedule,
+        "NoExecute" => TaintEffect::NoExecute,
+        _ => return None,
+    };
+    Some(Taint { key: taint.key.clone(), value: taint.value.clone().unwrap_or_default(), effect })
+}
+
+/// Milliseconds from the earlier to the later; 0 where clocks disagree.
+pub fn millis_between(earlier: jiff::Timestamp, later: jiff::Timestamp) -> u64 {
+    u64::try_from(later.as_millisecond() - earlier.as_millisecond()).unwrap_or(0)
+}

@@ -1,0 +1,72 @@
+//! What is promised on each GPU: claims that are allocated, claims of ours that are not yet, and the
+//! journal's. A claim counts until it is gone, whatever became of its pod.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::resource::v1::{DeviceRequestAllocationResult, ResourceClaim};
+use stowage_crds::names::{CAPACITY_MEMORY, CAPACITY_SM, DRIVER};
+use stowage_crds::quantity::{parse_bytes, parse_milli};
+use stowage_planner::snapshot::{GpuShare, Isolation, Slice, SliceOwner, TenantId};
+
+use super::devices::Devices;
+use crate::observe::identity::identity;
+use crate::observe::view::Objects;
+use crate::translate::validate::tenants::Tenants;
+
+/// Slices by GPU uuid.
+pub fn by_gpu(
+    claims: &Objects<ResourceClaim>,
+    devices: &Devices,
+    tenants: &Tenants,
+    isolation: &dyn Fn(&str, &str) -> Isolation,
+    lost: &dyn Fn(&str) -> bool,
+) -> BTreeMap<String, Vec<Slice>> {
+    let mut slices: BTreeMap<String, Vec<Slice>> = BTreeMap::new();
+    for ((namespace, name), claim) in claims {
+        let identity = identity(&claim.metadata);
+        let planned =
+            || identity.iter().filter_map(|id| id.placement.as_ref()).flat_map(|placement| placement.gpus.clone());
+        let shares = allocated(claim, devices).unwrap_or_else(|| planned().collect());
+        let (owner, isolation) = match &identity {
+            Some(id) => (SliceOwner::Replica(id.replica.clone()), isolation(namespace, &id.replica.deployment.name)),
+            None => (SliceOwner::Foreign { claim: format!("{namespace}/{name}") }, Isolation::Shared),
+        };
+        // What stood on a lost node serves nobody, so it is charged to nobody: its successor needs the budget.
+        let gone =
+            identity.as_ref().and_then(|id| id.placement.as_ref()).is_some_and(|placement| lost(&placement.node));
+        let payer = tenants.of(namespace).filter(|_| !gone).map(|name| TenantId(name.to_owned()));
+        for share in shares {
+            slices.entry(share.uuid).or_default().push(Slice {
+                owner: owner.clone(),
+                tenant: payer.clone(),
+                memory_bytes: share.memory_bytes,
+                sm_percent: share.sm_percent,
+                isolation,
+            });
+        }
+    }
+    slices
+}
+
+/// What the allocator really gave; `None`: not allocated, or on devices that no slice shows at present.
+fn allocated(claim: &ResourceClaim, devices: &Devices) -> Option<Vec<GpuShare>> {
+    let results = claim.status.as_ref()?.allocation.as_ref()?.devices.as_ref()?.results.as_ref()?;
+    let ours = results.iter().filter(|result| result.driver == DRIVER);
+    ours.map(|result| share(result, devices)).collect()
+}
+
+fn share(result: &DeviceRequestAllocationResult, devices: &Devices) -> Option<GpuShare> {
+    let device = devices.at(&result.pool, &result.device)?;
+    let consumed = |name: &str| {
+        let all = result.consumed_capacity.as_ref()?;
+        // Keys are spelled as published; an unprefixed one belongs to the driver's domain.
+        all.get(name).or_else(|| all.get(&format!("{DRIVER}/{name}")))
+    };
+    Some(GpuShare {
+        uuid: device.uuid.clone(),
+        memory_bytes: consumed(CAPACITY_MEMORY).and_then(|size| parse_bytes(size).ok()).unwrap_or(device.memory_bytes),
+        sm_percent: consumed(CAPACITY_SM)
+            .and_then(|share| parse_milli(share).ok())
+            .map_or(device.sm_percent, |milli| u32::try_from(milli / 1000).unwrap_or(100)),
+    })
+}

@@ -1,0 +1,122 @@
+//! What a pod takes of its node, as kube-scheduler counts it.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use stowage_crds::quantity::{parse_bytes, parse_milli};
+use stowage_planner::snapshot::Resources;
+
+use crate::observe::identity::identity;
+use crate::observe::view::Objects;
+
+/// What is taken on one node.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Taken {
+    pub resources: Resources,
+    pub host_ports: Vec<u16>,
+}
+
+/// By node: all pods that are bound there, and ours that are pinned there.
+pub fn by_node(pods: &Objects<Pod>) -> BTreeMap<String, Taken> {
+    let mut nodes: BTreeMap<String, Taken> = BTreeMap::new();
+    for pod in pods.values().filter(|pod| !finished(pod)) {
+        let (Some(node), Some(spec)) = (node_of(pod), pod.spec.as_ref()) else { continue };
+        let (cpu_milli, memory_bytes) = requests(spec);
+        let taken = nodes.entry(node).or_default();
+        taken.resources.cpu_milli += cpu_milli;
+        taken.resources.memory_bytes += memory_bytes;
+        taken.resources.pods += 1;
+        taken.host_ports.extend(ports(spec));
+    }
+    nodes
+}
+
+/// Where the pod is, or where it must go.
+fn node_of(pod: &Pod) -> Option<String> {
+    let bound = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
+    bound.or_else(|| Some(identity(&pod.metadata)?.placement?.node))
+}
+
+/// A pod that ended takes nothing any more.
+fn finished(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed"))
+}
+
+/// Milli-CPU and bytes: the larger of all containers together and the hungriest moment of the
+/// initialisation, plus overhead. Sidecars (init containers that restart always) count with both.
+pub fn requests(spec: &PodSpec) -> (u64, u64) {
+    let main = sum(spec.containers.iter());
+    let (mut sidecars, mut peak) = ((0, 0), (0, 0));
+    for container in spec.init_containers.iter().flatten() {
+        let own = of(container);
+        if container.restart_policy.as_deref() == Some("Always") {
+            sidecars = plus(sidecars, own);
+            peak = max(peak, sidecars);
+        } else {
+            peak = max(peak, plus(sidecars, own));
+        }
+    }
+    let overhead = spec.overhead.as_ref().map_or((0, 0), amounts);
+    plus(max(plus(main, sidecars), peak), overhead)
+}
+
+fn sum<'a>(containers: impl Iterator<Item = &'a Container>) -> (u64, u64) {
+    containers.map(of).fold((0, 0), plus)
+}
+
+fn of(container: &Container) -> (u64, u64) {
+    let requests = container.resources.as_ref().and_then(|resources| resources.requests.as_ref());
+    requests.map_or((0, 0), amounts)
+}
+
+/// Quantities that cannot be read count as zero: the API server refuses them, so there are none.
+fn amounts(map: &BTreeMap<String, Quantity>) -> (u64, u64) {
+    let cpu = map.get("cpu").and_then(|quantity| parse_milli(quantity).ok()).unwrap_or(0);
+    let memory = map.get("memory").and_then(|quantity| parse_bytes(quantity).ok()).unwrap_or(0);
+    (cpu, memory)
+}
+
+fn plus(a: (u64, u64), b: (u64, u64)) -> (u64, u64) {
+    (a.0.saturating_add(b.0), a.1.saturating_add(b.1))
+}
+
+fn max(a: (u64, u64), b: (u64, u64)) -> (u64, u64) {
+    (a.0.max(b.0), a.1.max(b.1))
+}
+
+fn ports(spec: &PodSpec) -> impl Iterator<Item = u16> {
+    let ports = spec.containers.iter().flat_map(|container| container.ports.iter().flatten());
+    ports.filter_map(|port| u16::try_from(port.host_port?).ok()).filter(|port| *port != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(spec: &str, expect: (u64, u64)) {
+        let spec: PodSpec = serde_yaml::from_str(spec).unwrap();
+        assert_eq!(requests(&spec), expect);
+    }
+
+    #[test]
+    fn containers_add_up_and_a_hungry_init_container_counts_alone() {
+        check(
+            "containers: [{name: a, resources: {requests: {cpu: 500m, memory: 1Gi}}}, {name: b, resources: {requests: {cpu: '1'}}}]",
+            (1500, 1 << 30),
+        );
+        check(
+            "{containers: [{name: a, resources: {requests: {cpu: 500m}}}], initContainers: [{name: i, resources: {requests: {cpu: '2'}}}]}",
+            (2000, 0),
+        );
+    }
+
+    #[test]
+    fn a_sidecar_counts_beside_the_containers() {
+        check(
+            "{containers: [{name: a, resources: {requests: {cpu: 500m}}}], initContainers: [{name: i, restartPolicy: Always, resources: {requests: {cpu: 100m}}}], overhead: {cpu: 10m}}",
+            (610, 0),
+        );
+    }
+}
