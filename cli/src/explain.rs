@@ -108,6 +108,7 @@ fn answered(r: &DeploymentReport) -> bool {
         | Outcome::WaitingForQuota
         | Outcome::NoTenant
         | Outcome::BackOff
+        | Outcome::Refused
         | Outcome::StaleInput => false,
     }
 }

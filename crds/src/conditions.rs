@@ -105,6 +105,10 @@ pub mod reasons {
     pub const IMAGE_PULL_FAILED: &str = "ImagePullFailed";
     /// The API server refused an object of ours, for example by quota or policy.
     pub const API_REFUSED: &str = "ApiRefused";
+    /// An object of another owner has the name of one that the deployment needs; it is left as it is.
+    pub const NAME_CLASH: &str = "NameClash";
+    /// A replica's pod was changed after it was created (another image, a debug container) and was ended.
+    pub const POD_CHANGED: &str = "PodChanged";
     /// A GPU of a replica is unhealthy.
     pub const GPU_UNHEALTHY: &str = "GPUUnhealthy";
     /// A node of a replica is gone.

@@ -1,5 +1,5 @@
 //! How long one turn of the operator takes without its writes: objects → snapshot → plan → what each
-//! deployment still needs and is told. One JSON line per scene and a last one with `"summary": true`.
+//! deployment still needs and is reported to have. One JSON line per scene and a last one with `"summary": true`.
 //!
 //! ```text
 //! cargo run --release -p stowage-operator --example bench_turn -- [DEPLOYMENTS…]
@@ -44,7 +44,7 @@ fn crowd(deployments: usize) -> View {
 struct Turn {
     build: f64,
     plan: f64,
-    tell: f64,
+    report: f64,
     prepared: Vec<Prepared>,
 }
 
@@ -56,27 +56,28 @@ fn turn(view: &View) -> Turn {
     let planned = start.elapsed();
     let cases = stowage_operator::execute::case::cases(view, &built, &plan);
     let prepared = cases.map(|case| {
-        let verdict = &built.verdicts[&case.id];
-        let status = status::render(&case, verdict, report.of(&case.id), &[], &[], view.now);
+        let status = status::render(&case, report.of(&case.id), &[], None, view.now);
         assert!(status::differs(&case.stored.raw_status, &status));
-        prepare(&case, verdict.wanted(), view.now)
+        prepare(&case, view.now)
     });
     let prepared = prepared.collect();
-    let told = start.elapsed();
+    let reported = start.elapsed();
     let ms = |time: std::time::Duration| time.as_secs_f64() * 1000.0;
-    Turn { build: ms(build), plan: ms(planned - build), tell: ms(told - planned), prepared }
+    Turn { build: ms(build), plan: ms(planned - build), report: ms(reported - planned), prepared }
 }
 
 /// The objects exist from now on, as the API server would have stored them.
 fn write(view: &mut View, prepared: Vec<Prepared>) {
     let key = |meta: &ObjectMeta| (meta.namespace.clone().unwrap(), meta.name.clone().unwrap());
     for due in prepared {
-        for replica in due.create {
+        for replica in due.make.create {
             let claim = replica.claim.unwrap();
             view.pods.insert(key(&replica.pod.metadata), Arc::new(replica.pod));
             view.claims.insert(key(&claim.metadata), Arc::new(claim));
         }
-        let (service, policy) = (due.service.unwrap(), due.policy.unwrap());
+        let (service, policy) = (due.make.service.unwrap().object, due.make.policy.unwrap().object);
+        let budget = due.make.budget.unwrap().object;
+        view.budgets.insert(key(&budget.metadata), Arc::new(budget));
         view.services.insert(key(&service.metadata), Arc::new(service));
         view.policies.insert(key(&policy.metadata), Arc::new(policy));
     }
@@ -89,14 +90,14 @@ fn main() {
     for deployments in sizes {
         let mut view = crowd(deployments);
         let first = turn(&view);
-        let created: usize = first.prepared.iter().map(|due| due.create.len()).sum();
+        let created: usize = first.prepared.iter().map(|due| due.make.create.len()).sum();
         write(&mut view, first.prepared);
         let turns: Vec<Turn> = (0..ROUNDS).map(|_| turn(&view)).collect();
         let best = |part: fn(&Turn) -> f64| turns.iter().map(part).fold(f64::INFINITY, f64::min);
-        let (build, plan, tell) = (best(|t| t.build), best(|t| t.plan), best(|t| t.tell));
-        last = (build + plan + tell) / deployments as f64;
+        let (build, plan, report) = (best(|t| t.build), best(|t| t.plan), best(|t| t.report));
+        last = (build + plan + report) / deployments as f64;
         println!(
-            "{{\"bench\":\"turn\",\"deployments\":{deployments},\"running\":{created},\"build_ms\":{build:.2},\"plan_ms\":{plan:.2},\"tell_ms\":{tell:.2}}}"
+            "{{\"bench\":\"turn\",\"deployments\":{deployments},\"running\":{created},\"build_ms\":{build:.2},\"plan_ms\":{plan:.2},\"report_ms\":{report:.2}}}"
         );
     }
     println!("{{\"bench\":\"turn\",\"summary\":true,\"ms_per_deployment\":{last:.4}}}");

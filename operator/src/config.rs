@@ -1,4 +1,4 @@
-//! What the operator is told at start: flags, or the environment variables beside them.
+//! Configuration at start: flags, or the environment variables beside them.
 
 use std::time::Duration;
 

@@ -1,26 +1,27 @@
-//! The one loop: observe → plan → check → publish, and hand the plan to the desk if we lead.
+//! The one loop: observe → plan → check → publish, and give the plan to the desk while leading.
 //!
 //! Every replica plans; only the leader executes. Autoscaling, quota and placement are decided
 //! together in one plan, because three loops over the same GPUs would fight. A plan is made at most
 //! [`DEBOUNCE`] after a change and at least every [`PERIOD`]; never on incomplete or failing inputs.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use stowage_crds::names::NODE_NAMESPACE;
-use stowage_planner::snapshot::{Policy, Snapshot};
+use stowage_planner::snapshot::{DeploymentId, Hold, Policy, Snapshot};
 use stowage_planner::{DecisionReport, Plan};
 use stowage_telemetry::health::Readiness;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::execute::cluster;
-use crate::execute::desk::{Desk, slices};
+use crate::execute::desk::{Desk, Held, Tools, shares};
 use crate::execute::write::Writer;
 use crate::lead::{Fence, Term};
 use crate::observe::Sources;
 use crate::observe::agents::Agents;
+use crate::observe::causes::Causes;
 use crate::observe::journal::Journals;
 use crate::observe::takeover::{confirm, take_over};
 use crate::observe::view::View;
@@ -33,7 +34,7 @@ use crate::translate::{Built, build};
 
 /// Changes within this time are decided on together.
 const DEBOUNCE: Duration = Duration::from_millis(100);
-/// Who does not lead only shows its plan.
+/// A process that does not lead only publishes its plan.
 const STANDBY_DEBOUNCE: Duration = Duration::from_secs(1);
 /// Without a change a plan is made this often: deadlines and back-offs end by themselves.
 pub const PERIOD: Duration = Duration::from_secs(5);
@@ -41,6 +42,7 @@ pub const PERIOD: Duration = Duration::from_secs(5);
 /// Everything the loop works with.
 pub struct Control {
     pub sources: Arc<Sources>,
+    pub causes: Arc<Causes>,
     pub journals: Arc<Journals>,
     pub agents: Arc<Agents>,
     pub http: reqwest::Client,
@@ -112,17 +114,18 @@ impl Control {
         if term.is_some() {
             confirm(&self.writer.client(), &self.journals).await;
         }
-        let view = self.sources.view(&self.journals, self.agents.news());
+        let view = self.sources.view(&self.journals, self.agents.reports());
         self.decide(term, &view)
     }
 
     fn decide(&mut self, term: Option<Term>, view: &View) -> Duration {
         let now = millis(view.now);
-        let uids: BTreeSet<String> = view.deployments.values().map(|stored| stored.uid().to_owned()).collect();
         for done in self.desk.carried_out() {
             done.actions.iter().for_each(|action| self.memory.decided(&done.uid, action, millis(done.at)));
         }
-        self.memory.observe(&view.pods, &uids, now);
+        self.memory.observe(view, now);
+        let held = self.held(view);
+        self.memory.hold(held);
         self.sequence += 1;
         let started = Instant::now();
         let built = build(view, &self.memory, self.sequence);
@@ -143,7 +146,11 @@ impl Control {
             .wake_at
             .map_or(self.period, |at| Duration::from_millis(at.saturating_sub(now)).clamp(DEBOUNCE, self.period));
         for violation in &violations {
-            tracing::error!(violation, sequence = self.sequence, "the plan is wrong and is not carried out");
+            tracing::error!(
+                violation,
+                sequence = self.sequence,
+                "the plan violates an invariant and is not carried out"
+            );
         }
         self.metrics.plan_outcome(if violations.is_empty() { "checked" } else { "refused" });
         let executable = term.filter(|_| violations.is_empty() && self.fence.check(Instant::now()).is_ok());
@@ -152,6 +159,21 @@ impl Control {
         }
         self.publish(term, None, Some(built), Some((plan, report)), violations);
         pause
+    }
+
+    /// Deployments whose creations are refused, with the end of their pause as the planner's time.
+    fn held(&mut self, view: &View) -> BTreeMap<DeploymentId, Hold> {
+        for namespace in self.causes.take() {
+            self.desk.cause_changed(namespace.as_deref());
+        }
+        let now = Instant::now();
+        let held = self.desk.held();
+        self.causes.listen(!held.is_empty());
+        let hold = |(id, held): (DeploymentId, Held)| {
+            let left = u64::try_from(held.until.saturating_duration_since(now).as_millis()).unwrap_or(u64::MAX);
+            (left > 0).then(|| (id, Hold { until_ms: millis(view.now).saturating_add(left), message: held.message }))
+        };
+        held.into_iter().filter_map(hold).collect()
     }
 
     fn execute(
@@ -163,13 +185,16 @@ impl Control {
         report: &DecisionReport,
         fresh: &[stowage_planner::report::DecisionRecord],
     ) {
-        for slice in slices(view, built, plan, report, fresh, term) {
-            self.desk.dispatch(slice, &self.writer, &self.journals, &self.sources, view.now);
+        self.desk.retain(|id| view.deployments.contains_key(&(id.namespace.clone(), id.name.clone())));
+        let tools = Tools { writer: &self.writer, journals: &self.journals, sources: &self.sources };
+        for share in shares(view, built, plan, report, fresh, term) {
+            self.desk.dispatch(share, tools);
         }
+        self.desk.dispatch_strays(&built.strays, tools);
         self.desk.dispatch_cluster(cluster::statuses(view, built, report), &self.writer);
     }
 
-    /// A new leader does not trust its watches yet: they may lag behind what the old one wrote.
+    /// The watches of a new leader may lag behind what the old one wrote.
     async fn caught_up(&mut self, term: Term) -> bool {
         if self.taken_over == Some(term) {
             return true;
@@ -177,7 +202,7 @@ impl Control {
         self.desk.reset();
         match take_over(&self.writer.client(), &self.sources, &self.journals).await {
             Ok(()) => self.taken_over = Some(term),
-            Err(err) => tracing::warn!(%err, "cannot list what exists; nothing is decided before"),
+            Err(err) => tracing::warn!(%err, "cannot list what exists; planning waits for it"),
         }
         self.taken_over == Some(term)
     }
@@ -210,7 +235,7 @@ impl Control {
 
     fn freeze(&mut self, term: Option<Term>, why: String) -> Duration {
         if self.published.borrow().frozen.as_ref() != Some(&why) {
-            tracing::warn!(why, "nothing is decided");
+            tracing::warn!(why, "planning is paused");
         }
         self.metrics.frozen.set(1);
         self.metrics.plan_outcome("frozen");

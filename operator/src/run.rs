@@ -18,6 +18,7 @@ use crate::execute::write::Writer;
 use crate::lead::{Elector, Fence};
 use crate::observe::Sources;
 use crate::observe::agents::Agents;
+use crate::observe::causes::Causes;
 use crate::serve::admin;
 use crate::serve::decisions::DecisionLog;
 use crate::serve::metrics::Metrics;
@@ -75,7 +76,9 @@ impl Parts {
         let (metrics, registry) = Metrics::new();
         let (fence, changed) = (Arc::new(Fence::default()), Arc::new(Notify::new()));
         let sources = Arc::new(Sources::default());
-        let watches = sources.start(&clients.read, &changed);
+        let causes = Arc::new(Causes::default());
+        let mut watches = sources.start(&clients.read, &changed);
+        causes.start(&clients.read, &changed, &mut watches);
         let (elector, leading) = Elector::new(
             clients.write.clone(),
             &config.namespace,
@@ -94,6 +97,7 @@ impl Parts {
         tokio::spawn(async move { axum::serve(listener, router).await });
         let control = Control {
             sources,
+            causes,
             journals: Arc::default(),
             agents: Arc::new(Agents::default()),
             http: http_client()?,

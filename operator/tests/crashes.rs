@@ -84,7 +84,7 @@ async fn cut(link: &Link) {
     link.cut();
 }
 
-/// Waits until nothing is written any more: an idle system is silent.
+/// Waits until nothing is written any more: an idle system writes nothing.
 async fn quiet(link: &Link) {
     for _ in 0..20 {
         let before = link.writes().len();
@@ -93,7 +93,7 @@ async fn quiet(link: &Link) {
             return;
         }
     }
-    panic!("it never falls silent: {:?}", link.writes());
+    panic!("it never stops writing: {:?}", link.writes());
 }
 
 async fn after_every_write(scenario: Scenario) {
@@ -132,7 +132,7 @@ async fn delete_survives_a_crash_after_every_write() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_fake_cluster_runs_a_deployment_to_ready_and_says_so() {
+async fn deployment_becomes_ready_and_its_conditions_show_it() {
     let server = cluster();
     let life = server.live();
     deployment(&server, "chat", 2);

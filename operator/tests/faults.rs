@@ -8,36 +8,16 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use support::{
-    GIB, Link, Server, cluster, deployment, history_is_clean, key, nothing_left, operator, patch, put, serves, until,
+    GIB, Link, Server, cluster, condition, deployment, history_is_clean, key, nothing_left, operator, patch, put, says,
+    serves, until,
 };
-
-/// The condition as `status reason: message`; empty while there is none.
-fn condition(server: &Server, name: &str, kind: &str) -> String {
-    let store = server.store();
-    let Some(object) = store.get(&key("inferencedeployments", name)) else { return String::new() };
-    let conditions = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
-    let found = conditions.iter().find(|condition| condition["type"] == kind);
-    let text = |condition: &Value, field: &str| condition[field].as_str().unwrap_or_default().to_owned();
-    found
-        .map(|found| format!("{} {}: {}", text(found, "status"), text(found, "reason"), text(found, "message")))
-        .unwrap_or_default()
-}
-
-async fn says(server: &Server, name: &str, kind: &str, expect: &str) {
-    let started = Instant::now();
-    while !condition(server, name, kind).contains(expect) {
-        let now = condition(server, name, kind);
-        assert!(started.elapsed() < Duration::from_secs(20), "{kind} should say {expect:?}, and says {now:?}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-}
 
 fn pods(server: &Server) -> Vec<Value> {
     server.store().of("pods").into_iter().cloned().collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_api_server_that_answers_409_410_429_500_in_turn_is_survived_within_bounds() {
+async fn failing_api_server_is_asked_a_bounded_number_of_times_and_replicas_become_ready() {
     let server = cluster();
     let life = server.live();
     let answers = [Some(500), Some(429), Some(409), None, Some(410), Some(500), Some(503), None, Some(409), Some(429)];
@@ -55,7 +35,7 @@ async fn an_api_server_that_answers_409_410_429_500_in_turn_is_survived_within_b
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_leader_that_is_cut_off_is_replaced_within_its_lease_and_writes_nothing_afterwards() {
+async fn leader_that_is_cut_off_is_replaced_and_writes_nothing_afterwards() {
     let server = cluster();
     let life = server.live();
     let (old_link, new_link) = (Link::default(), Link::default());
@@ -78,7 +58,7 @@ async fn a_leader_that_is_cut_off_is_replaced_within_its_lease_and_writes_nothin
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_malformed_object_is_told_so_and_disturbs_nobody() {
+async fn malformed_object_is_reported_and_disturbs_no_other() {
     let server = cluster();
     let life = server.live();
     server.act(|store| {
@@ -89,7 +69,7 @@ async fn a_malformed_object_is_told_so_and_disturbs_nobody() {
     });
     deployment(&server, "chat", 1);
     let operator = operator(&server, &Link::default()).await;
-    until(&server, "the sound one", serves(1)).await;
+    until(&server, "the valid one", serves(1)).await;
     says(&server, "broken", "Accepted", "False Malformed").await;
     says(&server, "chat", "Ready", "True OnTarget").await;
     let reason = |plural: &str, name: &str| {
@@ -103,7 +83,7 @@ async fn a_malformed_object_is_told_so_and_disturbs_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_invalid_change_is_refused_and_the_workload_goes_on_serving() {
+async fn invalid_change_is_refused_and_the_workload_goes_on_serving() {
     let server = cluster();
     let life = server.live();
     deployment(&server, "chat", 2);
@@ -127,7 +107,7 @@ async fn an_invalid_change_is_refused_and_the_workload_goes_on_serving() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_refused_model_stalls_with_the_engines_own_words_and_no_pod_is_made_anew() {
+async fn refused_model_stalls_with_the_message_of_the_engine_and_no_pod_is_recreated() {
     let server = cluster();
     let life = server.live();
     deployment(&server, "chat", 1);
@@ -152,7 +132,7 @@ async fn a_refused_model_stalls_with_the_engines_own_words_and_no_pod_is_made_an
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pod_deleted_by_hand_and_one_on_a_sick_gpu_are_replaced() {
+async fn a_pod_deleted_by_hand_and_one_on_a_unhealthy_gpu_are_replaced() {
     let server = cluster();
     let life = server.live();
     deployment(&server, "chat", 1);
@@ -169,25 +149,25 @@ async fn a_pod_deleted_by_hand_and_one_on_a_sick_gpu_are_replaced() {
                 .unwrap();
         (placement["node"].as_str().unwrap().to_owned(), placement["gpus"][0]["uuid"].as_str().unwrap().to_owned())
     };
-    let (node, sick) = gpu(&server);
+    let (node, unhealthy) = gpu(&server);
     server.act(|store| {
         let key = ("gpunodes".to_owned(), String::new(), node);
         let mut object = store.get(&key).unwrap().clone();
         for device in
-            object["status"]["devices"].as_array_mut().unwrap().iter_mut().filter(|device| device["uuid"] == *sick)
+            object["status"]["devices"].as_array_mut().unwrap().iter_mut().filter(|device| device["uuid"] == *unhealthy)
         {
             device["verdict"] = json!({"health": "Unhealthy", "reason": "Xid", "message": "Xid 79"});
         }
         store.change(&key, object)
     });
-    until(&server, "moved off the sick GPU", |now| serves(1)(now) && gpu(&server).1 != sick).await;
+    until(&server, "moved off the unhealthy GPU", |now| serves(1)(now) && gpu(&server).1 != unhealthy).await;
     history_is_clean(&server);
     operator.stop().await;
     life.abort();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_deployments_share_the_gpus_and_none_is_promised_twice() {
+async fn many_deployments_share_the_gpus_and_no_share_is_promised_twice() {
     let server = cluster();
     let life = server.live();
     for number in 0..20 {
@@ -221,7 +201,7 @@ async fn many_deployments_share_the_gpus_and_none_is_promised_twice() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn watches_that_lag_behind_our_own_writes_double_nothing() {
+async fn lagging_watches_double_no_replica() {
     let server = cluster();
     let life = server.live();
     let operator = operator(&server, &Link::default()).await;
@@ -243,7 +223,7 @@ async fn watches_that_lag_behind_our_own_writes_double_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_lost_node_is_left_and_its_return_doubles_nothing() {
+async fn replicas_leave_a_lost_node_and_its_return_doubles_none() {
     let server = cluster();
     let life = server.live();
     deployment(&server, "chat", 2);

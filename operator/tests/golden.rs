@@ -23,16 +23,16 @@ fn run(view: &View) -> Value {
     assert_eq!(stowage_planner::check::check(&built.snapshot, &plan), []);
     let mut deployments = serde_json::Map::new();
     for case in cases(view, &built, &plan) {
-        let verdict = &built.verdicts[&case.id];
-        let prepared = prepare(&case, verdict.wanted(), view.now);
+        let make = prepare(&case, view.now).make;
         let replicas: Vec<Value> =
-            prepared.create.iter().map(|replica| json!({"claim": replica.claim, "pod": replica.pod})).collect();
+            make.create.iter().map(|replica| json!({"claim": replica.claim, "pod": replica.pod})).collect();
         let entry = json!({
-            "finalizer": format!("{:?}", prepared.finalizer),
-            "service": prepared.service,
-            "networkPolicy": prepared.policy,
+            "addFinalizer": make.guard,
+            "service": make.service.map(|service| service.object),
+            "networkPolicy": make.policy.map(|policy| policy.object),
+            "disruptionBudget": make.budget.map(|budget| budget.object),
             "create": replicas,
-            "status": status::render(&case, verdict, report.of(&case.id), &[], &[], view.now),
+            "status": status::render(&case, report.of(&case.id), &[], None, view.now),
         });
         deployments.insert(case.id.to_string(), entry);
     }

@@ -263,6 +263,7 @@ fn deployment(trace: &Trace, n: usize, pod: &Pod) -> Deployment {
         slots: Vec::new(),
         deleting: false,
         force_delete: false,
+        held: None,
         drain_timeout_ms: 0,
     }
 }

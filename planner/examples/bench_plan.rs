@@ -188,6 +188,7 @@ fn deployment(n: u32) -> Deployment {
         slots: Vec::new(),
         deleting: false,
         force_delete: false,
+        held: None,
         drain_timeout_ms: 60_000,
     }
 }

@@ -45,6 +45,8 @@ pub const NODE_AGENT_SERVICE_ACCOUNT: &str = "stowage-node-agent";
 pub const DRAIN_FINALIZER: &str = "stowage.dev/drain";
 /// Set to `"true"` it skips the drain on deletion; requests in flight are lost.
 pub const FORCE_DELETE_ANNOTATION: &str = "stowage.dev/force-delete";
+/// Set to `"none"` on an InferenceDeployment, it has no PodDisruptionBudget.
+pub const ANNOTATION_DISRUPTION_BUDGET: &str = "stowage.dev/disruption-budget";
 /// Field manager of every server-side apply by the operator.
 pub const FIELD_MANAGER: &str = "stowage-operator";
 /// The leader's Lease, in [`SYSTEM_NAMESPACE`].
@@ -167,6 +169,12 @@ pub fn pod_name(deployment: &str, id: &str) -> String {
 /// Name of a replica's claim: the pod's name with the reserved prefix.
 pub fn claim_name(deployment: &str, id: &str) -> String {
     format!("{CLAIM_PREFIX}{deployment}-{id}")
+}
+
+/// Name of the Service, NetworkPolicy and PodDisruptionBudget of a deployment: with the reserved prefix,
+/// because a user's own Service may well have the deployment's name.
+pub fn shared_name(deployment: &str) -> String {
+    format!("{CLAIM_PREFIX}{deployment}")
 }
 
 /// The user name by which the API server knows the operator.

@@ -1,4 +1,4 @@
-//! Dereference: everything that belongs to one deployment, picked from the view. No client.
+//! Everything that belongs to one deployment, picked from the view once. No client.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -6,35 +6,45 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::resource::v1::ResourceClaim;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use stowage_crds::names::{ANNOTATION_DRAINING, FORCE_DELETE_ANNOTATION};
-use stowage_crds::quantity::parse_duration;
+use kube::Resource;
+use stowage_contracts::charge::gpu_milli;
+use stowage_crds::names::{ANNOTATION_DRAINING, shared_name};
 use stowage_planner::plan::{Action, Plan};
-use stowage_planner::snapshot::DeploymentId;
+use stowage_planner::render::gpus;
+use stowage_planner::snapshot::{DeploymentId, Gpu, Slice, SliceOwner};
 
 use super::build::{Owner, Target};
-use crate::observe::identity::identity;
+use crate::observe::identity::{Belongs, belongs};
 use crate::observe::source::Key;
-use crate::observe::view::{StoredDeployment, View};
+use crate::observe::view::{Objects, StoredDeployment, View};
 use crate::translate::Built;
-
-/// What `scaling.drainTimeout` is when it cannot be read.
-pub const DEFAULT_DRAIN_SECONDS: u64 = 600;
+use crate::translate::snapshot::changed::changed;
+use crate::translate::snapshot::owned::Orphans;
+use crate::translate::validate::{Judged, Wanted};
 
 /// One deployment with all that exists for it and all that was decided about it.
 #[derive(Debug)]
 pub struct Case {
     pub id: DeploymentId,
     pub stored: Arc<StoredDeployment>,
+    pub judged: Arc<Judged>,
     pub tenant: Option<String>,
+    /// Deleted with `--cascade=orphan`: its pods and claims are to outlive it.
+    pub orphaning: bool,
     pub pods: Vec<Arc<Pod>>,
     pub claims: Vec<Arc<ResourceClaim>>,
+    /// Pods and claims of an earlier deployment of this name, to be adopted.
+    pub orphans: Orphans,
     pub service: Option<Arc<Service>>,
     pub policy: Option<Arc<NetworkPolicy>>,
+    pub budget: Option<Arc<PodDisruptionBudget>>,
     /// This deployment's part of the plan, in its order.
     pub actions: Vec<Action>,
     pub charge: Charge,
+    /// The tenant holds more of a class that the deployment uses than its quota allows: what that means.
+    pub over_quota: Option<String>,
 }
 
 /// What the replicas hold of GPUs, as quota charges it, and what that costs.
@@ -52,27 +62,98 @@ pub fn cases<'a>(view: &'a View, built: &'a Built, plan: &Plan) -> impl Iterator
     for action in &plan.actions {
         actions.entry(action.replica().deployment.clone()).or_default().push(action.clone());
     }
+    let (mut charges, over) = (charges(built), over_quota(built));
     view.deployments.values().map(move |stored| {
         let id = DeploymentId::new(stored.namespace(), stored.name());
-        Case::of(view, stored, built, actions.remove(&id).unwrap_or_default())
+        Case {
+            judged: built.judged.get(&id).cloned().unwrap_or_else(|| Arc::new(Judged::unknown())),
+            tenant: built.tenants.of(stored.namespace()).map(str::to_owned),
+            orphaning: built.orphaning.contains(stored.uid()),
+            pods: built.owned.pods(stored.uid()).to_vec(),
+            claims: built.owned.claims(stored.uid()).to_vec(),
+            orphans: built.owned.orphans(&id),
+            service: ours(&view.services, &id, stored),
+            policy: ours(&view.policies, &id, stored),
+            budget: ours(&view.budgets, &id, stored),
+            actions: actions.remove(&id).unwrap_or_default(),
+            charge: charges.remove(&id).unwrap_or_default(),
+            over_quota: built.judged.get(&id).and_then(|judged| {
+                let tenant = built.tenants.of(stored.namespace())?;
+                judged.wanted()?.classes().find_map(|class| over.get(&(tenant, class)).cloned())
+            }),
+            stored: stored.clone(),
+            id,
+        }
     })
 }
 
-impl Case {
-    fn of(view: &View, stored: &Arc<StoredDeployment>, built: &Built, actions: Vec<Action>) -> Self {
-        let key: Key = (stored.namespace().to_owned(), stored.name().to_owned());
-        let pods = built.owned.pods(stored.uid()).to_vec();
-        Self {
-            id: DeploymentId::new(key.0.clone(), key.1.clone()),
-            charge: charge(&pods, built),
-            pods,
-            claims: built.owned.claims(stored.uid()).to_vec(),
-            service: view.services.get(&key).cloned(),
-            policy: view.policies.get(&key).cloned(),
-            tenant: built.tenants.of(stored.namespace()).map(str::to_owned),
-            stored: stored.clone(),
-            actions,
+/// The deployment's object of this kind, if it exists and is ours or an orphan of ours.
+fn ours<K: Resource>(objects: &Objects<K>, id: &DeploymentId, stored: &StoredDeployment) -> Option<Arc<K>> {
+    let key: Key = (id.namespace.clone(), shared_name(&id.name));
+    let found = objects.get(&key)?;
+    matches!(belongs(found.meta(), id, stored.uid()), Belongs::Ours | Belongs::Orphan).then(|| found.clone())
+}
+
+/// Tenant and class of which more is held than the quota allows, with the message for people. A quota
+/// that is lowered ends nothing that runs.
+fn over_quota(built: &Built) -> BTreeMap<(&str, &str), String> {
+    let mut held: BTreeMap<(&str, &str), u64> = BTreeMap::new();
+    for gpu in built.snapshot.nodes.iter().flat_map(|node| &node.gpus) {
+        let Some(class) = &gpu.class else { continue };
+        for slice in &gpu.slices {
+            let Some(tenant) = &slice.tenant else { continue };
+            *held.entry((&tenant.0, class)).or_default() += charge(gpu, slice);
         }
+    }
+    let limit = |(name, class): (&str, &str)| {
+        let tenant = built.snapshot.tenants.iter().find(|tenant| tenant.id.0 == name)?;
+        let Some(quota) = tenant.quotas.iter().find(|quota| quota.class == class) else { return Some(0) };
+        let borrowed = if tenant.cohort.is_some() { quota.borrowing_limit_milli? } else { 0 };
+        Some(quota.nominal_milli.saturating_add(borrowed))
+    };
+    let mut over = BTreeMap::new();
+    for ((tenant, class), held) in held {
+        let Some(limit) = limit((tenant, class)).filter(|limit| held > *limit) else { continue };
+        let message = format!(
+            "{tenant} holds {} {class} and may hold {}: what runs stays, and a replica that ends is not replaced before \
+             less is held. Raise spec.gpus of TenantQuota {tenant}, or scale in.",
+            gpus(held),
+            gpus(limit)
+        );
+        over.insert((tenant, class), message);
+    }
+    over
+}
+
+/// By deployment, from what is promised on the GPUs: a pod's own annotations are not asked.
+fn charges(built: &Built) -> BTreeMap<DeploymentId, Charge> {
+    let mut charges: BTreeMap<DeploymentId, Charge> = BTreeMap::new();
+    for gpu in built.snapshot.nodes.iter().flat_map(|node| &node.gpus) {
+        let price = gpu.class.as_ref().and_then(|class| built.classes.price(class));
+        for slice in &gpu.slices {
+            let SliceOwner::Replica(replica) = &slice.owner else { continue };
+            let milli = charge(gpu, slice);
+            let charge = charges.entry(replica.deployment.clone()).or_default();
+            charge.gpu_milli = charge.gpu_milli.saturating_add(milli);
+            if let Some((micros, currency)) = price {
+                let sum = charge.per_hour.get_or_insert((0, currency.clone()));
+                sum.0 = sum.0.saturating_add(micros.saturating_mul(milli) / 1000);
+            }
+        }
+    }
+    charges
+}
+
+/// What the slice costs, in thousandths of a GPU.
+fn charge(gpu: &Gpu, slice: &Slice) -> u64 {
+    gpu_milli(slice.memory_bytes, gpu.memory_bytes, slice.sm_percent, gpu.sm_percent)
+}
+
+impl Case {
+    /// What was changed of the pod of this name after it was created.
+    pub fn changed(&self, pod: &str) -> Option<String> {
+        let found = self.pods.iter().find(|found| found.metadata.name.as_deref() == Some(pod))?;
+        changed(found, self.wanted())
     }
 
     pub fn owner(&self) -> Owner<'_> {
@@ -84,6 +165,11 @@ impl Case {
         }
     }
 
+    /// What the spec asks for; `None`: it was refused.
+    pub fn wanted(&self) -> Option<&Wanted> {
+        self.judged.wanted()
+    }
+
     pub fn generation(&self) -> u64 {
         u64::try_from(self.stored.generation()).unwrap_or(0)
     }
@@ -91,11 +177,6 @@ impl Case {
     /// Whether a replica's pod or claim is there, whatever state it is in.
     pub fn anything_exists(&self) -> bool {
         !self.pods.is_empty() || !self.claims.is_empty()
-    }
-
-    /// Whether the user gave up what is in flight.
-    pub fn forced(&self) -> bool {
-        forced(&self.stored.meta)
     }
 
     /// The pod of this name, if it exists and is not only assumed.
@@ -109,33 +190,6 @@ impl Case {
         let found = self.pods.iter().find(|found| found.metadata.name.as_deref() == Some(pod))?;
         let since: Timestamp = found.metadata.annotations.as_ref()?.get(ANNOTATION_DRAINING)?.parse().ok()?;
         let passed = u64::try_from(now.as_second() - since.as_second()).unwrap_or(0);
-        u32::try_from(self.drain_seconds().saturating_sub(passed)).ok()
+        u32::try_from(self.judged.standing.drain_timeout.as_secs().saturating_sub(passed)).ok()
     }
-
-    fn drain_seconds(&self) -> u64 {
-        let text = self.stored.spec.as_ref().ok().map(|spec| spec.scaling.drain_timeout.as_str());
-        text.and_then(|text| parse_duration(text).ok()).map_or(DEFAULT_DRAIN_SECONDS, |timeout| timeout.as_secs())
-    }
-}
-
-/// Whether the object carries the annotation that skips the drain.
-pub fn forced(meta: &ObjectMeta) -> bool {
-    let annotation = meta.annotations.as_ref().and_then(|all| all.get(FORCE_DELETE_ANNOTATION));
-    annotation.is_some_and(|value| value == "true")
-}
-
-fn charge(pods: &[Arc<Pod>], built: &Built) -> Charge {
-    let placements = pods.iter().filter_map(|pod| identity(&pod.metadata)?.placement);
-    let mut charge = Charge { gpu_milli: 0, per_hour: None };
-    for gpu in placements.flat_map(|placement| placement.gpus) {
-        let Some(known) = built.gpus.get(&gpu.uuid) else { continue };
-        let memory = gpu.memory_bytes.saturating_mul(1000).checked_div(known.memory_bytes).unwrap_or(1000);
-        let milli = memory.max(u64::from(gpu.sm_percent) * 10);
-        charge.gpu_milli += milli;
-        if let Some((micros, currency)) = &known.price {
-            let sum = charge.per_hour.get_or_insert((0, currency.clone()));
-            sum.0 = sum.0.saturating_add(micros.saturating_mul(milli) / 1000);
-        }
-    }
-    charge
 }

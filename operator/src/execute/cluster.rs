@@ -1,5 +1,5 @@
 //! Statuses of the cluster-scoped kinds: TenantQuota, GpuClass, InferenceRuntime. They own nothing,
-//! so telling is all there is to do.
+//! so reporting is all there is to do.
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -10,7 +10,6 @@ use stowage_crds::conditions::{reasons, types};
 use stowage_crds::names::API_VERSION;
 use stowage_crds::quantity::milli_quantity;
 use stowage_crds::tenant_quota::{GpuUsage, Waiting};
-use stowage_crds::validate::validate_runtime;
 use stowage_crds::{
     GpuClass, GpuClassStatus, InferenceRuntime, InferenceRuntimeStatus, TenantQuota, TenantQuotaStatus,
 };
@@ -21,7 +20,6 @@ use super::status::{condition, differs};
 use crate::execute::write::{WriteError, Writer};
 use crate::observe::view::{Stored, View};
 use crate::translate::Built;
-use crate::translate::validate::told;
 
 /// A status that differs from the stored one.
 #[derive(Debug, Clone)]
@@ -44,9 +42,8 @@ pub fn statuses(view: &View, built: &Built, report: &DecisionReport) -> Vec<Clus
         push::<GpuClass, _, _>(&mut due, stored, status);
     }
     for stored in view.runtimes.values() {
-        let judged = stored.spec.as_ref().map_err(|err| (reasons::MALFORMED, err.to_string()));
-        let judged = judged.and_then(|spec| validate_runtime(spec).map_err(|refusals| told(&refusals)));
-        let accepted = judged.map(|runtime| format!("Serves with {} {}.", runtime.image, runtime.version));
+        let Some(judged) = built.runtimes.judged(stored.name()) else { continue };
+        let accepted = judged.clone().map(|runtime| format!("Serves with {} {}.", runtime.image, runtime.version));
         let previous = stored.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
         let conditions = vec![accepted_condition(accepted, stored.generation(), previous, view.now)];
         let status = InferenceRuntimeStatus { observed_generation: stored.meta.generation, conditions };
@@ -78,27 +75,28 @@ fn quota(
     now: Timestamp,
 ) -> TenantQuotaStatus {
     let accepted = match built.tenants.refused.get(stored.name()) {
-        None => Ok(format!(
-            "The tenant owns {}.",
-            stored.spec.as_ref().map(|spec| spec.namespaces.join(", ")).unwrap_or_default()
-        )),
+        None => {
+            let tenant = built.tenants.accepted.iter().find(|tenant| tenant.id.0 == stored.name());
+            let namespaces = tenant.map(|tenant| tenant.namespaces.join(", ")).unwrap_or_default();
+            Ok(format!("The tenant owns {namespaces}."))
+        }
         Some(refusal) => Err(refusal.clone()),
     };
     let previous = stored.status.as_ref();
     let conditions = previous.map(|status| status.conditions.as_slice()).unwrap_or_default();
-    let told = report.tenants.iter().find(|tenant| tenant.tenant.0 == stored.name());
+    let tenant = report.tenants.iter().find(|tenant| tenant.tenant.0 == stored.name());
     TenantQuotaStatus {
         observed_generation: stored.meta.generation,
         conditions: vec![accepted_condition(accepted, stored.generation(), conditions, now)],
-        usage: told.map(usage).unwrap_or_default(),
+        usage: tenant.map(usage).unwrap_or_default(),
         // Written by the gateway's figures once there are any.
         tokens: previous.and_then(|status| status.tokens.clone()),
         spend: previous.and_then(|status| status.spend.clone()),
-        waiting: told.map(|told| waiting(told, report)).unwrap_or_default(),
+        waiting: tenant.map(|tenant| waiting(tenant, report)).unwrap_or_default(),
     }
 }
 
-fn usage(told: &TenantReport) -> Vec<GpuUsage> {
+fn usage(tenant: &TenantReport) -> Vec<GpuUsage> {
     let one = |usage: &stowage_planner::report::ClassUsage| GpuUsage {
         class: usage.class.clone(),
         nominal: milli_quantity(usage.held_milli.saturating_sub(usage.borrowed_milli)),
@@ -106,12 +104,12 @@ fn usage(told: &TenantReport) -> Vec<GpuUsage> {
         lent: milli_quantity(usage.lent_milli),
         pending: milli_quantity(usage.pending_milli),
     };
-    told.usage.iter().take(32).map(one).collect()
+    tenant.usage.iter().take(32).map(one).collect()
 }
 
-fn waiting(told: &TenantReport, report: &DecisionReport) -> Vec<Waiting> {
+fn waiting(tenant: &TenantReport, report: &DecisionReport) -> Vec<Waiting> {
     let reason = |id| report.of(id).map(|deployment| format!("{:?}", deployment.outcome)).unwrap_or_default();
-    let numbered = told.waiting.iter().take(32).zip(1u32..);
+    let numbered = tenant.waiting.iter().take(32).zip(1u32..);
     numbered.map(|(id, position)| Waiting { name: id.to_string(), position, reason: reason(id) }).collect()
 }
 

@@ -9,10 +9,13 @@ use k8s_openapi::api::events::v1::Event as KubeEvent;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use kube::Api;
 use sha2::{Digest, Sha256};
+use stowage_crds::conditions::reasons;
 use stowage_crds::names::{API_VERSION, FIELD_MANAGER};
 use stowage_planner::report::{DecisionRecord, RecordAction, RecordKind};
 
+use super::backoff::Failing;
 use super::case::Case;
+use super::refusal::Obstacle;
 use crate::execute::write::{WriteError, Writer};
 use crate::serve::metrics::trigger;
 
@@ -28,11 +31,6 @@ impl Event {
         let warning = matches!(record.action, RecordAction::Wait)
             || matches!(record.kind, RecordKind::Evict | RecordKind::Health);
         Self(KubeEvent {
-            metadata: ObjectMeta {
-                name: Some(format!("{}.{}", case.id.name, digest(&record.id))),
-                namespace: Some(case.id.namespace.clone()),
-                ..ObjectMeta::default()
-            },
             action: Some(format!("{:?}", record.action)),
             reason: Some(trigger(record)),
             note: Some(shortened(&record.message)),
@@ -40,18 +38,51 @@ impl Event {
             event_time: Some(MicroTime(
                 i64::try_from(record.time).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok()).unwrap_or_default(),
             )),
-            regarding: Some(ObjectReference {
-                api_version: Some(API_VERSION.into()),
-                kind: Some("InferenceDeployment".into()),
-                name: Some(case.id.name.clone()),
-                namespace: Some(case.id.namespace.clone()),
-                uid: Some(case.stored.uid().to_owned()),
-                ..ObjectReference::default()
-            }),
-            reporting_controller: Some(format!("stowage.dev/{FIELD_MANAGER}")),
-            reporting_instance: Some(FIELD_MANAGER.into()),
-            ..KubeEvent::default()
+            ..blank(case, &record.id)
         })
+    }
+}
+
+impl Event {
+    /// A write that the API server does not carry out, once per distinct reason.
+    pub fn refused(case: &Case, obstacle: &Obstacle, now: Timestamp) -> Self {
+        let reason = if obstacle.failing == Failing::Clash { reasons::NAME_CLASH } else { reasons::API_REFUSED };
+        Self::warning(case, reason, &obstacle.key(), &obstacle.message, now)
+    }
+
+    /// A warning that is emitted once for this deployment and key.
+    pub fn warning(case: &Case, reason: &str, key: &str, message: &str, now: Timestamp) -> Self {
+        let id = format!("{} {reason} {key}", case.stored.uid());
+        Self(KubeEvent {
+            action: Some("Reconcile".into()),
+            reason: Some(reason.to_owned()),
+            note: Some(shortened(message)),
+            type_: Some("Warning".into()),
+            event_time: Some(MicroTime(now)),
+            ..blank(case, &id)
+        })
+    }
+}
+
+/// An event on the deployment. Its name follows from the id, so that it is written once.
+fn blank(case: &Case, id: &str) -> KubeEvent {
+    KubeEvent {
+        metadata: ObjectMeta {
+            name: Some(format!("{}.{}", case.id.name, digest(id))),
+            namespace: Some(case.id.namespace.clone()),
+            ..ObjectMeta::default()
+        },
+        regarding: Some(ObjectReference {
+            api_version: Some(API_VERSION.into()),
+            kind: Some("InferenceDeployment".into()),
+            name: Some(case.id.name.clone()),
+            namespace: Some(case.id.namespace.clone()),
+            uid: Some(case.stored.uid().to_owned()),
+            ..ObjectReference::default()
+        }),
+        reporting_controller: Some(format!("stowage.dev/{FIELD_MANAGER}")),
+        reporting_instance: Some(FIELD_MANAGER.into()),
+        ..KubeEvent::default()
     }
 }
 

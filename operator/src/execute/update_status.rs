@@ -1,5 +1,4 @@
-//! Writes the status, and nothing but the status. It takes what was applied, so that nobody tells of
-//! writes that have not been tried.
+//! Writes the status, and nothing but the status. What it says was rendered from what was applied.
 
 use kube::Api;
 use kube::core::{ApiResource, DynamicObject};
@@ -7,17 +6,17 @@ use serde_json::{Value, json};
 use stowage_crds::InferenceDeployment;
 use stowage_crds::names::API_VERSION;
 
-use super::apply::Applied;
 use super::case::Case;
-use crate::execute::write::{WriteError, Writer};
+use super::write::{WriteError, Writer};
 
-pub async fn write(writer: &Writer, case: &Case, status: &Value, _applied: &Applied) -> Result<(), WriteError> {
+/// Replaces the deployment's status by this one.
+pub async fn write(writer: &Writer, case: &Case, status: &Value) -> Result<(), WriteError> {
     let api: Api<DynamicObject> =
         Api::namespaced_with(writer.client(), &case.id.namespace, &ApiResource::erase::<InferenceDeployment>(&()));
     let object = json!({
         "apiVersion": API_VERSION,
         "kind": "InferenceDeployment",
-        // The UID is a precondition: never the status of a namesake.
+        // The UID is a precondition: never the status of a later object of that name.
         "metadata": {"name": case.id.name, "namespace": case.id.namespace, "uid": case.stored.uid()},
         "status": status,
     });

@@ -1,9 +1,9 @@
 //! The only way to change anything in the cluster: fenced, bounded, retried a little.
 //!
 //! Each attempt asks the [`Fence`] right before it is sent, retries included, which is why kube's own
-//! retry layer is switched off for this client. A failed write is tried three times within a few
+//! retry layer is switched off for this client. A failed write is attempted three times within a few
 //! seconds and then given up: the next plan finds the same work again, after a back-off of its own,
-//! so that a sick API server sees a bounded number of requests.
+//! so that an API server in trouble sees a bounded number of requests.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -31,12 +31,15 @@ pub enum WriteError {
     /// The object exists already; not necessarily ours.
     #[error("it exists already")]
     AlreadyExists,
+    /// An object of that name exists and is not ours: kind and name.
+    #[error("{0} exists and does not belong to this deployment")]
+    Foreign(String),
     /// The object changed, or is another one than we meant.
     #[error("it changed meanwhile: {0}")]
     Conflict(String),
     #[error("it does not exist")]
     NotFound,
-    /// The API server will say the same again: a policy, a quota, an invalid object.
+    /// The API server will answer the same again: a policy, a quota, an invalid object.
     #[error("refused by the API server: {0}")]
     Refused(String),
     /// Overload, network, time-out: may well work later.
@@ -79,20 +82,38 @@ impl Writer {
         self.attempts(|| api.create(&params, object)).await
     }
 
-    /// Server-side apply: the second time changes nothing. `force` takes fields back that somebody
-    /// else changed; without it, an object that somebody else made is left alone.
-    pub async fn apply<K>(
-        &self,
-        api: &Api<K>,
-        name: &str,
-        object: &impl Serialize,
-        force: bool,
-    ) -> Result<K, WriteError>
+    /// A dry run of [`create`](Self::create): everything is judged (schema, quota, admission), nothing is stored.
+    pub async fn try_create<K>(&self, api: &Api<K>, object: &K) -> Result<(), WriteError>
+    where
+        K: Clone + DeserializeOwned + Serialize + std::fmt::Debug,
+    {
+        let params = PostParams { dry_run: true, field_manager: Some(FIELD_MANAGER.into()) };
+        match self.attempts(|| api.create(&params, object)).await {
+            Ok(_) => Ok(()),
+            // A webhook with side effects: only the real request shows it.
+            Err(WriteError::Refused(words)) if words.contains("dry run") => Ok(()),
+            Err(err) => Err(err),
+        }
+    }
+
+    /// The object as it is stored now; read before a write that depends on it.
+    pub async fn find<K>(&self, api: &Api<K>, name: &str) -> Result<K, WriteError>
     where
         K: Clone + DeserializeOwned + std::fmt::Debug,
     {
-        let (params, patch) =
-            (PatchParams { force, ..PatchParams::apply(FIELD_MANAGER) }, Patch::Apply(to_value(object)?));
+        match timeout(ATTEMPT_TIMEOUT, api.get(name)).await {
+            Ok(found) => found.map_err(classify),
+            Err(_) => Err(WriteError::Unavailable(format!("no answer within {ATTEMPT_TIMEOUT:?}"))),
+        }
+    }
+
+    /// Server-side apply of an object of ours: the second time changes nothing, and fields that
+    /// another one changed are taken back. Put `metadata.uid` into it: it is a precondition.
+    pub async fn apply<K>(&self, api: &Api<K>, name: &str, object: &K) -> Result<K, WriteError>
+    where
+        K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Serialize + std::fmt::Debug,
+    {
+        let (params, patch) = (PatchParams::apply(FIELD_MANAGER).force(), Patch::Apply(to_value(object)?));
         self.attempts(|| api.patch(name, &params, &patch)).await
     }
 
@@ -110,7 +131,8 @@ impl Writer {
     where
         K: Clone + DeserializeOwned + std::fmt::Debug,
     {
-        let (params, patch) = (PatchParams::default(), Patch::Merge(patch));
+        let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
+        let patch = Patch::Merge(patch);
         self.attempts(|| api.patch(name, &params, &patch)).await
     }
 
@@ -186,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_of_the_api_server_are_told_apart_by_what_to_do_next() {
+    fn answers_of_the_api_server_are_classified_by_what_to_do_next() {
         check(409, "AlreadyExists", "AlreadyExists");
         check(409, "Conflict", "Conflict");
         check(404, "NotFound", "NotFound");

@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn a_leader_that_slept_for_half_a_minute_writes_nothing() {
+    fn leader_that_was_paused_for_half_a_minute_writes_nothing() {
         let (fence, start) = (Fence::default(), Instant::now());
         fence.renewed(1, start, LEASE);
         assert_eq!(fence.check(start + Duration::from_secs(30)), Err(NotLeader));

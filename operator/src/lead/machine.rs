@@ -88,7 +88,7 @@ impl Machine {
     }
 }
 
-/// Spreads `base` by up to a fifth, so that replicas do not knock in step. `salt` is any changing number.
+/// Spreads `base` by up to a fifth, so that replicas do not send at the same time. `salt` is any changing number.
 pub fn jittered(base: Duration, salt: u64) -> Duration {
     let mixed = salt.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 48;
     base.mul_f64(0.9 + 0.2 * (mixed as f64 / 65_536.0))
@@ -107,7 +107,7 @@ mod tests {
         }
     }
 
-    /// Looks at the records at the given seconds; says what comes at the end.
+    /// Observes the records at the given seconds; answers the step at the end.
     fn after(looks: &[(u64, Option<Record>)]) -> Step {
         let start = Instant::now();
         let mut machine = Machine::new("b".into(), Timing::default());
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_silent_holder_is_replaced_after_the_whole_lease_and_not_before() {
+    fn holder_that_stops_renewing_is_replaced_after_the_whole_lease_and_not_before() {
         assert_eq!(
             after(&[(0, Some(record("a", "7"))), (7, Some(record("a", "7")))]),
             Step::Wait(Duration::from_secs(1))
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn our_own_lease_is_renewed_without_a_transition() {
+    fn own_lease_is_renewed_without_a_transition() {
         assert_eq!(after(&[(0, Some(record("b", "9")))]), write("9", 4));
     }
 

@@ -35,7 +35,7 @@ pub struct Elector {
 }
 
 impl Elector {
-    /// `leading` tells the term while we lead and `None` otherwise; the fence is what guards writes.
+    /// `leading` holds the term while this process leads and `None` otherwise; the fence guards writes.
     pub fn new(
         client: Client,
         namespace: &str,
@@ -108,13 +108,13 @@ impl Elector {
         Ok(jittered(self.timing.renew, self.salt))
     }
 
-    /// After a conflict: a renewal of ours whose answer got lost looks the same as somebody else's
+    /// After a conflict: a renewal of ours whose answer got lost looks the same as another process's
     /// write, so only a foreign holder ends our term.
     async fn reread(&mut self) -> Result<(), ElectionError> {
         let lease = self.bounded(self.api.get_opt(&self.name)).await?;
         let seen = lease.as_ref().map(record);
         if seen.as_ref().is_none_or(|record| record.holder != self.machine.me()) {
-            tracing::info!(lease = self.name, "somebody else wrote the lease first");
+            tracing::info!(lease = self.name, "another process wrote the lease first");
             self.lost();
         }
         self.machine.observe(seen, Instant::now());

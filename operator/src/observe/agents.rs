@@ -1,4 +1,4 @@
-//! Listens to the node agents: who uses more than was promised, and how old the last word is.
+//! Follows the node agents' summaries: who uses more than was promised, and how old the last summary is.
 //!
 //! One task per agent pod follows `GET /stowage/v1/summary?watch=1` (a JSON line when something
 //! changed, a heartbeat every 10 s) and keeps the last summary. Nothing is decided here; a summary
@@ -10,30 +10,30 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use jiff::Timestamp;
-use serde_json::Value;
+use stowage_contracts::summary::{Overshooting, Refused, Summary};
 use stowage_crds::names::{NODE_AGENT_ADMIN_PORT, PATH_SUMMARY};
 use stowage_planner::snapshot::Overshoot;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
-/// Two heartbeats: after this a silent stream is dropped and opened anew.
+/// Two heartbeats: after this a stream without a line is dropped and opened anew.
 const SILENCE: Duration = Duration::from_secs(22);
 const RETRY: Duration = Duration::from_secs(2);
 /// A line longer than this is not a summary.
 const MAX_LINE: usize = 1 << 20;
 
-/// The last word of each agent, by node.
+/// The last summary of each agent, by node.
 #[derive(Debug, Default)]
 pub struct Agents {
-    state: Mutex<BTreeMap<String, Heard>>,
+    state: Mutex<BTreeMap<String, Received>>,
     tasks: Mutex<HashMap<String, (String, JoinHandle<()>)>>,
 }
 
-/// What one agent said last, as far as decisions use it.
+/// What one agent reported last, as far as decisions use it.
 #[derive(Debug, Clone, Default)]
-pub struct AgentNews {
+pub struct AgentReport {
     pub age_ms: u64,
-    /// Its stream has ended and was not opened again: the agent is away.
+    /// Its stream has ended and was not opened again: the agent cannot be reached.
     pub broken: bool,
     pub overshoots: Vec<FoundOvershoot>,
     pub refusals: Vec<FoundRefusal>,
@@ -44,7 +44,7 @@ pub struct AgentNews {
 pub struct FoundOvershoot {
     pub namespace: String,
     pub pod: String,
-    /// Empty when the agent could not say.
+    /// Empty when the agent could not find it.
     pub pod_uid: String,
     pub evidence: Overshoot,
 }
@@ -63,28 +63,21 @@ const EVIDENCE_LIMIT: Duration = Duration::from_secs(15);
 
 /// A summary and when it came.
 #[derive(Debug, Clone)]
-pub struct Heard {
+pub struct Received {
     pub at: Instant,
     pub broken: bool,
-    pub summary: Arc<Value>,
+    pub summary: Arc<Summary>,
 }
 
 impl Agents {
     /// The last summary of each node.
-    pub fn heard(&self) -> BTreeMap<String, Heard> {
+    pub fn received(&self) -> BTreeMap<String, Received> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// What the agents said, for a view.
-    pub fn news(&self) -> BTreeMap<String, AgentNews> {
-        let news = |(node, heard): (String, Heard)| {
-            let age = heard.at.elapsed();
-            let evidence = if age < EVIDENCE_LIMIT { &heard.summary } else { &Value::Null };
-            let age_ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
-            let (overshoots, refusals) = (overshoots(evidence), refusals(evidence));
-            (node, AgentNews { age_ms, broken: heard.broken, overshoots, refusals })
-        };
-        self.heard().into_iter().map(news).collect()
+    /// What the agents reported last, for a view.
+    pub fn reports(&self) -> BTreeMap<String, AgentReport> {
+        self.received().into_iter().map(|(node, received)| (node, report(&received))).collect()
     }
 
     /// Follows exactly these agents: node name → pod address.
@@ -106,14 +99,14 @@ impl Agents {
         }
     }
 
-    fn hear(&self, node: &str, summary: Value) {
-        let heard = Heard { at: Instant::now(), broken: false, summary: Arc::new(summary) };
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).insert(node.to_owned(), heard);
+    fn receive(&self, node: &str, summary: Summary) {
+        let received = Received { at: Instant::now(), broken: false, summary: Arc::new(summary) };
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).insert(node.to_owned(), received);
     }
 
     fn broke(&self, node: &str) {
-        if let Some(heard) = self.state.lock().unwrap_or_else(PoisonError::into_inner).get_mut(node) {
-            heard.broken = true;
+        if let Some(received) = self.state.lock().unwrap_or_else(PoisonError::into_inner).get_mut(node) {
+            received.broken = true;
         }
     }
 }
@@ -129,7 +122,7 @@ async fn listen(agents: Arc<Agents>, node: String, address: String, http: reqwes
     }
 }
 
-/// Reads one stream until it ends, breaks or falls silent.
+/// Reads one stream until it ends, breaks or stops sending.
 async fn stream(
     agents: &Agents,
     node: &str,
@@ -149,7 +142,7 @@ async fn stream(
             if line.iter().all(u8::is_ascii_whitespace) {
                 continue;
             }
-            agents.hear(node, serde_json::from_slice(&line)?);
+            agents.receive(node, serde_json::from_slice(&line)?);
             changed.notify_one();
         }
         if pending.len() > MAX_LINE {
@@ -168,7 +161,7 @@ enum StreamError {
     Http(#[from] reqwest::Error),
     #[error("not a summary: {0}")]
     Json(#[from] serde_json::Error),
-    #[error("nothing came for {SILENCE:?}")]
+    #[error("no line came for {SILENCE:?}")]
     Silent,
     #[error("the agent closed the stream")]
     Ended,
@@ -176,42 +169,44 @@ enum StreamError {
     TooLong,
 }
 
-/// The evidence in a summary; what is not understood is no evidence.
-fn overshoots(summary: &Value) -> Vec<FoundOvershoot> {
-    let list = summary.get("overshoots").and_then(Value::as_array);
-    list.into_iter().flatten().filter_map(overshoot).collect()
+/// What decisions use of a summary; evidence in an old one is no evidence.
+fn report(received: &Received) -> AgentReport {
+    let age = received.at.elapsed();
+    let age_ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+    let blank = AgentReport { age_ms, broken: received.broken, ..AgentReport::default() };
+    if age >= EVIDENCE_LIMIT {
+        return blank;
+    }
+    AgentReport {
+        overshoots: received.summary.overshoots.iter().map(overshoot).collect(),
+        refusals: received.summary.refusals.iter().map(refusal).collect(),
+        ..blank
+    }
 }
 
-fn refusals(summary: &Value) -> Vec<FoundRefusal> {
-    let list = summary.get("refusals").and_then(Value::as_array);
-    let refusal = |found: &Value| {
-        let text = |key: &str| found.get(key).and_then(Value::as_str).map(str::to_owned);
-        Some(FoundRefusal {
-            namespace: text("namespace")?,
-            claim: text("claim")?,
-            since: text("since")?.parse().ok()?,
-            message: text("message")?,
-        })
-    };
-    list.into_iter().flatten().filter_map(refusal).collect()
-}
-
-fn overshoot(found: &Value) -> Option<FoundOvershoot> {
-    let text = |key: &str| found.get(key).and_then(Value::as_str).map(str::to_owned);
-    let number = |key: &str| found.get(key).and_then(Value::as_u64);
-    Some(FoundOvershoot {
-        namespace: text("namespace")?,
-        pod: text("pod")?,
-        pod_uid: text("podUid").unwrap_or_default(),
+fn overshoot(found: &Overshooting) -> FoundOvershoot {
+    FoundOvershoot {
+        namespace: found.namespace.clone(),
+        pod: found.pod.clone(),
+        pod_uid: found.pod_uid.clone(),
         evidence: Overshoot {
-            gpu: text("gpu")?,
-            promised_bytes: number("promisedBytes")?,
-            used_bytes: number("usedBytes")?,
-            samples: u32::try_from(number("samples")?).unwrap_or(u32::MAX),
-            source: text("source").unwrap_or_else(|| "NVML".into()),
-            headroom: found.get("headroom").and_then(Value::as_bool).unwrap_or(false),
+            gpu: found.gpu.clone(),
+            promised_bytes: found.promised_bytes,
+            used_bytes: found.used_bytes,
+            samples: found.samples,
+            source: found.source.clone(),
+            headroom: found.headroom,
         },
-    })
+    }
+}
+
+fn refusal(found: &Refused) -> FoundRefusal {
+    FoundRefusal {
+        namespace: found.namespace.clone(),
+        claim: found.claim.clone(),
+        since: found.since,
+        message: found.message.clone(),
+    }
 }
 
 #[cfg(test)]
@@ -219,33 +214,40 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    #[test]
-    fn evidence_is_read_from_a_summary_and_nonsense_is_none() {
-        let summary = json!({"node": "node1", "overshoots": [
-            {"namespace": "team-a", "claim": "stowage-chat-x1y2z3", "pod": "chat-x1y2z3", "podUid": "u", "gpu": "GPU-a",
-             "promisedBytes": 1073741824u64, "usedBytes": 1500000000u64, "samples": 5, "source": "NVML", "headroom": true},
-            {"namespace": "team-a", "pod": "no-figures"},
-            7,
-        ]});
-        let found = overshoots(&summary);
-        assert_eq!(found.len(), 1);
-        assert_eq!(
-            (found[0].pod.as_str(), found[0].pod_uid.as_str(), found[0].evidence.samples),
-            ("chat-x1y2z3", "u", 5)
-        );
-        assert!(found[0].evidence.headroom);
-        assert!(overshoots(&json!({"overshoots": "all"})).is_empty());
+    /// The report of a summary that came this long ago.
+    fn aged(age: Duration, summary: serde_json::Value) -> AgentReport {
+        let at = Instant::now().checked_sub(age).unwrap();
+        report(&Received { at, broken: false, summary: Arc::new(serde_json::from_value(summary).unwrap()) })
+    }
+
+    fn summary() -> serde_json::Value {
+        json!({"node": "node1", "at": "2026-01-01T00:00:00Z", "overshoots": [
+            {"namespace": "team-a", "claim": "stowage-chat-x1y2z3", "claimUid": "c", "pod": "chat-x1y2z3", "podUid": "u",
+             "gpu": "GPU-a", "promisedBytes": 1073741824u64, "marginBytes": 0, "usedBytes": 1500000000u64, "samples": 5,
+             "source": "NVML", "headroom": true, "since": "2026-01-01T00:00:00Z"},
+        ], "refusals": [
+            {"namespace": "team-a", "claim": "stowage-chat-x1y2z3", "claimUid": "c", "since": "2026-01-01T00:00:00Z", "message": "disk full"},
+        ]})
     }
 
     #[test]
-    fn what_an_agent_cannot_prepare_is_read_from_a_summary() {
-        let summary = json!({"node": "node1", "refusals": [
-            {"namespace": "team-a", "claim": "stowage-chat-x1y2z3", "since": "2026-01-01T00:00:00Z", "message": "disk full"},
-            {"namespace": "team-a", "claim": "stowage-chat-no-time"},
-        ]});
-        let found = refusals(&summary);
-        assert_eq!(found.len(), 1);
-        assert_eq!((found[0].claim.as_str(), found[0].message.as_str()), ("stowage-chat-x1y2z3", "disk full"));
-        assert!(refusals(&Value::Null).is_empty());
+    fn evidence_of_a_fresh_summary_is_reported() {
+        let found = aged(Duration::ZERO, summary());
+        let overshoot = &found.overshoots[0];
+        assert_eq!(
+            (overshoot.pod.as_str(), overshoot.pod_uid.as_str(), overshoot.evidence.samples),
+            ("chat-x1y2z3", "u", 5)
+        );
+        assert!(overshoot.evidence.headroom);
+        assert_eq!(
+            (found.refusals[0].claim.as_str(), found.refusals[0].message.as_str()),
+            ("stowage-chat-x1y2z3", "disk full")
+        );
+    }
+
+    #[test]
+    fn evidence_of_an_old_summary_is_not_reported() {
+        let found = aged(EVIDENCE_LIMIT, summary());
+        assert!(found.overshoots.is_empty() && found.refusals.is_empty() && found.age_ms >= 15_000);
     }
 }

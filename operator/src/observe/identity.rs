@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use sha2::{Digest, Sha256};
 use stowage_crds::names::{
     ANNOTATION_INCARNATION, ANNOTATION_PLACEMENT, ANNOTATION_REPLICA_INDEX, ANNOTATION_SPEC_HASH, LABEL_DEPLOYMENT,
@@ -49,20 +49,56 @@ pub struct Identity {
 
 /// Reads an object's identity; `None`: not a replica of ours.
 pub fn identity(meta: &ObjectMeta) -> Option<Identity> {
-    let (labels, annotations) = (meta.labels.as_ref()?, meta.annotations.as_ref()?);
-    if labels.get(LABEL_MANAGED_BY).map(String::as_str) != Some(MANAGED_BY) {
-        return None;
-    }
+    let (deployment, annotations) = (labelled(meta)?, meta.annotations.as_ref()?);
     let number = |key: &str| annotations.get(key).and_then(|text| text.parse::<u32>().ok());
     Some(Identity {
         replica: ReplicaId {
-            deployment: DeploymentId::new(meta.namespace.clone()?, labels.get(LABEL_DEPLOYMENT)?.clone()),
+            deployment,
             index: number(ANNOTATION_REPLICA_INDEX)?,
             incarnation: number(ANNOTATION_INCARNATION)?,
         },
         spec_hash: annotations.get(ANNOTATION_SPEC_HASH).cloned().unwrap_or_default(),
         placement: annotations.get(ANNOTATION_PLACEMENT).and_then(|text| serde_json::from_str(text).ok()),
     })
+}
+
+/// Whose an object is, as one deployment sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Belongs {
+    /// Made for this deployment.
+    Ours,
+    /// Made for a deployment of this name that was deleted with `--cascade=orphan`: nobody owns it.
+    Orphan,
+    /// Made for another deployment of this name, which owns it still: the garbage collector is about to take it.
+    Former,
+    /// Anything else. It is never changed.
+    Foreign,
+}
+
+/// Whose the object is: our labels and the controller among its owners decide, never its name.
+pub fn belongs(meta: &ObjectMeta, deployment: &DeploymentId, uid: &str) -> Belongs {
+    if labelled(meta).as_ref() != Some(deployment) {
+        return Belongs::Foreign;
+    }
+    match controller(meta) {
+        Some(owner) if owner.uid == uid => Belongs::Ours,
+        Some(owner) if owner.kind == "InferenceDeployment" && owner.name == deployment.name => Belongs::Former,
+        Some(_) => Belongs::Foreign,
+        None => Belongs::Orphan,
+    }
+}
+
+/// The deployment that an object of ours was made for, by its labels; `None`: it is not ours.
+pub fn labelled(meta: &ObjectMeta) -> Option<DeploymentId> {
+    let labels = meta.labels.as_ref()?;
+    let ours = labels.get(LABEL_MANAGED_BY).is_some_and(|value| value == MANAGED_BY);
+    let name = labels.get(LABEL_DEPLOYMENT).filter(|_| ours)?;
+    Some(DeploymentId::new(meta.namespace.clone()?, name.clone()))
+}
+
+/// The owner that manages the object.
+pub fn controller(meta: &ObjectMeta) -> Option<&OwnerReference> {
+    meta.owner_references.iter().flatten().find(|owner| owner.controller == Some(true))
 }
 
 /// The annotations that [`identity`] reads.
@@ -96,6 +132,34 @@ mod tests {
         }
         assert_eq!(first.claim, format!("stowage-{}", first.pod));
         assert_eq!(first.pod.len(), "chat-".len() + 6);
+    }
+
+    #[test]
+    fn labels_and_controller_decide_whose_an_object_is() {
+        let chat = DeploymentId::new("team-a", "chat");
+        let owner = |kind: &str, uid: &str| {
+            let (name, kind) = ("chat".to_owned(), kind.to_owned());
+            vec![OwnerReference { kind, name, uid: uid.into(), controller: Some(true), ..OwnerReference::default() }]
+        };
+        let meta = |labels: &[(&str, &str)], owners: Vec<OwnerReference>| ObjectMeta {
+            namespace: Some("team-a".into()),
+            labels: Some(labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()),
+            owner_references: Some(owners),
+            ..ObjectMeta::default()
+        };
+        let ours = [(LABEL_MANAGED_BY, MANAGED_BY), (LABEL_DEPLOYMENT, "chat")];
+        let other = [(LABEL_MANAGED_BY, MANAGED_BY), (LABEL_DEPLOYMENT, "other")];
+        for (labels, owners, expect) in [
+            (&ours[..], owner("InferenceDeployment", "u"), Belongs::Ours),
+            (&ours, vec![], Belongs::Orphan),
+            (&ours, owner("InferenceDeployment", "v"), Belongs::Former),
+            (&ours, owner("ReplicaSet", "v"), Belongs::Foreign),
+            (&other, owner("InferenceDeployment", "u"), Belongs::Foreign),
+            (&ours[..1], vec![], Belongs::Foreign),
+            (&[], owner("InferenceDeployment", "u"), Belongs::Foreign),
+        ] {
+            assert_eq!(belongs(&meta(labels, owners.clone()), &chat, "u"), expect, "{labels:?} {owners:?}");
+        }
     }
 
     #[test]

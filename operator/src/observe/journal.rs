@@ -167,8 +167,8 @@ fn key<K: Resource>(object: &K) -> Key {
 /// comparable numbers; one that is no number is taken as newer, so that the watch has the last word.
 fn older<K: Resource>(watched: &K, written: &K) -> bool {
     if watched.meta().uid != written.meta().uid {
-        // Another life of the name. The written one is newer unless it was deleted since, which a
-        // creation date tells.
+        // Another life of the name. The written one is newer unless it was deleted since, which the
+        // creation date shows.
         return watched.meta().creation_timestamp < written.meta().creation_timestamp;
     }
     let version = |object: &K| object.meta().resource_version.as_deref().and_then(|text| text.parse::<u64>().ok());
@@ -217,7 +217,7 @@ mod tests {
         assert_eq!(shown(&mut journal, Some(object("u", "9"))).as_deref(), Some("10"));
         assert_eq!(shown(&mut journal, Some(object("u", "10"))).as_deref(), Some("10"));
         assert!(journal.is_empty());
-        assert_eq!(shown(&mut journal, None), None, "deleted by somebody else after it was seen");
+        assert_eq!(shown(&mut journal, None), None, "deleted by another client after it was seen");
     }
 
     #[test]

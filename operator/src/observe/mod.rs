@@ -1,10 +1,11 @@
 //! Watches everything that a decision looks at and keeps it in memory, trimmed.
 //!
-//! Starts one watch per kind and hands out [`View`]s. It decides nothing, and it believes nothing
+//! Starts one watch per kind and hands out [`View`]s. It decides nothing, and it trusts nothing
 //! before every list is complete: an empty list because of an unsynced watch must never look like an
 //! empty cluster.
 
 pub mod agents;
+pub mod causes;
 pub mod identity;
 pub mod journal;
 pub mod source;
@@ -18,6 +19,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::resource::v1::{ResourceClaim, ResourceSlice};
 use kube::core::{ApiResource, DynamicObject};
 use kube::runtime::watcher::Config;
@@ -31,7 +33,7 @@ use crate::observe::journal::Journals;
 use crate::observe::view::{Stored, StoredClass, StoredDeployment, StoredGpuNode, StoredQuota, StoredRuntime, View};
 use source::{Source, Trust, follow};
 
-/// A watch may fail for this long before decisions freeze: the API server restarts faster.
+/// A watch may fail for this long before planning pauses: the API server restarts faster.
 const PATIENCE: Duration = Duration::from_secs(15);
 
 /// All watched kinds.
@@ -47,6 +49,7 @@ pub struct Sources {
     pub slices: Arc<Source<ResourceSlice>>,
     pub services: Arc<Source<Service>>,
     pub policies: Arc<Source<NetworkPolicy>>,
+    pub budgets: Arc<Source<PodDisruptionBudget>>,
 }
 
 impl Default for Sources {
@@ -63,11 +66,12 @@ impl Default for Sources {
             slices: Source::new("resourceslices"),
             services: Source::new("services"),
             policies: Source::new("networkpolicies"),
+            budgets: Source::new("poddisruptionbudgets"),
         }
     }
 }
 
-/// Why nothing may be decided at present.
+/// Why planning is paused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Frozen {
     #[error("waiting for the first complete list of: {0}")]
@@ -100,6 +104,7 @@ impl Sources {
         tasks.spawn(follow(Api::all(client.clone()), all(), self.slices.clone(), trim::plain, signal()));
         tasks.spawn(follow(Api::all(client.clone()), ours(), self.services.clone(), trim::plain, signal()));
         tasks.spawn(follow(Api::all(client.clone()), ours(), self.policies.clone(), trim::plain, signal()));
+        tasks.spawn(follow(Api::all(client.clone()), ours(), self.budgets.clone(), trim::plain, signal()));
         tasks
     }
 
@@ -121,25 +126,50 @@ impl Sources {
         Ok(())
     }
 
-    /// Age of the last sign of life of each kind.
+    /// Age of the last message about each kind.
     pub fn ages(&self, now: Instant) -> Vec<(&'static str, Option<Duration>)> {
         self.each(|name, _, age| (name, age), now)
     }
 
     fn each<R>(&self, read: impl Fn(&'static str, Trust, Option<Duration>) -> R, now: Instant) -> Vec<R> {
-        let Self { deployments, quotas, classes, runtimes, gpu_nodes, nodes, pods, claims, slices, services, policies } =
-            self;
+        let Self {
+            deployments,
+            quotas,
+            classes,
+            runtimes,
+            gpu_nodes,
+            nodes,
+            pods,
+            claims,
+            slices,
+            services,
+            policies,
+            budgets,
+        } = self;
         macro_rules! all {
             ($($source:ident),*) => { vec![$(read($source.name, $source.trust(now), $source.age(now))),*] };
         }
-        all!(deployments, quotas, classes, runtimes, gpu_nodes, nodes, pods, claims, slices, services, policies)
+        all!(
+            deployments,
+            quotas,
+            classes,
+            runtimes,
+            gpu_nodes,
+            nodes,
+            pods,
+            claims,
+            slices,
+            services,
+            policies,
+            budgets
+        )
     }
 
     /// What the watches show, with the journals laid over it.
     pub fn view(
         &self,
         journals: &Journals,
-        agents: std::collections::BTreeMap<String, crate::observe::agents::AgentNews>,
+        agents: std::collections::BTreeMap<String, crate::observe::agents::AgentReport>,
     ) -> View {
         let (mut pods, mut claims) = (self.pods.all(), self.claims.all());
         journals.pods().overlay(&mut pods, &|uid| self.pods.ended(uid));
@@ -157,6 +187,7 @@ impl Sources {
             slices: self.slices.all(),
             services: self.services.all(),
             policies: self.policies.all(),
+            budgets: self.budgets.all(),
             agents,
         }
     }

@@ -1,10 +1,10 @@
-//! One watched kind: its objects in memory, and whether they may be believed.
+//! One watched kind: its objects in memory, and whether they may be used.
 //!
-//! Not kube's reflector store, because three things are needed that it does not say: whether the
-//! watch is failing (then decisions freeze), how old the last sign of life is (a metric), and a
+//! Not kube's reflector store, because three things are needed that it does not provide: whether the
+//! watch is failing (then planning pauses), how old the last message is (a metric), and a
 //! sorted order (the same objects give the same snapshot). A relist is swapped in whole, so there is
 //! no moment with half a list; before the first list is complete, nothing is known and nothing is
-//! decided. Deletions arrive as events: a new list that is empty where there were objects is doubted.
+//! decided. Deletions arrive as events: a new list that is empty where there were objects is not accepted at once.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -25,9 +25,9 @@ const MIN_RETRY: Duration = Duration::from_millis(250);
 /// A silently dropped connection is noticed after this (plus five seconds).
 const WATCH_SECONDS: u32 = 55;
 
-/// An empty list in place of objects is believed when it has been said again and again for so long. A server
+/// An empty list in place of objects is accepted when it was returned again and again for this long. A server
 /// that lost its storage, or a proxy's mistake, would look the same, and everything would be given up for it.
-const DOUBT: Duration = Duration::from_secs(30);
+const SUSPECT_FOR: Duration = Duration::from_secs(30);
 const ASK_AGAIN: Duration = Duration::from_secs(2);
 
 /// The objects of one kind, as last seen.
@@ -42,11 +42,11 @@ pub struct Source<T> {
 struct State<T> {
     objects: BTreeMap<Key, Arc<T>>,
     synced: bool,
-    /// First error since the last success, and what it said.
+    /// First error since the last success, and its message.
     failing: Option<(Instant, String)>,
-    /// Since when the lists are empty and not believed.
-    doubted: Option<Instant>,
-    last_sign: Option<Instant>,
+    /// Since when the lists are empty and not accepted.
+    suspect_since: Option<Instant>,
+    last_message: Option<Instant>,
     /// UIDs whose deletion was reported, the latest [`REMEMBER`] of them.
     ended: VecDeque<String>,
 }
@@ -54,7 +54,7 @@ struct State<T> {
 /// Enough for the deletions between a write of ours and the next plan.
 const REMEMBER: usize = 2048;
 
-/// Whether a source may be decided upon.
+/// Whether a source may be used for decisions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Trust {
     Fresh,
@@ -73,8 +73,8 @@ impl<T> Source<T> {
             objects: BTreeMap::new(),
             synced: false,
             failing: None,
-            doubted: None,
-            last_sign: None,
+            suspect_since: None,
+            last_message: None,
             ended: VecDeque::new(),
         };
         Arc::new(Self { name, state: RwLock::new(state) })
@@ -105,10 +105,10 @@ impl<T> Source<T> {
         }
     }
 
-    /// Time since the API server last said anything about this kind (bookmarks are not passed on to
+    /// Time since the API server last sent anything about this kind (bookmarks are not passed on to
     /// us, so a quiet kind ages; only errors make it untrusted).
     pub fn age(&self, now: Instant) -> Option<Duration> {
-        self.read().last_sign.map(|at| now.saturating_duration_since(at))
+        self.read().last_message.map(|at| now.saturating_duration_since(at))
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, State<T>> {
@@ -121,7 +121,7 @@ impl<T> Source<T> {
 
     fn alive(state: &mut State<T>) {
         state.failing = None;
-        state.last_sign = Some(Instant::now());
+        state.last_message = Some(Instant::now());
     }
 
     fn failed(&self, error: String) {
@@ -131,7 +131,7 @@ impl<T> Source<T> {
     }
 }
 
-/// Keeps `source` equal to what the API server shows, for ever. `trim` keeps what is needed of an object.
+/// Keeps `source` equal to what the API server shows, until the task ends. `trim` keeps what is needed of an object.
 pub async fn follow<K, T>(
     api: Api<K>,
     config: watcher::Config,
@@ -145,11 +145,14 @@ pub async fn follow<K, T>(
     loop {
         match follow_once(api.clone(), config.clone(), &source, &trim, &changed, &mut retry).await {
             Ok(()) => return,
-            Err(Anew::Doubtful) => {
-                tracing::warn!(source = source.name, "the list is empty and was not: not believed yet, asking again");
+            Err(Anew::Suspect) => {
+                tracing::warn!(
+                    source = source.name,
+                    "the list is empty and was not before: not accepted yet, listing again"
+                );
                 tokio::time::sleep(ASK_AGAIN).await;
             }
-            // From a list on: a watch that starts again says nothing while nothing changes, so that a quiet kind
+            // From a list on: a watch that starts again sends nothing while nothing changes, so that a quiet kind
             // would count as failing for ever.
             Err(Anew::Failed(err)) => {
                 tracing::warn!(source = source.name, %err, "watch failed, trying again in {retry:?}");
@@ -163,7 +166,7 @@ pub async fn follow<K, T>(
 
 /// Why a kind is listed anew.
 enum Anew {
-    Doubtful,
+    Suspect,
     Failed(String),
 }
 
@@ -187,15 +190,15 @@ where
         if !matches!(event, Event::Init) {
             *retry = MIN_RETRY;
         }
-        take(source, &mut incoming, event, trim, Instant::now()).map_err(|Doubtful| Anew::Doubtful)?;
+        take(source, &mut incoming, event, trim, Instant::now()).map_err(|Suspect| Anew::Suspect)?;
         changed.notify_one();
     }
     Ok(())
 }
 
-/// The list cannot be believed yet.
+/// The list is not accepted yet.
 #[derive(Debug, PartialEq, Eq)]
-struct Doubtful;
+struct Suspect;
 
 fn take<K: Resource, T>(
     source: &Source<T>,
@@ -203,7 +206,7 @@ fn take<K: Resource, T>(
     event: Event<K>,
     trim: &impl Fn(K) -> T,
     now: Instant,
-) -> Result<(), Doubtful> {
+) -> Result<(), Suspect> {
     match event {
         // The start of a list is no success yet.
         Event::Init => incoming.clear(),
@@ -213,13 +216,13 @@ fn take<K: Resource, T>(
         Event::InitDone => {
             let mut state = source.write();
             if incoming.is_empty() && !state.objects.is_empty() {
-                let since = *state.doubted.get_or_insert(now);
-                if now.saturating_duration_since(since) < DOUBT {
+                let since = *state.suspect_since.get_or_insert(now);
+                if now.saturating_duration_since(since) < SUSPECT_FOR {
                     state.failing = Some((since, "an empty list in place of what was there".to_owned()));
-                    return Err(Doubtful);
+                    return Err(Suspect);
                 }
             }
-            state.doubted = None;
+            state.suspect_since = None;
             state.objects = std::mem::take(incoming);
             state.synced = true;
             Source::alive(&mut state);
@@ -289,32 +292,32 @@ mod tests {
     }
 
     #[test]
-    fn a_failing_watch_keeps_its_objects_and_loses_trust_until_it_speaks_again() {
+    fn failing_watch_keeps_its_objects_and_is_not_trusted_until_its_next_event() {
         let source = Source::<ConfigMap>::new("configmaps");
         let mut incoming = BTreeMap::new();
-        let mut tell = |event| take(&source, &mut incoming, event, &|map: ConfigMap| map, Instant::now()).unwrap();
-        [Event::Init, Event::InitApply(named("x")), Event::InitDone].into_iter().for_each(&mut tell);
+        let mut send = |event| take(&source, &mut incoming, event, &|map: ConfigMap| map, Instant::now()).unwrap();
+        [Event::Init, Event::InitApply(named("x")), Event::InitDone].into_iter().for_each(&mut send);
         source.failed("refused".into());
         assert!(matches!(source.trust(Instant::now()), Trust::Failing { .. }));
         assert_eq!(source.all().len(), 1);
-        tell(Event::Delete(named("x")));
+        send(Event::Delete(named("x")));
         assert_eq!(source.trust(Instant::now()), Trust::Fresh);
     }
 
     #[test]
-    fn an_empty_list_in_place_of_objects_is_believed_only_when_it_is_said_for_long() {
+    fn empty_list_in_place_of_objects_is_accepted_only_when_it_lasts() {
         let source = Source::<ConfigMap>::new("configmaps");
         let (start, mut incoming) = (Instant::now(), BTreeMap::new());
         let mut list = |objects: &[&str], after: Duration| {
             let middle = objects.iter().map(|name| Event::InitApply(named(name)));
             let events = std::iter::once(Event::Init).chain(middle).chain([Event::InitDone]);
-            let told = events.map(|event| take(&source, &mut incoming, event, &|map: ConfigMap| map, start + after));
-            (told.last().unwrap().is_ok(), source.all().len(), source.trust(start + after) == Trust::Fresh)
+            let taken = events.map(|event| take(&source, &mut incoming, event, &|map: ConfigMap| map, start + after));
+            (taken.last().unwrap().is_ok(), source.all().len(), source.trust(start + after) == Trust::Fresh)
         };
         assert_eq!(list(&[], Duration::ZERO), (true, 0, true), "nothing was there");
         assert_eq!(list(&["x"], Duration::ZERO), (true, 1, true));
-        assert_eq!(list(&[], Duration::from_secs(1)), (false, 1, false), "kept, and nothing is decided on it");
-        assert_eq!(list(&["x"], Duration::from_secs(20)), (true, 1, true), "the doubt is over");
+        assert_eq!(list(&[], Duration::from_secs(1)), (false, 1, false), "kept, and planning is paused");
+        assert_eq!(list(&["x"], Duration::from_secs(20)), (true, 1, true), "accepted, and the suspicion ends");
         assert_eq!(list(&[], Duration::from_secs(40)), (false, 1, false), "and begins anew");
         assert_eq!(list(&[], Duration::from_secs(70)), (true, 0, true));
     }

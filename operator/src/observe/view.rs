@@ -8,18 +8,20 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::resource::v1::{ResourceClaim, ResourceSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::core::DynamicObject;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use stowage_crds::gpu_node::{GpuNodeSpec, GpuNodeStatus};
+use stowage_crds::names::FORCE_DELETE_ANNOTATION;
 use stowage_crds::{
     GpuClassSpec, GpuClassStatus, InferenceDeploymentSpec, InferenceDeploymentStatus, InferenceRuntimeSpec,
     InferenceRuntimeStatus, TenantQuotaSpec, TenantQuotaStatus,
 };
 
-use crate::observe::agents::AgentNews;
+use crate::observe::agents::AgentReport;
 use crate::observe::source::Key;
 
 /// Objects of one kind by key.
@@ -31,7 +33,7 @@ pub type StoredClass = Stored<GpuClassSpec, GpuClassStatus>;
 pub type StoredRuntime = Stored<InferenceRuntimeSpec, InferenceRuntimeStatus>;
 pub type StoredGpuNode = Stored<GpuNodeSpec, GpuNodeStatus>;
 
-/// The world as planning and execution see it.
+/// The cluster as planning and execution see it.
 #[derive(Debug, Clone, Default)]
 pub struct View {
     /// When it was taken.
@@ -49,12 +51,13 @@ pub struct View {
     /// Ours only.
     pub services: Objects<Service>,
     pub policies: Objects<NetworkPolicy>,
-    /// What the node agents said last, by node.
-    pub agents: BTreeMap<String, AgentNews>,
+    pub budgets: Objects<PodDisruptionBudget>,
+    /// What the node agents reported last, by node.
+    pub agents: BTreeMap<String, AgentReport>,
 }
 
-/// A custom resource whose parts are read one by one, so that a malformed object is one object's
-/// trouble: it was stored before a rule existed, or by an older version.
+/// A custom resource whose parts are read one by one, so that a malformed object affects only
+/// itself: it was stored before a rule existed, or by an older version.
 #[derive(Debug, Clone)]
 pub struct Stored<S, T> {
     pub meta: ObjectMeta,
@@ -110,5 +113,20 @@ impl<S, T> Stored<S, T> {
 
     pub fn deleting(&self) -> bool {
         self.meta.deletion_timestamp.is_some()
+    }
+
+    /// Whether the garbage collector is about to take the object off its dependents (`--cascade=orphan`).
+    pub fn orphaning(&self) -> bool {
+        self.deleting() && self.meta.finalizers.iter().flatten().any(|name| name == "orphan")
+    }
+
+    /// Whether the object carries the annotation that skips the drain.
+    pub fn forced(&self) -> bool {
+        self.annotation(FORCE_DELETE_ANNOTATION) == Some("true")
+    }
+
+    /// The value of an annotation.
+    pub fn annotation(&self, key: &str) -> Option<&str> {
+        self.meta.annotations.as_ref()?.get(key).map(String::as_str)
     }
 }

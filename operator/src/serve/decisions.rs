@@ -1,8 +1,8 @@
-//! The decision log: each decision once, in memory for people and on stdout for ever.
+//! The decision log: each decision once, in memory for queries and on stdout for collection.
 //!
 //! A plan repeats its decisions every few seconds as long as nothing changes; the record's
 //! fingerprint says that it is the same one, and it is logged again only when the object's decision
-//! changed in between. What is left out: delivery. Whoever needs all of them reads the JSON lines.
+//! changed in between. What is left out: delivery. Who needs all of them collects the JSON lines.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io::Write;
@@ -56,7 +56,7 @@ impl DecisionLog {
     }
 }
 
-/// One JSON line per record. `target` tells them from anything else on the same stream.
+/// One JSON line per record. `target` distinguishes them from anything else on the same stream.
 pub fn write_lines(mut to: impl Write, records: &[DecisionRecord]) {
     for record in records {
         let line = serde_json::json!({"target": "decision", "record": record});

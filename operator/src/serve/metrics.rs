@@ -79,7 +79,7 @@ impl Metrics {
         registry.register("ready_replicas", "Replicas that take requests", ready.clone());
         registry.register_with_unit(
             "input_age",
-            "Time since a source of decisions was last heard",
+            "Time since the last update of an input of decisions",
             Unit::Seconds,
             input_age.clone(),
         );
@@ -91,8 +91,8 @@ impl Metrics {
         );
         registry.register("plan_actions", "Actions in the current plan", plan_actions.clone());
         registry.register("leader", "1 while this process holds the lease", leading.clone());
-        registry.register("frozen", "1 while inputs are incomplete or failing and nothing is decided", frozen.clone());
-        registry.register("plans", "Plans by what became of them", plans.clone());
+        registry.register("frozen", "1 while inputs are incomplete or failing and planning is paused", frozen.clone());
+        registry.register("plans", "Plans by outcome", plans.clone());
         registry.register("writes", "Reconciliations that wrote to the API server, by outcome", writes.clone());
         (Arc::new(metrics), registry)
     }

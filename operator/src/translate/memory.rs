@@ -5,10 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::Pod;
 use stowage_planner::plan::{Action, EndReason};
-use stowage_planner::snapshot::{DeploymentId, Exclusion, Slot, TimeMs};
+use stowage_planner::snapshot::{DeploymentId, Exclusion, Hold, Slot, TimeMs};
 
+use super::snapshot::strays::{self, Stray};
 use crate::observe::identity::identity;
-use crate::observe::view::Objects;
+use crate::observe::view::{Objects, View};
 use crate::translate::snapshot::replicas::condition;
 
 /// A pod that was Ready for this long has proved that its slot works.
@@ -22,13 +23,29 @@ pub struct Memory {
     slots: BTreeMap<SlotKey, Slot>,
     exclusions: Vec<Exclusion>,
     was_ready: BTreeSet<String>,
+    /// UIDs of deployments that were deleted with `--cascade=orphan`.
+    orphaning: BTreeSet<String>,
+    /// Since when no deployment claims an object of ours, by its UID.
+    unclaimed: BTreeMap<String, TimeMs>,
+    /// Deployments whose creations the API server refuses.
+    held: BTreeMap<DeploymentId, Hold>,
 }
 
 impl Memory {
     /// Takes in what the pods show and drops what is over.
-    pub fn observe(&mut self, pods: &Objects<Pod>, uids: &BTreeSet<String>, now: TimeMs) {
+    pub fn observe(&mut self, view: &View, now: TimeMs) {
+        let uids: BTreeSet<&str> = view.deployments.values().map(|stored| stored.uid()).collect();
         self.exclusions.retain(|exclusion| exclusion.until_ms > now);
-        self.slots.retain(|(uid, _), _| uids.contains(uid));
+        self.slots.retain(|(uid, _), _| uids.contains(uid.as_str()));
+        self.orphaning.retain(|uid| uids.contains(uid.as_str()));
+        let orphaning = view.deployments.values().filter(|stored| stored.orphaning());
+        self.orphaning.extend(orphaning.map(|stored| stored.uid().to_owned()));
+        let since = |stray: Stray| (stray.uid.clone(), self.unclaimed.get(&stray.uid).copied().unwrap_or(now));
+        self.unclaimed = strays::unclaimed(view).into_iter().map(since).collect();
+        self.observe_pods(&view.pods, now);
+    }
+
+    fn observe_pods(&mut self, pods: &Objects<Pod>, now: TimeMs) {
         let mut ready = BTreeSet::new();
         for pod in pods.values() {
             let (Some(uid), Some(id)) = (pod.metadata.uid.as_ref(), identity(&pod.metadata)) else { continue };
@@ -53,7 +70,7 @@ impl Memory {
         let slot = self.slots.entry((uid.to_owned(), replica.index)).or_insert_with(|| empty(replica.index));
         slot.incarnation = slot.incarnation.max(replica.incarnation);
         if let Action::Remove { reason, exclude, .. } = action {
-            if matches!(reason, EndReason::Failed | EndReason::Unschedulable | EndReason::Unprepared) {
+            if failed(*reason) {
                 slot.failures = slot.failures.saturating_add(1);
                 slot.last_failure_ms = now;
             }
@@ -83,6 +100,26 @@ impl Memory {
         self.was_ready.contains(pod_uid)
     }
 
+    /// UIDs of deployments that were deleted with `--cascade=orphan`.
+    pub fn orphaning(&self) -> &BTreeSet<String> {
+        &self.orphaning
+    }
+
+    /// Since when no deployment claims the object with this UID.
+    pub fn unclaimed_since(&self, uid: &str) -> Option<TimeMs> {
+        self.unclaimed.get(uid).copied()
+    }
+
+    /// Takes in which deployments' creations are refused.
+    pub fn hold(&mut self, held: BTreeMap<DeploymentId, Hold>) {
+        self.held = held;
+    }
+
+    /// Why nothing may be created for the deployment now.
+    pub fn held(&self, deployment: &DeploymentId) -> Option<&Hold> {
+        self.held.get(deployment)
+    }
+
     fn exclude(&mut self, deployment: &DeploymentId, index: u32, node: String, until_ms: TimeMs, reason: String) {
         self.exclusions.retain(|known| (&known.deployment, known.index, &known.node) != (deployment, index, &node));
         self.exclusions.push(Exclusion { deployment: deployment.clone(), index, node, until_ms, reason });
@@ -95,6 +132,12 @@ impl Memory {
             }
         }
     }
+}
+
+/// Whether the end counts as a failure of its slot, after which the next attempt waits. The planner
+/// expects the same of all who keep its slots: see `Slot::failures`.
+fn failed(reason: EndReason) -> bool {
+    matches!(reason, EndReason::Failed | EndReason::Overshoot | EndReason::Unschedulable | EndReason::Unprepared)
 }
 
 pub fn empty(index: u32) -> Slot {

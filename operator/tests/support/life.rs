@@ -11,6 +11,7 @@ pub fn step(store: &mut Store) -> bool {
     schedule(store);
     start(store);
     end(store);
+    orphan(store);
     release(store);
     collect(store);
     store.version != before
@@ -87,6 +88,29 @@ fn end(store: &mut Store) {
     }
 }
 
+/// `--cascade=orphan`: the garbage collector takes the owner off its dependents, then its finalizer off the owner.
+fn orphan(store: &mut Store) {
+    for key in keys(store, "inferencedeployments") {
+        let mut owner = store.objects[&key].clone();
+        let Some(finalizers) = owner["metadata"]["finalizers"].as_array().cloned() else { continue };
+        if owner["metadata"]["deletionTimestamp"].is_null() || !finalizers.contains(&json!("orphan")) {
+            continue;
+        }
+        for plural in ["pods", "resourceclaims", "services", "networkpolicies", "poddisruptionbudgets"] {
+            for key in keys(store, plural) {
+                let mut object = store.objects[&key].clone();
+                if object.pointer("/metadata/ownerReferences/0/uid") == Some(&owner["metadata"]["uid"]) {
+                    object["metadata"].as_object_mut().unwrap().remove("ownerReferences");
+                    store.change(&key, object);
+                }
+            }
+        }
+        let left: Vec<Value> = finalizers.into_iter().filter(|name| *name != "orphan").collect();
+        owner["metadata"]["finalizers"] = json!(left);
+        store.change(&key, owner);
+    }
+}
+
 fn release(store: &mut Store) {
     for key in keys(store, "resourceclaims") {
         let mut claim = store.objects[&key].clone();
@@ -102,7 +126,7 @@ fn release(store: &mut Store) {
 
 fn collect(store: &mut Store) {
     let uids: Vec<Value> = store.objects.values().map(|object| object["metadata"]["uid"].clone()).collect();
-    for plural in ["pods", "resourceclaims", "services", "networkpolicies"] {
+    for plural in ["pods", "resourceclaims", "services", "networkpolicies", "poddisruptionbudgets"] {
         for key in keys(store, plural) {
             let owner = store.objects[&key].pointer("/metadata/ownerReferences/0/uid").cloned();
             if owner.is_some_and(|owner| !uids.contains(&owner))

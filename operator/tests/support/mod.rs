@@ -83,6 +83,7 @@ pub struct Summary {
     pub claims: usize,
     pub services: usize,
     pub policies: usize,
+    pub budgets: usize,
     pub deployments: usize,
     pub ready: bool,
 }
@@ -104,6 +105,7 @@ pub fn summary(server: &Server) -> Summary {
         claims: store.of("resourceclaims").len(),
         services: store.of("services").len(),
         policies: store.of("networkpolicies").len(),
+        budgets: store.of("poddisruptionbudgets").len(),
         deployments: store.of("inferencedeployments").len(),
         ready,
     }
@@ -130,6 +132,28 @@ pub async fn until(server: &Server, what: &str, holds: impl Fn(&Summary) -> bool
     }
 }
 
+/// The condition as `status reason: message`; empty while there is none.
+pub fn condition(server: &Server, name: &str, kind: &str) -> String {
+    let store = server.store();
+    let Some(object) = store.get(&key("inferencedeployments", name)) else { return String::new() };
+    let conditions = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    let found = conditions.iter().find(|condition| condition["type"] == kind);
+    let text = |condition: &Value, field: &str| condition[field].as_str().unwrap_or_default().to_owned();
+    found
+        .map(|found| format!("{} {}: {}", text(found, "status"), text(found, "reason"), text(found, "message")))
+        .unwrap_or_default()
+}
+
+/// Waits until the condition contains this.
+pub async fn says(server: &Server, name: &str, kind: &str, expect: &str) {
+    let started = Instant::now();
+    while !condition(server, name, kind).contains(expect) {
+        let now = condition(server, name, kind);
+        assert!(started.elapsed() < Duration::from_secs(120), "{kind} should say {expect:?}, and says {now:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
 /// `replicas` Ready pods, one per slot, each with a claim.
 pub fn serves(replicas: usize) -> impl Fn(&Summary) -> bool {
     move |now| {
@@ -139,6 +163,7 @@ pub fn serves(replicas: usize) -> impl Fn(&Summary) -> bool {
             && now.pods.values().all(|pods| pods.len() == 1)
             && now.services == 1
             && now.policies == 1
+            && now.budgets == 1
     }
 }
 

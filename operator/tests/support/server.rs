@@ -1,6 +1,6 @@
 //! The HTTP side: paths and verbs to the store, watches as streams, and faults between the two.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -25,6 +25,10 @@ pub struct Server {
     version: watch::Sender<u64>,
     /// Milliseconds by which watches are behind.
     lag: Arc<AtomicU64>,
+    /// Plural → why the creation of such an object is refused.
+    refused: Arc<Mutex<BTreeMap<String, String>>>,
+    /// Creations that were refused, dry runs included.
+    refusals: Arc<AtomicU64>,
 }
 
 /// One client of the server: what it wrote, and what is done to it.
@@ -47,26 +51,46 @@ type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
 
 impl Server {
     pub fn new() -> Self {
-        Self { store: Arc::default(), version: watch::channel(0).0, lag: Arc::default() }
+        Self {
+            store: Arc::default(),
+            version: watch::channel(0).0,
+            lag: Arc::default(),
+            refused: Arc::default(),
+            refusals: Arc::default(),
+        }
     }
 
-    /// From now on watches tell everything this much later; lists do not.
+    /// From now on watches deliver everything this much later; lists do not.
     pub fn lag(&self, millis: u64) {
         self.lag.store(millis, Ordering::Relaxed);
+    }
+
+    /// From now on creations of this kind are refused, as a quota or a policy would; `None`: no longer.
+    pub fn refuse(&self, plural: &str, why: Option<&str>) {
+        let mut refused = self.refused.lock().unwrap();
+        match why {
+            Some(why) => drop(refused.insert(plural.to_owned(), why.to_owned())),
+            None => drop(refused.remove(plural)),
+        }
+    }
+
+    /// How many creations were refused so far, dry runs included.
+    pub fn refusals(&self) -> u64 {
+        self.refusals.load(Ordering::Relaxed)
     }
 
     pub fn store(&self) -> MutexGuard<'_, Store> {
         self.store.lock().unwrap()
     }
 
-    /// Changes objects as somebody else would, and lets watches know.
+    /// Changes objects as another client would, and notifies the watches.
     pub fn act<T>(&self, change: impl FnOnce(&mut Store) -> T) -> T {
         let result = change(&mut self.store());
         self.announce();
         result
     }
 
-    /// Lets the rest of the cluster live on, as long as the returned task is kept.
+    /// Simulates the rest of the cluster, as long as the returned task is kept.
     pub fn live(&self) -> tokio::task::JoinHandle<()> {
         let server = self.clone();
         tokio::spawn(async move {
@@ -104,9 +128,20 @@ impl Server {
             return self.watch(&key.0, query);
         }
         let quiet = matches!(key.0.as_str(), "leases" | "events");
-        let write = parts.method != Method::GET && !quiet;
+        let dry_run = query.contains("dryRun");
+        let write = parts.method != Method::GET && !quiet && !dry_run;
         if let Some(code) = link.next_fault(write) {
             return denied((code, "InternalError"));
+        }
+        if parts.method == Method::POST
+            && let Some(why) = self.refused.lock().unwrap().get(&key.0)
+        {
+            self.refusals.fetch_add(1, Ordering::Relaxed);
+            let name = body["metadata"]["name"].as_str().unwrap_or_default();
+            return refused(&format!("{} \"{name}\" is forbidden: {why}", key.0));
+        }
+        if dry_run {
+            return json_answer(StatusCode::CREATED, &body);
         }
         let apply = parts
             .headers
@@ -230,6 +265,11 @@ fn json_answer(code: StatusCode, value: &Value) -> Answer {
     let mut answer = Response::new(body);
     *answer.status_mut() = code;
     answer
+}
+
+fn refused(message: &str) -> Answer {
+    let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 403, "reason": "Forbidden", "message": message});
+    json_answer(StatusCode::FORBIDDEN, &status)
 }
 
 fn denied((code, reason): Denied) -> Answer {

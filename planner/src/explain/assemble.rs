@@ -83,6 +83,9 @@ fn outcome(case: &Case<'_>) -> Outcome {
     if stuck {
         return if only_stale(&case.failed) { Outcome::StaleInput } else { Outcome::WaitingForGPU };
     }
+    if case.life.waits.iter().any(|w| matches!(w, Wait::Refused { .. })) {
+        return Outcome::Refused;
+    }
     if case.life.waits.iter().any(|w| matches!(w, Wait::BackOff { .. })) {
         return Outcome::BackOff;
     }

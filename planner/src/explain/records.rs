@@ -93,7 +93,7 @@ fn waits(draft: &Draft<'_>, report: &DeploymentReport) -> Option<DecisionRecord>
     let kind = match report.outcome {
         Outcome::WaitingForGPU | Outcome::StaleInput => RecordKind::Place,
         Outcome::WaitingForQuota | Outcome::NoTenant => RecordKind::Scale,
-        Outcome::BackOff => RecordKind::Health,
+        Outcome::BackOff | Outcome::Refused => RecordKind::Health,
         Outcome::OnTarget | Outcome::Starting | Outcome::Progressing | Outcome::Draining => return None,
     };
     let record = blank(report, kind, RecordAction::Wait, Trigger::Waits(report.outcome));

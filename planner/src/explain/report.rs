@@ -79,6 +79,8 @@ pub enum Outcome {
     NoTenant,
     /// A slot failed and waits before the next attempt.
     BackOff,
+    /// The API server refuses its pods.
+    Refused,
     /// Nodes that might serve it have stale data: no decision uses data that old.
     StaleInput,
     /// The deployment is being deleted.

@@ -360,6 +360,14 @@ impl<'a> View<'a> {
 
     /// False, with a wait noted, while the slot backs off.
     fn attempt_now(&mut self, index: u32) -> bool {
+        if let Some(hold) = self.d.held.as_ref().filter(|hold| self.now < hold.until_ms) {
+            let wait = Wait::Refused { until_ms: hold.until_ms, message: hold.message.clone() };
+            if !self.out.waits.contains(&wait) {
+                self.out.wakes.push(hold.until_ms);
+                self.out.waits.push(wait);
+            }
+            return false;
+        }
         let Some(slot) = self.d.slots.iter().find(|s| s.index == index) else { return true };
         // The first failure is met at once: most often the pod was killed, not broken.
         if slot.failures < 2 {

@@ -11,6 +11,8 @@ use crate::snapshot::{Overshoot, ReplicaId, TimeMs};
 pub enum Wait {
     /// After failures in a row.
     BackOff { index: u32, until_ms: TimeMs, failures: u32 },
+    /// The API server refused to create the pod.
+    Refused { until_ms: TimeMs, message: String },
     /// A rollout waits: ending one more would leave too few Ready.
     Availability { index: u32, pod: String },
     /// The slot is filled once a pod that is on its way out has ended; nothing else is needed.

@@ -328,6 +328,9 @@ pub struct Deployment {
     /// What is remembered of slots whose pods are gone.
     #[serde(default)]
     pub slots: Vec<Slot>,
+    /// The API server refuses new pods of the deployment: none is planned until then.
+    #[serde(default)]
+    pub held: Option<Hold>,
     /// The object has a deletion timestamp: drain and remove everything.
     #[serde(default)]
     pub deleting: bool,
@@ -502,6 +505,17 @@ pub struct Slot {
     pub failures: u32,
     #[serde(default)]
     pub last_failure_ms: TimeMs,
+}
+
+/// New pods of a deployment are refused by the API server (a quota, a policy): an attempt now would
+/// be refused again, and its place may serve another deployment meanwhile.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Hold {
+    /// The next attempt.
+    pub until_ms: TimeMs,
+    /// What was refused, why, and what to do.
+    pub message: String,
 }
 
 /// The scheduler refused this slot on this node.

@@ -242,6 +242,7 @@ fn deployment(s: &Snapshot, w: &[&str]) -> Deployment {
         slots: Vec::new(),
         deleting: w.contains(&"deleting"),
         force_delete: w.contains(&"force"),
+        held: None,
         drain_timeout_ms: number(w, "drain", 60_000),
     }
 }

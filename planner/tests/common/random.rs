@@ -172,6 +172,7 @@ pub fn deployment(i: usize, w: &Want, tenants: usize) -> Deployment {
         slots: vec![],
         deleting: false,
         force_delete: false,
+        held: None,
         drain_timeout_ms: 5_000,
     }
 }

@@ -1,29 +1,32 @@
 //! From a decision to the objects that carry it out. No client: the same input builds the same bytes.
 //!
-//! [`prepare`] turns one deployment's slice of the plan, and what of it exists already, into the
+//! [`prepare`] turns one deployment's part of the plan, and what of it exists already, into the
 //! writes that are missing. What is there and right is not written again.
 
 pub mod claim;
 pub mod engine;
-pub mod network;
 pub mod pod;
+pub mod shared;
 
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use kube::Resource;
 use serde::Serialize;
 use serde_json::Value;
 use stowage_crds::names::{
-    ANNOTATION_DRAINING, ANNOTATION_WOKEN, API_VERSION, CLAIM_PREFIX, LABEL_DEPLOYMENT, LABEL_MANAGED_BY, LABEL_TENANT,
-    MANAGED_BY,
+    ANNOTATION_DISRUPTION_BUDGET, ANNOTATION_DRAINING, ANNOTATION_WOKEN, API_VERSION, CLAIM_PREFIX, DRAIN_FINALIZER,
+    LABEL_DEPLOYMENT, LABEL_MANAGED_BY, LABEL_TENANT, MANAGED_BY, shared_name,
 };
 use stowage_planner::plan::{Action, EndReason};
 use stowage_planner::snapshot::{Placement, ReplicaId};
 
+use super::backoff::Part;
 use super::case::Case;
 use crate::observe::identity::{ReplicaNames, annotations, identity, names};
 use crate::translate::snapshot::replicas::condition;
@@ -32,33 +35,51 @@ use crate::translate::validate::Wanted;
 /// Writes that one deployment still needs, in the order in which they are made.
 #[derive(Debug, Default)]
 pub struct Prepared {
-    pub finalizer: Finalizer,
-    pub policy: Option<NetworkPolicy>,
-    pub service: Option<Service>,
+    pub end: End,
+    pub make: Make,
+}
+
+/// Changes to what exists.
+#[derive(Debug, Default)]
+pub struct End {
     /// Pods to take out of routing.
     pub drain: Vec<Target>,
     /// Pods at which the kubelet must look again.
     pub wake: Vec<Target>,
     /// Pods to delete, and how long each may take.
     pub remove: Vec<(Target, Option<u32>)>,
-    pub create: Vec<PreparedReplica>,
     /// Claims whose pod is gone, and with it the kubelet's preparation.
     pub release: Vec<Target>,
+    /// The disruption budget, where the user wants none.
+    pub retire: Option<Target>,
+    /// Remove the drain finalizer, after everything else is gone.
+    pub unguard: bool,
 }
 
-/// What happens to the drain finalizer.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub enum Finalizer {
-    #[default]
-    Keep,
-    /// Before anything else is made.
-    Add,
-    /// After everything else is gone.
-    Remove,
+/// What is missing.
+#[derive(Debug, Default)]
+pub struct Make {
+    /// Add the drain finalizer, before anything else is made.
+    pub guard: bool,
+    /// Orphans that the deployment takes over.
+    pub adopt_pods: Vec<Target>,
+    pub adopt_claims: Vec<Target>,
+    pub policy: Option<Shared<NetworkPolicy>>,
+    pub service: Option<Shared<Service>>,
+    pub budget: Option<Shared<PodDisruptionBudget>>,
+    pub create: Vec<PreparedReplica>,
+}
+
+/// An object that all replicas share, as it should be.
+#[derive(Debug, Clone)]
+pub struct Shared<K> {
+    pub object: K,
+    /// The one of ours that is to be brought up to date; `None`: there is none.
+    pub stored: Option<Target>,
 }
 
 /// An object that exists: this one and no later one of its name.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Target {
     pub name: String,
     pub uid: String,
@@ -67,6 +88,7 @@ pub struct Target {
 /// A replica that is to be made: the claim first, then the pod.
 #[derive(Debug, Clone)]
 pub struct PreparedReplica {
+    pub id: ReplicaId,
     pub claim: Option<ResourceClaim>,
     pub pod: Pod,
 }
@@ -94,57 +116,108 @@ pub struct Replica<'a> {
 
 impl Prepared {
     pub fn is_empty(&self) -> bool {
-        let Self { finalizer, policy, service, drain, wake, remove, create, release } = self;
-        *finalizer == Finalizer::Keep
-            && policy.is_none()
-            && service.is_none()
-            && drain.is_empty()
-            && wake.is_empty()
-            && remove.is_empty()
-            && create.is_empty()
-            && release.is_empty()
+        self.end.is_empty() && self.make.is_empty()
+    }
+
+    /// Leaves out a part that must not be tried now.
+    pub fn hold(&mut self, part: Part) {
+        match part {
+            Part::End => self.end = End::default(),
+            Part::Make => self.make = Make::default(),
+        }
+    }
+
+    /// Whether anything of this part is to be written.
+    pub fn has(&self, part: Part) -> bool {
+        match part {
+            Part::End => !self.end.is_empty(),
+            Part::Make => !self.make.is_empty(),
+        }
     }
 }
 
-/// The writes that the case still needs. `wanted`: what the spec asks for; `None` when it was refused
-/// (then nothing new is made, and what runs goes on).
-pub fn prepare(case: &Case, wanted: Option<&Wanted>, now: Timestamp) -> Prepared {
-    let owner = case.owner();
-    let mut prepared = Prepared::default();
-    if let Some(wanted) = wanted.filter(|_| !case.stored.deleting()) {
-        prepared.create = creations(case, wanted);
-        // Nothing is made for a deployment that waits: two hundred of them would be six hundred writes.
-        if !prepared.create.is_empty() || case.anything_exists() {
-            prepared.finalizer = if guarded(case) { Finalizer::Keep } else { Finalizer::Add };
-            prepared.policy = missing(network::policy(&owner, wanted.runtime.port), case.policy.as_deref());
-            prepared.service = missing(network::service(&owner), case.service.as_deref());
-        }
+impl End {
+    fn is_empty(&self) -> bool {
+        let Self { drain, wake, remove, release, retire, unguard } = self;
+        drain.is_empty() && wake.is_empty() && remove.is_empty() && release.is_empty() && retire.is_none() && !unguard
     }
-    if case.stored.deleting() && guarded(case) && !case.anything_exists() {
-        prepared.finalizer = Finalizer::Remove;
+}
+
+impl Make {
+    fn is_empty(&self) -> bool {
+        let Self { guard, adopt_pods, adopt_claims, policy, service, budget, create } = self;
+        !guard
+            && adopt_pods.is_empty()
+            && adopt_claims.is_empty()
+            && policy.is_none()
+            && service.is_none()
+            && budget.is_none()
+            && create.is_empty()
     }
+}
+
+/// The writes that the case still needs. While the spec is refused nothing new is made, and what runs goes on.
+pub fn prepare(case: &Case, now: Timestamp) -> Prepared {
+    if case.orphaning {
+        // The garbage collector takes the deployment off its pods and claims; they go on without it.
+        let unguard = guarded(case) && !case.anything_exists() && !case.stored.orphaning();
+        return Prepared { end: End { unguard, ..End::default() }, make: Make::default() };
+    }
+    let make = case.wanted().filter(|_| !case.stored.deleting()).map(|wanted| missing(case, wanted));
+    Prepared { end: ends(case, now), make: make.unwrap_or_default() }
+}
+
+fn ends(case: &Case, now: Timestamp) -> End {
+    let mut end = End::default();
     for action in &case.actions {
         match action {
             Action::Create { .. } => {}
-            Action::Drain { pod, .. } => prepared.drain.extend(case.target(pod).filter(|_| !draining(case, pod))),
+            Action::Drain { pod, .. } => end.drain.extend(case.target(pod).filter(|_| !draining(case, pod))),
             Action::Remove { pod, reason, .. } => {
-                let left = if case.forced() { Some(1) } else { case.drain_left(pod, now) };
+                let left = if case.stored.forced() { Some(1) } else { case.drain_left(pod, now) };
                 let grace = grace(*reason, left);
-                prepared.remove.extend(case.target(pod).map(|target| (target, grace)));
+                end.remove.extend(case.target(pod).map(|target| (target, grace)));
             }
         }
     }
-    prepared.remove.extend(unreadable(case).map(|target| (target, None)));
-    prepared.wake =
-        case.pods.iter().filter(|pod| overdue(pod, now)).filter_map(|pod| Target::of(&pod.metadata)).collect();
-    prepared.release = orphaned_claims(case);
-    prepared
+    end.remove.extend(unreadable(case).map(|target| (target, None)));
+    end.remove.extend(unwanted_orphans(case).map(|target| (target, None)));
+    end.wake = case.pods.iter().filter(|pod| overdue(pod, now)).filter_map(|pod| Target::of(&pod.metadata)).collect();
+    end.release = orphaned_claims(case);
+    end.retire = case.budget.as_ref().filter(|_| !budgeted(case)).and_then(|budget| Target::of(&budget.metadata));
+    end.unguard = case.stored.deleting() && guarded(case) && !case.anything_exists();
+    end
+}
+
+fn missing(case: &Case, wanted: &Wanted) -> Make {
+    let (adopt_pods, adopt_claims) = adoptions(case, wanted);
+    // What is adopted fills slots: whether more is needed shows in the next plan.
+    let create = if adopt_pods.is_empty() && adopt_claims.is_empty() { creations(case, wanted) } else { Vec::new() };
+    // Nothing is made for a deployment that waits: two hundred of them would be six hundred writes.
+    if create.is_empty() && adopt_pods.is_empty() && !case.anything_exists() {
+        return Make { adopt_claims, ..Make::default() };
+    }
+    let owner = case.owner();
+    Make {
+        guard: !guarded(case),
+        adopt_pods,
+        adopt_claims,
+        policy: outdated(shared::policy(&owner, wanted.runtime.port), case.policy.as_deref()),
+        service: outdated(shared::service(&owner), case.service.as_deref()),
+        budget: budgeted(case).then(|| outdated(shared::budget(&owner), case.budget.as_deref())).flatten(),
+        create,
+    }
+}
+
+/// Whether voluntary disruptions are to end one replica at a time.
+fn budgeted(case: &Case) -> bool {
+    case.stored.annotation(ANNOTATION_DISRUPTION_BUDGET) != Some("none")
 }
 
 /// Whether the drain finalizer is there. A refused object that never had anything made for it needs
 /// none; the API server might not even take a write to one that is malformed.
 fn guarded(case: &Case) -> bool {
-    case.stored.meta.finalizers.iter().flatten().any(|name| name == stowage_crds::names::DRAIN_FINALIZER)
+    case.stored.meta.finalizers.iter().flatten().any(|name| name == DRAIN_FINALIZER)
 }
 
 fn creations(case: &Case, wanted: &Wanted) -> Vec<PreparedReplica> {
@@ -158,7 +231,7 @@ fn creations(case: &Case, wanted: &Wanted) -> Vec<PreparedReplica> {
         .map(|(id, placement, spec_hash)| {
             let names = names(case.stored.uid(), id);
             let replica = Replica { owner: case.owner(), id, names, placement, spec_hash, sharing: wanted.sharing() };
-            PreparedReplica { claim: claim::claim(&replica), pod: pod::pod(&replica, wanted) }
+            PreparedReplica { id: id.clone(), claim: claim::claim(&replica), pod: pod::pod(&replica, wanted) }
         })
         .collect()
 }
@@ -169,7 +242,7 @@ fn grace(reason: EndReason, drain_left_seconds: Option<u32>) -> Option<u32> {
         // Out of routing since a while: the engine finishes what it runs, then exits by itself.
         EndReason::Drained => drain_left_seconds.map(|seconds| seconds.max(1)),
         EndReason::DrainTimeout | EndReason::Overshoot => Some(1),
-        // It never served, or serves nobody any more.
+        // It never served, or serves no longer.
         EndReason::UnhealthyGpu
         | EndReason::Duplicate
         | EndReason::Unschedulable
@@ -189,8 +262,8 @@ fn draining(case: &Case, pod: &str) -> bool {
     })
 }
 
-/// Pods of the deployment whose annotations somebody took away: nobody can say which replica they
-/// are, so they are replaced.
+/// Pods of the deployment whose annotations were removed: which replica they are is unknown,
+/// so they are replaced.
 fn unreadable<'a>(case: &'a Case) -> impl Iterator<Item = Target> + 'a {
     case.pods
         .iter()
@@ -202,10 +275,10 @@ fn unreadable<'a>(case: &'a Case) -> impl Iterator<Item = Target> + 'a {
 /// say), the kubelet, as of 1.36, looks at the pod again only after 60 to 90 s; any change of the pod wakes it at
 /// once. First after ten seconds, then after a third of the pod's age, a minute at most.
 fn overdue(pod: &Pod, now: Timestamp) -> bool {
-    let said = |kind| condition(pod, kind).filter(|said| said.status == "True");
+    let holds = |kind| condition(pod, kind).filter(|found| found.status == "True");
     let pending = pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Pending");
-    let Some(bound) = said("PodScheduled").and_then(|said| said.last_transition_time.as_ref()) else { return false };
-    if !pending || pod.metadata.deletion_timestamp.is_some() || said("PodReadyToStartContainers").is_some() {
+    let Some(bound) = holds("PodScheduled").and_then(|found| found.last_transition_time.as_ref()) else { return false };
+    if !pending || pod.metadata.deletion_timestamp.is_some() || holds("PodReadyToStartContainers").is_some() {
         return false;
     }
     let woken = pod.metadata.annotations.as_ref().and_then(|all| all.get(ANNOTATION_WOKEN)?.parse::<Timestamp>().ok());
@@ -213,27 +286,66 @@ fn overdue(pod: &Pod, now: Timestamp) -> bool {
     since(woken.unwrap_or(bound.0)) >= (since(bound.0) / 3).clamp(10, 60)
 }
 
+/// Orphans of the same specification, which go on as the deployment's own: pods, and claims with their pods.
+fn adoptions(case: &Case, wanted: &Wanted) -> (Vec<Target>, Vec<Target>) {
+    let fits = |meta: &ObjectMeta| identity(meta).is_some_and(|id| id.spec_hash == wanted.spec_hash);
+    let pods: Vec<&Pod> = case.orphans.pods.iter().map(AsRef::as_ref).filter(|pod| goes_on(pod)).collect();
+    let pods: Vec<&Pod> = pods.into_iter().filter(|pod| fits(&pod.metadata)).collect();
+    let used = |claim: &ObjectMeta| {
+        let pod = claim.name.as_deref().and_then(|name| name.strip_prefix(CLAIM_PREFIX));
+        pods.iter().any(|found| found.metadata.name.as_deref() == pod)
+    };
+    let claims = case.orphans.claims.iter().filter(|claim| used(&claim.metadata));
+    let claims = claims.filter_map(|claim| Target::of(&claim.metadata)).collect();
+    (pods.iter().filter_map(|pod| Target::of(&pod.metadata)).collect(), claims)
+}
+
+/// Orphans that no deployment will go on with: the present one asks for something else.
+fn unwanted_orphans(case: &Case) -> impl Iterator<Item = Target> {
+    let wanted = case.wanted().filter(|_| !case.stored.deleting()).map(|wanted| wanted.spec_hash.as_str());
+    let unwanted = |pod: &&std::sync::Arc<Pod>| {
+        let other = identity(&pod.metadata).is_none_or(|id| Some(id.spec_hash.as_str()) != wanted);
+        wanted.is_some() && pod.metadata.deletion_timestamp.is_none() && (other || !goes_on(pod))
+    };
+    case.orphans
+        .pods
+        .iter()
+        .filter(unwanted)
+        .filter_map(|pod| Target::of(&pod.metadata))
+        .collect::<Vec<_>>()
+        .into_iter()
+}
+
+/// Neither ended nor on its way out.
+fn goes_on(pod: &Pod) -> bool {
+    let ended = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    let draining = pod.metadata.annotations.as_ref().is_some_and(|all| all.contains_key(ANNOTATION_DRAINING));
+    pod.metadata.deletion_timestamp.is_none() && !draining && !matches!(ended, Some("Failed" | "Succeeded"))
+}
+
 /// Claims without a pod. A pod that is decided but not yet made stands in the journal and counts.
 fn orphaned_claims(case: &Case) -> Vec<Target> {
-    let pods: Vec<_> = case.pods.iter().filter_map(|pod| pod.metadata.name.as_deref()).collect();
+    let pods = case.pods.iter().chain(&case.orphans.pods);
+    let pods: Vec<_> = pods.filter_map(|pod| pod.metadata.name.as_deref()).collect();
     let orphaned = |claim: &&std::sync::Arc<ResourceClaim>| {
         let pod = claim.metadata.name.as_deref().and_then(|name| name.strip_prefix(CLAIM_PREFIX));
         claim.metadata.deletion_timestamp.is_none() && pod.is_none_or(|pod| !pods.contains(&pod))
     };
-    case.claims.iter().filter(orphaned).filter_map(|claim| Target::of(&claim.metadata)).collect()
+    let claims = case.claims.iter().chain(&case.orphans.claims);
+    claims.filter(orphaned).filter_map(|claim| Target::of(&claim.metadata)).collect()
 }
 
-/// The object, unless the stored one already says all of it.
-fn missing<K: Serialize>(wanted: K, stored: Option<&K>) -> Option<K> {
-    let covered = stored.is_some_and(|stored| covers(&json(stored), &json(&wanted)));
-    if covered { None } else { Some(wanted) }
+/// The object, unless the stored one already contains all of it.
+fn outdated<K: Resource + Serialize>(object: K, stored: Option<&K>) -> Option<Shared<K>> {
+    let covered = stored.is_some_and(|stored| covers(&json(stored), &json(&object)));
+    (!covered).then(|| Shared { object, stored: stored.and_then(|stored| Target::of(stored.meta())) })
 }
 
 fn json(object: &impl Serialize) -> Value {
     serde_json::to_value(object).unwrap_or_default()
 }
 
-/// Whether all that `part` says stands in `whole`, which may say more (defaults, other people's labels).
+/// Whether all of `part` is contained in `whole`, which may contain more (defaults, other people's labels).
 pub fn covers(whole: &Value, part: &Value) -> bool {
     match (whole, part) {
         (Value::Object(whole), Value::Object(part)) => {
@@ -258,6 +370,18 @@ impl Owner<'_> {
             controller: Some(true),
             // Our finalizer, not the garbage collector, keeps the owner until its pods have drained.
             block_owner_deletion: None,
+        }
+    }
+
+    /// Of the objects that all replicas share. The name begins with a prefix of ours, because the
+    /// deployment's own name may well be that of the user's Service in front of it.
+    pub fn meta(&self) -> ObjectMeta {
+        ObjectMeta {
+            name: Some(shared_name(self.name)),
+            namespace: Some(self.namespace.to_owned()),
+            labels: Some(self.labels()),
+            owner_references: Some(vec![self.reference()]),
+            ..ObjectMeta::default()
         }
     }
 

@@ -1,5 +1,8 @@
 //! Conditions from facts. Accepted, QuotaReserved, Placed and Ready always stand; the others only
 //! while they are true. The words about quota and placement are the planner's own renderings.
+//!
+//! Read as kstatus reads them: `Stalled` stands where only a person can help and never beside
+//! `Reconciling`; a deployment of which no replica is wanted is Ready.
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -10,51 +13,54 @@ use stowage_planner::render;
 use stowage_planner::report::{DeploymentReport, Outcome, QuotaBinding, QuotaVerdict, TroubleKind};
 
 use super::Live;
+use crate::execute::backoff::{Failing, Part};
 use crate::execute::case::Case;
+use crate::execute::refusal::Obstacle;
 use crate::translate::snapshot::startup::{Startup, startup};
 use crate::translate::validate::Verdict;
 
 /// All that conditions are made from.
 pub struct Facts<'a> {
     pub case: &'a Case,
-    pub verdict: &'a Verdict,
     /// `None`: the planner did not consider the deployment, because it was refused.
     pub report: Option<&'a DeploymentReport>,
     pub live: &'a Live,
-    /// What could not be written.
-    pub failures: &'a [String],
+    /// Writes that are not carried out at present.
+    pub obstacles: &'a [Obstacle],
     pub previous: &'a [Condition],
     pub now: Timestamp,
 }
 
 /// One condition before it gets its times.
-struct Said {
+struct Statement {
     kind: &'static str,
     holds: bool,
     reason: &'static str,
     message: String,
 }
 
+/// All conditions that stand.
 pub fn all(facts: &Facts<'_>) -> Vec<Condition> {
     let troubles = troubles(facts);
-    let mut said = vec![accepted(facts), quota(facts), placed(facts), ready(facts, &troubles)];
-    said.extend(reconciling(facts));
-    said.extend(stalled(facts, &troubles));
-    said.extend(limited(facts));
-    said.extend(degraded(facts, &troubles).or_else(|| evicted_lately(facts.previous, facts.now)));
-    said.extend(draining(facts));
-    let finish = |said: Said| {
+    let stalled = stalled(facts, &troubles);
+    let mut all = vec![accepted(facts), quota(facts), placed(facts), ready(facts, &troubles)];
+    all.extend(reconciling(facts).filter(|_| stalled.is_none()));
+    all.extend(stalled);
+    all.extend(limited(facts));
+    all.extend(degraded(facts, &troubles).or_else(|| lately(facts.previous, facts.now)));
+    all.extend(draining(facts));
+    let finish = |statement: Statement| {
         condition(
-            said.kind,
-            said.holds,
-            said.reason,
-            said.message,
+            statement.kind,
+            statement.holds,
+            statement.reason,
+            statement.message,
             facts.case.stored.generation(),
             facts.previous,
             facts.now,
         )
     };
-    said.into_iter().map(finish).collect()
+    all.into_iter().map(finish).collect()
 }
 
 /// A condition whose transition time is carried over unless its status changed.
@@ -81,21 +87,43 @@ pub fn condition(
     }
 }
 
-fn say(kind: &'static str, holds: bool, reason: &'static str, message: impl Into<String>) -> Said {
-    Said { kind, holds, reason, message: message.into() }
+fn state(kind: &'static str, holds: bool, reason: &'static str, message: impl Into<String>) -> Statement {
+    Statement { kind, holds, reason, message: message.into() }
 }
 
-fn accepted(facts: &Facts<'_>) -> Said {
-    match facts.verdict {
-        Verdict::Accepted(_) => {
-            say(types::ACCEPTED, true, reasons::ACCEPTED, "The spec is understood and honoured in full.")
-        }
-        Verdict::Refused { reason, message } => say(types::ACCEPTED, false, reason, message),
+/// Why the deployment is not accepted; `None`: it is.
+fn refusal(facts: &Facts<'_>) -> Option<(&'static str, String)> {
+    match &facts.case.judged.verdict {
+        Verdict::Refused { reason, message } => Some((reason, message.clone())),
+        Verdict::Accepted(_) if facts.case.tenant.is_none() => Some((reasons::NO_TENANT, no_tenant(facts))),
+        Verdict::Accepted(_) => None,
     }
 }
 
-fn quota(facts: &Facts<'_>) -> Said {
+fn no_tenant(facts: &Facts<'_>) -> String {
+    let namespace = &facts.case.id.namespace;
+    let what = format!("Namespace {namespace} belongs to no TenantQuota");
+    let step = "ask for one that lists it in spec.namespaces";
+    match facts.live.current {
+        0 => format!("{what}, so nothing is placed; {step}."),
+        running => {
+            format!("{what} any more: {running} replicas go on, take no requests and are not replaced; {step}.")
+        }
+    }
+}
+
+fn accepted(facts: &Facts<'_>) -> Statement {
+    match refusal(facts) {
+        None => state(types::ACCEPTED, true, reasons::ACCEPTED, "The spec is understood and honoured in full."),
+        Some((reason, message)) => state(types::ACCEPTED, false, reason, message),
+    }
+}
+
+fn quota(facts: &Facts<'_>) -> Statement {
     let Some(report) = facts.report else { return refused(types::QUOTA_RESERVED) };
+    if let Some(over) = &facts.case.over_quota {
+        return state(types::QUOTA_RESERVED, false, reasons::OVER_QUOTA, over.clone());
+    }
     let message = quota_message(report);
     let (holds, reason) = match &report.quota {
         QuotaVerdict::Granted { borrowed_milli: 0 } | QuotaVerdict::NotNeeded => (true, reasons::WITHIN_NOMINAL),
@@ -104,9 +132,11 @@ fn quota(facts: &Facts<'_>) -> Said {
             (false, reasons::NOTHING_TO_BORROW)
         }
         QuotaVerdict::Partial { .. } => (false, reasons::OVER_QUOTA),
-        QuotaVerdict::NoTenant { .. } => (false, reasons::NO_TENANT),
+        QuotaVerdict::NoTenant { .. } => {
+            return state(types::QUOTA_RESERVED, false, reasons::NO_TENANT, no_tenant(facts));
+        }
     };
-    say(types::QUOTA_RESERVED, holds, reason, message)
+    state(types::QUOTA_RESERVED, holds, reason, message)
 }
 
 fn quota_message(report: &DeploymentReport) -> String {
@@ -126,10 +156,13 @@ fn quota_message(report: &DeploymentReport) -> String {
     }
 }
 
-fn placed(facts: &Facts<'_>) -> Said {
+fn placed(facts: &Facts<'_>) -> Statement {
     let Some(report) = facts.report else { return refused(types::PLACED) };
     let message = render::condition_message(report);
     let missing = report.counts.wanted > facts.live.current;
+    if let Some(obstacle) = obstacle(facts).filter(|_| missing) {
+        return state(types::PLACED, false, obstacle_reason(obstacle), obstacle.message.clone());
+    }
     let unscheduled = report.troubles.iter().any(|trouble| matches!(trouble.what, TroubleKind::Unscheduled { .. }));
     let reason = match report.outcome {
         Outcome::Draining => reasons::DELETING,
@@ -137,72 +170,71 @@ fn placed(facts: &Facts<'_>) -> Said {
         Outcome::WaitingForQuota => reasons::WAITING_FOR_QUOTA,
         Outcome::WaitingForGPU => reasons::WAITING_FOR_GPU,
         Outcome::StaleInput => reasons::STALE_INPUT,
+        Outcome::Refused if missing => reasons::API_REFUSED,
         _ if report.counts.wanted == 0 => reasons::SCALED_TO_ZERO,
         _ if unscheduled => reasons::SCHEDULER_REFUSED,
-        _ if missing && !facts.failures.is_empty() => {
-            return say(types::PLACED, false, reasons::API_REFUSED, facts.failures.join("; "));
-        }
         _ if missing => reasons::STARTING,
         _ => reasons::PLACED,
     };
-    say(types::PLACED, matches!(reason, reasons::PLACED | reasons::SCALED_TO_ZERO), reason, message)
+    state(types::PLACED, matches!(reason, reasons::PLACED | reasons::SCALED_TO_ZERO), reason, message)
 }
 
-fn ready(facts: &Facts<'_>, troubles: &[Told]) -> Said {
+fn ready(facts: &Facts<'_>, troubles: &[Trouble]) -> Statement {
+    let say = |holds, reason, message: String| state(types::READY, holds, reason, message);
+    let live = facts.live;
     if facts.case.stored.deleting() {
-        return say(
-            types::READY,
-            false,
-            reasons::DELETING,
-            format!("Being deleted; {} replicas still end.", facts.live.placements.len()),
-        );
+        let message = format!("Being deleted; {} replicas still end.", live.placements.len());
+        return say(false, reasons::DELETING, message);
+    }
+    if facts.case.tenant.is_none() && facts.case.wanted().is_some() {
+        return say(false, reasons::NO_TENANT, no_tenant(facts));
     }
     let Some(report) = facts.report else {
         let message = format!(
             "The spec was refused, see Accepted; {} of {} replicas go on as they are.",
-            facts.live.ready, facts.live.current
+            live.ready, live.current
         );
-        return say(types::READY, false, reasons::NOT_ACCEPTED, message);
+        return say(false, reasons::NOT_ACCEPTED, message);
     };
-    let (wanted, ready) = (report.counts.wanted, facts.live.ready);
-    match report.outcome {
-        _ if wanted == 0 => say(types::READY, false, reasons::SCALED_TO_ZERO, "No replica is wanted."),
-        _ if ready >= wanted => {
-            say(types::READY, true, reasons::ON_TARGET, format!("{ready} of {wanted} replicas take requests."))
-        }
-        _ if troubles.iter().any(|told| told.stops) => {
-            let told = troubles.iter().find(|told| told.stops);
-            let (reason, words) =
-                told.map_or((reasons::STARTING, String::new()), |told| (told.reason, told.message.clone()));
-            say(types::READY, false, reason, format!("{ready} of {wanted} replicas take requests. {words}"))
-        }
-        Outcome::WaitingForGPU => say(types::READY, false, reasons::WAITING_FOR_GPU, render::condition_message(report)),
-        Outcome::WaitingForQuota => {
-            say(types::READY, false, reasons::WAITING_FOR_QUOTA, render::condition_message(report))
-        }
-        Outcome::NoTenant => say(types::READY, false, reasons::NO_TENANT, render::condition_message(report)),
-        Outcome::StaleInput => say(types::READY, false, reasons::STALE_INPUT, render::condition_message(report)),
-        _ if ready > 0 => say(
-            types::READY,
-            false,
-            reasons::PARTLY_READY,
-            format!("{ready} of {wanted} replicas take requests; the others start."),
-        ),
-        _ => say(
-            types::READY,
-            false,
-            reasons::STARTING,
-            format!("0 of {wanted} replicas take requests; {} start.", facts.live.current),
-        ),
+    let wanted = report.counts.wanted;
+    let counted = format!("{} of {wanted} replicas take requests", live.ready);
+    if wanted == 0 {
+        return say(true, reasons::SCALED_TO_ZERO, "No replica is wanted.".into());
+    }
+    if live.ready >= wanted {
+        return say(true, reasons::ON_TARGET, format!("{counted}."));
+    }
+    if let Some(obstacle) = obstacle(facts) {
+        return say(false, obstacle_reason(obstacle), format!("{counted}. {}", obstacle.message));
+    }
+    if let Some(trouble) = troubles.iter().find(|trouble| trouble.stops) {
+        return say(false, trouble.reason, format!("{counted}. {}", trouble.message));
+    }
+    let reason = match report.outcome {
+        Outcome::WaitingForGPU => Some(reasons::WAITING_FOR_GPU),
+        Outcome::WaitingForQuota => Some(reasons::WAITING_FOR_QUOTA),
+        Outcome::NoTenant => Some(reasons::NO_TENANT),
+        Outcome::StaleInput => Some(reasons::STALE_INPUT),
+        Outcome::Refused => Some(reasons::API_REFUSED),
+        Outcome::OnTarget | Outcome::Starting | Outcome::Progressing | Outcome::BackOff | Outcome::Draining => None,
+    };
+    match reason {
+        Some(reason) => say(false, reason, render::condition_message(report)),
+        None if live.ready > 0 => say(false, reasons::PARTLY_READY, format!("{counted}; the others start.")),
+        None => say(false, reasons::STARTING, format!("{counted}; {} start.", live.current)),
     }
 }
 
 /// Only while something changes by our doing.
-fn reconciling(facts: &Facts<'_>) -> Option<Said> {
+fn reconciling(facts: &Facts<'_>) -> Option<Statement> {
     let report = facts.report?;
-    let doing = |reason, message: String| Some(say(types::RECONCILING, true, reason, message));
+    let doing = |reason, message: String| Some(state(types::RECONCILING, true, reason, message));
     let ends = |wanted: EndReason| {
-        facts.case.actions.iter().any(|action| matches!(action, Action::Remove { reason, .. } | Action::Drain { reason, .. } if *reason == wanted))
+        let ended = |action: &Action| match action {
+            Action::Remove { reason, .. } | Action::Drain { reason, .. } => *reason == wanted,
+            Action::Create { .. } => false,
+        };
+        facts.case.actions.iter().any(ended)
     };
     if facts.case.stored.deleting() {
         return doing(reasons::DELETING, "Replicas finish their requests and end.".into());
@@ -222,51 +254,76 @@ fn reconciling(facts: &Facts<'_>) -> Option<Said> {
     None
 }
 
-/// Only while nothing will change by itself.
-fn stalled(facts: &Facts<'_>, troubles: &[Told]) -> Option<Said> {
-    if let Some(told) = troubles.iter().find(|told| told.stalls) {
-        return Some(say(types::STALLED, true, told.reason, told.message.clone()));
+/// Only while nothing will change until a person does something.
+fn stalled(facts: &Facts<'_>, troubles: &[Trouble]) -> Option<Statement> {
+    if facts.case.stored.deleting() {
+        return None;
     }
-    let refused = facts.failures.iter().find(|failure| failure.contains("refused by the API server"));
-    refused.map(|failure| say(types::STALLED, true, reasons::API_REFUSED, failure.clone()))
+    let (reason, message) = refusal(facts)
+        .or_else(|| {
+            let trouble = troubles.iter().find(|trouble| trouble.stalls)?;
+            Some((trouble.reason, trouble.message.clone()))
+        })
+        .or_else(|| {
+            let obstacle = obstacle(facts).filter(|obstacle| obstacle.failing != Failing::Transient)?;
+            Some((obstacle_reason(obstacle), obstacle.message.clone()))
+        })?;
+    Some(state(types::STALLED, true, reason, message))
 }
 
-fn limited(facts: &Facts<'_>) -> Option<Said> {
+/// What keeps missing objects from being made, the lasting before the transient; else what keeps others from ending.
+fn obstacle<'a>(facts: &Facts<'a>) -> Option<&'a Obstacle> {
+    let order = |obstacle: &&Obstacle| (obstacle.failing == Failing::Transient, obstacle.part == Part::End);
+    facts.obstacles.iter().min_by_key(order)
+}
+
+fn obstacle_reason(obstacle: &Obstacle) -> &'static str {
+    match obstacle.failing {
+        Failing::Refused => reasons::API_REFUSED,
+        Failing::Clash => reasons::NAME_CLASH,
+        Failing::Transient => reasons::STARTING,
+    }
+}
+
+fn limited(facts: &Facts<'_>) -> Option<Statement> {
     let report = facts.report?;
     let by = match report.outcome {
-        Outcome::WaitingForQuota | Outcome::NoTenant => reasons::LIMITED_BY_QUOTA,
+        Outcome::WaitingForQuota => reasons::LIMITED_BY_QUOTA,
         Outcome::WaitingForGPU | Outcome::StaleInput => reasons::LIMITED_BY_CAPACITY,
         _ => return None,
     };
-    Some(say(types::SCALING_LIMITED, true, by, render::condition_message(report)))
+    Some(state(types::SCALING_LIMITED, true, by, render::condition_message(report)))
 }
 
-fn degraded(facts: &Facts<'_>, troubles: &[Told]) -> Option<Said> {
+fn degraded(facts: &Facts<'_>, troubles: &[Trouble]) -> Option<Statement> {
     let report = facts.report?;
-    if facts.live.ready == 0 && !troubles.iter().any(|told| told.degrades) {
+    if facts.live.ready == 0 && !troubles.iter().any(|trouble| trouble.degrades) {
         return None;
     }
-    if let Some(told) = troubles.first() {
-        return Some(say(types::DEGRADED, true, told.reason, told.message.clone()));
+    if let Some(trouble) = troubles.first() {
+        return Some(state(types::DEGRADED, true, trouble.reason, trouble.message.clone()));
     }
     let short = facts.live.ready < report.counts.wanted
         && matches!(report.outcome, Outcome::WaitingForGPU | Outcome::WaitingForQuota);
     let message = format!("{} of {} replicas take requests.", facts.live.ready, report.counts.wanted);
-    short.then(|| say(types::DEGRADED, true, reasons::PARTLY_READY, message))
+    short.then(|| state(types::DEGRADED, true, reasons::PARTLY_READY, message))
 }
 
-/// An eviction is over in seconds, and people look later: it stays told for a while.
-fn evicted_lately(previous: &[Condition], now: Timestamp) -> Option<Said> {
-    const TOLD_SECONDS: i64 = 600;
-    let told = previous.iter().find(|condition| {
+/// A replica that was ended for what it did is gone in seconds, and people look later: the condition
+/// stands for a while.
+fn lately(previous: &[Condition], now: Timestamp) -> Option<Statement> {
+    const SHOWN_SECONDS: i64 = 600;
+    let shown = |condition: &&Condition| {
         condition.type_ == types::DEGRADED
-            && condition.reason == reasons::OVERSHOOT_EVICTED
-            && now.as_second() - condition.last_transition_time.0.as_second() < TOLD_SECONDS
-    })?;
-    Some(say(types::DEGRADED, true, reasons::OVERSHOOT_EVICTED, told.message.clone()))
+            && now.as_second() - condition.last_transition_time.0.as_second() < SHOWN_SECONDS
+    };
+    [reasons::OVERSHOOT_EVICTED, reasons::POD_CHANGED].into_iter().find_map(|reason| {
+        let found = previous.iter().filter(shown).find(|condition| condition.reason == reason)?;
+        Some(state(types::DEGRADED, true, reason, found.message.clone()))
+    })
 }
 
-fn draining(facts: &Facts<'_>) -> Option<Said> {
+fn draining(facts: &Facts<'_>) -> Option<Statement> {
     if facts.live.draining == 0 {
         return None;
     }
@@ -275,37 +332,34 @@ fn draining(facts: &Facts<'_>) -> Option<Said> {
         report.troubles.iter().any(|trouble| matches!(trouble.what, TroubleKind::Overshoot { .. }))
     });
     let reason = if overshoots { reasons::OVERSHOOT } else { reason };
-    Some(say(
-        types::DRAINING,
-        true,
-        reason,
-        format!("{} replicas finish their requests before they end.", facts.live.draining),
-    ))
+    let message = format!("{} replicas finish their requests before they end.", facts.live.draining);
+    Some(state(types::DRAINING, true, reason, message))
 }
 
-fn refused(kind: &'static str) -> Said {
-    say(kind, false, reasons::NOT_ACCEPTED, "The spec was refused, see Accepted; nothing new is placed.")
+fn refused(kind: &'static str) -> Statement {
+    state(kind, false, reasons::NOT_ACCEPTED, "The spec was refused, see Accepted; nothing new is placed.")
 }
 
 /// A trouble of a replica, for whichever condition it concerns.
-struct Told {
+struct Trouble {
     reason: &'static str,
     message: String,
     /// It keeps the replica from serving.
     stops: bool,
     /// Waiting does not help.
     stalls: bool,
-    /// Told even when nothing serves any more.
+    /// Shown even when no replica serves any more.
     degrades: bool,
 }
 
-fn troubles(facts: &Facts<'_>) -> Vec<Told> {
-    let mut told = Vec::new();
+fn troubles(facts: &Facts<'_>) -> Vec<Trouble> {
+    let mut all = Vec::new();
     for pod in &facts.case.pods {
         let name = pod.metadata.name.as_deref().unwrap_or_default();
-        if let Startup::Trouble { reason, message, model_refused, .. } = startup(pod) {
+        if let Startup::Trouble { reason, message, .. } = startup(pod) {
             let message = format!("{name} {message}. {}", next_step(reason));
-            told.push(Told { reason, message, stops: true, stalls: model_refused, degrades: false });
+            let stalls = matches!(reason, reasons::MODEL_REFUSED | reasons::IMAGE_PULL_FAILED);
+            all.push(Trouble { reason, message, stops: true, stalls, degrades: false });
         }
     }
     for trouble in facts.report.iter().flat_map(|report| &report.troubles) {
@@ -313,13 +367,14 @@ fn troubles(facts: &Facts<'_>) -> Vec<Told> {
             TroubleKind::UnhealthyGpu { .. } => reasons::GPU_UNHEALTHY,
             TroubleKind::NodeLost { .. } => reasons::NODE_LOST,
             TroubleKind::Overshoot { .. } => reasons::OVERSHOOT_EVICTED,
+            TroubleKind::Failed { .. } if facts.case.changed(&trouble.pod).is_some() => reasons::POD_CHANGED,
             TroubleKind::Failed { .. } => reasons::CRASH_LOOP,
             TroubleKind::Unprepared { .. } => reasons::NODE_CANNOT_PREPARE,
             TroubleKind::Unscheduled { .. } | TroubleKind::Unready => continue,
         };
-        told.push(Told { reason, message: render::trouble(trouble), stops: true, stalls: false, degrades: true });
+        all.push(Trouble { reason, message: render::trouble(trouble), stops: true, stalls: false, degrades: true });
     }
-    told
+    all
 }
 
 fn next_step(reason: &str) -> &'static str {
@@ -355,18 +410,18 @@ mod tests {
     }
 
     #[test]
-    fn an_eviction_stays_told_for_ten_minutes_and_no_longer() {
-        let told = evicted_lately(&degraded_at(1000), at(1599)).unwrap();
-        assert_eq!((told.reason, told.message.as_str()), (reasons::OVERSHOOT_EVICTED, "it held 3 GiB of 2"));
-        assert!(evicted_lately(&degraded_at(1000), at(1600)).is_none());
-        assert!(evicted_lately(&[], at(1000)).is_none());
+    fn an_eviction_is_shown_for_ten_minutes_and_no_longer() {
+        let shown = lately(&degraded_at(1000), at(1599)).unwrap();
+        assert_eq!((shown.reason, shown.message.as_str()), (reasons::OVERSHOOT_EVICTED, "it held 3 GiB of 2"));
+        assert!(lately(&degraded_at(1000), at(1600)).is_none());
+        assert!(lately(&[], at(1000)).is_none());
     }
 
     #[test]
-    fn the_transition_time_moves_with_the_status_and_not_with_the_words() {
+    fn the_transition_time_moves_with_the_status_and_not_with_the_message() {
         let before = vec![condition(types::READY, true, reasons::ON_TARGET, "1 of 1".into(), 1, &[], at(10))];
         let moved = |holds| {
-            condition(types::READY, holds, reasons::STARTING, "other words".into(), 2, &before, at(20))
+            condition(types::READY, holds, reasons::STARTING, "another message".into(), 2, &before, at(20))
                 .last_transition_time
                 .0
         };

@@ -1,10 +1,12 @@
-//! The status of an InferenceDeployment, rendered from the case, the verdict and the report. Pure.
+//! The status of an InferenceDeployment, rendered from the case, the report, and what was applied. Pure.
 //!
 //! Status is a conversation: conditions say what is, why, and what to do. It is written when it says
 //! something new; times and other things that change by themselves are carried over from what is
 //! stored as long as what they stand beside is the same.
 
 mod conditions;
+
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -19,30 +21,31 @@ use stowage_planner::report::{DecisionRecord, DeploymentReport};
 
 use super::build::engine::args;
 use super::case::Case;
+use super::refusal::Obstacle;
 use crate::observe::identity::identity;
 use crate::serve::metrics::trigger;
 use crate::translate::snapshot::replicas::condition as pod_condition;
-use crate::translate::validate::{Verdict, Wanted};
+use crate::translate::validate::Wanted;
 
 pub use conditions::condition;
 
 /// Placements shown in the status; the rest through the CLI.
 const MAX_PLACEMENTS: usize = 64;
 
-/// The whole status, as JSON.
+/// The whole status, as JSON. `obstacles`: writes that are not carried out at present. `last`: the last
+/// new decision.
 pub fn render(
     case: &Case,
-    verdict: &Verdict,
     report: Option<&DeploymentReport>,
-    failures: &[String],
-    fresh: &[DecisionRecord],
+    obstacles: &[Obstacle],
+    last: Option<&DecisionRecord>,
     now: Timestamp,
 ) -> Value {
     let stored = case.stored.status.as_ref();
     let live = Live::of(case);
     let previous = stored.map(|status| status.conditions.as_slice()).unwrap_or_default();
-    let facts = conditions::Facts { case, verdict, report, live: &live, failures, previous, now };
-    let wanted = verdict.wanted();
+    let facts = conditions::Facts { case, report, live: &live, obstacles, previous, now };
+    let wanted = case.wanted();
     let status = InferenceDeploymentStatus {
         observed_generation: case.stored.meta.generation,
         replicas: live.current,
@@ -54,12 +57,45 @@ pub fn render(
         summary: Some(summary(case, wanted, &live)),
         placements: live.placements.iter().take(MAX_PLACEMENTS).cloned().collect(),
         effective: wanted.map(|wanted| effective(wanted, &live)),
-        decision: fresh.last().map(decision).or_else(|| stored.and_then(|status| status.decision.clone())),
+        decision: last.map(decision).or_else(|| stored.and_then(|status| status.decision.clone())),
         bottleneck: None,
         cost: cost(case),
         url: Some(format!("http://{GATEWAY_SERVICE}.{SYSTEM_NAMESPACE}.svc/v1")),
     };
     serde_json::to_value(status).unwrap_or_default()
+}
+
+/// A status that was written is not written again while the watch has yet to show it.
+const ECHO: Duration = Duration::from_secs(5);
+/// Sentences in which only numbers moved are written anew at most this often.
+const REFRESH: Duration = Duration::from_secs(30);
+
+/// When a status is worth a write.
+#[derive(Debug, Clone, Default)]
+pub struct Gate {
+    /// The status that was written last, and when.
+    last: Option<(Value, Instant)>,
+}
+
+impl Gate {
+    /// The status, if it says something that the stored one does not and it is time to write it.
+    pub fn due(&self, case: &Case, status: Value, now: Instant) -> Option<Value> {
+        let stored = &case.stored.raw_status;
+        if !differs(stored, &status) || self.wrote_lately(&status, now) {
+            return None;
+        }
+        let refresh = self.last.as_ref().is_none_or(|(_, at)| now.saturating_duration_since(*at) > REFRESH);
+        (refresh || differs_materially(stored, &status)).then_some(status)
+    }
+
+    /// Whether this very status was written a moment ago.
+    pub fn wrote_lately(&self, status: &Value, now: Instant) -> bool {
+        self.last.as_ref().is_some_and(|(last, at)| last == status && now.saturating_duration_since(*at) <= ECHO)
+    }
+
+    pub fn wrote(&mut self, status: Value, now: Instant) {
+        self.last = Some((status, now));
+    }
 }
 
 /// Whether the rendered status says anything that the stored one does not, or no longer says something.

@@ -8,28 +8,27 @@ use stowage_planner::snapshot::{Deployment, DeploymentId, Needs, Slot, TenantId}
 
 use super::owned::Owned;
 use super::replicas::{self, millis};
-use crate::execute::case::{DEFAULT_DRAIN_SECONDS, forced};
 use crate::observe::identity::identity;
 use crate::observe::view::{StoredDeployment, View};
 use crate::translate::memory::{Memory, empty};
+use crate::translate::validate::Judged;
 use crate::translate::validate::tenants::Tenants;
-use crate::translate::validate::{Verdict, Wanted};
 
 pub fn build(
     view: &View,
     owned: &Owned,
-    verdicts: &BTreeMap<DeploymentId, Arc<Verdict>>,
+    judged: &BTreeMap<DeploymentId, Arc<Judged>>,
     tenants: &Tenants,
     memory: &Memory,
 ) -> Vec<Deployment> {
     let translate = |stored: &StoredDeployment| {
         let id = DeploymentId::new(stored.namespace(), stored.name());
-        let wanted = match verdicts.get(&id)?.as_ref() {
-            Verdict::Accepted(wanted) => Some(wanted.as_ref()),
-            Verdict::Refused { .. } if stored.deleting() => None,
-            Verdict::Refused { .. } => return None,
-        };
-        Some(one(view, owned, stored, id, wanted, tenants, memory))
+        let judged = judged.get(&id)?;
+        let outlived = memory.orphaning().contains(stored.uid());
+        if outlived || judged.wanted().is_none() && !stored.deleting() {
+            return None;
+        }
+        Some(one(view, owned, stored, id, judged, tenants, memory))
     };
     view.deployments.values().filter_map(|stored| translate(stored)).collect()
 }
@@ -39,13 +38,12 @@ fn one(
     owned: &Owned,
     stored: &StoredDeployment,
     id: DeploymentId,
-    wanted: Option<&Wanted>,
+    judged: &Judged,
     tenants: &Tenants,
     memory: &Memory,
 ) -> Deployment {
     let was_ready = |uid: &str| memory.was_ready(uid);
-    let drain =
-        wanted.map_or(u128::from(DEFAULT_DRAIN_SECONDS) * 1000, |wanted| wanted.deployment.drain_timeout.as_millis());
+    let wanted = judged.wanted();
     Deployment {
         uid: stored.uid().to_owned(),
         generation: u64::try_from(stored.generation()).unwrap_or(0),
@@ -58,14 +56,15 @@ fn one(
         node_selector: wanted.map(|wanted| wanted.deployment.pod.node_selector.clone()).unwrap_or_default(),
         tolerations: wanted.map(|wanted| wanted.tolerations.clone()).unwrap_or_default(),
         objective: Default::default(),
-        isolation: wanted.map(|wanted| wanted.isolation).unwrap_or_default(),
+        isolation: judged.standing.isolation,
         model_key: wanted.map(|wanted| wanted.deployment.image.reference.clone()).unwrap_or_default(),
         spec_hash: wanted.map(|wanted| wanted.spec_hash.clone()).unwrap_or_default(),
-        replicas: replicas::of(view, owned.pods(stored.uid()), &was_ready),
+        replicas: replicas::of(view, owned.pods(stored.uid()), wanted, &was_ready),
         slots: slots(owned, stored, memory),
+        held: memory.held(&id).cloned(),
         deleting: stored.deleting(),
-        force_delete: forced(&stored.meta),
-        drain_timeout_ms: u64::try_from(drain).unwrap_or(u64::MAX),
+        force_delete: stored.forced(),
+        drain_timeout_ms: u64::try_from(judged.standing.drain_timeout.as_millis()).unwrap_or(u64::MAX),
         id,
     }
 }

@@ -1,5 +1,6 @@
 //! Kubernetes' objects as the planner's narrow ones, kind by kind.
 
+pub mod changed;
 pub mod deployments;
 pub mod devices;
 pub mod nodes;
@@ -7,4 +8,5 @@ pub mod owned;
 pub mod promises;
 pub mod replicas;
 pub mod startup;
+pub mod strays;
 pub mod usage;

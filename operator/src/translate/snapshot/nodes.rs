@@ -1,8 +1,8 @@
 //! Nodes with their GPUs, as the planner wants them: a Node, its GpuNode and its ResourceSlices.
 //!
-//! What the agent publishes may be older than what is true. How old is said here; a node whose
+//! What the agent publishes may be older than what is true. Its age is computed here; a node whose
 //! slices vanished (the kubelet deletes them 30 s after the agent's socket dies) is *stale* and keeps
-//! the capacity that its GpuNode last showed, so that its replicas are never taken for homeless.
+//! the capacity that its GpuNode last showed, so that its replicas are never taken for unplaced.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,7 @@ use super::usage::Taken;
 use crate::observe::view::View;
 use crate::translate::validate::classes::Classes;
 
-/// An agent that was heard is stale after three missed heartbeats.
+/// An agent that has reported is stale after three missed heartbeats.
 const STREAM_LIMIT_MS: u64 = 35_000;
 /// `GpuNode.status.observedTime` is written every 60 s; this is one and a half of them.
 const OBSERVED_LIMIT_MS: u64 = 90_000;
@@ -64,9 +64,9 @@ fn freshness(view: &View, name: &str, status: Option<&GpuNodeStatus>, devices: &
     let Some(status) = status else { return Freshness::Missing };
     let observed_ms = status.observed_time.as_ref().map_or(0, |at| millis_between(at.0, view.now));
     let (age_ms, limit_ms) = match view.agents.get(name) {
-        // Away since it was last heard, unless its GpuNode says otherwise: nothing new is placed where nobody could prepare it.
-        Some(news) if news.broken && news.age_ms <= observed_ms => return Freshness::Stale { age_ms: news.age_ms },
-        Some(news) if news.age_ms < observed_ms || news.age_ms < STREAM_LIMIT_MS => (news.age_ms, STREAM_LIMIT_MS),
+        // Unreachable since its last summary, unless its GpuNode is newer: nothing new is placed where no agent could prepare it.
+        Some(agent) if agent.broken && agent.age_ms <= observed_ms => return Freshness::Stale { age_ms: agent.age_ms },
+        Some(agent) if agent.age_ms < observed_ms || agent.age_ms < STREAM_LIMIT_MS => (agent.age_ms, STREAM_LIMIT_MS),
         _ => (observed_ms, OBSERVED_LIMIT_MS),
     };
     let published = devices.of_node(name);
@@ -100,8 +100,8 @@ fn gpu(device: &GpuDevice, parts: &mut Parts<'_>) -> Gpu {
 
 fn health(device: &GpuDevice) -> Health {
     let verdict = &device.verdict;
-    let words = [verdict.reason.as_deref(), verdict.message.as_deref()];
-    let reason = words.into_iter().flatten().collect::<Vec<_>>().join(": ");
+    let texts = [verdict.reason.as_deref(), verdict.message.as_deref()];
+    let reason = texts.into_iter().flatten().collect::<Vec<_>>().join(": ");
     match verdict.health {
         Verdict::Healthy => Health::Healthy,
         Verdict::Degraded => Health::Degraded { reason },
@@ -114,7 +114,7 @@ fn ready(node: &KubeNode) -> bool {
 }
 
 /// Whether the node's pods must be given up: the node object is gone, or the control plane has not
-/// heard of the kubelet for its whole grace period (`Unknown`). `False` is a kubelet that speaks.
+/// received anything of the kubelet for its whole grace period (`Unknown`). `False` is a kubelet that still reports.
 pub fn lost(node: Option<&KubeNode>) -> bool {
     match node {
         None => true,

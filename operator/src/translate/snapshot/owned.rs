@@ -6,15 +6,29 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use kube::ResourceExt;
+use stowage_planner::snapshot::DeploymentId;
 
+use crate::observe::identity::{controller, labelled};
 use crate::observe::view::{Objects, View};
 
-/// Pods and claims by the UID of their deployment. Those of a deployment of the same name that was
-/// deleted before are not among them.
+/// Pods and claims of ours by the UID of their deployment, and those that no deployment owns.
 #[derive(Debug, Default)]
 pub struct Owned {
-    pods: BTreeMap<String, Vec<Arc<Pod>>>,
-    claims: BTreeMap<String, Vec<Arc<ResourceClaim>>>,
+    pods: ByOwner<Pod>,
+    claims: ByOwner<ResourceClaim>,
+}
+
+/// Pods and claims that were left by `kubectl delete --cascade=orphan`.
+#[derive(Debug, Clone, Default)]
+pub struct Orphans {
+    pub pods: Vec<Arc<Pod>>,
+    pub claims: Vec<Arc<ResourceClaim>>,
+}
+
+#[derive(Debug)]
+struct ByOwner<K> {
+    owned: BTreeMap<String, Vec<Arc<K>>>,
+    orphans: BTreeMap<DeploymentId, Vec<Arc<K>>>,
 }
 
 impl Owned {
@@ -24,21 +38,44 @@ impl Owned {
 
     /// In the order of their names.
     pub fn pods(&self, uid: &str) -> &[Arc<Pod>] {
-        self.pods.get(uid).map(Vec::as_slice).unwrap_or_default()
+        self.pods.owned.get(uid).map(Vec::as_slice).unwrap_or_default()
     }
 
     /// In the order of their names.
     pub fn claims(&self, uid: &str) -> &[Arc<ResourceClaim>] {
-        self.claims.get(uid).map(Vec::as_slice).unwrap_or_default()
+        self.claims.owned.get(uid).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// Made for a deployment of this name, and owned by nobody.
+    pub fn orphans(&self, id: &DeploymentId) -> Orphans {
+        Orphans {
+            pods: self.pods.orphans.get(id).cloned().unwrap_or_default(),
+            claims: self.claims.orphans.get(id).cloned().unwrap_or_default(),
+        }
     }
 }
 
-fn by_owner<K: ResourceExt>(objects: &Objects<K>) -> BTreeMap<String, Vec<Arc<K>>> {
-    let mut owned: BTreeMap<String, Vec<Arc<K>>> = BTreeMap::new();
+impl Orphans {
+    pub fn is_empty(&self) -> bool {
+        self.pods.is_empty() && self.claims.is_empty()
+    }
+}
+
+impl<K> Default for ByOwner<K> {
+    fn default() -> Self {
+        Self { owned: BTreeMap::new(), orphans: BTreeMap::new() }
+    }
+}
+
+/// Only what carries our labels: an object that merely names a deployment as its owner is not ours.
+fn by_owner<K: ResourceExt>(objects: &Objects<K>) -> ByOwner<K> {
+    let mut found = ByOwner::default();
     for object in objects.values() {
-        for owner in object.owner_references() {
-            owned.entry(owner.uid.clone()).or_default().push(object.clone());
+        let Some(deployment) = labelled(object.meta()) else { continue };
+        match controller(object.meta()) {
+            Some(owner) => found.owned.entry(owner.uid.clone()).or_default().push(object.clone()),
+            None => found.orphans.entry(deployment).or_default().push(object.clone()),
         }
     }
-    owned
+    found
 }

@@ -4,7 +4,7 @@
 //! back-off (10 s to 5 min): that needs no write of ours, keeps the slice, and works while the
 //! operator is absent. A replica counts as failed, to be made anew elsewhere, when its pod ended as a
 //! whole (evicted, refused by the kubelet), or when its engine has ended [`RESTARTS_TOO_MANY`] times
-//! without ever saying that the model is at fault, for which another node would be no cure.
+//! without ever reporting that the model is at fault, for which another node would be no cure.
 
 use std::sync::Arc;
 
@@ -13,25 +13,28 @@ use k8s_openapi::api::core::v1::{Pod, PodCondition};
 use stowage_crds::names::{ANNOTATION_DRAINING, CLAIM_PREFIX};
 use stowage_planner::snapshot::{Overshoot, Phase, Replica};
 
+use super::changed::changed;
 use super::nodes::{lost, millis_between};
+use crate::observe::agents::FoundOvershoot;
 use crate::observe::identity::identity;
 use crate::observe::view::View;
 use crate::translate::snapshot::startup::{Startup, startup};
+use crate::translate::validate::Wanted;
 
 /// With the kubelet's back-off this is after about five minutes.
 const RESTARTS_TOO_MANY: i32 = 6;
 
 /// The replicas that these pods are, sorted by slot and life. `was_ready`: pods (by UID) that have been Ready.
-pub fn of(view: &View, pods: &[Arc<Pod>], was_ready: &dyn Fn(&str) -> bool) -> Vec<Replica> {
-    let mut replicas: Vec<Replica> = pods.iter().filter_map(|pod| replica(view, pod, was_ready)).collect();
+pub fn of(view: &View, pods: &[Arc<Pod>], wanted: Option<&Wanted>, was_ready: &dyn Fn(&str) -> bool) -> Vec<Replica> {
+    let mut replicas: Vec<Replica> = pods.iter().filter_map(|pod| replica(view, pod, wanted, was_ready)).collect();
     replicas.sort_by(|a, b| (a.index, a.incarnation, &a.name).cmp(&(b.index, b.incarnation, &b.name)));
     replicas
 }
 
-fn replica(view: &View, pod: &Pod, was_ready: &dyn Fn(&str) -> bool) -> Option<Replica> {
+fn replica(view: &View, pod: &Pod, wanted: Option<&Wanted>, was_ready: &dyn Fn(&str) -> bool) -> Option<Replica> {
     let id = identity(&pod.metadata)?;
     let meta = &pod.metadata;
-    let node = id.placement.as_ref().map(|placement| placement.node.clone());
+    let node = node_of(pod);
     let kube_node = node.as_ref().and_then(|name| view.nodes.get(&(String::new(), name.clone())));
     let created_ms = meta.creation_timestamp.as_ref().map_or(view.now, |time| time.0);
     Some(Replica {
@@ -39,13 +42,27 @@ fn replica(view: &View, pod: &Pod, was_ready: &dyn Fn(&str) -> bool) -> Option<R
         incarnation: id.replica.incarnation,
         name: meta.name.clone().unwrap_or_default(),
         spec_hash: id.spec_hash,
-        phase: unprepared(view, pod, node.as_deref())
-            .unwrap_or_else(|| phase(view.now, pod, was_ready(meta.uid.as_deref().unwrap_or_default()))),
+        phase: judged_phase(view, pod, wanted, was_ready),
         node_lost: node.is_some() && lost(kube_node.map(AsRef::as_ref)),
-        overshoot: overshoot(view, pod, node.as_deref()),
+        overshoot: overshoot(view, pod),
         placement: id.placement,
         created_ms: millis(created_ms),
     })
+}
+
+/// Where the pod runs: where it is bound, whatever its annotations say; until then, where it is to go.
+pub fn node_of(pod: &Pod) -> Option<String> {
+    let bound = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
+    bound.or_else(|| Some(identity(&pod.metadata)?.placement?.node))
+}
+
+/// The pod's phase, with what its node's agent and a comparison with the spec add to it.
+fn judged_phase(view: &View, pod: &Pod, wanted: Option<&Wanted>, was_ready: &dyn Fn(&str) -> bool) -> Phase {
+    let own = phase(view.now, pod, was_ready(pod.metadata.uid.as_deref().unwrap_or_default()));
+    match changed(pod, wanted) {
+        Some(reason) if own != Phase::Terminating => Phase::Failed { reason },
+        _ => unprepared(view, pod).unwrap_or(own),
+    }
 }
 
 /// Where the pod is in its life.
@@ -55,12 +72,12 @@ pub fn phase(now: Timestamp, pod: &Pod, was_ready: bool) -> Phase {
     }
     let status = pod.status.clone().unwrap_or_default();
     if let Some(kind @ ("Failed" | "Succeeded")) = status.phase.as_deref() {
-        let words = [status.reason, status.message].into_iter().flatten().collect::<Vec<_>>().join(": ");
-        return Phase::Failed { reason: if words.is_empty() { format!("pod {kind}") } else { words } };
+        let texts = [status.reason, status.message].into_iter().flatten().collect::<Vec<_>>().join(": ");
+        return Phase::Failed { reason: if texts.is_empty() { format!("pod {kind}") } else { texts } };
     }
     if let Some(since) = pod.metadata.annotations.as_ref().and_then(|all| all.get(ANNOTATION_DRAINING)) {
         let since_ms = since.parse::<Timestamp>().map_or(millis(now), millis);
-        // Nobody counts requests here: once gateways had time to see the annotation the pod is
+        // Requests are not counted here: once gateways had time to see the annotation the pod is
         // deleted, and the engine finishes what it still runs within the pod's grace period.
         return Phase::Draining { since_ms, in_flight: Some(0) };
     }
@@ -87,23 +104,23 @@ fn unscheduled(now: Timestamp, pod: &Pod) -> Phase {
     }
 }
 
-/// Bound, and the node's agent says that it cannot hand out the slice (a full disk, say): no container of
+/// Bound, and the node's agent reports that it cannot hand out the slice (a full disk, say): no container of
 /// the pod can have started. Whatever else is true of the pod (it ends, it failed) comes first.
-fn unprepared(view: &View, pod: &Pod, node: Option<&str>) -> Option<Phase> {
-    let node = node?;
+fn unprepared(view: &View, pod: &Pod) -> Option<Phase> {
+    let node = node_of(pod)?;
     let claim = format!("{CLAIM_PREFIX}{}", pod.metadata.name.as_deref()?);
     let wanted = (pod.metadata.namespace.as_deref()?, claim.as_str());
     let found = view
         .agents
-        .get(node)?
+        .get(&node)?
         .refusals
         .iter()
         .find(|found| (found.namespace.as_str(), found.claim.as_str()) == wanted)?;
-    // Never against a namesake that was born after the refusals began.
-    let born =
+    // Never against a later pod of the same name.
+    let existed =
         pod.metadata.creation_timestamp.as_ref().is_some_and(|time| millis(time.0) <= millis(found.since) + 1_000);
     let starting = phase(view.now, pod, false) == Phase::Starting;
-    (born && starting)
+    (existed && starting)
         .then(|| Phase::Unprepared { since_ms: millis(found.since), message: format!("{node}: {}", found.message) })
 }
 
@@ -112,17 +129,21 @@ pub fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<&'a PodCondition> {
     pod.status.as_ref()?.conditions.as_ref()?.iter().find(|condition| condition.type_ == kind)
 }
 
-/// Evidence of the node's agent that this pod uses more than it was promised.
-fn overshoot(view: &View, pod: &Pod, node: Option<&str>) -> Option<Overshoot> {
-    let news = view.agents.get(node?)?;
-    let (namespace, name) = (pod.metadata.namespace.as_deref()?, pod.metadata.name.as_deref()?);
-    let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-    let found = news.overshoots.iter().find(|found| {
-        let same = found.namespace == namespace && found.pod == name;
-        // Never against a namesake that was born after the samples.
-        same && (found.pod_uid.is_empty() || found.pod_uid == uid)
-    })?;
-    Some(found.evidence.clone())
+/// Evidence of any agent that this pod uses more than it was promised. The UID decides: neither the
+/// node that the pod's annotations name nor another pod of its name is asked. An agent that could not
+/// find the UID counts for the pods that are bound to its own node.
+fn overshoot(view: &View, pod: &Pod) -> Option<Overshoot> {
+    let uid = pod.metadata.uid.as_deref().filter(|uid| !uid.is_empty())?;
+    let all = view.agents.iter().flat_map(|(node, report)| report.overshoots.iter().map(move |found| (node, found)));
+    let bound = pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref());
+    let named = |node: &String, found: &FoundOvershoot| {
+        let names = (pod.metadata.namespace.as_deref(), pod.metadata.name.as_deref());
+        found.pod_uid.is_empty()
+            && bound == Some(node)
+            && names == (Some(found.namespace.as_str()), Some(found.pod.as_str()))
+    };
+    let mut of_pod = all.filter(|(node, found)| found.pod_uid == uid || named(node, found));
+    of_pod.next().map(|(_, found)| found.evidence.clone())
 }
 
 pub fn millis(at: Timestamp) -> u64 {
@@ -132,14 +153,15 @@ pub fn millis(at: Timestamp) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::observe::agents::AgentReport;
 
     const NOW: &str = "2026-01-01T12:00:00Z";
 
-    /// `pod`: in YAML. Draining and Unscheduled are told with their first words.
+    /// `pod`: in YAML. `expect`: how the phase begins.
     fn check(name: &str, pod: &str, was_ready: bool, expect: &str) {
         let pod: Pod = serde_yaml::from_str(pod).unwrap();
-        let said = format!("{:?}", phase(NOW.parse().unwrap(), &pod, was_ready));
-        assert!(said.starts_with(expect), "{name}: {said}");
+        let found = format!("{:?}", phase(NOW.parse().unwrap(), &pod, was_ready));
+        assert!(found.starts_with(expect), "{name}: {found}");
     }
 
     fn running(ready: &str, container: &str) -> String {
@@ -160,8 +182,42 @@ mod tests {
         )
     }
 
+    fn evidence(pod: &str, uid: &str) -> FoundOvershoot {
+        let evidence = Overshoot {
+            gpu: "g".into(),
+            promised_bytes: 1,
+            used_bytes: 2,
+            samples: 5,
+            source: "NVML".into(),
+            headroom: false,
+        };
+        FoundOvershoot { namespace: "a".into(), pod: pod.into(), pod_uid: uid.into(), evidence }
+    }
+
     #[test]
-    fn a_pod_is_in_one_phase_of_its_life() {
+    fn overshoot_is_found_by_the_pods_uid_at_any_agent_whatever_the_annotations_say() {
+        let view_of = |found: FoundOvershoot| View {
+            agents: [("n1".to_owned(), AgentReport { overshoots: vec![found], ..AgentReport::default() })].into(),
+            ..View::default()
+        };
+        let pod: Pod = serde_yaml::from_str(
+            "{metadata: {namespace: a, name: x, uid: u, annotations: {stowage.dev/placement: nonsense}}, spec: {nodeName: n1, containers: []}}",
+        )
+        .unwrap();
+        let elsewhere = Pod { spec: None, ..pod.clone() };
+        for (pod, found, expect) in [
+            (&pod, evidence("x", "u"), true),
+            (&elsewhere, evidence("other-name", "u"), true),
+            (&pod, evidence("x", "of-a-later-pod"), false),
+            (&pod, evidence("x", ""), true),
+            (&elsewhere, evidence("x", ""), false),
+        ] {
+            assert_eq!(overshoot(&view_of(found.clone()), pod).is_some(), expect, "{found:?}");
+        }
+    }
+
+    #[test]
+    fn pod_is_in_one_phase() {
         check("not yet bound", "status: {phase: Pending}", false, "Unscheduled");
         check(
             "refused by the scheduler",
@@ -187,11 +243,11 @@ mod tests {
     }
 
     #[test]
-    fn an_engine_that_ends_again_and_again_is_made_anew_unless_its_model_is_at_fault() {
+    fn engine_that_ends_repeatedly_is_replaced_unless_its_model_is_at_fault() {
         check("a few times", &ended(5, 1), false, "Starting");
         check("too often", &ended(6, 1), false, "Failed { reason: \"the engine ended 6 times\"");
         check("too often, and it had served", &ended(6, 1), true, "Failed");
-        // EX_CONFIG: the engine says that the model cannot be loaded, and no other node would help.
+        // EX_CONFIG: the engine reports that the model cannot be loaded, and no other node would help.
         check("a model that cannot be loaded", &ended(60, 78), false, "Starting");
     }
 }

@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use stowage_crds::conditions::reasons;
 use stowage_crds::names::ENGINE_CONTAINER;
 
-/// The exit code by which an engine says that the model, not the machine, is at fault. See docs/operator.md.
+/// The exit code by which an engine reports that the model, not the machine, is at fault. See docs/operator.md.
 pub const EXIT_MODEL_REFUSED: i32 = 78;
 /// Longest line that goes into a condition.
 const MAX_LINE: usize = 400;
@@ -12,7 +12,7 @@ const MAX_LINE: usize = 400;
 /// How the start of a pod goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Startup {
-    /// Nothing to complain about.
+    /// No problem is known.
     Fine,
     /// `reason` is one of the conditions' reasons.
     Trouble { reason: &'static str, message: String, restarts: i32, model_refused: bool },
@@ -32,7 +32,7 @@ pub fn startup(pod: &Pod) -> Startup {
         | "RegistryUnavailable"
         | "ImageInspectError"
         | "ImageVolumeMountFailed" => {
-            // The kubelet says the same in two forms that take turns; the cause stands at the end of both.
+            // The kubelet reports the same in two alternating forms; the cause stands at the end of both.
             let cause = words.rsplit_once("ErrImagePull: ").map_or(words, |(_, cause)| cause);
             let message = format!("cannot start: an image cannot be pulled: {cause}");
             trouble(reasons::IMAGE_PULL_FAILED, message, status)
@@ -49,7 +49,7 @@ fn engine(pod: &Pod) -> Option<&ContainerStatus> {
     all.iter().find(|status| status.name == ENGINE_CONTAINER)
 }
 
-/// An engine that runs is judged by its probes; one that ended, by its last words.
+/// An engine that runs is judged by its probes; one that ended, by its last message.
 fn ended(status: &ContainerStatus, backing_off: bool) -> Startup {
     let state = status.state.as_ref();
     if state.is_some_and(|state| state.running.is_some()) && status.ready {
@@ -87,7 +87,7 @@ fn trouble(reason: &'static str, message: String, status: &ContainerStatus) -> S
     }
 }
 
-/// The last line that says something, shortened: engines print their reason last.
+/// The last line that is not empty, shortened: engines print their reason last.
 fn last_line(text: &str) -> String {
     let line = text.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
     if line.chars().count() <= MAX_LINE {
@@ -113,7 +113,7 @@ mod tests {
     const BASE: &str = "name: engine, image: i, imageID: i, restartCount: 3";
 
     #[test]
-    fn a_refused_model_is_told_in_the_engines_own_last_line() {
+    fn refused_model_is_reported_in_the_last_line_of_the_engine() {
         check(
             &format!(
                 "{{{BASE}, ready: false, state: {{waiting: {{reason: CrashLoopBackOff, message: back-off}}}}, lastState: {{terminated: {{exitCode: 78, reason: Error, message: \"loading\\nmodel.gguf: tensor blk.7 ends at byte 98: it is truncated\\n\"}}}}}}"

@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use stowage_crds::quantity::{parse_bytes, parse_milli};
 use stowage_planner::snapshot::Resources;
 
-use crate::observe::identity::identity;
+use super::replicas::node_of;
 use crate::observe::view::Objects;
 
 /// What is taken on one node.
@@ -32,19 +32,13 @@ pub fn by_node(pods: &Objects<Pod>) -> BTreeMap<String, Taken> {
     nodes
 }
 
-/// Where the pod is, or where it must go.
-fn node_of(pod: &Pod) -> Option<String> {
-    let bound = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
-    bound.or_else(|| Some(identity(&pod.metadata)?.placement?.node))
-}
-
 /// A pod that ended takes nothing any more.
 fn finished(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     matches!(phase, Some("Succeeded" | "Failed"))
 }
 
-/// Milli-CPU and bytes: the larger of all containers together and the hungriest moment of the
+/// Milli-CPU and bytes: the larger of all containers together and the largest request during
 /// initialisation, plus overhead. Sidecars (init containers that restart always) count with both.
 pub fn requests(spec: &PodSpec) -> (u64, u64) {
     let main = sum(spec.containers.iter());
@@ -101,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn containers_add_up_and_a_hungry_init_container_counts_alone() {
+    fn containers_add_up_and_a_larger_init_container_counts_alone() {
         check(
             "containers: [{name: a, resources: {requests: {cpu: 500m, memory: 1Gi}}}, {name: b, resources: {requests: {cpu: '1'}}}]",
             (1500, 1 << 30),

@@ -7,15 +7,15 @@ use stowage_crds::gpu_node::GpuDevice;
 use stowage_crds::validate::{AcceptedClass, validate_class};
 use stowage_planner::snapshot::Class;
 
+use super::{Refusal, refusal};
 use crate::observe::view::{Objects, StoredClass};
-use crate::translate::validate::told;
 
 /// The accepted classes, and why the others are not.
 #[derive(Debug, Clone, Default)]
 pub struct Classes {
     accepted: BTreeMap<String, AcceptedClass>,
     /// Condition reason and message, by name.
-    pub refused: BTreeMap<String, (&'static str, String)>,
+    pub refused: BTreeMap<String, Refusal>,
 }
 
 impl Classes {
@@ -23,13 +23,13 @@ impl Classes {
         let mut classes = Self::default();
         for class in stored.values() {
             let judged = match &class.spec {
-                Ok(spec) => validate_class(spec).map_err(|refusals| told(&refusals)),
+                Ok(spec) => validate_class(spec).map_err(|refusals| refusal(&refusals)),
                 Err(err) => Err((reasons::MALFORMED, err.to_string())),
             };
             let name = class.name().to_owned();
             match judged {
                 Ok(accepted) => drop(classes.accepted.insert(name, accepted)),
-                Err(refusal) => drop(classes.refused.insert(name, refusal)),
+                Err(why) => drop(classes.refused.insert(name, why)),
             }
         }
         classes

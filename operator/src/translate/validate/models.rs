@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+use super::deployment::Alone;
 use super::tenants::Tenants;
-use crate::observe::view::{StoredDeployment, View};
+use crate::observe::view::StoredDeployment;
 
 /// Of each (tenant, model name) the deployment that has it: the oldest one. Two models of one name in
 /// one tenant would leave it open which one a client means.
@@ -19,11 +20,13 @@ pub struct Models<'a> {
 type Age<'a> = (Option<&'a Time>, &'a str, &'a str);
 
 impl<'a> Models<'a> {
-    pub fn read(view: &'a View, tenants: &'a Tenants) -> Self {
+    /// A deployment whose spec is refused keeps its name: its replicas go on serving under it.
+    pub fn read(deployments: &'a [(&'a StoredDeployment, Alone)], tenants: &'a Tenants) -> Self {
         let mut models = Self { tenants, oldest: BTreeMap::new() };
-        for stored in view.deployments.values() {
-            let (Some(tenant), Ok(spec)) = (tenants.of(stored.namespace()), &stored.spec) else { continue };
-            let model = spec.model.name.as_deref().unwrap_or(stored.name());
+        for (stored, alone) in deployments {
+            let (Some(tenant), Some(model)) = (tenants.of(stored.namespace()), &alone.standing.model_name) else {
+                continue;
+            };
             let oldest = models.oldest.entry((tenant, model)).or_insert_with(|| age(stored));
             *oldest = (*oldest).min(age(stored));
         }

@@ -35,7 +35,7 @@ pub fn condition_message(r: &DeploymentReport) -> String {
         ),
         Outcome::WaitingForQuota => quota_message(r),
         Outcome::WaitingForGPU | Outcome::StaleInput => placement_message(r),
-        Outcome::BackOff => waits_message(&r.waits),
+        Outcome::BackOff | Outcome::Refused => waits_message(&r.waits),
     };
     for t in &r.troubles {
         let _ = write!(out, " {}.", trouble(t));
@@ -246,6 +246,7 @@ fn wait(w: &Wait) -> String {
         Wait::BackOff { index, until_ms, failures } => {
             format!("replica {index} failed {failures} times in a row, next attempt at {}", clock(*until_ms))
         }
+        Wait::Refused { until_ms: _, message } => message.trim_end_matches('.').to_owned(),
         Wait::Availability { index, pod } => {
             format!("replica {index}: {pod} is renewed when enough others are Ready")
         }

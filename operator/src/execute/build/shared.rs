@@ -1,10 +1,11 @@
-//! The Service and the NetworkPolicy of a deployment: same for all its replicas, applied first.
+//! What all replicas of a deployment share: its Service, its NetworkPolicy, its PodDisruptionBudget.
 
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::api::networking::v1::{
     NetworkPolicy, NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec,
 };
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
+use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use stowage_crds::names::{ENGINE_PORT, GATEWAY_SERVICE, HTTP_PORT_NAME, SYSTEM_NAMESPACE};
 
@@ -13,7 +14,7 @@ use super::Owner;
 /// Headless: names the ready pods for people and tools. Gateways watch the pods themselves.
 pub fn service(owner: &Owner<'_>) -> Service {
     Service {
-        metadata: meta(owner),
+        metadata: owner.meta(),
         spec: Some(ServiceSpec {
             cluster_ip: Some("None".into()),
             selector: Some(owner.selector()),
@@ -48,7 +49,7 @@ pub fn policy(owner: &Owner<'_>, port: u16) -> NetworkPolicy {
         end_port: None,
     };
     NetworkPolicy {
-        metadata: meta(owner),
+        metadata: owner.meta(),
         spec: Some(NetworkPolicySpec {
             pod_selector: Some(LabelSelector { match_labels: Some(owner.selector()), ..LabelSelector::default() }),
             policy_types: Some(vec!["Ingress".into(), "Egress".into()]),
@@ -58,12 +59,18 @@ pub fn policy(owner: &Owner<'_>, port: u16) -> NetworkPolicy {
     }
 }
 
-fn meta(owner: &Owner<'_>) -> ObjectMeta {
-    ObjectMeta {
-        name: Some(owner.name.to_owned()),
-        namespace: Some(owner.namespace.to_owned()),
-        labels: Some(owner.labels()),
-        owner_references: Some(vec![owner.reference()]),
-        ..ObjectMeta::default()
+/// Voluntary disruptions (a node drained by `kubectl drain`) end one replica at a time: the next
+/// eviction is refused until the replacement is Ready.
+pub fn budget(owner: &Owner<'_>) -> PodDisruptionBudget {
+    PodDisruptionBudget {
+        metadata: owner.meta(),
+        spec: Some(PodDisruptionBudgetSpec {
+            max_unavailable: Some(IntOrString::Int(1)),
+            selector: Some(LabelSelector { match_labels: Some(owner.selector()), ..LabelSelector::default() }),
+            // A replica that does not serve is not worth keeping a node for.
+            unhealthy_pod_eviction_policy: Some("AlwaysAllow".into()),
+            ..PodDisruptionBudgetSpec::default()
+        }),
+        status: None,
     }
 }
