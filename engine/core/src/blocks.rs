@@ -52,7 +52,7 @@ impl BlockHash {
     }
 }
 
-/// No neighbour in the free list.
+/// No adjacent entry in the free list.
 const NONE: BlockId = BlockId::MAX;
 
 #[derive(Debug, Clone)]
@@ -61,7 +61,7 @@ struct Block {
     refs: u32,
     /// Set from publication until the space is used for something else.
     hash: Option<BlockHash>,
-    /// Neighbours in the free list, meaningful while `refs` is 0.
+    /// Adjacent entries in the free list, meaningful while `refs` is 0.
     prev: BlockId,
     next: BlockId,
     /// Allocated at least once, so its memory is really in use.
@@ -105,12 +105,12 @@ impl BlockPool {
         self.blocks.len()
     }
 
-    /// Blocks nobody holds, cached ones included.
+    /// Blocks that no request holds, cached ones included.
     pub fn free(&self) -> usize {
         self.free_len
     }
 
-    /// Blocks somebody holds.
+    /// Blocks that requests hold.
     pub fn used(&self) -> usize {
         self.total() - self.free_len
     }

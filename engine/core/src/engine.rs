@@ -135,7 +135,7 @@ pub struct Load {
     pub running: usize,
     /// Requests that wait to run.
     pub waiting: usize,
-    /// Blocks that requests hold; cached ones that nobody holds are not counted.
+    /// Blocks that requests hold; cached ones that no request holds are not counted.
     pub blocks_used: usize,
     /// All blocks.
     pub blocks_total: usize,
@@ -214,7 +214,7 @@ impl<E: Executor> Engine<E> {
         }
     }
 
-    /// Takes a request into the queue, or says why not.
+    /// Takes a request into the queue, or refuses it with the reason.
     pub fn submit(&mut self, mut request: Request) -> Result<(), Refusal> {
         self.judge(&request)?;
         let room = self.max_sequence - request.prompt.len();

@@ -160,7 +160,7 @@ fn the_queue_is_bounded() {
 }
 
 #[test]
-fn a_cancelled_request_says_nothing_more_and_holds_nothing() {
+fn cancelled_request_sends_no_event_and_holds_no_block() {
     let mut engine = engine(64, 16);
     engine.submit(request(1, prompt(1, 40), 50)).unwrap();
     let mut events = Vec::new();
@@ -261,7 +261,7 @@ fn scores_alone(prompt: Vec<u32>) -> Vec<TokenLogprobs> {
 }
 
 #[test]
-fn a_scored_prompt_gets_what_the_model_says_of_each_token_but_the_first() {
+fn scored_prompt_gets_a_logprob_for_each_token_but_the_first() {
     let answer_tokens = alone(&request(1, prompt(3, 20), 8));
     let continued: Vec<u32> = prompt(3, 20).into_iter().chain(answer_tokens.iter().copied()).collect();
     let scored = scores_alone(continued.clone());
@@ -367,7 +367,7 @@ fn a_stop_names_the_token_that_ended_the_answer() {
     assert_eq!(stop.logprobs.as_ref().unwrap().top[0].token, STOP);
 }
 
-/// Fails on the steps it is told to, and like a real device leaves garbage in what it was writing.
+/// Fails on the steps given, and like a real device leaves garbage in what it was writing.
 struct Flaky {
     inner: SimExecutor,
     fail: Vec<bool>,
@@ -400,7 +400,7 @@ fn flaky(fail: Vec<bool>) -> Engine<Flaky> {
 }
 
 #[test]
-fn a_step_that_fails_once_is_repeated_without_a_trace_in_the_text() {
+fn step_that_fails_once_is_repeated_with_the_same_text() {
     let mut engine = flaky(vec![false, true, false, false, true, false, true]);
     let request = request(1, prompt(3, 40), 10);
     engine.submit(request.clone()).unwrap();
@@ -479,7 +479,7 @@ impl Case {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
     /// A request's text is its own: equal alone and in company, in one piece and in chunks, from
-    /// the cache and computed, preempted or not. Everybody ends, and nothing is left behind.
+    /// the cache and computed, preempted or not. Every request ends, and no block stays held.
     #[test]
     fn the_text_does_not_depend_on_the_company(
         cases in prop::collection::vec(case(), 1..10),

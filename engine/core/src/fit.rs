@@ -1,7 +1,7 @@
 //! The cost model's coefficients, learnt from the steps as they happen.
 //!
 //! `milliseconds = a + d·decodes + k·(KV tokens)/1000 + p·(prefill tokens)/1000`, by recursive least
-//! squares that slowly forgets, so that a slower neighbour or a throttled clock shows within a few
+//! squares that slowly forgets, so that a slower workload beside it or a throttled clock shows within a few
 //! hundred steps. Routing and autoscaling read the result from the load report.
 
 /// Weight of the past at each step: half of it is gone after about 140.

@@ -52,7 +52,7 @@ pub struct Request {
 /// Why a request ended.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum FinishReason {
-    /// The model said one of the stop tokens.
+    /// The model generated one of the stop tokens.
     Stop,
     /// `max_tokens`, or the end of the context.
     Length,

@@ -9,8 +9,8 @@
 //! A waiting request whose next block is being computed by a running one waits for it: the burst of
 //! equal prompts after a deployment costs one prefill and not sixteen.
 //!
-//! Deliberately absent: clocks, logits, the executor. `schedule` decides, [`Scheduler::commit`] is
-//! told what was really computed, and only then are blocks offered to others.
+//! Deliberately absent: clocks, logits, the executor. `schedule` decides, [`Scheduler::commit`] takes
+//! what was really computed, and only then are blocks offered to others.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -156,7 +156,7 @@ impl Scheduler {
         self.sequences.contains_key(&id)
     }
 
-    /// Prompt tokens that nobody has computed yet, a measure of the time before a newcomer's first
+    /// Prompt tokens that are not computed yet, a measure of the time before a newcomer's first
     /// token. What the cache will save is not known yet and not taken off.
     pub fn prefill_backlog(&self) -> usize {
         let of = |turn: &Turn| self.sequences[&turn.2].remaining();
@@ -383,7 +383,7 @@ impl Scheduler {
             }
         }
         let missing = sequence.tokens.len().div_ceil(BLOCK_TOKENS) - cached.len();
-        // Cached blocks that nobody holds are in the free list, and leave it when taken.
+        // Cached blocks that no request holds are in the free list, and leave it when taken.
         let taken = cached.iter().filter(|block| self.pool.is_free(**block)).count();
         if missing + self.running.len() > self.pool.free() - taken {
             return Err(NotYet::NoRoom);
@@ -391,7 +391,7 @@ impl Scheduler {
         Ok(cached)
     }
 
-    /// Tells the others which blocks this request will compute.
+    /// Records which blocks this request will compute, so that others wait for them.
     fn announce(&mut self, id: RequestId) {
         let Some(sequence) = self.sequences.get_mut(&id) else { return };
         let (from, to) = (sequence.published, sequence.tokens.len() / BLOCK_TOKENS);

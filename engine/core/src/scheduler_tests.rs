@@ -239,7 +239,7 @@ fn a_tenant_with_all_places_makes_way_until_the_tenants_run_equally_many() {
         driver.submit_as(id, prompt(id as u32, 4), Priority::Interactive, "a");
     }
     assert_eq!(admitted(&driver.step(1)), [0, 1, 2, 3]);
-    assert_eq!(admitted(&driver.step(1)), [] as [u64; 0], "nobody else wants a place");
+    assert_eq!(admitted(&driver.step(1)), [] as [u64; 0], "no other request wants a place");
     for id in 10..14 {
         driver.submit_as(id, prompt(id as u32, 4), Priority::Interactive, "b");
     }
@@ -299,8 +299,8 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 proptest! {
-    /// Whatever happens: the budget holds, no block leaks or has two writers, and once nobody new
-    /// comes, everybody is computed in a bounded number of steps.
+    /// Whatever happens: the budget holds, no block leaks or has two writers, and once no new request
+    /// comes, every request is computed in a bounded number of steps.
     #[test]
     fn budget_blocks_and_liveness(
         ops in prop::collection::vec(op(), 0..80),

@@ -43,7 +43,7 @@ pub struct SimConfig {
     pub max_step_tokens: usize,
     /// Tokens the text is made of, so that it can be printed. Not empty, below `vocab`.
     pub alphabet: std::ops::Range<u32>,
-    /// Said with about one token in this many. 0 is never.
+    /// Generated about once in this many tokens. 0 is never.
     pub stop_token: u32,
     /// One token in so many is the stop token; 0: none.
     pub stop_every: u64,

@@ -6,7 +6,7 @@
 //!
 //! Every result is a function of its own row only. A row's sum runs in an order fixed by the
 //! matrix, never by how many rows run beside it or how a prompt was cut into chunks, so a request
-//! gets the same bits alone and in a crowd (on one instruction set; between two it does not).
+//! gets the same bits alone and among others (on one instruction set; between two it does not).
 
 #![deny(unsafe_op_in_unsafe_fn)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]

@@ -2,8 +2,8 @@
 //!
 //! A model step is hundreds of short loops with a barrier after each, so handing out work must
 //! cost nanoseconds, and waiting must not cost a core for ever: a waiter spins for at most 50 µs
-//! and then parks. Work is claimed, not assigned: whoever comes first takes a share of what
-//! remains. A worker that the system runs elsewhere therefore delays nobody, because the caller does the
+//! and then parks. Work is claimed, not assigned: the first worker takes a share of what
+//! remains. A worker that the system runs elsewhere therefore delays no step, because the caller does the
 //! work itself; only a claim in progress is waited for.
 //!
 //! Who claims which part varies from run to run. Loops whose result depends on that are wrong.
@@ -20,7 +20,7 @@ const SPIN: Duration = Duration::from_micros(50);
 /// A loop body: called with ranges `[from, to)` of items.
 type Body<'a> = dyn Fn(usize, usize) + Sync + 'a;
 
-/// One word tells everything a claim needs to agree on, so that a claim is one compare-exchange:
+/// One word holds everything that a claim depends on, so that a claim is one compare-exchange:
 /// generation (24 bits), number of items (20 bits), next unclaimed item (20 bits).
 #[derive(Clone, Copy, PartialEq)]
 struct Ticket(u64);
@@ -224,7 +224,7 @@ impl State {
     }
 }
 
-/// Spins until `condition` or for [`SPIN`]; tells which.
+/// Spins until `condition` or for [`SPIN`]; true when the condition holds.
 fn spin_until(condition: &dyn Fn() -> bool) -> bool {
     let start = Instant::now();
     loop {

@@ -1,4 +1,4 @@
-//! The stopwatch of `cargo xtask bench engine`: loads one model, says so, and then answers every line
+//! The stopwatch of `cargo xtask bench engine`: loads one model, reports it, and then answers every line
 //! of standard input with a line of JSON.
 //!
 //!     decode STREAMS DEPTH SECONDS   steps of one token for each of so many sequences of that length

@@ -11,7 +11,7 @@ pub struct Mapped(memmap2::Mmap);
 impl Mapped {
     pub fn open(path: &Path) -> std::io::Result<Mapped> {
         let file = File::open(path)?;
-        // SAFETY: the mapping is only sound while nobody truncates or rewrites the file. Models
+        // SAFETY: the mapping is only sound while no process truncates or rewrites the file. Models
         // are delivered in read-only images or written once and renamed; a writer in place would
         // break every engine that maps its weights. Nothing here keeps a reference after loading.
         let map = unsafe { memmap2::Mmap::map(&file)? };

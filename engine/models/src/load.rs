@@ -137,7 +137,7 @@ fn plan(opened: &Opened, options: &LoadOptions, isa: Isa, threads: usize) -> Res
             blocks
         }
     };
-    // Block ids are u32, and nobody needs more than this.
+    // Block ids are u32, and no model needs more than this.
     plan.num_blocks = plan.num_blocks.min(1 << 24);
     plan.context_len = wanted.min(plan.num_blocks * BLOCK_TOKENS);
     Ok(plan)

@@ -1,4 +1,4 @@
-//! What a model file says about itself beside its weights.
+//! The metadata of a model beside its weights.
 
 use std::path::PathBuf;
 
@@ -9,7 +9,7 @@ pub struct ModelMeta {
     pub path: PathBuf,
     /// `llama`, `qwen2`, `qwen3`.
     pub architecture: String,
-    /// The name its makers gave it, if the file says so.
+    /// The name its makers gave it, if the file has one.
     pub name: Option<String>,
     pub parameters: u64,
     /// What the model was trained for; an instance may be limited to less (`ModelInfo`).
@@ -40,11 +40,11 @@ pub struct HfTokenizer {
     pub file: PathBuf,
     pub bos: Setting,
     pub eos: Setting,
-    /// Texts of tokens that count as control tokens whatever `tokenizer.json` says.
+    /// Texts of tokens that count as control tokens whatever flag they have in `tokenizer.json`.
     pub special: Vec<String>,
     /// Flags that win over those of `tokenizer.json`.
     pub added: Vec<AddedToken>,
-    /// Whether a plain prompt begins with the first token of a text, `None`: as `tokenizer.json` says.
+    /// Whether a plain prompt begins with the first token of a text, `None`: as the post-processor of `tokenizer.json` does.
     pub add_bos: Option<bool>,
     pub add_eos: Option<bool>,
 }
@@ -52,10 +52,10 @@ pub struct HfTokenizer {
 /// The text of a named token.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub enum Setting {
-    /// No file says anything.
+    /// No file has the setting.
     #[default]
     Missing,
-    /// A file says that there is none.
+    /// A file sets it to none.
     None,
     Text(String),
 }
@@ -87,7 +87,7 @@ pub struct GgufTokenizer {
     /// Text of each token, as many as the vocabulary has rows. Byte-level BPE spells bytes as
     /// printable characters here.
     pub tokens: Vec<String>,
-    /// One per token: see [`TokenType`]. Tokens whose text leaves no doubt are control tokens here even
+    /// One per token: see [`TokenType`]. Tokens whose text only a control token has are control tokens here even
     /// where the file has another type.
     pub types: Vec<i32>,
     /// `left right`, the most important first.

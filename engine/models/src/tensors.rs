@@ -1,6 +1,6 @@
 //! Which tensors a decoder consists of.
 //!
-//! One table says it for the check of a file, for packing and for the count of bytes. A tensor that
+//! One table is used for the check of a file, for packing and for the count of bytes. A tensor that
 //! is in the file and not in the table would be left out of the computation, and the answers would
 //! be wrong without a sign of it: such a file is refused.
 

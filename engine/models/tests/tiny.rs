@@ -134,7 +134,7 @@ fn cutting_a_prompt_changes_no_bit() {
 }
 
 #[test]
-fn neighbours_in_a_batch_change_no_bit() {
+fn other_sequences_in_a_batch_change_no_bit() {
     for isa in Isa::ALL.into_iter().filter(|i| i.supported()) {
         let (_dir, mut model, ids) = q4_model(&format!("batch-{isa}"), isa);
         let alone = run(&mut model, &ids, &table(ids.len(), 0), &[512]);

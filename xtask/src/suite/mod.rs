@@ -4,6 +4,7 @@
 mod clients;
 mod count;
 pub mod fuzz;
+mod oracles;
 
 use crate::base::{paths, sh};
 use crate::product;
@@ -66,6 +67,7 @@ fn suites(args: &TestArgs, total: &mut Count) -> Result<()> {
     if args.long {
         // Tests that run at a larger size then.
         env.push(("STOWAGE_TEST_LONG", "1".into()));
+        env.extend(oracles::ensure()?);
     }
     let env: Vec<_> = env.iter().map(|(name, path)| (*name, path.as_os_str())).collect();
     total.add(suite("unit", &["test", "--workspace", "--no-fail-fast"], &env)?);

@@ -149,8 +149,8 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, LoadError> {
     serde_json::from_slice(&bytes).map_err(|source| LoadError::Json { path: path.to_owned(), source })
 }
 
-/// What the file is instead of what its name says, by its first bytes. A file that does not exist is
-/// reported by whoever needs it.
+/// What the file is instead of a model file, by its first bytes. A file that does not exist is
+/// reported where it is needed.
 fn foreign(path: &Path) -> Result<Option<&'static str>, LoadError> {
     if !path.exists() {
         return Ok(None);

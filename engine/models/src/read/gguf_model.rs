@@ -117,7 +117,7 @@ fn parts(path: &Path) -> Result<Vec<Part>, LoadError> {
 
 const MAX_PARTS: u64 = 10_000;
 
-/// The path of a part, counted from 0, of the model that `path` is a part of; the name says so.
+/// The path of a part, counted from 0, of the model that `path` is a part of, by its name.
 fn part_name(path: &Path, number: u64, count: u64) -> Option<PathBuf> {
     let name = path.file_name()?.to_str()?;
     let stem = name.strip_suffix(&format!("-of-{count:05}.gguf"))?;

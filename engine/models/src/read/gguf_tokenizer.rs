@@ -36,8 +36,8 @@ pub(super) fn tokenizer(gguf: &Gguf) -> GgufTokenizer {
     };
     types.resize(tokens.len(), TokenType::NORMAL);
     for (ty, text) in types.iter_mut().zip(&tokens) {
-        let doubtful = matches!(*ty, TokenType::NORMAL | TokenType::USER_DEFINED);
-        if doubtful && is_marker(text) {
+        let may_be_wrong = matches!(*ty, TokenType::NORMAL | TokenType::USER_DEFINED);
+        if may_be_wrong && is_marker(text) {
             *ty = TokenType::CONTROL;
         }
     }

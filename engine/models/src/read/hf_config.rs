@@ -130,8 +130,9 @@ fn context_len(raw: &HfConfig) -> u64 {
 /// As the architectures define them: what the configuration does not declare, the authors' code does
 /// not use either.
 fn biases(raw: &HfConfig) -> Biases {
-    let attention = Presence::declared(raw.attention_bias.unwrap_or(false));
-    let ffn = Presence::declared(raw.mlp_bias.unwrap_or(false));
+    // A declared bias that the checkpoint lacks is zero there too.
+    let optional = |flag: Option<bool>| if flag == Some(true) { Presence::Optional } else { Presence::Absent };
+    let (attention, ffn) = (optional(raw.attention_bias), optional(raw.mlp_bias));
     match raw.model_type.as_str() {
         "llama" => Biases { qkv: attention, out: attention, ffn },
         "qwen2" => Biases { qkv: Presence::Required, ..Biases::default() },

@@ -1,4 +1,4 @@
-//! Files into values: headers are parsed, tensors located, and everything a model says about itself
+//! Files into values: headers are parsed, tensors located, and all metadata
 //! is collected. Nothing of the weights is read here.
 //!
 //! [`gguf`] and [`safetensors`] know the two formats; `gguf_model` and `directory` know what

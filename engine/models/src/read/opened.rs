@@ -14,7 +14,7 @@ pub(crate) struct Opened {
 }
 
 /// Names the model: length, everything before the data, and the first and last bytes of each
-/// tensor. It tells models and conversions apart in a moment whatever their size; it is no proof
+/// tensor. It distinguishes models and conversions quickly whatever their size; it is no proof
 /// against someone who crafts a file to collide (the image's digest is).
 pub(crate) fn digest(bytes: &[u8], tensors: impl Iterator<Item = Range<usize>>) -> [u8; 32] {
     const SAMPLE: usize = 4096;

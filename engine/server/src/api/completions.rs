@@ -36,7 +36,7 @@ async fn prepare(app: &App, headers: &HeaderMap, body: Body) -> Result<Job, ApiE
         output: request.output,
         caller: caller.with_cache_salt(&request.cache_salt),
         param: "prompt",
-        score_stop: true,
+        score_stop: request.echo,
         places,
         beginning: Beginning::AsItIs,
     })

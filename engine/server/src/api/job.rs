@@ -23,8 +23,8 @@ pub(super) struct Job {
     pub(super) caller: Caller,
     /// The field that an error names when a prompt is too long.
     pub(super) param: &'static str,
-    /// The token that ended an answer has log-probabilities too: the older API counts it among the
-    /// answer's tokens, and evaluation harnesses rely on it; chat does not.
+    /// The token that ended an answer has log-probabilities too. Evaluation harnesses let the prompt be
+    /// repeated, ask for one token and drop the last of the list, so it must be there whatever it is.
     pub(super) score_stop: bool,
     /// Sequences that the engine keeps free for it.
     pub(super) places: Share,

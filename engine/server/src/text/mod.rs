@@ -3,7 +3,7 @@
 //! A [`TextModel`] is built once from what the files say and is shared by all requests. What people write
 //! in a chat can never become a control token: those are recognised only where the template itself
 //! wrote them (see [`template`]). A plain prompt is its client's own text, so control tokens in it count
-//! unless the caller says otherwise ([`ParseSpecial`]).
+//! unless the caller switches that off ([`ParseSpecial`]).
 
 mod added;
 mod alphabet;
@@ -121,7 +121,7 @@ impl TextModel {
     ) -> Result<(), EncodeError> {
         let Tokens { encoder, added, .. } = &self.tokens;
         // Guards are taken out again, three bytes each.
-        let least = (ids.len() + encoder.least(text)).saturating_sub(3 * guards);
+        let least = (ids.len() + encoder.least(text, limit.saturating_add(3 * guards))).saturating_sub(3 * guards);
         if least > limit {
             return Err(EncodeError::TooLong { at_least: least, limit });
         }

@@ -3,7 +3,7 @@
 //! A token is bytes and not text: one character may take several tokens. Vocabularies spell bytes in
 //! two ways: byte-level BPE maps every byte to a printable character (a space is `Ġ`), SentencePiece
 //! writes `▁` for a space and `<0x0A>` for a byte it has no text for. Which one a vocabulary uses is
-//! what its decoder says; the tokens themselves do not tell (SentencePiece vocabularies contain `Ġ` too).
+//! what its decoder says; the tokens alone do not show it (SentencePiece vocabularies contain `Ġ` too).
 
 use std::collections::HashMap;
 

@@ -20,7 +20,10 @@ pub(super) fn environment() -> Result<Environment<'static>, Error> {
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?;
     environment.set_syntax(syntax);
     environment.set_unknown_method_callback(method);
-    environment.set_formatter(|out, _, value| out.write_str(&python::text(value)).map_err(Error::from));
+    environment.set_formatter(|out, _, value| match value.as_str() {
+        Some(text) => out.write_str(text).map_err(Error::from),
+        None => out.write_str(&python::text(value)).map_err(Error::from),
+    });
     environment.add_filter("tojson", to_json);
     environment.add_filter("string", |value: &Value| python::text(value));
     environment.add_test("callable", |value: &Value| {
@@ -72,7 +75,7 @@ fn method(state: &mut State<'_, '_>, value: &Value, name: &str, args: &[Value]) 
 }
 
 /// No `str.format` of this text makes more bytes: each field is as wide as the widest argument, or as any
-/// number in the text says. Lists and mappings are refused: what they take cannot be told beforehand.
+/// number in the text says. Lists and mappings are refused: what they take is not known beforehand.
 fn most_formatted(text: &str, args: &[Value]) -> Result<u64, Error> {
     let (positional, named): (&[Value], Kwargs) = from_args(args)?;
     let named: Vec<Value> = named.args().map(|name| named.get(name)).collect::<Result<_, _>>()?;

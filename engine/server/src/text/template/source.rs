@@ -33,7 +33,7 @@ pub(super) fn without_generation_tags(source: &str) -> String {
     out
 }
 
-/// What a tag says: `endfor` for `{%- endfor -%}`.
+/// The statement in a tag: `endfor` for `{%- endfor -%}`.
 fn statement(tag: &str) -> Option<&str> {
     let inner = tag.strip_prefix("{%")?.strip_suffix("%}")?;
     Some(inner.trim_start_matches(['-', '+']).trim_end_matches(['-', '+']).trim())

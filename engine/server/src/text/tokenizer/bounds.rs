@@ -42,11 +42,26 @@ impl LeastTokens {
         Self { parts, ascii_only: lengths == Lengths::AsciiKept }
     }
 
-    /// A number of tokens that the text does not get below.
-    pub(super) fn of(&self, text: &str) -> usize {
-        let bytes = text.as_bytes();
-        let sum: f64 = if self.ascii_only {
-            let next = bytes[1.min(bytes.len())..].iter().chain([&b' ']);
+    /// A number of tokens that the text does not get below. Counting ends when there are more than `enough`.
+    pub(super) fn of(&self, text: &str, enough: usize) -> usize {
+        whole(self.sum(text, enough))
+    }
+
+    /// The same before rounding: sums of parts of a text add up to that of the text, or to a little more.
+    pub(super) fn sum(&self, text: &str, enough: usize) -> f64 {
+        let mut sum = 0.0;
+        let (mut rest, enough) = (text.as_bytes(), enough as f64 + 1.0);
+        while !rest.is_empty() && sum <= enough {
+            let (chunk, after) = rest.split_at(rest.len().min(CHUNK));
+            sum += self.sum_of(chunk, after.first().copied().unwrap_or(b' '));
+            rest = after;
+        }
+        sum
+    }
+
+    fn sum_of(&self, bytes: &[u8], following: u8) -> f64 {
+        if self.ascii_only {
+            let next = bytes[1.min(bytes.len())..].iter().chain([&following]);
             bytes
                 .iter()
                 .zip(next)
@@ -55,10 +70,16 @@ impl LeastTokens {
                 .sum()
         } else {
             bytes.iter().map(|b| self.parts[*b as usize]).sum()
-        };
-        // Rounding errors of the sum must not make it too large.
-        (sum - sum * 1e-9).ceil() as usize
+        }
     }
+}
+
+/// Bytes between two looks at whether it is enough.
+const CHUNK: usize = 4096;
+
+/// Tokens are whole; rounding errors of the sum must not make it too large.
+pub(super) fn whole(sum: f64) -> usize {
+    (sum - sum.abs() * 1e-9 - 1e-6).max(0.0).ceil() as usize
 }
 
 #[cfg(test)]
@@ -68,13 +89,19 @@ mod tests {
     const TOKENS: [&[u8]; 5] = [b"a", b"b", b"aaaa", b"ab", "é".as_bytes()];
 
     fn least(lengths: Lengths, uncounted: &[u8], text: &str) -> usize {
-        LeastTokens::new(TOKENS.into_iter(), lengths, uncounted).of(text)
+        LeastTokens::new(TOKENS.into_iter(), lengths, uncounted).of(text, usize::MAX)
     }
 
     #[test]
     fn text_of_one_byte_needs_as_many_as_the_longest_token_allows() {
         assert_eq!(least(Lengths::Kept, &[], &"a".repeat(400)), 100);
         assert_eq!(least(Lengths::Kept, &[], &"b".repeat(400)), 200);
+    }
+
+    #[test]
+    fn counting_ends_when_it_is_enough() {
+        let found = LeastTokens::new(TOKENS.into_iter(), Lengths::Kept, &[]).of(&"b".repeat(1 << 20), 100);
+        assert!((101..10_000).contains(&found), "{found}");
     }
 
     #[test]

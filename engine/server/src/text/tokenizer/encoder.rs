@@ -10,7 +10,7 @@ use std::collections::HashSet;
 use tokenizers::tokenizer::{OffsetReferential, OffsetType, PreTokenizedString};
 use tokenizers::{ModelWrapper, NormalizerWrapper, PreTokenizer, PreTokenizerWrapper, Tokenizer};
 
-use super::bounds::{LeastTokens, Lengths};
+use super::bounds::{LeastTokens, Lengths, whole};
 use crate::text::added::AddedTokens;
 use crate::text::pieces::Pieces;
 
@@ -103,9 +103,9 @@ impl Encoder {
         Self { cuts: Cuts::of(&tokenizer), tokenizer, prefix, least }
     }
 
-    /// A number of tokens that the text does not get below.
-    pub(in crate::text) fn least(&self, text: &str) -> usize {
-        self.least.of(text)
+    /// A number of tokens that the text does not get below; exact enough to be compared with `enough`.
+    pub(in crate::text) fn least(&self, text: &str, enough: usize) -> usize {
+        self.least.of(text, enough)
     }
 
     /// Appends the tokens of a text. `limit` is for all of `ids`.
@@ -120,7 +120,8 @@ impl Encoder {
             return Ok(());
         }
         let too_long = |at_least: usize| Err(EncodeError::TooLong { at_least, limit });
-        let least = ids.len() + self.least(text);
+        let mut remaining = self.least.sum(text, limit);
+        let least = ids.len() + whole(remaining);
         if least > limit {
             return too_long(least);
         }
@@ -137,10 +138,12 @@ impl Encoder {
             let window = &rest[..rest.floor_char_boundary(size)];
             match self.cut(window)? {
                 Some(at) => {
-                    self.encode_piece(&rest[..at], ids)?;
-                    rest = &rest[at..];
+                    let piece;
+                    (piece, rest) = rest.split_at(at);
+                    self.encode_piece(piece, ids)?;
                     size = PIECE;
-                    let least = ids.len() + self.least(rest);
+                    remaining -= self.least.sum(piece, usize::MAX);
+                    let least = ids.len() + whole(remaining);
                     if least > limit {
                         return too_long(least);
                     }

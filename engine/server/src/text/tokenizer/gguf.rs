@@ -207,7 +207,9 @@ fn sentence_piece(gguf: &GgufTokenizer) -> Result<Tokenizer, TextError> {
         let score = gguf.scores[id as usize];
         merges.extend(cuts.filter_map(|(left, right)| Some((score, part(left)?, part(right)?))));
     }
-    merges.sort_by(|a, b| b.0.total_cmp(&a.0));
+    // Equal scores (runs of spaces have one) in the order of ids, as published conversions have them: so the
+    // leftmost run grows first.
+    merges.sort_by(|a, b| b.0.total_cmp(&a.0).then_with(|| (a.1, a.2).cmp(&(b.1, b.2))));
     let text = |id: u32| gguf.tokens[id as usize].clone();
     let merges = merges.into_iter().map(|(_, left, right)| (text(left), text(right))).collect();
     let unknown = gguf.types.iter().zip(0..).find(|(kind, _)| **kind == TokenType::UNKNOWN).map(|(_, id)| id);
