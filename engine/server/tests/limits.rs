@@ -40,6 +40,20 @@ fn more_sequences_than_the_queue_ever_takes_are_refused_for_good() {
 }
 
 #[test]
+fn an_answer_with_too_many_prompt_logprobs_is_refused() {
+    let server = start(&[]);
+    let body = |n: usize| {
+        let prompt = "p".repeat(4000);
+        format!(r#"{{"model":"{MODEL}","prompt":"{prompt}","n":{n},"max_tokens":0,"echo":true,"logprobs":20}}"#)
+    };
+    let refused = server.post(TEXT, &body(8));
+    let error = refused.json()["error"].clone();
+    assert_eq!((refused.status, &error["param"]), (400, &"logprobs".into()), "{error}");
+    assert!(error["message"].as_str().unwrap().contains("672000"), "{error}");
+    assert_eq!(server.post(TEXT, &body(1)).status, 200);
+}
+
+#[test]
 fn a_tenant_with_many_sequences_leaves_room_for_another() {
     let server = start(&["--max-running", "4", "--max-waiting", "12"]);
     let many = format!(r#"{{"model":"{MODEL}","prompt":"ab","n":12,"max_tokens":4000,"stream":true}}"#);

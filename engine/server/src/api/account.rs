@@ -11,8 +11,8 @@ use crate::metrics::Outcome;
 pub(super) struct Account {
     app: App,
     _in_flight: InFlight,
-    /// Places in the engine, given back with the account.
-    places: Option<Share>,
+    /// Parts of what tenants share, given back with the account.
+    shares: Vec<Share>,
     started: Instant,
     last_token: Option<Instant>,
     pub(super) prompt: usize,
@@ -26,7 +26,7 @@ impl Account {
         Self {
             app: app.clone(),
             _in_flight: app.enter(),
-            places: None,
+            shares: Vec::new(),
             started: Instant::now(),
             last_token: None,
             prompt: 0,
@@ -50,9 +50,9 @@ impl Account {
         self.outcome = Outcome::Ok;
     }
 
-    /// Keeps the places until the response has ended.
-    pub(super) fn hold(&mut self, places: Share) {
-        self.places = Some(places);
+    /// Keeps the share until the response has ended.
+    pub(super) fn hold(&mut self, share: Share) {
+        self.shares.push(share);
     }
 
     pub(super) fn admitted(&mut self, cached: usize) {

@@ -98,38 +98,61 @@ pub(super) async fn start(app: &App, job: Job, mut account: Account) -> Result<G
     }
 }
 
+/// Log-probabilities that one answer may hold for its prompts: some 8 bytes each here, and some tens of
+/// them in JSON.
+const MOST_SCORES: usize = 1 << 19;
+
+/// Claims the memory for the log-probabilities of echoed prompts, which come all at once.
+fn claim_scores(app: &App, caller: &Caller, prompts: &[JobPrompt], output: &Output) -> Result<Share, ApiError> {
+    let tokens: usize = prompts.iter().filter(|prompt| prompt.echo.is_some()).map(|prompt| prompt.tokens.len()).sum();
+    let per_token = output.logprobs.map_or(0, |top| usize::from(top) + 1);
+    let wanted = tokens.saturating_mul(per_token).saturating_mul(output.n as usize);
+    if wanted > MOST_SCORES {
+        let message = format!(
+            "`echo` with `logprobs` would return {wanted} log-probabilities, and {MOST_SCORES} fit into an answer. Send fewer or shorter prompts, or lower `n` or `logprobs`."
+        );
+        return Err(ApiError::invalid("logprobs", "invalid_value", message));
+    }
+    let mut share = app.scores.share(caller.tenant());
+    share.grow(wanted).map_err(|exceeded| {
+        let message = format!("Too many prompts are being scored at once: {exceeded}. Try again in a moment.");
+        ApiError::unavailable("overloaded", message, 1)
+    })?;
+    Ok(share)
+}
+
 async fn submit(app: &App, job: Job, account: &mut Account) -> Result<Vec<Choice>, ApiError> {
     let Job { prompts, sampling, output, caller, param, score_stop, places, beginning } = job;
     account.hold(places);
+    account.hold(claim_scores(app, &caller, &prompts, &output)?);
     let seed = sampling.seed.map_or_else(random, |seed| seed as u64);
     let ends = Ends::new(&app.text, &output, score_stop, beginning);
-    let mut choices = Vec::new();
-    for prompt in &prompts {
-        for n in 0..output.n {
-            let index = choices.len() as u32;
-            let scores = prompt.echo.is_some().then_some(output.logprobs).flatten();
-            let request = Request {
-                // The handle numbers them.
-                id: RequestId(0),
-                prompt: prompt.tokens.clone(),
-                max_tokens: output.max_tokens.map_or(usize::MAX, |n| n as usize),
-                min_tokens: output.min_tokens as usize,
-                stop_tokens: ends.tokens().to_vec(),
-                sampling: sampling_params(&sampling, choice_seed(seed, index)),
-                logprobs: output.logprobs,
-                prompt_logprobs: scores,
-                priority: Priority::Interactive,
-                tenant: caller.tenant.clone(),
-                salt: caller.salt.clone(),
-                adapter: String::new(),
-            };
-            let updates =
-                app.engine.submit(request).await.map_err(|err| refusal(app, &prompts, &output, param, err))?;
-            choices.push(Choice::new(index, updates, prompt, scores.is_some(), &ends, n == 0));
-        }
-        account.prompt += prompt.tokens.len();
-    }
-    Ok(choices)
+    // One choice after the other, as their index counts: prompt by prompt.
+    let each = || prompts.iter().flat_map(|prompt| (0..output.n).map(move |n| (prompt, n)));
+    let scores = |prompt: &JobPrompt| prompt.echo.is_some().then_some(output.logprobs).flatten();
+    let requests = each().enumerate().map(|(index, (prompt, _))| Request {
+        // The handle numbers them.
+        id: RequestId(0),
+        prompt: prompt.tokens.clone(),
+        max_tokens: output.max_tokens.map_or(usize::MAX, |n| n as usize),
+        min_tokens: output.min_tokens as usize,
+        stop_tokens: ends.tokens().to_vec(),
+        sampling: sampling_params(&sampling, choice_seed(seed, index as u32)),
+        logprobs: output.logprobs,
+        prompt_logprobs: scores(prompt),
+        priority: Priority::Interactive,
+        tenant: caller.tenant.clone(),
+        salt: caller.salt.clone(),
+        adapter: String::new(),
+    });
+    // Together, so that the engine accepts all of them between two steps.
+    let submitted = futures::future::try_join_all(requests.map(|request| app.engine.submit(request))).await;
+    let updates = submitted.map_err(|err| refusal(app, &prompts, &output, param, err))?;
+    account.prompt += prompts.iter().map(|prompt| prompt.tokens.len()).sum::<usize>();
+    let choice = |(index, ((prompt, n), updates)): (usize, ((&JobPrompt, u32), _))| {
+        Choice::new(index as u32, updates, prompt, scores(prompt).is_some(), &ends, n == 0)
+    };
+    Ok(each().zip(updates).enumerate().map(choice).collect())
 }
 
 /// Unpredictable enough for seeds and ids; not for secrets.

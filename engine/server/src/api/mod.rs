@@ -67,7 +67,12 @@ pub struct Shared {
     pub(crate) bodies: Arc<SharedBudget>,
     /// Sequences in the engine, running and waiting.
     pub(crate) sequences: Arc<SharedBudget>,
+    /// Log-probabilities of echoed prompts.
+    pub(crate) scores: Arc<SharedBudget>,
 }
+
+/// Log-probabilities of echoed prompts in memory, together.
+const SCORES: usize = 1 << 21;
 
 /// All bodies in memory, together. Beyond it clients are asked to come back.
 const BODY_BYTES: usize = 256 << 20;
@@ -104,6 +109,7 @@ impl App {
             in_flight: watch::Sender::new(0),
             bodies: SharedBudget::new(BODY_BYTES),
             sequences: SharedBudget::new(max_sequences),
+            scores: SharedBudget::new(SCORES),
         }))
     }
 
