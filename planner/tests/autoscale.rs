@@ -87,9 +87,8 @@ fn backlog_adds_replicas_beyond_what_the_ttft_objective_covers() {
 
 #[test]
 fn one_more_replica_is_wanted_when_all_are_bound_by_their_kv_cache() {
-    let with = |kv_bound| {
-        decide(&mut Memory::default(), &Measured { kv_bound, ..measured(5.0, 20.0, 3) }).unwrap().needed
-    };
+    let with =
+        |kv_bound| decide(&mut Memory::default(), &Measured { kv_bound, ..measured(5.0, 20.0, 3) }).unwrap().needed;
     assert_eq!((with(2), with(3)), (with(0), with(0) + 1));
 }
 

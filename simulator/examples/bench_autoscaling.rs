@@ -31,8 +31,13 @@ fn main() -> ExitCode {
 }
 
 fn options(mut words: impl Iterator<Item = String>) -> Result<Options, String> {
-    let mut options =
-        Options { arrivals: String::new(), cold_start: 120.0, policy: "stowage".into(), gate: true, rule: Rule::STANDARD };
+    let mut options = Options {
+        arrivals: String::new(),
+        cold_start: 120.0,
+        policy: "stowage".into(),
+        gate: true,
+        rule: Rule::STANDARD,
+    };
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or_else(|| format!("{word} needs a value; {USAGE}"));
         match word.as_str() {
@@ -77,9 +82,7 @@ fn policy(options: &Options, protocol: &Protocol, trace: &[Arrival]) -> Result<B
     Ok(match words[..] {
         ["stowage"] => stowage(options.rule),
         ["stowage-tight"] => stowage(Rule::TIGHT),
-        ["kpa", share, cooldown] => {
-            Box::new(Kpa::new(number(share)? * protocol.concurrency(trace), number(cooldown)?))
-        }
+        ["kpa", share, cooldown] => Box::new(Kpa::new(number(share)? * protocol.concurrency(trace), number(cooldown)?)),
         ["hpa", share] => Box::new(Hpa::new(number(share)?)),
         ["static", count] => Box::new(Static(number(count)? as usize)),
         ["oracle"] => Box::new(Oracle::new(trace, &protocol.cost, protocol.objective, options.cold_start, 0.8)),

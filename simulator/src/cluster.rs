@@ -98,14 +98,8 @@ pub struct Observation {
 impl Cluster {
     /// `ready` replicas serve from the start.
     pub fn new(setting: Setting, requests: Vec<Request>, ready: usize) -> Self {
-        let off = Replica {
-            phase: Phase::Off,
-            batch: Batch::default(),
-            iteration_end: None,
-            busy: 0.0,
-            since: 0.0,
-            on: 0.0,
-        };
+        let off =
+            Replica { phase: Phase::Off, batch: Batch::default(), iteration_end: None, busy: 0.0, since: 0.0, on: 0.0 };
         let mut replicas = vec![off; setting.max_replicas];
         replicas.iter_mut().take(ready).for_each(|replica| replica.phase = Phase::Ready);
         Self {
@@ -350,8 +344,15 @@ mod tests {
     }
 
     fn arriving(times: &[f64]) -> Vec<Request> {
-        let request =
-            |at: &f64| Request { arrived: *at, input: 100, output: 10, left: 0, generated: 0, ttft: None, finished: None };
+        let request = |at: &f64| Request {
+            arrived: *at,
+            input: 100,
+            output: 10,
+            left: 0,
+            generated: 0,
+            ttft: None,
+            finished: None,
+        };
         times.iter().map(request).collect()
     }
 

@@ -160,14 +160,7 @@ pub struct Kpa {
 impl Kpa {
     /// `target` requests in flight per replica; no scale-in below the largest answer of `cooldown` seconds.
     pub fn new(target: f64, cooldown: f64) -> Self {
-        Self {
-            target,
-            cooldown,
-            seen: VecDeque::new(),
-            panicked: -1e9,
-            panic_answer: 0,
-            answers: VecDeque::new(),
-        }
+        Self { target, cooldown, seen: VecDeque::new(), panicked: -1e9, panic_answer: 0, answers: VecDeque::new() }
     }
 
     fn desired(&self, since: f64) -> usize {

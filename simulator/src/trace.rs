@@ -79,9 +79,8 @@ fn header(text: &str) -> Result<[usize; 3], TraceError> {
 
 fn arrival(text: &str, columns: [usize; 3]) -> Result<Arrival, String> {
     let fields: Vec<&str> = text.split(',').map(str::trim).collect();
-    let field = |column: usize| {
-        fields.get(columns[column]).copied().ok_or_else(|| format!("{} is missing", COLUMNS[column]))
-    };
+    let field =
+        |column: usize| fields.get(columns[column]).copied().ok_or_else(|| format!("{} is missing", COLUMNS[column]));
     let tokens = |column: usize| {
         let text = field(column)?;
         let count: u32 = text.parse().map_err(|_| format!("{} {text:?} is no whole number", COLUMNS[column]))?;
@@ -122,7 +121,10 @@ mod tests {
     fn bad_line_is_refused_with_its_number_and_reason() {
         const HEAD: &str = "t_s,input_tokens,output_tokens\n1,2,3\n";
         refused("", "the trace holds no request");
-        refused("a,b,c\n", "line 1: the header must name the columns t_s, input_tokens and output_tokens, found \"a,b,c\"");
+        refused(
+            "a,b,c\n",
+            "line 1: the header must name the columns t_s, input_tokens and output_tokens, found \"a,b,c\"",
+        );
         refused(&format!("{HEAD}2,x,3\n"), "line 3: input_tokens \"x\" is no whole number");
         refused(&format!("{HEAD}NaN,1,3\n"), "line 3: t_s \"NaN\" is no number of seconds");
         refused(&format!("{HEAD}2,1\n"), "line 3: output_tokens is missing");

@@ -64,7 +64,11 @@ fn others(leaf: &Value, honoured: &[&str]) -> Vec<Value> {
     };
     let others: Vec<Value> = all
         .into_iter()
-        .filter(|value| !honoured.iter().any(|literal| literal.replace('\'', "\"") == value.to_string()))
+        .filter(|value| {
+            !honoured
+                .iter()
+                .any(|literal| serde_json::from_str(&literal.replace('\'', "\"")).ok().as_ref() == Some(value))
+        })
         .collect();
     assert!(!others.is_empty(), "{leaf} has no value that is refused");
     others

@@ -32,7 +32,7 @@ pub fn body(body: Bytes, called: &str, model: &str) -> Bytes {
     let suspicious = |name: &&str| memchr::memmem::find(&body, name.as_bytes()).is_some();
     // An escape could spell any name.
     let escaped = memchr::memmem::find(&body, b"\\u").is_some();
-    if called == model && !escaped && !REMOVED.iter().any(|name| suspicious(&name)) {
+    if called == model && !escaped && !REMOVED.iter().any(suspicious) {
         return body;
     }
     let Some(fields) = top_level(&body) else { return body };

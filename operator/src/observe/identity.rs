@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use sha2::{Digest, Sha256};
 use stowage_crds::names::{
@@ -30,6 +31,12 @@ pub fn names(uid: &str, replica: &ReplicaId) -> ReplicaNames {
     let id = short_id(uid, replica.index, replica.incarnation);
     let deployment = &replica.deployment.name;
     ReplicaNames { pod: pod_name(deployment, &id), claim: claim_name(deployment, &id) }
+}
+
+/// Where the pod runs: where it is bound, whatever its annotations say; until then, where it is to go.
+pub fn node_of(pod: &Pod) -> Option<String> {
+    let bound = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
+    bound.or_else(|| Some(identity(&pod.metadata)?.placement?.node))
 }
 
 /// Six characters of [a-z0-9]: 2 × 10⁹ values, among the few replicas of one deployment.

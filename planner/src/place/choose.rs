@@ -10,10 +10,12 @@ use std::collections::BTreeSet;
 use crate::place::expected::Expected;
 use crate::place::filter::{Islands, Need, Refused, Usable, fit};
 use crate::place::frag::{FreeGpu, Request, Weights, fragmentation};
-use crate::place::ranking::Rank;
 use crate::place::verdict::Score;
 use crate::snapshot::GpuShare;
 use crate::snapshot::index::{Index, NodeAt, Row, share_on};
+
+/// Less is better: degraded, bucket, looseness in millionths.
+pub(crate) type Rank = (bool, Reverse<i64>, i64);
 
 /// The best way to place a need on one node.
 #[derive(Clone, Debug)]

@@ -8,14 +8,11 @@ use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use crate::place::choose::{Pick, pick};
+use crate::place::choose::{Pick, Rank, pick};
 use crate::place::expected::Expected;
 use crate::place::filter::{Need, Refused, fit};
 use crate::place::frag::Weights;
 use crate::snapshot::index::{Index, NodeAt, StateAt};
-
-/// Less is better: degraded, bucket, looseness in millionths.
-pub(crate) type Rank = (bool, Reverse<i64>, i64);
 
 /// A node that fits.
 #[derive(Clone, Debug)]

@@ -2,39 +2,13 @@
 
 use axum::Json;
 use axum::response::{IntoResponse, Response};
-use serde::Serialize;
-use stowage_openai_api::{ApiError, Usage};
+use stowage_openai_api::ApiError;
 
 use super::account::Account;
 use super::choice::{Choice, Delta};
 use super::job::{Generation, Job, random, start};
-use super::stream::stream_events;
+use super::stream::{Answer, Header, stream_events};
 use super::{App, respond};
-use crate::text::TextModel;
-
-/// What all parts of one answer have in common.
-pub(super) struct Header {
-    pub(super) id: String,
-    pub(super) created: u64,
-    pub(super) model: String,
-    pub(super) logprobs: bool,
-}
-
-/// The JSON shapes of one API.
-pub(super) trait Answer: Send + 'static {
-    const ID_PREFIX: &'static str;
-    type Whole: Serialize + Send;
-    type Chunk: Serialize + Send;
-
-    /// All choices, in order of their index.
-    fn whole(header: Header, choices: Vec<Delta>, usage: Usage, text: &TextModel) -> Self::Whole;
-    /// What comes before the first text of a choice.
-    fn opening(header: &Header, index: u32) -> Option<Self::Chunk>;
-    /// What one update adds to a choice.
-    fn chunk(header: &Header, delta: Delta, text: &TextModel) -> Self::Chunk;
-    /// The usage, when it was asked for.
-    fn closing(header: &Header, usage: Usage) -> Self::Chunk;
-}
 
 /// Parses, submits and answers. Counts the request whatever happens.
 pub(super) async fn answer<A: Answer>(app: App, parse: impl AsyncFnOnce(&App) -> Result<Job, ApiError>) -> Response {

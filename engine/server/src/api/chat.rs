@@ -10,11 +10,12 @@ use stowage_openai_api::{
     TokenLogprob, TopLogprob, Usage,
 };
 
-use super::answer::{Answer, Header, answer};
-use super::choice::{Delta, Scored};
-use super::job::{Caller, Job, JobPrompt, claim};
+use super::answer::answer;
+use super::choice::{Delta, JobPrompt, Scored};
+use super::job::{Caller, Job, claim};
 use super::labels::{finite, label};
 use super::refusal::not_encoded;
+use super::stream::{Answer, Header};
 use super::{App, body};
 use crate::text::{self, Beginning, TemplateError, TextModel};
 

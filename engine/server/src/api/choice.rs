@@ -10,7 +10,6 @@ use tokio::sync::mpsc;
 
 use super::App;
 use super::account::Account;
-use super::job::JobPrompt;
 use crate::engine_thread::Update;
 use crate::text::{Beginning, Piece, TextModel, TextStream};
 
@@ -74,6 +73,13 @@ impl Ends {
     pub(super) fn tokens(&self) -> &[u32] {
         &self.0.tokens
     }
+}
+
+/// One prompt.
+pub(super) struct JobPrompt {
+    pub(super) tokens: Vec<u32>,
+    /// What the answer begins with.
+    pub(super) echo: Option<Echo>,
 }
 
 /// The prompt, as the beginning of an answer.

@@ -8,11 +8,12 @@ use stowage_openai_api::{
     ApiError, Completion, CompletionChoice, CompletionLogprobs, CompletionRequest, Prompt, Usage,
 };
 
-use super::answer::{Answer, Header, answer};
-use super::choice::{Delta, Echo, Scored};
-use super::job::{Caller, Job, JobPrompt, claim};
+use super::answer::answer;
+use super::choice::{Delta, Echo, JobPrompt, Scored};
+use super::job::{Caller, Job, claim};
 use super::labels::{by_label, finite, label};
 use super::refusal::not_encoded;
+use super::stream::{Answer, Header};
 use super::{App, body};
 use crate::text::{Beginning, TextModel};
 

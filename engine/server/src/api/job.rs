@@ -10,7 +10,7 @@ use stowage_openai_api::{ApiError, Output, SamplingFields, Share};
 
 use super::App;
 use super::account::Account;
-use super::choice::{Choice, Echo, Ends};
+use super::choice::{Choice, Ends, JobPrompt};
 use super::refusal::refusal;
 use crate::text::Beginning;
 
@@ -30,13 +30,6 @@ pub(super) struct Job {
     pub(super) places: Share,
     /// What is taken away at the beginning of an answer.
     pub(super) beginning: Beginning,
-}
-
-/// One prompt.
-pub(super) struct JobPrompt {
-    pub(super) tokens: Vec<u32>,
-    /// What the answer begins with.
-    pub(super) echo: Option<Echo>,
 }
 
 /// Who asks: a tenant, as a gateway names it.

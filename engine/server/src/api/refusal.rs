@@ -4,7 +4,7 @@ use stowage_engine_core::engine::Refusal;
 use stowage_openai_api::{ApiError, Output, TokenCount};
 
 use super::App;
-use super::job::JobPrompt;
+use super::choice::JobPrompt;
 use crate::engine_thread::SubmitError;
 use crate::text::EncodeError;
 

@@ -1,4 +1,5 @@
-//! An answer as server-sent events, choices interleaved as their tokens come.
+//! What an API must be able to render of an answer, and the answer as server-sent events, choices
+//! interleaved as their tokens come.
 
 use std::convert::Infallible;
 
@@ -6,13 +7,38 @@ use axum::body::{Body, Bytes};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use futures::stream::{self, StreamExt};
-use stowage_openai_api::{ApiError, DONE, Output, data_line};
+use serde::Serialize;
+use stowage_openai_api::{ApiError, DONE, Output, Usage, data_line};
 
 use super::App;
 use super::account::Account;
-use super::answer::{Answer, Header};
 use super::choice::{Choice, Delta};
 use super::job::Generation;
+use crate::text::TextModel;
+
+/// What all parts of one answer have in common.
+pub(super) struct Header {
+    pub(super) id: String,
+    pub(super) created: u64,
+    pub(super) model: String,
+    pub(super) logprobs: bool,
+}
+
+/// The JSON shapes of one API.
+pub(super) trait Answer: Send + 'static {
+    const ID_PREFIX: &'static str;
+    type Whole: Serialize + Send;
+    type Chunk: Serialize + Send;
+
+    /// All choices, in order of their index.
+    fn whole(header: Header, choices: Vec<Delta>, usage: Usage, text: &TextModel) -> Self::Whole;
+    /// What comes before the first text of a choice.
+    fn opening(header: &Header, index: u32) -> Option<Self::Chunk>;
+    /// What one update adds to a choice.
+    fn chunk(header: &Header, delta: Delta, text: &TextModel) -> Self::Chunk;
+    /// The usage, when it was asked for.
+    fn closing(header: &Header, usage: Usage) -> Self::Chunk;
+}
 
 /// A choice that is being streamed.
 struct Live {

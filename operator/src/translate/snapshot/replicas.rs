@@ -16,7 +16,7 @@ use stowage_planner::snapshot::{Overshoot, Phase, Replica};
 use super::changed::changed;
 use super::nodes::{lost, millis_between};
 use crate::observe::agents::FoundOvershoot;
-use crate::observe::identity::identity;
+use crate::observe::identity::{identity, node_of};
 use crate::observe::view::View;
 use crate::translate::snapshot::startup::{Startup, startup};
 use crate::translate::validate::Wanted;
@@ -48,12 +48,6 @@ fn replica(view: &View, pod: &Pod, wanted: Option<&Wanted>, was_ready: &dyn Fn(&
         placement: id.placement,
         created_ms: millis(created_ms),
     })
-}
-
-/// Where the pod runs: where it is bound, whatever its annotations say; until then, where it is to go.
-pub fn node_of(pod: &Pod) -> Option<String> {
-    let bound = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
-    bound.or_else(|| Some(identity(&pod.metadata)?.placement?.node))
 }
 
 /// The pod's phase, with what its node's agent and a comparison with the spec add to it.

@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use stowage_crds::quantity::{parse_bytes, parse_milli};
 use stowage_planner::snapshot::Resources;
 
-use super::replicas::node_of;
+use crate::observe::identity::node_of;
 use crate::observe::view::Objects;
 
 /// What is taken on one node.

@@ -88,7 +88,8 @@ pub fn deployments(
 ) -> BTreeMap<DeploymentId, Arc<Judged>> {
     let alone: Vec<(&StoredDeployment, Alone)> =
         stored.values().map(|stored| (stored.as_ref(), Alone::read(stored))).collect();
-    let models = Models::read(&alone, references.tenants);
+    let named = alone.iter().filter_map(|(stored, alone)| Some((*stored, alone.standing.model_name.as_deref()?)));
+    let models = Models::read(named, references.tenants);
     let judge = |(stored, alone): &(&StoredDeployment, Alone)| {
         let verdict = match deployment::related(stored, alone, references, &models) {
             Ok(wanted) => Verdict::Accepted(Box::new(wanted)),

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::deployment::Alone;
 use super::tenants::Tenants;
 use crate::observe::view::StoredDeployment;
 
@@ -21,12 +20,10 @@ type Age<'a> = (Option<&'a Time>, &'a str, &'a str);
 
 impl<'a> Models<'a> {
     /// A deployment whose spec is refused keeps its name: its replicas go on serving under it.
-    pub fn read(deployments: &'a [(&'a StoredDeployment, Alone)], tenants: &'a Tenants) -> Self {
+    pub fn read(deployments: impl IntoIterator<Item = (&'a StoredDeployment, &'a str)>, tenants: &'a Tenants) -> Self {
         let mut models = Self { tenants, oldest: BTreeMap::new() };
-        for (stored, alone) in deployments {
-            let (Some(tenant), Some(model)) = (tenants.of(stored.namespace()), &alone.standing.model_name) else {
-                continue;
-            };
+        for (stored, model) in deployments {
+            let Some(tenant) = tenants.of(stored.namespace()) else { continue };
             let oldest = models.oldest.entry((tenant, model)).or_insert_with(|| age(stored));
             *oldest = (*oldest).min(age(stored));
         }

@@ -175,7 +175,7 @@ impl Encoder {
         let borders = self.borders(window)?;
         let trusted = window.len().saturating_sub(MARGIN);
         // Two words before the end, so that whatever the rule looks ahead for is in the window.
-        let usable = |at: usize| at > 0 && at <= trusted && !(ascii_only && !window.as_bytes()[at].is_ascii());
+        let usable = |at: usize| at > 0 && at <= trusted && (!ascii_only || window.as_bytes()[at].is_ascii());
         let candidates = borders.iter().rev().skip(2).filter(|at| usable(**at)).take(8);
         for at in candidates {
             // The words before it must come out the same when the text ends there and begins anywhere.
