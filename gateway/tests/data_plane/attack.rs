@@ -157,7 +157,6 @@ async fn memory_is_bounded_and_another_tenant_is_served_while_clients_hold_all_t
         sockets.push(gateway.written(n, &stalled).await);
     }
     until_within("the engine to work on some", LONG, || !engine.seen().is_empty()).await;
-    engine.set(Behaviour::Whole);
     let body = format!(
         "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer sk-a\r\ncontent-length: {BODY}\r\n\r\n{}",
         "x".repeat(BODY - 1)

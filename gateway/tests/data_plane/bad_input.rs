@@ -1,6 +1,6 @@
 //! Requests that no client should send, as a table; and clients that take their time.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::Method;
@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::support::engine::{Behaviour, MockEngine};
-use crate::support::harness::{DEADLINE, Harness, LIMITS, NEVER, OK, until};
+use crate::support::harness::{Harness, OK, until};
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -60,7 +60,7 @@ async fn every_invalid_request_has_its_status_code_and_parameter() {
 /// The status of what a socket answers, 0 for a closed connection.
 async fn status(socket: &mut TcpStream) -> u16 {
     let mut head = [0; 64];
-    let read = tokio::time::timeout(DEADLINE, socket.read(&mut head)).await;
+    let read = tokio::time::timeout(Duration::from_secs(5), socket.read(&mut head)).await;
     let text = String::from_utf8_lossy(&head[..read.unwrap().unwrap_or(0)]).into_owned();
     text.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0)
 }
@@ -168,8 +168,9 @@ async fn silent_and_trickling_connections_are_closed() {
     let gateway = Harness::start(&[]).await;
     for begin in ["", "P", "POST /v1/chat/comp"] {
         let mut socket = gateway.raw(begin).await;
-        let ended = tokio::time::timeout(DEADLINE, socket.read(&mut [0; 512])).await;
-        assert!(ended.is_ok(), "{begin:?} is still open after {DEADLINE:?}");
+        let started = Instant::now();
+        let ended = tokio::time::timeout(Duration::from_secs(4), socket.read(&mut [0; 512])).await;
+        assert!(ended.is_ok(), "{begin:?} was still open after {:?}", started.elapsed());
     }
 }
 
@@ -177,10 +178,7 @@ async fn silent_and_trickling_connections_are_closed() {
 async fn a_thousand_trickling_clients_do_not_disturb_others() {
     stowage_gateway::listen::server::raise_file_limit();
     let engine = MockEngine::start(Behaviour::Whole).await;
-    // Their bodies may take as long as this test.
-    let mut limits = LIMITS;
-    limits.settings.body.patience = NEVER;
-    let gateway = Harness::with(&[&engine], limits).await;
+    let gateway = Harness::start(&[&engine]).await;
     let head = format!("POST {CHAT} HTTP/1.1\r\nauthorization: Bearer sk-a\r\ncontent-length: 2000\r\n\r\n");
     let mut slow = Vec::new();
     for _ in 0..1000 {
@@ -196,14 +194,20 @@ async fn a_thousand_trickling_clients_do_not_disturb_others() {
         }
     };
     let others = async {
+        let mut slowest = Duration::ZERO;
         for _ in 0..30 {
+            let started = Instant::now();
             assert_eq!(gateway.chat(false).await.status, OK);
+            slowest = slowest.max(started.elapsed());
         }
+        slowest
     };
-    tokio::join!(trickle, others);
-    // The others did not wait for any of them: all thousand are still there.
-    assert!(gateway.gateway.metrics.connections.get() >= 1000);
+    let ((), slowest) = tokio::join!(trickle, others);
+    assert!(slowest < Duration::from_millis(500), "{slowest:?}");
     assert!(gateway.gateway.metrics.buffered_bytes.get() <= 1000 * 2000, "what was announced is charged");
+    // Their time is over after a second.
+    let mut last = slow.pop().unwrap();
+    assert_eq!(status(&mut last).await, 408);
 }
 
 #[tokio::test]

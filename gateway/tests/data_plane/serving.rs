@@ -1,6 +1,6 @@
 //! What works: answers, streams, models, tenants, limits.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http_body_util::BodyExt;
 use serde_json::json;
@@ -8,7 +8,7 @@ use stowage_gateway::outcome::Outcome;
 use stowage_gateway::world::facts::TokenLimits;
 
 use crate::support::engine::{Behaviour, MockEngine, WHOLE, event};
-use crate::support::harness::{Harness, LIMITS, Limits, NEVER, OK, chat, model_m, read, shared_chat, until};
+use crate::support::harness::{Harness, LIMITS, Limits, OK, chat, model_m, read, shared_chat, until};
 
 #[tokio::test]
 async fn a_whole_answer_comes_back_byte_by_byte() {
@@ -23,19 +23,21 @@ async fn a_whole_answer_comes_back_byte_by_byte() {
 
 #[tokio::test]
 async fn a_stream_is_relayed_event_by_event_as_it_comes() {
-    let engine = MockEngine::start(Behaviour::Stream { events: 5, gap: Duration::from_millis(1) }).await;
-    let mut limits = LIMITS;
-    limits.settings.stream.idle = NEVER;
-    let gateway = Harness::with(&[&engine], limits).await;
-    let response = gateway.open_stream().await;
-    assert_eq!(response.headers()["content-type"], "text/event-stream");
-    let expected: String = (0..5).map(event).chain(["data: [DONE]\n\n".to_owned()]).collect();
-    assert_eq!(read(response).await.text(), expected);
-    // Not collected: the first event arrives although the second is never written.
-    engine.set(Behaviour::Stream { events: 2, gap: NEVER });
+    let engine = MockEngine::start(Behaviour::Stream { events: 5, gap: Duration::from_millis(100) }).await;
+    let gateway = Harness::start(&[&engine]).await;
     let mut response = gateway.open_stream().await;
-    let first = response.body_mut().frame().await.unwrap().unwrap().into_data().unwrap();
-    assert_eq!(first, event(0));
+    assert_eq!(response.headers()["content-type"], "text/event-stream");
+    let mut came = Vec::new();
+    let started = Instant::now();
+    while let Some(frame) = response.body_mut().frame().await {
+        came.push((started.elapsed(), frame.unwrap().into_data().unwrap()));
+    }
+    let text: String = came.iter().map(|(_, data)| String::from_utf8_lossy(data)).collect();
+    let expected: String = (0..5).map(event).chain(["data: [DONE]\n\n".to_owned()]).collect();
+    assert_eq!(text, expected);
+    // Not collected: the first event is here long before the last is written.
+    assert!(came[0].0 < Duration::from_millis(250), "{:?}", came[0].0);
+    assert!(came.len() >= 5);
 }
 
 #[tokio::test]
@@ -135,7 +137,7 @@ async fn a_tenant_over_its_tokens_waits_and_others_do_not() {
 
 #[tokio::test]
 async fn concurrency_is_limited_and_freed() {
-    let engine = MockEngine::start(Behaviour::Stream { events: 3, gap: Duration::from_millis(500) }).await;
+    let engine = MockEngine::start(Behaviour::Stream { events: 3, gap: Duration::from_millis(20) }).await;
     let mut gateway = Harness::start(&[&engine]).await;
     gateway.facts.quotas[0].limits = TokenLimits { max_concurrent: Some(1), ..TokenLimits::default() };
     gateway.apply();

@@ -9,7 +9,7 @@ mod oracles;
 use crate::base::{paths, sh};
 use crate::product;
 use crate::programs::build;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use count::Count;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
@@ -128,9 +128,8 @@ fn on_another_cluster() -> Result<Count> {
 /// `make e2e`: alone, on the running cluster.
 pub fn e2e(args: &E2eArgs) -> Result<()> {
     let count = end_to_end(&args.filter, args.long)?;
-    println!("{} passed, {} failed", count.passed, count.failed);
     if count.failed > 0 {
-        std::process::exit(1);
+        bail!("{} tests failed", count.failed)
     }
     Ok(())
 }

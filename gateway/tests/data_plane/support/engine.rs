@@ -27,7 +27,7 @@ pub enum Behaviour {
     Stream { events: usize, gap: Duration },
     /// So many events of so many bytes, as fast as they are taken.
     Events { events: usize, bytes: usize },
-    /// Events without end, as fast as they are taken.
+    /// Events without end to whom asks for a stream, as fast as they are taken; a whole answer to others.
     Flood,
     /// So many events, then the connection breaks.
     Cut { events: usize },
@@ -190,11 +190,13 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Respo
     }
     let headers = request.headers().clone();
     let body = request.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+    let streams = memchr::memmem::find(&body, br#""stream":true"#).is_some();
     shared.seen.lock().unwrap().push(Seen { path, headers, body });
     let work = Work { shared: shared.clone(), done: AtomicBool::new(false) };
     let behaviour = shared.behaviour.lock().unwrap().clone();
     match behaviour {
-        Behaviour::Whole => {
+        Behaviour::Flood if streams => Ok(large_events(work, usize::MAX, 16 << 10)),
+        Behaviour::Whole | Behaviour::Flood => {
             work.done.store(true, Ordering::SeqCst);
             Ok(full(200, WHOLE))
         }
@@ -215,7 +217,6 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Respo
         Behaviour::CutAtOnce => Err(std::io::Error::other("cut")),
         Behaviour::Stream { events, gap } => Ok(stream(work, events, gap, false)),
         Behaviour::Events { events, bytes } => Ok(large_events(work, events, bytes)),
-        Behaviour::Flood => Ok(large_events(work, usize::MAX, 16 << 10)),
         Behaviour::Cut { events } => Ok(stream(work, events, Duration::from_millis(5), true)),
     }
 }

@@ -253,12 +253,14 @@ impl Harness {
     }
 
     /// Waits until `pod` is, or is not, routed to.
-    pub async fn until_routable(&self, pod: &str, wanted: bool) {
+    pub async fn until_routable(&self, pod: &str, wanted: bool) -> Duration {
+        let started = std::time::Instant::now();
         until(&format!("{pod} routable = {wanted}"), || {
             let view = self.gateway.directory.view();
             view.pools().flat_map(|pool| pool.status().replicas).any(|r| r.pod == pod && r.refused.is_none()) == wanted
         })
         .await;
+        started.elapsed()
     }
 
     /// Waits until the pod's load stream has brought a report.
@@ -297,9 +299,9 @@ pub async fn read(response: http::Response<Incoming>) -> Answer {
     Answer { status: head.status.as_u16(), headers: head.headers, body: all.into(), cut }
 }
 
-/// Waits for a condition, at most [`DEADLINE`].
+/// Waits for a condition, at most half a minute.
 pub async fn until(what: &str, condition: impl Fn() -> bool) {
-    until_within(what, DEADLINE, condition).await;
+    until_within(what, Duration::from_secs(30), condition).await;
 }
 
 /// Waits for a condition, at most so long.
@@ -310,10 +312,5 @@ pub async fn until_within(what: &str, longest: Duration, condition: impl Fn() ->
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
-
-/// After which a wait has failed. It says nothing about how long something may take.
-pub const DEADLINE: Duration = Duration::from_secs(60);
-/// Longer than any test runs.
-pub const NEVER: Duration = Duration::from_secs(3600);
 
 pub const OK: u16 = StatusCode::OK.as_u16();
