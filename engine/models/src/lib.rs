@@ -12,7 +12,6 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod config;
-mod error;
 mod file;
 mod load;
 mod meta;
@@ -21,10 +20,10 @@ mod run;
 mod tensors;
 mod weights;
 
-pub use error::LoadError;
 pub use file::shown;
 pub use load::{KvChoice, LoadOptions, load};
 pub use meta::{AddedToken, GgufTokenizer, HfTokenizer, ModelMeta, Setting, TokenType, TokenizerSource};
+pub use read::error::LoadError;
 pub use read::{gguf, safetensors};
 pub use run::oracle::Oracle;
 pub use stowage_engine_kernels::isa::{ISA_ENV, Isa};

@@ -7,8 +7,8 @@ use stowage_engine_core::executor::{BLOCK_TOKENS, Executor};
 use stowage_engine_kernels::cpu::KvType;
 use stowage_engine_kernels::isa::{ISA_ENV, Isa};
 
-use crate::error::LoadError;
 use crate::meta::ModelMeta;
+use crate::read::error::LoadError;
 use crate::read::{self, Opened};
 use crate::run::{CpuModel, Plan, scratch_bytes, weight_bytes};
 

@@ -131,6 +131,11 @@ mod tests {
     }
 
     #[test]
+    fn rooms_of_this_repository_have_an_order_and_no_folder_is_flat() {
+        let sources = super::super::sources::all(&crate::base::paths::repo());
+        assert_eq!((circles(&sources), flat(&sources)), (Vec::new(), Vec::new()));
+    }
+    #[test]
     fn rooms_that_need_each_other_over_a_third_are_a_circle() {
         let files = sources(&[
             ("a/src/one/x.rs", "use crate::{two::{T, U}, base};"),

@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use super::error::LoadError;
 use super::foreign::instead_of_a_model;
 use super::hf_config::{HfConfig, Ids, config};
 use super::hf_tokenizer;
 use super::names::{to_gguf, to_hf};
 use super::opened::{Opened, digest};
 use super::safetensors;
-use crate::error::LoadError;
 use crate::file::Mapped;
 use crate::meta::{ModelMeta, TokenizerSource};
 use crate::weights::{Entry, Weights};

@@ -2,12 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
+use super::error::LoadError;
 use super::foreign::instead_of_a_model;
 use super::gguf::Gguf;
 use super::gguf_tokenizer::{end_tokens, tokenizer};
 use super::opened::{Opened, digest};
 use crate::config::{Biases, ConfigError, ModelConfig, Presence, bounded, unusable};
-use crate::error::LoadError;
 use crate::file::{Mapped, shown};
 use crate::meta::{ModelMeta, TokenizerSource};
 use crate::weights::{Entry, Weights};

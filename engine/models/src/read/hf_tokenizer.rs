@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use crate::error::LoadError;
+use super::error::LoadError;
 use crate::meta::{AddedToken, HfTokenizer, Setting};
 
 /// Names under which a token counts as a control token.

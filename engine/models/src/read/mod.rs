@@ -6,6 +6,7 @@
 //! model file although it has the name of one.
 
 mod directory;
+pub(crate) mod error;
 mod foreign;
 pub mod gguf;
 mod gguf_model;
@@ -18,7 +19,7 @@ pub mod safetensors;
 
 use std::path::Path;
 
-use crate::error::LoadError;
+use self::error::LoadError;
 use crate::tensors;
 
 pub(crate) use opened::Opened;

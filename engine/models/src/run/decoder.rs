@@ -13,8 +13,8 @@ use super::pack::{Layer, Packer};
 use super::plan::{Plan, matrix_bytes, scratch_bytes, weight_bytes, widest};
 use super::rope::Rotations;
 use crate::config::ModelConfig;
-use crate::error::LoadError;
 use crate::read::Opened;
+use crate::read::error::LoadError;
 use crate::weights::WeightError;
 
 /// Activations, as many rows as a step may have tokens.

@@ -8,7 +8,7 @@ use stowage_engine_kernels::reference;
 
 use super::rope::frequencies;
 use crate::config::ModelConfig;
-use crate::error::LoadError;
+use crate::read::error::LoadError;
 use crate::read::{Opened, open};
 use crate::weights::{WeightError, interleaved_row};
 
