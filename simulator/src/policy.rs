@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use stowage_contracts::load::Coefficients;
 use stowage_planner::demand::autoscale::{self, Memory, Objective, Rule};
 
-/// Arrivals of a trace, summed up so that a policy can be told what came in an interval.
+/// Arrivals of a trace, summed up so that a policy can read what arrived in an interval.
 #[derive(Debug, Clone)]
 pub struct Totals {
     /// Prompt tokens of the first n requests.

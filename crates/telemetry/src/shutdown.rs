@@ -10,7 +10,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 pub enum ShutdownReason {
     /// SIGTERM: the kubelet, before it waits for the grace period.
     Terminate,
-    /// SIGINT: somebody at a terminal.
+    /// SIGINT: Ctrl-C at a terminal.
     Interrupt,
 }
 

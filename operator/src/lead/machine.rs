@@ -24,7 +24,7 @@ pub enum Step {
     Create,
     /// Replace the Lease (this resource version only) with us as the holder.
     Write { resource_version: String, transitions: i32 },
-    /// Somebody else holds it: look again after this time.
+    /// Another replica holds it: look again after this time.
     Wait(Duration),
 }
 
