@@ -23,7 +23,10 @@ fn refused_patches(pod: &Value) -> Vec<(&'static str, &'static str, Value)> {
     }
     let mut resized = pod["spec"]["containers"].clone();
     resized[0]["resources"]["requests"]["cpu"] = json!("1m");
-    let debugger = json!([{"name": "debug", "image": "localhost/stowage/probe:dev", "command": ["/bin/sleep", "9"], "targetContainerName": "engine"}]);
+    // Within the restricted Pod Security level, so that our own policy has to refuse it.
+    let debugger = json!([{"name": "debug", "image": "localhost/stowage/probe:dev", "command": ["/bin/sleep", "9"], "targetContainerName": "engine",
+        "securityContext": {"allowPrivilegeEscalation": false, "runAsNonRoot": true, "runAsUser": 65532,
+            "capabilities": {"drop": ["ALL"]}, "seccompProfile": {"type": "RuntimeDefault"}}}]);
     vec![
         ("another image", "", json!({"spec": {"containers": containers}})),
         ("a deadline", "", json!({"spec": {"activeDeadlineSeconds": 1}})),
@@ -111,7 +114,9 @@ pub async fn editor_changes_nothing_that_the_operator_set_in_a_claim(w: World) -
             ),
         ] {
             let result = as_user.patch_part("ResourceClaim", ns, &claim, subresource, &patch).await;
-            must_refuse(&format!("{who}: {what}"), result, &["of the Stowage operator", "are not to be changed"])?;
+            // Kubernetes itself refuses other users to whom may not bind claims, before admission is asked.
+            let words = ["of the Stowage operator", "are not to be changed", "resourceclaims/binding"];
+            must_refuse(&format!("{who}: {what}"), result, &words)?;
         }
         let note = json!({"metadata": {"annotations": {"example.com/note": who}}});
         let noted = as_user.patch_part("ResourceClaim", ns, &claim, "", &note).await;
