@@ -15,6 +15,10 @@ use tokio::sync::Notify;
 /// Answers after which a guest's connection takes no more requests: each can stay behind unread.
 const MAX_ANSWERED: u32 = 16;
 
+/// Requests in flight with which a guest's connection ends at once when one of them is refused: each can keep
+/// some 6 KiB of an answer that is not read.
+const MAX_REFUSED_IN_FLIGHT: u32 = 4;
+
 /// Bounds for connections.
 #[derive(Debug, Clone, Copy)]
 pub struct PeerLimits {
@@ -162,12 +166,18 @@ impl Peer {
 
     /// A request without a valid key has its answer.
     pub fn on_answered_guest(&self) {
-        if self.is_guest() && self.answered.fetch_add(1, Ordering::Relaxed) + 1 == MAX_ANSWERED {
+        if !self.is_guest() {
+            return;
+        }
+        if self.in_flight() > MAX_REFUSED_IN_FLIGHT {
+            self.displaced.notify_one();
+        }
+        if self.answered.fetch_add(1, Ordering::Relaxed) + 1 == MAX_ANSWERED {
             self.finish.notify_one();
         }
     }
 
-    /// Resolves when the connection has to end at once, because there are too many guests.
+    /// Resolves when the connection has to end at once: there are too many guests, or it holds too much.
     pub async fn displaced(&self) {
         self.displaced.notified().await;
     }
@@ -295,6 +305,24 @@ mod tests {
         assert!(!is_finished(&guest));
         guest.on_answered_guest();
         assert!(is_finished(&guest));
+    }
+
+    #[test]
+    fn guest_with_many_refused_requests_in_flight_ends_at_once() {
+        let peers = peers(100, 100);
+        let guest = peers.admit(address(1)).unwrap();
+        let few: Vec<_> = (0..MAX_REFUSED_IN_FLIGHT).map(|_| guest.begin()).collect();
+        guest.on_answered_guest();
+        assert!(!is_displaced(&guest));
+        let _more = guest.begin();
+        guest.on_answered_guest();
+        assert!(is_displaced(&guest));
+        drop(few);
+        let known = peers.admit(address(1)).unwrap();
+        known.on_known();
+        let _many: Vec<_> = (0..100).map(|_| known.begin()).collect();
+        known.on_answered_guest();
+        assert!(!is_displaced(&known), "a connection with a valid key stays");
     }
 
     #[test]
