@@ -33,7 +33,7 @@ impl Protocol {
     /// The published one: Llama-3.1-70B FP8, vLLM, TP4, H100; TTFT 2 s, mean ITL 50 ms.
     pub fn published(cold_start: f64) -> Self {
         Self {
-            cost: Coefficients { a: 11.020, d: 0.0547, k: 0.02791, p: 44.571 },
+            cost: Coefficients::REFERENCE,
             objective: Objective { ttft_ms: 2000.0, itl_ms: 50.0 },
             kv_capacity: 650_000,
             cold_start,

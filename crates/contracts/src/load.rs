@@ -21,6 +21,24 @@ pub struct Coefficients {
     pub p: f64,
 }
 
+impl Coefficients {
+    /// Llama-3.1-70B FP8 on four H100: the reference row of the evaluation protocols. What a pool of
+    /// unknown replicas is ranked by; within one pool only the proportions matter.
+    pub const REFERENCE: Self = Self { a: 11.020, d: 0.0547, k: 0.02791, p: 44.571 };
+
+    /// A fitted zero, a negative or a NaN means *unknown*, never free: those come from `fallback`.
+    #[must_use]
+    pub fn or_known(self, fallback: Self) -> Self {
+        let known = |value: f64, other: f64| if value.is_finite() && value > 0.0 { value } else { other };
+        Self {
+            a: known(self.a, fallback.a),
+            d: known(self.d, fallback.d),
+            k: known(self.k, fallback.k),
+            p: known(self.p, fallback.p),
+        }
+    }
+}
+
 /// The long form. What an engine does not report is zero, which for capacities means unknown.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -335,7 +335,7 @@ fn max_tokens_zero_computes_the_prompt_and_generates_nothing() {
     let mut engine = engine(64, 512);
     engine.submit(request(1, prompt(1, 256), 0)).unwrap();
     let answer = run(&mut engine).remove(&RequestId(1)).unwrap();
-    assert_eq!(answer.tokens, []);
+    assert!(answer.tokens.is_empty());
     let expected = Usage { prompt_tokens: 256, cached_tokens: 0, completion_tokens: 0 };
     assert_eq!(answer.end, Some((FinishReason::Length, expected)));
     assert_eq!(engine.submit(request(2, prompt(1, 257), 0)), Err(Refusal::PromptTooLong { tokens: 257, limit: 256 }));

@@ -4,6 +4,8 @@
 //! squares that slowly forgets, so that a slower workload beside it or a throttled clock shows within a few
 //! hundred steps. Routing and autoscaling read the result from the load report.
 
+pub use stowage_contracts::load::Coefficients;
+
 /// Weight of the past at each step: half of it is gone after about 140.
 const FORGETTING: f64 = 0.995;
 /// Uncertainty to start with, and the bound that keeps it finite while nothing new is seen.
@@ -19,19 +21,6 @@ pub struct CostFit {
     /// Covariance up to a factor, symmetric.
     cov: [Row; 4],
     steps: u64,
-}
-
-/// Milliseconds, as in the load report.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Coefficients {
-    /// Per step.
-    pub a: f64,
-    /// Per decoding sequence.
-    pub d: f64,
-    /// Per 1,000 tokens in the KV cache.
-    pub k: f64,
-    /// Per 1,000 prefill tokens.
-    pub p: f64,
 }
 
 impl Default for CostFit {

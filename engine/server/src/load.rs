@@ -4,7 +4,6 @@
 use stowage_contracts::load::{Coefficients, LoadReport};
 use stowage_engine_core::engine::Load;
 use stowage_engine_core::executor::BLOCK_TOKENS;
-use stowage_engine_core::fit;
 
 /// The part of a report that never changes while the process lives.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,9 +15,8 @@ pub struct Identity {
 }
 
 /// The report of one moment.
-pub fn report(identity: &Identity, load: &Load, fit: fit::Coefficients, draining: bool) -> LoadReport {
+pub fn report(identity: &Identity, load: &Load, fit: Coefficients, draining: bool) -> LoadReport {
     let narrow = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-    let fit::Coefficients { a, d, k, p } = fit;
     LoadReport {
         incarnation: identity.incarnation.clone(),
         running: narrow(load.running),
@@ -28,7 +26,7 @@ pub fn report(identity: &Identity, load: &Load, fit: fit::Coefficients, draining
         block_tokens: BLOCK_TOKENS as u64,
         prefill_backlog_tokens: load.prefill_backlog as u64,
         draining,
-        coefficients: Some(Coefficients { a, d, k, p }),
+        coefficients: Some(fit),
         model: identity.model.clone(),
     }
 }
@@ -48,7 +46,7 @@ mod tests {
             ..Load::default()
         };
         let identity = Identity { model: "m".to_owned(), incarnation: "7f".to_owned() };
-        let report = report(&identity, &load, fit::Coefficients { a: 1.5, ..fit::Coefficients::default() }, true);
+        let report = report(&identity, &load, Coefficients { a: 1.5, ..Coefficients::default() }, true);
         let expected = LoadReport {
             incarnation: "7f".to_owned(),
             running: 3,

@@ -30,5 +30,5 @@ pub fn kv_capacity(report: &LoadReport) -> f64 {
 
 /// What routing calculates with; `None` when the engine has learned nothing.
 pub fn coefficients(report: &LoadReport) -> Option<Coefficients> {
-    report.coefficients.map(|c| Coefficients { a: c.a, d: c.d, k: c.k, p: c.p })
+    report.coefficients
 }

@@ -8,38 +8,7 @@
 //! It leaves out what only the caller knows: queues, retries, which replicas exist. A caller that
 //! will not use a replica gives its reason in [`ReplicaView::refused`], and finds it in the answer.
 
-/// Time of one engine iteration: `a + d·B + k·KV/1000 + p·P/1000` milliseconds, for B decoding
-/// requests, KV resident tokens and P prefill tokens in the iteration.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Coefficients {
-    /// ms per iteration.
-    pub a: f64,
-    /// ms per decoding request.
-    pub d: f64,
-    /// ms per 1,000 resident tokens.
-    pub k: f64,
-    /// ms per 1,000 prefilled tokens.
-    pub p: f64,
-}
-
-impl Coefficients {
-    /// Llama-3.1-70B FP8 on four H100: the reference row of the evaluation protocols. What a pool
-    /// of unknown replicas is ranked by; within one pool only the proportions matter.
-    pub const REFERENCE: Self = Self { a: 11.020, d: 0.0547, k: 0.02791, p: 44.571 };
-
-    /// A fitted zero, a negative or a NaN means *unknown*, never free: those come from `fallback`.
-    fn or(self, fallback: Self) -> Self {
-        let known = |value: f64, other: f64| {
-            if value.is_finite() && value > 0.0 { value } else { other }
-        };
-        Self {
-            a: known(self.a, fallback.a),
-            d: known(self.d, fallback.d),
-            k: known(self.k, fallback.k),
-            p: known(self.p, fallback.p),
-        }
-    }
-}
+pub use stowage_contracts::load::Coefficients;
 
 /// Prefill tokens an engine takes into one iteration.
 pub const PREFILL_CHUNK: f64 = 8192.0;
@@ -165,7 +134,7 @@ impl Choice {
 
 /// The replica on which `request` costs least. Replicas of equal cost are drawn by `seed`.
 pub fn choose(replicas: &[ReplicaView], request: &RequestView, pool: &Coefficients, seed: u64) -> Choice {
-    let pool = pool.or(Coefficients::REFERENCE);
+    let pool = pool.or_known(Coefficients::REFERENCE);
     let mut best: Option<(f64, u64, usize)> = None;
     let mut verdicts = Vec::with_capacity(replicas.len());
     for (index, replica) in replicas.iter().enumerate() {
@@ -194,7 +163,7 @@ fn judge(replica: &ReplicaView, request: &RequestView, pool: Coefficients) -> Ve
     if replica.running > 0 && replica.kv_capacity > 0.0 && room < new_tokens {
         return Verdict::Refused(Refusal::NoKvRoom);
     }
-    let coefficients = replica.coefficients.map_or(pool, |own| own.or(pool));
+    let coefficients = replica.coefficients.map_or(pool, |own| own.or_known(pool));
     Verdict::Cost(cost(replica, request, coefficients, new_tokens))
 }
 
