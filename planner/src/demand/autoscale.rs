@@ -3,7 +3,7 @@
 //! Load is counted in engine-seconds per second, which is the number of replicas that would be busy
 //! all the time. The rule forecasts it over the cold start, adds room for what varies,
 //! reacts to a burst at once, adds what the backlog needs, and goes down only to the largest answer of
-//! the hold window. Its source is section 3 of the design's `algorithms.md`; the constants are one set.
+//! the hold window. The constants are one set; `docs/simulator.md` has the rule and its figures.
 //!
 //! [`wanted`] is a pure function: what must be remembered between two calls is a value, [`Memory`],
 //! that the caller keeps. A caller without memory (it has just started) passes the default, and the
