@@ -10,6 +10,7 @@
 mod cluster;
 mod doctor;
 mod explain;
+mod model;
 mod out;
 mod status;
 #[cfg(test)]
@@ -46,9 +47,9 @@ pub struct Global {
     /// Kubeconfig file; $KUBECONFIG or ~/.kube/config otherwise.
     #[arg(long, global = true)]
     kubeconfig: Option<std::path::PathBuf>,
-    /// Output: text for people otherwise.
-    #[arg(short, long, global = true, value_enum)]
-    output: Option<Format>,
+    /// json, yaml or wide; text for people otherwise. The file to write, of `model pack`.
+    #[arg(short, long, global = true)]
+    output: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -68,12 +69,16 @@ enum Command {
     },
     /// Whether this installation works, and how to fix what does not.
     Doctor,
+    /// What a model is and needs, and an image of it. Needs no cluster.
+    #[command(subcommand)]
+    Model(model::Command),
 }
 
 /// Why a command ended without an answer.
 #[derive(Debug)]
 enum Failure {
     Usage(String),
+    Model(String),
     Cluster(ClusterError),
 }
 
@@ -97,6 +102,10 @@ async fn main() -> ExitCode {
             eprintln!("error: {message}");
             ExitCode::from(2)
         }
+        Err(Failure::Model(message)) => {
+            eprintln!("error: {message}");
+            ExitCode::from(1)
+        }
         Err(Failure::Cluster(e)) => {
             eprintln!("error: {e}");
             ExitCode::from(if e.unreachable() { 3 } else { 1 })
@@ -113,6 +122,10 @@ pub struct Answer {
 async fn run(cli: &Cli) -> Result<Answer, Failure> {
     let paint = Paint::for_stdout();
     let g = &cli.global;
+    if let Command::Model(command) = &cli.command {
+        return model::run(command, g.output.as_deref(), paint).await;
+    }
+    let format = Format::asked(g.output.as_deref())?;
     let since_ms = match &cli.command {
         Command::Explain { since, .. } => duration_ms(since)?,
         _ => 0,
@@ -120,13 +133,15 @@ async fn run(cli: &Cli) -> Result<Answer, Failure> {
     let cluster = Cluster::connect(g.kubeconfig.as_deref(), g.context.as_deref()).await?;
     let namespace = g.namespace.clone().unwrap_or_else(|| cluster.default_namespace().to_owned());
     match &cli.command {
-        Command::Status { name: Some(name) } => Ok(status::one(&cluster, &namespace, name, g.output, paint).await?),
+        Command::Status { name: Some(name) } => Ok(status::one(&cluster, &namespace, name, format, paint).await?),
         Command::Status { name: None } => {
             let scope = (!g.all_namespaces).then_some(namespace.as_str());
-            Ok(status::list(&cluster, scope, g.output, paint).await?)
+            Ok(status::list(&cluster, scope, format, paint).await?)
         }
-        Command::Explain { name, .. } => Ok(explain::run(&cluster, &namespace, name, since_ms, g.output, paint).await?),
-        Command::Doctor => Ok(doctor::run(&cluster, g.output, paint).await?),
+        Command::Explain { name, .. } => Ok(explain::run(&cluster, &namespace, name, since_ms, format, paint).await?),
+        Command::Doctor => Ok(doctor::run(&cluster, format, paint).await?),
+        // Answered above, without a cluster.
+        Command::Model(_) => Ok(Answer { text: String::new(), yes: true }),
     }
 }
 

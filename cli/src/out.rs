@@ -15,6 +15,16 @@ pub enum Format {
     Wide,
 }
 
+impl Format {
+    /// The value of `-o`.
+    pub fn asked(value: Option<&str>) -> Result<Option<Format>, crate::Failure> {
+        let known = |value: &str| <Format as clap::ValueEnum>::from_str(value, false);
+        let unknown =
+            |value: &str| crate::Failure::Usage(format!("-o {value:?} is no format; write json, yaml or wide"));
+        value.map(|value| known(value).map_err(|_| unknown(value))).transpose()
+    }
+}
+
 /// Colours, or none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Paint {

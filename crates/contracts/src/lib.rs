@@ -4,6 +4,7 @@
 //! - [`tenancy`]: which tenant owns a namespace
 //! - [`charge`]: what a GPU slice costs, in milli-GPU
 //! - [`load`]: the engine's load report, for gateways
+//! - [`model`]: which files of a model are data
 //! - [`summary`]: the node agent's summary, for operators and people
 //! - [`usage`]: the files in a claim's report directory
 //!
@@ -15,6 +16,7 @@
 
 pub mod charge;
 pub mod load;
+pub mod model;
 pub mod names;
 pub mod summary;
 pub mod tenancy;

@@ -6,13 +6,15 @@
 //! beside what a server needs to talk to the model ([`ModelMeta`]). Tokenizing, sampling and
 //! scheduling happen elsewhere.
 //!
-//! Data flows `read` (files into values) → `load` (checks, byte budget) → `run` (packed, computed).
+//! Data flows `read` (files into values) → `load` (checks, byte budget) → `run` (packed, computed). [`inspect`] stops
+//! after the headers: what a model is, and the memory it needs, before it is fetched.
 
 #![deny(unsafe_op_in_unsafe_fn)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod config;
 mod file;
+pub mod inspect;
 mod load;
 mod meta;
 mod read;
@@ -21,9 +23,10 @@ mod tensors;
 mod weights;
 
 pub use file::shown;
-pub use load::{KvChoice, LoadOptions, load};
+pub use load::{KvChoice, LoadOptions, SERVER_STEP_TOKENS, load};
 pub use meta::{AddedToken, GgufTokenizer, HfTokenizer, ModelMeta, Setting, TokenType, TokenizerSource};
 pub use read::error::LoadError;
 pub use read::{gguf, safetensors};
+pub use run::Memory;
 pub use run::oracle::Oracle;
 pub use stowage_engine_kernels::isa::{ISA_ENV, Isa};

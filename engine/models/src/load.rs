@@ -10,7 +10,7 @@ use stowage_engine_kernels::isa::{ISA_ENV, Isa};
 use crate::meta::ModelMeta;
 use crate::read::error::LoadError;
 use crate::read::{self, Opened};
-use crate::run::{CpuModel, Plan, scratch_bytes, weight_bytes};
+use crate::run::{CpuModel, Memory, Plan, weight_bytes};
 
 /// What the caller decides about an instance.
 #[derive(Clone, Debug)]
@@ -42,6 +42,9 @@ impl Default for LoadOptions {
     }
 }
 
+/// What the server sets [`LoadOptions::max_step_tokens`] to where it is not asked for another number.
+pub const SERVER_STEP_TOKENS: u32 = 128;
+
 /// How K and V are kept. `Auto` is what the fidelity tests allow by default.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum KvChoice {
@@ -58,7 +61,7 @@ impl FromStr for KvChoice {
 }
 
 impl KvChoice {
-    fn resolve(self) -> KvType {
+    pub(crate) fn resolve(self) -> KvType {
         match self {
             KvChoice::Auto => KvType::Bf16,
             KvChoice::Type(ty) => ty,
@@ -114,8 +117,7 @@ fn plan(opened: &Opened, options: &LoadOptions, isa: Isa, threads: usize) -> Res
         max_step_tokens: options.max_step_tokens.clamp(BLOCK_TOKENS, 1 << 14),
         num_blocks: 0,
     };
-    let weights = weight_bytes(opened);
-    let scratch = scratch_bytes(config, &plan);
+    let weights = weight_bytes(config, &opened.weights);
     let block = plan.kv_layout(config).block_bytes();
     let full = wanted.div_ceil(BLOCK_TOKENS);
     // With an explicit length the whole of it must fit; else a shorter context will do.
@@ -123,18 +125,13 @@ fn plan(opened: &Opened, options: &LoadOptions, isa: Isa, threads: usize) -> Res
     plan.num_blocks = match options.max_memory_bytes {
         None => (DEFAULT_SEQUENCES * full).min(DEFAULT_KV_BYTES / block).max(full),
         Some(budget) => {
-            let left = budget.saturating_sub((weights + scratch) as u64);
-            let blocks = usize::try_from(left / block as u64).unwrap_or(usize::MAX);
-            if blocks < least {
-                return Err(LoadError::DoesNotFit {
-                    weights: weights as u64,
-                    scratch: scratch as u64,
-                    kv: (least * block) as u64,
-                    tokens: least * BLOCK_TOKENS,
-                    budget,
-                });
+            let Memory { weights, scratch, kv } =
+                Memory::of(config, weights, &Plan { num_blocks: least, ..plan.clone() });
+            let left = budget.saturating_sub(weights + scratch);
+            if left < kv {
+                return Err(LoadError::DoesNotFit { weights, scratch, kv, tokens: least * BLOCK_TOKENS, budget });
             }
-            blocks
+            usize::try_from(left / block as u64).unwrap_or(usize::MAX)
         }
     };
     // Block ids are u32, and no model needs more than this.

@@ -69,7 +69,7 @@ pub(crate) fn check(c: &ModelConfig, w: &Weights) -> Result<(), WeightError> {
     let expected = expected(c);
     for tensor in &expected {
         if tensor.presence == Presence::Required || w.has(&tensor.name) {
-            w.matrix(&tensor.name, (tensor.rows, tensor.cols))?;
+            w.entry(&tensor.name, (tensor.rows, tensor.cols))?;
         }
     }
     let known: BTreeSet<&str> = expected.iter().map(|tensor| tensor.name.as_str()).collect();

@@ -22,8 +22,10 @@ pub struct Entry {
     pub range: Range<usize>,
 }
 
+/// A model's table of tensors, and the files that hold their bytes.
 #[derive(Debug)]
 pub struct Weights {
+    /// Empty where only headers were read.
     pub files: Vec<(PathBuf, Mapped)>,
     pub tensors: BTreeMap<String, Entry>,
     /// From the name here to the one in the file, for messages.
@@ -95,18 +97,22 @@ impl Weights {
         self.tensors.values().map(|t| t.rows as u64 * t.cols as u64).sum()
     }
 
-    pub fn matrix(&self, name: &str, (rows, cols): (usize, usize)) -> Result<Matrix<'_>, WeightError> {
+    /// The entry of a tensor that must have this shape. Needs the table alone, no bytes.
+    pub fn entry(&self, name: &str, (rows, cols): (usize, usize)) -> Result<&Entry, WeightError> {
         let entry = self.tensors.get(name).ok_or_else(|| WeightError::Missing(self.shown_name(name)))?;
         let wrong = || {
             let (got_rows, got_cols) = (entry.rows, entry.cols);
             WeightError::Shape { name: self.shown_name(name), rows, cols, got_rows, got_cols }
         };
         // Readers have checked that the range holds whole rows; this only keeps it visible.
-        let (Some(row_bytes), true) = (entry.ty.row_bytes(cols), (entry.rows, entry.cols) == (rows, cols)) else {
-            return Err(wrong());
-        };
+        let whole = entry.ty.row_bytes(cols).is_some();
+        if whole && (entry.rows, entry.cols) == (rows, cols) { Ok(entry) } else { Err(wrong()) }
+    }
+
+    pub fn matrix(&self, name: &str, (rows, cols): (usize, usize)) -> Result<Matrix<'_>, WeightError> {
+        let entry = self.entry(name, (rows, cols))?;
         let bytes = &self.files[entry.file].1[entry.range.clone()];
-        Ok(Matrix { ty: entry.ty, rows, cols, bytes, row_bytes })
+        Ok(Matrix { ty: entry.ty, rows, cols, bytes, row_bytes: entry.ty.row_bytes(cols).unwrap_or(0) })
     }
 
     /// A vector, in f32.

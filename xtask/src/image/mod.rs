@@ -3,15 +3,14 @@
 //! for all of them) and a layer with the stripped program.
 
 pub mod model;
-pub mod oci;
 
 use crate::base::{paths, sh};
 use anyhow::{Context, Result, bail, ensure};
-use oci::{Config, Entry, Layer};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use stowage_oci::{Config, Entry, Layer};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -90,7 +89,7 @@ pub fn run(args: Args) -> Result<()> {
 pub fn pause(program: &Path, archive: &Path) -> Result<()> {
     let layer = Layer::new(&[Entry::File("pause".into(), 0o755, fs::read(program)?)])?;
     let config = Config { entrypoint: vec!["/pause".into()], user: NONROOT.into(), env: vec![] };
-    oci::write(archive, "localhost/stowage/pause:dev", &[&layer], &config)?;
+    stowage_oci::write(archive, "localhost/stowage/pause:dev", &[&layer], &config)?;
     Ok(())
 }
 
@@ -126,7 +125,8 @@ fn program(image: &Image, base: &Base) -> Result<String> {
     ];
     let config = Config { entrypoint: vec![format!("/{place}")], user: image.user.into(), env };
     let name = format!("localhost/stowage/{}:dev", image.name);
-    oci::write(&paths::image_archive(image.name), &name, &[&base.layer, &Layer::new(&entries)?], &config)
+    let layers = [&base.layer, &Layer::new(&entries)?];
+    Ok(stowage_oci::write(&paths::image_archive(image.name), &name, &layers, &config)?)
 }
 
 /// The layer that all our programs share.
@@ -176,7 +176,8 @@ fn probe() -> Result<String> {
     ];
     entries.extend(BUSYBOX.iter().map(|name| Entry::Link(format!("bin/{name}"), "busybox".into())));
     let config = Config { entrypoint: vec!["/bin/probe".into()], user: NONROOT.into(), env: vec!["PATH=/bin".into()] };
-    oci::write(&paths::image_archive(PROBE), "localhost/stowage/probe:dev", &[&Layer::new(&entries)?], &config)
+    let layer = Layer::new(&entries)?;
+    Ok(stowage_oci::write(&paths::image_archive(PROBE), "localhost/stowage/probe:dev", &[&layer], &config)?)
 }
 
 fn built(package: &str, file: &str) -> Result<PathBuf> {

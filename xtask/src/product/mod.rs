@@ -4,7 +4,6 @@
 pub mod demo;
 
 use crate::base::{paths, sh};
-use crate::image;
 use anyhow::{Context, Result, ensure};
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -110,7 +109,7 @@ pub fn install(target: &Target) -> Result<()> {
 fn revision() -> Result<String> {
     let mut all = String::new();
     for name in IMAGES {
-        all += &image::oci::read_name(&paths::image_archive(name))?.1;
+        all += &stowage_oci::read_name(&paths::image_archive(name))?.1;
     }
     use sha2::Digest;
     Ok(sha2::Sha256::digest(all.as_bytes()).iter().take(6).map(|b| format!("{b:02x}")).collect())

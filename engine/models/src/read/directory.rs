@@ -13,6 +13,7 @@ use super::hf_tokenizer;
 use super::names::{to_gguf, to_hf};
 use super::opened::{Opened, digest};
 use super::safetensors;
+use crate::config::ModelConfig;
 use crate::file::Mapped;
 use crate::meta::{ModelMeta, TokenizerSource};
 use crate::weights::{Entry, Weights};
@@ -68,7 +69,7 @@ fn end_tokens(dir: &Path, config: Option<Ids>) -> Result<Vec<u32>, LoadError> {
     Ok(eog)
 }
 
-fn chat_template(dir: &Path) -> Result<Option<String>, LoadError> {
+pub(crate) fn chat_template(dir: &Path) -> Result<Option<String>, LoadError> {
     let jinja = dir.join("chat_template.jinja");
     if jinja.exists() {
         return std::fs::read_to_string(&jinja).map(Some).map_err(|source| LoadError::Open { path: jinja, source });
@@ -101,22 +102,49 @@ fn open_shards(dir: &Path, tied: bool) -> Result<Weights, LoadError> {
         }
         let tensors =
             safetensors::parse(&map).map_err(|source| LoadError::Safetensors { path: path.clone(), source })?;
-        for (name, t) in tensors {
-            if unneeded(&name, tied) {
-                continue;
-            }
-            let (rows, cols) = match t.shape[..] {
-                [] => (1, 1),
-                [cols] => (1, cols),
-                [ref rows @ .., cols] => (rows.iter().product(), cols),
-            };
-            let entry = Entry { file, ty: t.ty, rows: rows as usize, cols: cols as usize, range: t.range };
-            let name = to_gguf(&name).unwrap_or(name);
-            weights.add(name, entry, &path).map_err(|source| LoadError::Weights { path: path.clone(), source })?;
-        }
+        add_shard(&mut weights, file, &path, tensors, tied)?;
         weights.files.push((path, map));
     }
     Ok(weights)
+}
+
+fn add_shard(
+    weights: &mut Weights,
+    file: usize,
+    path: &Path,
+    tensors: BTreeMap<String, safetensors::Tensor>,
+    tied: bool,
+) -> Result<(), LoadError> {
+    for (name, t) in tensors {
+        if unneeded(&name, tied) {
+            continue;
+        }
+        let (rows, cols) = match t.shape[..] {
+            [] => (1, 1),
+            [cols] => (1, cols),
+            [ref rows @ .., cols] => (rows.iter().product(), cols),
+        };
+        let entry = Entry { file, ty: t.ty, rows: rows as usize, cols: cols as usize, range: t.range };
+        let name = to_gguf(&name).unwrap_or(name);
+        weights.add(name, entry, path).map_err(|source| LoadError::Weights { path: path.into(), source })?;
+    }
+    Ok(())
+}
+
+/// The shape of a model from `config.json` and its shards' headers, without the shards' bytes.
+pub(crate) fn shape(
+    config_path: &Path,
+    config_json: &[u8],
+    shards: Vec<(&Path, BTreeMap<String, safetensors::Tensor>)>,
+) -> Result<(ModelConfig, Weights), LoadError> {
+    let raw: HfConfig =
+        serde_json::from_slice(config_json).map_err(|source| LoadError::Json { path: config_path.into(), source })?;
+    let config = config(&raw).map_err(|source| LoadError::Config { path: config_path.into(), source })?;
+    let mut weights = Weights::new(to_hf);
+    for (file, (path, tensors)) in shards.into_iter().enumerate() {
+        add_shard(&mut weights, file, path, tensors, raw.tie_word_embeddings.unwrap_or(false))?;
+    }
+    Ok((config, weights))
 }
 
 /// Tensors that the authors' code does not read either: rotary frequencies, which follow from the
@@ -125,7 +153,8 @@ fn unneeded(name: &str, tied: bool) -> bool {
     name.ends_with("rotary_emb.inv_freq") || (tied && name == "lm_head.weight")
 }
 
-fn shards(dir: &Path) -> Result<Vec<PathBuf>, LoadError> {
+/// The files with weights, as the index names them.
+pub(crate) fn shards(dir: &Path) -> Result<Vec<PathBuf>, LoadError> {
     let index = dir.join("model.safetensors.index.json");
     if !index.exists() {
         return Ok(vec![dir.join("model.safetensors")]);

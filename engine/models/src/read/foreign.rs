@@ -5,7 +5,7 @@
 //! of the thing sends them to the right command.
 
 /// What a file is instead of a model, with what to do about it. `None` when it is nothing of this kind.
-pub(super) fn instead_of_a_model(bytes: &[u8]) -> Option<&'static str> {
+pub(crate) fn instead_of_a_model(bytes: &[u8]) -> Option<&'static str> {
     let text = bytes.trim_ascii_start();
     let starts = |prefix: &[u8]| text.len() >= prefix.len() && text[..prefix.len()].eq_ignore_ascii_case(prefix);
     if bytes.is_empty() {

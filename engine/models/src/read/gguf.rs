@@ -80,47 +80,36 @@ pub enum GgufError {
 const MAX_DIMS: u32 = 4;
 
 impl Gguf {
+    /// Reads a whole file.
     pub fn parse(bytes: &[u8]) -> Result<Gguf, GgufError> {
-        let mut r = Reader { bytes, at: 0 };
-        if bytes.get(..4) != Some(b"GGUF") {
-            return Err(GgufError::NotGguf);
-        }
-        r.at = 4;
-        let version = r.u32(&|| "the header".into())?;
-        if (2..=3).contains(&version.swap_bytes()) {
-            return Err(GgufError::BigEndian);
-        }
-        if !(2..=3).contains(&version) {
-            return Err(GgufError::Version(version));
-        }
-        // The smallest tensor entry: name length, one dimension, type, offset.
-        let tensors = r.count("the tensor table", 8 + 4 + 8 + 4 + 8)?;
-        // The smallest metadata entry: key length, type, one byte.
-        let entries = r.count("the metadata", 8 + 4 + 1)?;
-        let mut metadata = BTreeMap::new();
-        for i in 0..entries {
-            let key = r.string(&|| format!("metadata entry {i}"))?;
-            let value = r.value(&key)?;
-            if metadata.insert(key.clone(), value).is_some() {
-                return Err(GgufError::Twice { what: format!("metadata {}", shown(&key)) });
-            }
-        }
-        let table = (0..tensors).map(|i| r.tensor(i)).collect::<Result<Vec<_>, _>>()?;
-        let alignment = match metadata.get("general.alignment") {
-            Some(Value::U64(a)) if a.is_power_of_two() && *a <= 1 << 20 => *a,
-            Some(Value::U64(a)) => return Err(GgufError::Alignment(*a)),
-            _ => 32,
-        };
-        let data = (r.at as u64).next_multiple_of(alignment);
+        Gguf::parse_head(bytes, bytes.len() as u64)
+    }
+
+    /// Reads the beginning of a file of `len` bytes. [`GgufError::Ends`] where the beginning is too short.
+    pub fn parse_head(bytes: &[u8], len: u64) -> Result<Gguf, GgufError> {
+        let Tables { version, metadata, tensors: table, data } = Tables::read(bytes, len)?;
         let mut tensors = Vec::with_capacity(table.len());
         let mut names = std::collections::BTreeSet::new();
         for raw in table {
             if !names.insert(raw.name.clone()) {
                 return Err(GgufError::Twice { what: format!("tensor {}", shown(&raw.name)) });
             }
-            tensors.push(raw.locate(data, bytes.len() as u64)?);
+            tensors.push(raw.locate(data, len)?);
         }
         Ok(Gguf { version, metadata, tensors })
+    }
+
+    /// What the tables at the beginning of a file say, whether or not the tensors' types are supported: the
+    /// metadata (without tensors), and the number of parameters of each type.
+    pub fn outline(bytes: &[u8], len: u64) -> Result<(Gguf, BTreeMap<String, u64>), GgufError> {
+        let Tables { version, metadata, tensors, data: _ } = Tables::read(bytes, len)?;
+        let mut types = BTreeMap::new();
+        for tensor in tensors {
+            let name = weight_type(tensor.ty).map_or_else(|name| name, |ty| ty.name().to_owned());
+            let count: &mut u64 = types.entry(name).or_default();
+            *count = count.saturating_add(tensor.dims.iter().fold(1, |n: u64, d| n.saturating_mul(*d)));
+        }
+        Ok((Gguf { version, metadata, tensors: Vec::new() }, types))
     }
 
     pub fn text(&self, key: &str) -> Option<&str> {
@@ -157,6 +146,51 @@ impl Gguf {
             Some(Value::Strings(s)) => Some(s),
             _ => None,
         }
+    }
+}
+
+/// The tables at the beginning of a file, before tensors are located.
+struct Tables {
+    version: u32,
+    metadata: BTreeMap<String, Value>,
+    tensors: Vec<RawTensor>,
+    /// Where the data begins.
+    data: u64,
+}
+
+impl Tables {
+    fn read(bytes: &[u8], len: u64) -> Result<Tables, GgufError> {
+        if bytes.get(..4) != Some(b"GGUF") {
+            return Err(GgufError::NotGguf);
+        }
+        let mut r = Reader { bytes, at: 4, len };
+        let version = r.u32(&|| "the header".into())?;
+        if (2..=3).contains(&version.swap_bytes()) {
+            return Err(GgufError::BigEndian);
+        }
+        if !(2..=3).contains(&version) {
+            return Err(GgufError::Version(version));
+        }
+        // The smallest tensor entry: name length, one dimension, type, offset.
+        let tensors = r.count("the tensor table", 8 + 4 + 8 + 4 + 8)?;
+        // The smallest metadata entry: key length, type, one byte.
+        let entries = r.count("the metadata", 8 + 4 + 1)?;
+        let mut metadata = BTreeMap::new();
+        for i in 0..entries {
+            let key = r.string(&|| format!("metadata entry {i}"))?;
+            let value = r.value(&key)?;
+            if metadata.insert(key.clone(), value).is_some() {
+                return Err(GgufError::Twice { what: format!("metadata {}", shown(&key)) });
+            }
+        }
+        let tensors = (0..tensors).map(|i| r.tensor(i)).collect::<Result<Vec<_>, _>>()?;
+        let alignment = match metadata.get("general.alignment") {
+            Some(Value::U64(a)) if a.is_power_of_two() && *a <= 1 << 20 => *a,
+            Some(Value::U64(a)) => return Err(GgufError::Alignment(*a)),
+            _ => 32,
+        };
+        let data = (r.at as u64).next_multiple_of(alignment);
+        Ok(Tables { version, metadata, tensors, data })
     }
 }
 
@@ -217,6 +251,8 @@ fn weight_type(id: u32) -> Result<WeightType, String> {
 struct Reader<'a> {
     bytes: &'a [u8],
     at: usize,
+    /// Of the whole file, of which `bytes` is the beginning.
+    len: u64,
 }
 
 /// What is being read, spelled out only when it fails.
@@ -256,6 +292,10 @@ impl<'a> Reader<'a> {
         // In the header the tables come after, so all that is left bounds both.
         match usize::try_from(count).ok().and_then(|n| n.checked_mul(smallest)) {
             Some(bytes) if bytes <= self.left() => Ok(count as usize),
+            // Nothing is allocated for entries that are not there yet.
+            Some(bytes) if (self.at as u64).saturating_add(bytes as u64) <= self.len => {
+                Err(GgufError::Ends { what: what.into(), len: self.bytes.len() as u64 })
+            }
             _ => Err(GgufError::TooMany { what: what.into(), count }),
         }
     }

@@ -37,23 +37,19 @@ impl Part {
 pub(crate) fn open(path: &Path) -> Result<Opened, LoadError> {
     let parts = parts(path)?;
     let digest = digest_of_all(&parts);
-    let (mut weights, mut first) = (Weights::new(str::to_owned), None);
-    for (file, part) in parts.into_iter().enumerate() {
-        add_tensors(&mut weights, &part, file)?;
+    let tables: Vec<(&Path, &Gguf)> = parts.iter().map(|part| (part.path.as_path(), &part.gguf)).collect();
+    let (mut config, mut weights) = shape(path, &tables)?;
+    let mut first = None;
+    for part in parts {
         weights.files.push((part.path, part.map));
         first.get_or_insert(part.gguf);
     }
-    let missing = |what: &str| ConfigError::Missing(what.to_owned());
-    let config_error = |source| LoadError::Config { path: path.into(), source };
-    let gguf = first.ok_or_else(|| config_error(missing("everything")))?;
-    let embedding = weights.tensors.get("token_embd.weight").map(|t| t.rows);
-    let vocab = embedding.ok_or_else(|| config_error(missing("tensor token_embd.weight")))?;
-    let mut config = config(&gguf, vocab).map_err(config_error)?;
+    let gguf = first.ok_or_else(|| no_parts(path))?;
     take_rope_factors(&mut weights, &mut config).map_err(|source| LoadError::Weights { path: path.into(), source })?;
     let tokenizer = tokenizer(&gguf);
-    if tokenizer.tokens.len() > vocab {
+    if tokenizer.tokens.len() > config.vocab {
         let tokens = tokenizer.tokens.len();
-        return Err(LoadError::Vocabulary { path: path.into(), tokens, rows: vocab });
+        return Err(LoadError::Vocabulary { path: path.into(), tokens, rows: config.vocab });
     }
     let meta = ModelMeta {
         path: path.into(),
@@ -68,6 +64,24 @@ pub(crate) fn open(path: &Path) -> Result<Opened, LoadError> {
         tokenizer: TokenizerSource::Gguf(Box::new(tokenizer)),
     };
     Ok(Opened { config, weights, meta })
+}
+
+/// The shape of a model from the headers of its files, the first part first, without their bytes.
+pub(crate) fn shape(path: &Path, parts: &[(&Path, &Gguf)]) -> Result<(ModelConfig, Weights), LoadError> {
+    let mut weights = Weights::new(str::to_owned);
+    for (file, (path, gguf)) in parts.iter().enumerate() {
+        add_tensors(&mut weights, path, gguf, file)?;
+    }
+    let (_, gguf) = parts.first().ok_or_else(|| no_parts(path))?;
+    let config_error = |source| LoadError::Config { path: path.into(), source };
+    let embedding = weights.tensors.get("token_embd.weight").map(|t| t.rows);
+    let vocab = embedding.ok_or_else(|| config_error(ConfigError::Missing("tensor token_embd.weight".into())))?;
+    let config = config(gguf, vocab).map_err(config_error)?;
+    Ok((config, weights))
+}
+
+fn no_parts(path: &Path) -> LoadError {
+    LoadError::Config { path: path.into(), source: ConfigError::Missing("everything".into()) }
 }
 
 /// The file and, when it is the first of a split model, its other parts in order.
@@ -118,7 +132,7 @@ fn parts(path: &Path) -> Result<Vec<Part>, LoadError> {
 const MAX_PARTS: u64 = 10_000;
 
 /// The path of a part, counted from 0, of the model that `path` is a part of, by its name.
-fn part_name(path: &Path, number: u64, count: u64) -> Option<PathBuf> {
+pub(crate) fn part_name(path: &Path, number: u64, count: u64) -> Option<PathBuf> {
     let name = path.file_name()?.to_str()?;
     let stem = name.strip_suffix(&format!("-of-{count:05}.gguf"))?;
     let (prefix, digits) = stem.rsplit_once('-')?;
@@ -137,8 +151,8 @@ fn digest_of_all(parts: &[Part]) -> [u8; 32] {
     *hasher.finalize().as_bytes()
 }
 
-fn add_tensors(weights: &mut Weights, part: &Part, file: usize) -> Result<(), LoadError> {
-    for t in &part.gguf.tensors {
+fn add_tensors(weights: &mut Weights, path: &Path, gguf: &Gguf, file: usize) -> Result<(), LoadError> {
+    for t in &gguf.tensors {
         if unneeded(&t.name) {
             continue;
         }
@@ -146,9 +160,7 @@ fn add_tensors(weights: &mut Weights, part: &Part, file: usize) -> Result<(), Lo
         // `parse` has checked that the product of all dimensions fits.
         let rows = t.dims[1..].iter().product::<u64>() as usize;
         let entry = Entry { file, ty: t.ty, rows, cols, range: t.range.clone() };
-        weights
-            .add(t.name.clone(), entry, &part.path)
-            .map_err(|source| LoadError::Weights { path: part.path.clone(), source })?;
+        weights.add(t.name.clone(), entry, path).map_err(|source| LoadError::Weights { path: path.into(), source })?;
     }
     Ok(())
 }
@@ -159,11 +171,12 @@ fn unneeded(name: &str) -> bool {
 }
 
 /// The one tensor that is part of the configuration.
+pub(crate) const ROPE_FACTORS: &str = "rope_freqs.weight";
+
 fn take_rope_factors(weights: &mut Weights, config: &mut ModelConfig) -> Result<(), crate::weights::WeightError> {
-    const NAME: &str = "rope_freqs.weight";
-    if let Some(factors) = weights.optional_vector(NAME, config.head_dim / 2)? {
+    if let Some(factors) = weights.optional_vector(ROPE_FACTORS, config.head_dim / 2)? {
         config.rope_factors = factors;
-        weights.tensors.remove(NAME);
+        weights.tensors.remove(ROPE_FACTORS);
     }
     Ok(())
 }

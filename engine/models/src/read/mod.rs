@@ -5,11 +5,11 @@
 //! a model in each of them looks like and end in the same [`Opened`]. `foreign` names what is no
 //! model file although it has the name of one.
 
-mod directory;
+pub(crate) mod directory;
 pub(crate) mod error;
-mod foreign;
+pub(crate) mod foreign;
 pub mod gguf;
-mod gguf_model;
+pub(crate) mod gguf_model;
 mod gguf_tokenizer;
 mod hf_config;
 mod hf_tokenizer;

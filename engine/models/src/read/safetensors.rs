@@ -54,6 +54,33 @@ struct Entry {
 
 /// The tensors of one file, by name.
 pub fn parse(bytes: &[u8]) -> Result<BTreeMap<String, Tensor>, SafetensorsError> {
+    parse_head(bytes, bytes.len() as u64)
+}
+
+/// The tensors of a file of `len` bytes, of which `bytes` is the beginning. [`SafetensorsError::HeaderEnds`] where the
+/// beginning is too short.
+pub fn parse_head(bytes: &[u8], len: u64) -> Result<BTreeMap<String, Tensor>, SafetensorsError> {
+    let (table, data) = table(bytes)?;
+    let mut tensors = BTreeMap::new();
+    for (name, entry) in table {
+        let tensor = locate(&name, entry, data, len)?;
+        tensors.insert(name, tensor);
+    }
+    Ok(tensors)
+}
+
+/// The number of parameters of each type, supported or not.
+pub fn outline(bytes: &[u8]) -> Result<BTreeMap<String, u64>, SafetensorsError> {
+    let mut types = BTreeMap::new();
+    for entry in table(bytes)?.0.into_values() {
+        let count: &mut u64 = types.entry(entry.dtype.to_lowercase()).or_default();
+        *count = count.saturating_add(entry.shape.iter().fold(1, |n: u64, d| n.saturating_mul(*d)));
+    }
+    Ok(types)
+}
+
+/// The header's entries, and where the data begins.
+fn table(bytes: &[u8]) -> Result<(BTreeMap<String, Entry>, u64), SafetensorsError> {
     let len = bytes.len() as u64;
     let Some((head, rest)) = bytes.split_first_chunk::<8>() else {
         return Err(SafetensorsError::TooShort(len));
@@ -66,12 +93,7 @@ pub fn parse(bytes: &[u8]) -> Result<BTreeMap<String, Tensor>, SafetensorsError>
         return Err(SafetensorsError::HeaderEnds { end: 8 + header_len, len });
     };
     let Table(table) = serde_json::from_slice(header).map_err(|e| SafetensorsError::Header(e.to_string()))?;
-    let mut tensors = BTreeMap::new();
-    for (name, entry) in table {
-        let tensor = locate(&name, entry, 8 + header_len, len)?;
-        tensors.insert(name, tensor);
-    }
-    Ok(tensors)
+    Ok((table, 8 + header_len))
 }
 
 /// The header, without `__metadata__`. Read in one pass, because a tree of JSON values may take a

@@ -58,7 +58,7 @@ impl CpuModel {
         let mut pool = Pool::new(plan.threads).map_err(|source| LoadError::Threads { source })?;
         let path = || opened.meta.path.clone();
         let memory = |source| LoadError::Memory { source };
-        let arena = Arena::new(matrix_bytes(opened)).map_err(memory)?;
+        let arena = Arena::new(matrix_bytes(c, w)).map_err(memory)?;
         let mut packer = Packer { weights: w, config: c, pool: &mut pool, arena };
         let result = (|| {
             let embedding = packer.plain("token_embd.weight", (c.vocab, c.hidden))?;
@@ -87,7 +87,7 @@ impl CpuModel {
             block_tokens: BLOCK_TOKENS,
             num_blocks: plan.num_blocks,
             block_bytes: layout.block_bytes(),
-            weight_bytes: weight_bytes(opened),
+            weight_bytes: weight_bytes(c, w),
             scratch_bytes: scratch_bytes(c, &plan),
             max_step_tokens: tokens,
             model_digest: opened.meta.digest,

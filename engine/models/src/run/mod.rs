@@ -9,4 +9,5 @@ mod plan;
 mod rope;
 
 pub(crate) use decoder::CpuModel;
-pub(crate) use plan::{Plan, scratch_bytes, weight_bytes};
+pub use plan::Memory;
+pub(crate) use plan::{Plan, weight_bytes};

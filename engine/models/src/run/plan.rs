@@ -6,8 +6,8 @@ use stowage_engine_kernels::quant::WeightType;
 
 use super::rope::Rotations;
 use crate::config::ModelConfig;
-use crate::read::Opened;
 use crate::tensors::{MATRICES, expected};
+use crate::weights::Weights;
 
 /// What was decided about an instance.
 #[derive(Clone, Debug)]
@@ -26,6 +26,31 @@ impl Plan {
     }
 }
 
+/// The memory of an instance, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Memory {
+    pub weights: u64,
+    /// Activations and the packed rows of one step.
+    pub scratch: u64,
+    /// The KV cache.
+    pub kv: u64,
+}
+
+impl Memory {
+    /// `weights` as [`weight_bytes`] counts them; the KV cache has the plan's blocks.
+    pub(crate) fn of(config: &ModelConfig, weights: usize, plan: &Plan) -> Memory {
+        Memory {
+            weights: weights as u64,
+            scratch: scratch_bytes(config, plan) as u64,
+            kv: plan.num_blocks as u64 * plan.kv_layout(config).block_bytes() as u64,
+        }
+    }
+
+    pub fn total(&self) -> u64 {
+        self.weights + self.scratch + self.kv
+    }
+}
+
 /// The type in which matrices that are merged are packed: their own if they share it. If not,
 /// f32, which holds any of them exactly.
 pub(super) fn merged_type(types: &[WeightType]) -> WeightType {
@@ -33,14 +58,13 @@ pub(super) fn merged_type(types: &[WeightType]) -> WeightType {
 }
 
 /// Bytes of the weights, known before packing.
-pub(crate) fn weight_bytes(opened: &Opened) -> usize {
-    let vectors = expected(&opened.config).into_iter().filter(|t| t.rows == 1 && opened.weights.has(&t.name));
-    matrix_bytes(opened) + vectors.map(|t| t.cols * 4).sum::<usize>()
+pub(crate) fn weight_bytes(c: &ModelConfig, w: &Weights) -> usize {
+    let vectors = expected(c).into_iter().filter(|t| t.rows == 1 && w.has(&t.name));
+    matrix_bytes(c, w) + vectors.map(|t| t.cols * 4).sum::<usize>()
 }
 
 /// Bytes of the packed matrices among them.
-pub(super) fn matrix_bytes(opened: &Opened) -> usize {
-    let (c, w) = (&opened.config, &opened.weights);
+pub(super) fn matrix_bytes(c: &ModelConfig, w: &Weights) -> usize {
     let ty = |name: &str| w.tensors.get(name).map_or(WeightType::F32, |t| t.ty);
     let layer = |i: usize| {
         let [q, k, v, o, gate, up, down] = MATRICES.map(|n| ty(&format!("blk.{i}.{n}.weight")));
@@ -55,7 +79,7 @@ pub(super) fn matrix_bytes(opened: &Opened) -> usize {
 }
 
 /// Bytes of everything else but the KV cache.
-pub(crate) fn scratch_bytes(config: &ModelConfig, plan: &Plan) -> usize {
+pub(super) fn scratch_bytes(config: &ModelConfig, plan: &Plan) -> usize {
     let c = config;
     let row = c.hidden + c.q_width() + 2 * c.kv_width() + c.q_width() + c.ffn;
     plan.max_step_tokens * row * 4

@@ -5,7 +5,6 @@ use crate::base::progress::seconds;
 use crate::base::sh;
 use crate::cluster::shape::layout::{Layout, node_name};
 use crate::cluster::shape::state::State;
-use crate::image::oci;
 use anyhow::{Context, Result, anyhow, ensure};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,7 +13,7 @@ use std::time::Instant;
 pub fn run(layout: &Layout, archives: &[PathBuf]) -> Result<()> {
     let state = State::required(layout)?;
     ensure!(!archives.is_empty(), "name at least one archive (`cargo xtask image` writes them to target/images)");
-    let named: Vec<_> = archives.iter().map(|a| Ok((a, oci::read_name(a)?))).collect::<Result<_>>()?;
+    let named: Vec<_> = archives.iter().map(|a| Ok((a, stowage_oci::read_name(a)?))).collect::<Result<_>>()?;
     // Each node has its own store: they unpack side by side.
     let nodes: Vec<_> = (1..=state.nodes).map(node_name).collect();
     std::thread::scope(|scope| {
