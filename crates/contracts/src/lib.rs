@@ -5,6 +5,7 @@
 //! - [`charge`]: what a GPU slice costs, in milli-GPU
 //! - [`load`]: the engine's load report, for gateways
 //! - [`model`]: which files of a model are data
+//! - [`fit`]: the cost of a step, learnt from steps
 //! - [`summary`]: the node agent's summary, for operators and people
 //! - [`usage`]: the files in a claim's report directory
 //!
@@ -15,6 +16,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod charge;
+pub mod fit;
 pub mod load;
 pub mod model;
 pub mod names;

@@ -1,77 +1,8 @@
-//! The cost model's coefficients, learnt from the steps as they happen.
-//!
-//! `milliseconds = a + d·decodes + k·(KV tokens)/1000 + p·(prefill tokens)/1000`, by recursive least
-//! squares that slowly forgets, so that a slower workload beside it or a throttled clock shows within a few
-//! hundred steps. Routing and autoscaling read the result from the load report.
+//! The cost model's coefficients, learnt from the steps of this engine. Routing and autoscaling read the
+//! result from the load report.
 
+pub use stowage_contracts::fit::CostFit;
 pub use stowage_contracts::load::Coefficients;
-
-/// Weight of the past at each step: half of it is gone after about 140.
-const FORGETTING: f64 = 0.995;
-/// Uncertainty to start with, and the bound that keeps it finite while nothing new is seen.
-const START: f64 = 1e4;
-const MAX_TRACE: f64 = 1e6;
-
-type Row = [f64; 4];
-
-/// An estimate that follows the steps it is shown.
-#[derive(Clone, Debug)]
-pub struct CostFit {
-    theta: Row,
-    /// Covariance up to a factor, symmetric.
-    cov: [Row; 4],
-    steps: u64,
-}
-
-impl Default for CostFit {
-    fn default() -> Self {
-        let mut cov = [[0.0; 4]; 4];
-        for (i, row) in cov.iter_mut().enumerate() {
-            row[i] = START;
-        }
-        Self { theta: [0.0; 4], cov, steps: 0 }
-    }
-}
-
-impl CostFit {
-    /// Notes a step and how long it took. Times that are no times are ignored.
-    pub fn observe(&mut self, decodes: usize, kv_tokens: usize, prefill_tokens: usize, millis: f64) {
-        if !millis.is_finite() || millis < 0.0 {
-            return;
-        }
-        let x = [1.0, decodes as f64, kv_tokens as f64 / 1e3, prefill_tokens as f64 / 1e3];
-        let cov_x = self.cov.map(|row| dot(&row, &x));
-        let gain = 1.0 / (FORGETTING + dot(&x, &cov_x));
-        let error = millis - dot(&self.theta, &x);
-        for i in 0..4 {
-            self.theta[i] += gain * cov_x[i] * error;
-            for j in 0..4 {
-                self.cov[i][j] -= gain * cov_x[i] * cov_x[j];
-            }
-        }
-        // Forgetting what is not seen any more would let the uncertainty grow without bound.
-        let trace: f64 = (0..4).map(|i| self.cov[i][i]).sum();
-        if trace < MAX_TRACE {
-            self.cov.iter_mut().flatten().for_each(|c| *c /= FORGETTING);
-        }
-        self.steps += 1;
-    }
-
-    /// The present estimate. Never negative: nothing makes a step faster. A zero means unknown.
-    pub fn coefficients(&self) -> Coefficients {
-        let [a, d, k, p] = self.theta.map(|c| if c.is_finite() { c.max(0.0) } else { 0.0 });
-        Coefficients { a, d, k, p }
-    }
-
-    /// Steps observed.
-    pub fn steps(&self) -> u64 {
-        self.steps
-    }
-}
-
-fn dot(a: &Row, b: &Row) -> f64 {
-    a.iter().zip(b).map(|(x, y)| x * y).sum()
-}
 
 #[cfg(test)]
 mod tests {
