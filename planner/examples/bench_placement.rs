@@ -154,6 +154,7 @@ fn carry_out(snapshot: &mut Snapshot, n: usize, replica: &ReplicaId, placement: 
         created_ms: 1,
         node_lost: false,
         overshoot: None,
+        in_flight: None,
     });
 }
 
@@ -251,6 +252,9 @@ fn deployment(trace: &Trace, n: usize, pod: &Pod) -> Deployment {
         priority: 0,
         created_ms: n as u64,
         wanted: 1,
+        scaling: Default::default(),
+        signals: Default::default(),
+        memory: Default::default(),
         variants,
         objective: Objective::Packing,
         needs: Needs { cpu_milli: pod.cpu as u64, memory_bytes: pod.memory as u64, host_ports: Vec::new() },

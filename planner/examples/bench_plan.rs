@@ -176,6 +176,9 @@ fn deployment(n: u32) -> Deployment {
         priority: 0,
         created_ms: u64::from(n),
         wanted: EACH,
+        scaling: Default::default(),
+        signals: Default::default(),
+        memory: Default::default(),
         variants,
         objective: Objective::Packing,
         needs: Needs { cpu_milli: 2_000, memory_bytes: 8 * GIB, host_ports: Vec::new() },
@@ -223,6 +226,7 @@ fn carry_out(s: &mut Snapshot, actions: &[Action]) {
             created_ms: 1,
             node_lost: false,
             overshoot: None,
+            in_flight: None,
         });
     }
 }

@@ -44,5 +44,6 @@ pub fn plan(snapshot: &Snapshot, policy: &Policy, now: TimeMs) -> (Plan, Decisio
     let (ends, creates): (Vec<_>, Vec<_>) = draft.cases.iter().map(|c| c.actions()).unzip();
     // What ends goes first: it frees, and a full queue of creates must not delay a drain.
     let actions = ends.into_iter().flatten().chain(creates.into_iter().flatten()).collect();
-    (Plan { based_on, actions }, report)
+    let memory = draft.cases.iter().filter_map(|c| Some((c.d.id.clone(), c.memory()?))).collect();
+    (Plan { based_on, actions, memory }, report)
 }

@@ -5,15 +5,20 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::snapshot::{DeploymentId, Placement, ReplicaId, Snapshot, TimeMs};
+use crate::snapshot::{DeploymentId, Memory, Placement, ReplicaId, Snapshot, TimeMs};
 
 /// Actions in the order in which they are carried out.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[allow(missing_docs, reason = "the names explain themselves")]
 pub struct Plan {
     pub based_on: BasedOn,
     pub actions: Vec<Action>,
+    /// What the next snapshot is to hold in [`Deployment::memory`](crate::snapshot::Deployment::memory),
+    /// whether or not the actions are carried out: the signals behind it are counted. Sorted by
+    /// deployment; those in mode `Manual` have none.
+    #[serde(default)]
+    pub memory: Vec<(DeploymentId, Memory)>,
 }
 
 /// The state that a plan was made from.

@@ -3,9 +3,11 @@
 #![allow(clippy::unwrap_used)]
 
 use stowage_contracts::load::Coefficients;
-use stowage_planner::demand::autoscale::{Frozen, Measured, Memory, Objective, Rule, Wanted, wanted};
+use stowage_planner::demand::autoscale::{Measured, Wanted, wanted};
+use stowage_planner::demand::{Frozen, Problem, Signal};
+use stowage_planner::snapshot::{History, Memory, Objectives, Rule};
 
-const OBJECTIVE: Objective = Objective { ttft_ms: 2000.0, itl_ms: 50.0 };
+const OBJECTIVES: Objectives = Objectives { ttft_ms: 2000.0, itl_ms: 50.0 };
 const TICK: f64 = 5.0;
 
 /// Requests of 1,000 prompt and 200 answer tokens at `rate` a second, met by `count` ready replicas.
@@ -22,13 +24,15 @@ fn measured(at: f64, rate: f64, count: u32) -> Measured {
         ready: count,
         count,
         kv_bound: 0,
+        kv_used: 0.0,
+        history: None,
         cost: Coefficients { a: 11.0, d: 0.05, k: 0.03, p: 45.0 },
         cold_start: 60.0,
     }
 }
 
 fn decide(memory: &mut Memory, measured: &Measured) -> Result<Wanted, Frozen> {
-    wanted(memory, measured, OBJECTIVE, (1, 100), &Rule::STANDARD)
+    wanted(memory, measured, OBJECTIVES, &Rule::STANDARD)
 }
 
 /// Follows the rule for `seconds` from `start`, and returns the count at each tick.
@@ -72,7 +76,7 @@ fn count_goes_down_only_after_the_hold_window() {
 #[test]
 fn restart_does_not_scale_in_by_itself() {
     let answer = decide(&mut Memory::default(), &measured(5.0, 1.0, 9)).unwrap();
-    assert_eq!((answer.replicas, answer.held), (9, true));
+    assert_eq!((answer.replicas, answer.held.0), (9, 9));
 }
 
 #[test]
@@ -93,29 +97,97 @@ fn one_more_replica_is_wanted_when_all_are_bound_by_their_kv_cache() {
 }
 
 #[test]
-fn answer_stays_within_the_bounds() {
-    let bounded = |bounds, rate| {
-        wanted(&mut Memory::default(), &measured(5.0, rate, 1), OBJECTIVE, bounds, &Rule::STANDARD).unwrap().replicas
+fn as_many_replicas_stay_as_the_kv_caches_in_use_need() {
+    let needed = |kv_used| {
+        let mut memory = Memory::default();
+        decide(&mut memory, &Measured { kv_used, ..measured(5.0, 0.0, 9) }).unwrap().needed
     };
-    assert_eq!((bounded((2, 4), 0.0), bounded((1, 4), 500.0)), (2, 4));
+    assert_eq!((needed(0.0), needed(0.9), needed(4.0)), (0, 1, 5));
+}
+
+#[test]
+fn large_load_gets_at_least_what_its_objective_allows_per_replica() {
+    let answer = decide(&mut Memory::default(), &measured(5.0, 1500.0, 9)).unwrap();
+    assert!(answer.offered > 60.0 && f64::from(answer.needed) * 0.78 >= answer.offered, "{answer:?}");
+}
+
+#[test]
+fn interval_that_was_counted_is_not_counted_again() {
+    let mut memory = Memory::default();
+    follow(&mut memory, 0.0, 60.0, 5, |_| 20.0);
+    let next = measured(65.0, 80.0, 5);
+    let first = decide(&mut memory, &next).unwrap();
+    let remembered = memory.clone();
+    for _ in 0..5 {
+        assert_eq!(decide(&mut memory, &next).unwrap(), first);
+    }
+    assert_eq!(memory, remembered);
+}
+
+#[test]
+fn mean_is_over_time_whatever_the_length_of_the_intervals() {
+    let level = |lengths: &[f64]| {
+        let (mut memory, mut at, mut answer) = (Memory::default(), 0.0, Wanted::default());
+        for interval in lengths {
+            at += interval;
+            let arrivals = (20.0 * interval).round() as u64;
+            let measured =
+                Measured { interval: *interval, arrivals, input_tokens: arrivals * 1000, ..measured(at, 0.0, 5) };
+            answer = decide(&mut memory, &measured).unwrap();
+        }
+        answer
+    };
+    let (even, uneven) = (level(&[5.0; 6]), level(&[1.0, 9.0, 2.0, 8.0, 5.0, 5.0]));
+    assert!((even.forecast - uneven.forecast).abs() < 1e-9, "{even:?} {uneven:?}");
+}
+
+#[test]
+fn load_that_grew_at_this_minute_of_two_earlier_days_is_expected_to_grow() {
+    let forecast = |now, ahead, periods| {
+        let history = Some(History { now, ahead, periods });
+        decide(&mut Memory::default(), &Measured { history, ..measured(5.0, 20.0, 5) }).unwrap().forecast
+    };
+    let level = forecast(0.0, 9.0, 7);
+    assert_eq!(forecast(2.0, 3.0, 1), level, "one day is not enough");
+    assert_eq!(forecast(2.0, 1.0, 2), level, "a load that fell is no reason to have less");
+    assert!((forecast(2.0, 3.0, 2) / level - 1.5).abs() < 1e-9);
+    assert!((forecast(2.0, 90.0, 2) / level - 2.0).abs() < 1e-9, "at most twice");
+}
+
+#[test]
+fn clock_that_was_set_back_freezes_once_and_restarts_the_memory() {
+    let mut memory = Memory::default();
+    follow(&mut memory, 7200.0, 300.0, 5, |_| 20.0);
+    let back = measured(3600.0, 1.0, 9);
+    let problem = decide(&mut memory, &back).unwrap_err().problem;
+    assert_eq!(problem, Problem::ClockBack { by_ms: 3_900_000 });
+    let answer = decide(&mut memory, &measured(3605.0, 1.0, 9)).unwrap();
+    assert_eq!((answer.replicas, answer.held.0), (9, 9), "as after a restart");
 }
 
 #[test]
 fn absurd_signals_freeze_the_count_and_leave_the_memory_alone() {
     let good = measured(10.0, 20.0, 3);
     let cost = |a| Coefficients { a, ..good.cost };
+    let history = |now| Some(History { now, ahead: 1.0, periods: 2 });
     let cases = [
-        (Measured { mean_output_tokens: f64::NAN, ..good }, Frozen::AbsurdSignals),
-        (Measured { mean_output_tokens: -1.0, ..good }, Frozen::AbsurdSignals),
-        (Measured { at: f64::INFINITY, ..good }, Frozen::AbsurdSignals),
-        (Measured { input_tokens: u64::MAX, arrivals: u64::MAX, ..good }, Frozen::AbsurdSignals),
-        (Measured { interval: 0.0, ..good }, Frozen::ClockBack),
-        (Measured { interval: f64::NAN, ..good }, Frozen::ClockBack),
-        (Measured { at: 4.0, ..good }, Frozen::ClockBack),
-        (Measured { cost: cost(0.0), ..good }, Frozen::CostUnknown),
-        (Measured { cost: cost(50.0), ..good }, Frozen::ObjectiveTooTight),
+        (Measured { mean_output_tokens: f64::NAN, ..good }, Signal::Gateway, Problem::NotANumber),
+        (Measured { mean_output_tokens: -1.0, ..good }, Signal::Gateway, Problem::NotANumber),
+        (Measured { at: f64::INFINITY, ..good }, Signal::Gateway, Problem::NotANumber),
+        (Measured { input_tokens: u64::MAX, arrivals: u64::MAX, ..good }, Signal::Gateway, Problem::Absurd),
+        (Measured { queued_tokens: u64::MAX, ..good }, Signal::Gateway, Problem::Absurd),
+        (Measured { interval: 0.0, ..good }, Signal::Gateway, Problem::Interval { length_ms: 0 }),
+        (Measured { interval: f64::NAN, ..good }, Signal::Gateway, Problem::Interval { length_ms: 0 }),
+        (Measured { interval: 3600.0, ..good }, Signal::Gateway, Problem::Interval { length_ms: 3_600_000 }),
+        (Measured { at: 4.0, ..good }, Signal::Gateway, Problem::ClockBack { by_ms: 1000 }),
+        (Measured { cost: cost(0.0), ..good }, Signal::Cost, Problem::Missing),
+        (Measured { cost: cost(f64::NAN), ..good }, Signal::Cost, Problem::NotANumber),
+        (Measured { cost: cost(50.0), ..good }, Signal::Objectives, Problem::TooTight),
+        (Measured { kv_used: f64::NAN, ..good }, Signal::Engines, Problem::NotANumber),
+        (Measured { history: history(f64::NAN), ..good }, Signal::History, Problem::NotANumber),
     ];
-    for (bad, want) in cases {
+    for (bad, signal, problem) in cases {
+        let want = Frozen { signal, problem };
         let mut memory = Memory::default();
         decide(&mut memory, &measured(5.0, 20.0, 3)).unwrap();
         let before = memory.clone();

@@ -1,13 +1,14 @@
 //! `cargo xtask bench autoscaling`: one trace, one policy, one JSON line.
 
 use std::process::ExitCode;
-use stowage_planner::demand::autoscale::Rule;
-use stowage_simulator::policy::{Hpa, Kpa, Oracle, Policy, Static, Stowage};
+use stowage_planner::snapshot::{Policy as Constants, Room, Rule};
+use stowage_simulator::planned::Stowage;
+use stowage_simulator::policy::{Hpa, Kpa, Oracle, Policy, Static};
 use stowage_simulator::run::{Protocol, run};
 use stowage_simulator::trace::{self, Arrival};
 
 const USAGE: &str = "usage: bench_autoscaling --arrivals FILE --cold-start SECONDS \
-[--policy stowage|stowage-tight|kpa:SHARE:COOLDOWN|hpa:SHARE|static:N|oracle] [--no-gate]";
+[--policy stowage|stowage-tight|kpa[:SHARE:COOLDOWN]|hpa[:SHARE]|static:N|oracle] [--no-gate]";
 
 struct Options {
     arrivals: String,
@@ -77,12 +78,17 @@ fn bench(options: &Options) -> Result<String, String> {
 }
 
 fn policy(options: &Options, protocol: &Protocol, trace: &[Arrival]) -> Result<Box<dyn Policy>, String> {
-    let stowage = |rule| Box::new(Stowage::new(rule, protocol.objective, protocol.cost, options.cold_start));
+    let constants = Constants { standard_rule: options.rule, ..Constants::default() };
+    let stowage = |room| Box::new(Stowage::new(protocol, room, constants.clone()));
+    let kpa = |share: f64, cooldown| Box::new(Kpa::new(share * protocol.concurrency(trace), cooldown));
     let words: Vec<&str> = options.policy.split(':').collect();
     Ok(match words[..] {
-        ["stowage"] => stowage(options.rule),
-        ["stowage-tight"] => stowage(Rule::TIGHT),
-        ["kpa", share, cooldown] => Box::new(Kpa::new(number(share)? * protocol.concurrency(trace), number(cooldown)?)),
+        ["stowage"] => stowage(Room::Standard),
+        ["stowage-tight"] => stowage(Room::Tight),
+        // The best single setting of the reference over its traces.
+        ["kpa"] => kpa(0.3, 300.0),
+        ["kpa", share, cooldown] => kpa(number(share)?, number(cooldown)?),
+        ["hpa"] => Box::new(Hpa::new(0.6)),
         ["hpa", share] => Box::new(Hpa::new(number(share)?)),
         ["static", count] => Box::new(Static(number(count)? as usize)),
         ["oracle"] => Box::new(Oracle::new(trace, &protocol.cost, protocol.objective, options.cold_start, 0.8)),

@@ -67,11 +67,53 @@ pub struct Cluster {
     late: VecDeque<usize>,
     replicas: Vec<Replica>,
     finished: usize,
+    finished_output: u64,
     changes: usize,
 }
 
+/// What a policy decides.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Decision {
+    /// Everything stays as it is.
+    Keep,
+    /// So many replicas that serve or start.
+    Count(usize),
+    /// What becomes of which replica.
+    Changes(Vec<Change>),
+}
+
+/// What becomes of one replica, by its position.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// It starts.
+    Start(usize),
+    /// It is off as soon as its requests are done.
+    End(usize),
+}
+
+/// What a replica does, for policies that look at each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names explain themselves")]
+pub enum State {
+    Off,
+    Starting,
+    Ready,
+    Draining,
+}
+
+/// One replica, as a policy may see it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Seen {
+    /// What it does.
+    pub state: State,
+    /// Its sequences.
+    pub running: usize,
+    /// Milliseconds at which it was started.
+    pub since: f64,
+}
+
 /// What a policy may see.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Observation {
     /// Milliseconds since the start.
     pub now: f64,
@@ -91,6 +133,16 @@ pub struct Observation {
     pub count: usize,
     /// Milliseconds of iterations of all replicas so far.
     pub busy: f64,
+    /// Requests that were answered so far, and the tokens of the answers.
+    pub finished: usize,
+    /// As above.
+    pub finished_output: u64,
+    /// KV cache in use on ready replicas, in caches of one replica.
+    pub kv_used: f64,
+    /// Ready replicas whose KV cache is more than nine tenths reserved.
+    pub kv_bound: usize,
+    /// Each replica that there can be, by position.
+    pub replicas: Vec<Seen>,
 }
 
 // === impl Cluster ===
@@ -111,6 +163,7 @@ impl Cluster {
             late: VecDeque::new(),
             replicas,
             finished: 0,
+            finished_output: 0,
             changes: 0,
         }
     }
@@ -156,6 +209,11 @@ impl Cluster {
             ready: ready().count(),
             count: self.count(),
             busy: self.replicas.iter().map(|r| r.busy).sum(),
+            finished: self.finished,
+            finished_output: self.finished_output,
+            kv_used: ready().map(|r| r.batch.resident() as f64 / self.setting.kv_capacity as f64).sum(),
+            kv_bound: ready().filter(|r| r.batch.reserved() * 10 > self.setting.kv_capacity * 9).count(),
+            replicas: self.replicas.iter().map(Replica::seen).collect(),
         }
     }
 
@@ -203,7 +261,9 @@ impl Cluster {
             replica.phase = Phase::Ready;
             return;
         }
-        self.finished += replica.batch.end_iteration(&mut self.requests, self.now);
+        let (finished, output) = replica.batch.end_iteration(&mut self.requests, self.now);
+        self.finished += finished;
+        self.finished_output += output;
         replica.iteration_end = None;
         if replica.phase == Phase::Draining && replica.batch.running() == 0 {
             replica.turn_off(self.now);
@@ -260,6 +320,28 @@ impl Cluster {
         }
     }
 
+    /// Carries a decision out.
+    pub fn apply(&mut self, decision: &Decision) {
+        match decision {
+            Decision::Keep => {}
+            Decision::Count(wanted) => self.scale_to(*wanted),
+            Decision::Changes(changes) => {
+                self.changes += usize::from(!changes.is_empty());
+                changes.iter().for_each(|change| self.change(*change));
+            }
+        }
+    }
+
+    fn change(&mut self, change: Change) {
+        let (Change::Start(position) | Change::End(position)) = change;
+        let Some(replica) = self.replicas.get_mut(position) else { return };
+        match (change, replica.phase) {
+            (Change::Start(_), Phase::Off) => replica.start(self.now, self.setting.cold_start),
+            (Change::End(_), Phase::Starting { .. } | Phase::Ready) => replica.end(self.now),
+            (Change::Start(_) | Change::End(_), _) => {}
+        }
+    }
+
     /// Makes the count of starting and ready replicas `wanted`: drains are cancelled before replicas
     /// start; starting replicas are cancelled, latest first, before the least loaded drains.
     pub fn scale_to(&mut self, wanted: usize) {
@@ -281,8 +363,7 @@ impl Cluster {
             return true;
         }
         let Some(off) = self.replicas.iter_mut().find(|r| r.phase == Phase::Off) else { return false };
-        off.phase = Phase::Starting { ready_at: self.now + self.setting.cold_start };
-        off.since = self.now;
+        off.start(self.now, self.setting.cold_start);
         true
     }
 
@@ -297,16 +378,12 @@ impl Cluster {
             }
         }
         if let Some((_, index)) = latest {
-            self.replicas[index].turn_off(self.now);
+            self.replicas[index].end(self.now);
             return;
         }
         let ready = self.replicas.iter_mut().filter(|r| r.phase == Phase::Ready);
         if let Some(least) = ready.min_by_key(|r| r.batch.running()) {
-            if least.batch.running() == 0 {
-                least.turn_off(self.now);
-            } else {
-                least.phase = Phase::Draining;
-            }
+            least.end(self.now);
         }
     }
 
@@ -328,6 +405,30 @@ impl Cluster {
 // === impl Replica ===
 
 impl Replica {
+    fn seen(&self) -> Seen {
+        let state = match self.phase {
+            Phase::Off => State::Off,
+            Phase::Starting { .. } => State::Starting,
+            Phase::Ready => State::Ready,
+            Phase::Draining => State::Draining,
+        };
+        Seen { state, running: self.batch.running(), since: self.since }
+    }
+
+    fn start(&mut self, now: f64, cold_start: f64) {
+        self.phase = Phase::Starting { ready_at: now + cold_start };
+        self.since = now;
+    }
+
+    /// Off at once, or as soon as its requests are done.
+    fn end(&mut self, now: f64) {
+        if self.batch.running() == 0 {
+            self.turn_off(now);
+        } else {
+            self.phase = Phase::Draining;
+        }
+    }
+
     fn turn_off(&mut self, now: f64) {
         self.phase = Phase::Off;
         self.on += now - self.since;

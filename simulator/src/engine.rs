@@ -69,6 +69,11 @@ impl Batch {
         self.unprefilled
     }
 
+    /// Tokens in the KV cache.
+    pub fn resident(&self) -> u64 {
+        self.resident
+    }
+
     /// KV tokens that the running requests will need at their longest.
     pub fn reserved(&self) -> u64 {
         self.reserved
@@ -94,9 +99,9 @@ impl Batch {
     }
 
     /// Ends the iteration: chunks are resident, decoding sequences have one more token, those with
-    /// their last leave. Returns how many left.
-    pub fn end_iteration(&mut self, requests: &mut [Request], now: f64) -> usize {
-        let before = self.sequences.len();
+    /// their last leave. Returns how many left, and the tokens of their answers.
+    pub fn end_iteration(&mut self, requests: &mut [Request], now: f64) -> (usize, u64) {
+        let (before, mut output) = (self.sequences.len(), 0);
         let mut index = 0;
         while index < self.sequences.len() {
             let Sequence { request, chunk } = self.sequences[index];
@@ -104,12 +109,13 @@ impl Batch {
             self.sequences[index].chunk = 0;
             if requests[request].generated >= requests[request].output {
                 self.finish(&mut requests[request], now);
+                output += u64::from(requests[request].generated);
                 self.sequences.swap_remove(index);
             } else {
                 index += 1;
             }
         }
-        before - self.sequences.len()
+        (before - self.sequences.len(), output)
     }
 
     /// Empties the batch and returns the requests that were in it, in the order of their admission.
@@ -165,7 +171,7 @@ mod tests {
         batch.end_iteration(&mut requests, 30.0);
         assert_eq!((requests[0].ttft, requests[0].generated), (Some(30.0), 1));
         assert_eq!(batch.start_iteration(&requests, &COST), 11.0);
-        assert_eq!(batch.end_iteration(&mut requests, 41.0), 1);
+        assert_eq!(batch.end_iteration(&mut requests, 41.0), (1, 2));
         assert_eq!((requests[0].finished, batch.running(), batch.reserved()), (Some(41.0), 0, 0));
     }
 }

@@ -1,12 +1,12 @@
-//! Who decides the number of replicas: the product's rule, or a published one for comparison.
+//! Who decides the number of replicas, besides the product (`planned`): published rules for comparison.
 //!
-//! The others are re-implementations of their documented rules, as in the reference protocol.
+//! They are re-implementations of their documented rules, as in the reference protocol.
 
-use crate::cluster::Observation;
+use crate::cluster::{Decision, Observation};
 use crate::trace::Arrival;
 use std::collections::VecDeque;
 use stowage_contracts::load::Coefficients;
-use stowage_planner::demand::autoscale::{self, Memory, Objective, Rule};
+use stowage_planner::snapshot::Objectives;
 
 /// Arrivals of a trace, summed up so that a policy can read what arrived in an interval.
 #[derive(Debug, Clone)]
@@ -16,10 +16,10 @@ pub struct Totals {
     mean_output: f64,
 }
 
-/// Decides each tick; `None` leaves the count as it is.
+/// Decides each tick.
 pub trait Policy {
-    /// Replicas to have now.
-    fn decide(&mut self, seen: &Observation, totals: &Totals) -> Option<usize>;
+    /// What is to become of the replicas now.
+    fn decide(&mut self, seen: &Observation, totals: &Totals) -> Decision;
 }
 
 // === impl Totals ===
@@ -48,51 +48,6 @@ impl Totals {
     }
 }
 
-/// The rule that the operator runs.
-#[derive(Debug, Clone)]
-pub struct Stowage {
-    /// Constants.
-    pub rule: Rule,
-    /// What is promised.
-    pub objective: Objective,
-    /// Of one replica.
-    pub cost: Coefficients,
-    /// Seconds.
-    pub cold_start: f64,
-    memory: Memory,
-    before: (f64, usize),
-}
-
-impl Stowage {
-    /// Without memory, as after a restart.
-    pub fn new(rule: Rule, objective: Objective, cost: Coefficients, cold_start: f64) -> Self {
-        Self { rule, objective, cost, cold_start, memory: Memory::default(), before: (0.0, 0) }
-    }
-}
-
-impl Policy for Stowage {
-    fn decide(&mut self, seen: &Observation, totals: &Totals) -> Option<usize> {
-        let at = seen.now / 1000.0;
-        let (last, arrived) = std::mem::replace(&mut self.before, (at, seen.arrived));
-        let measured = autoscale::Measured {
-            at,
-            interval: at - last,
-            arrivals: (seen.arrived - arrived) as u64,
-            input_tokens: totals.input_between(arrived, seen.arrived),
-            mean_output_tokens: totals.mean_output(),
-            queued_tokens: seen.queued_tokens,
-            unprefilled_tokens: seen.unprefilled,
-            ready: seen.ready as u32,
-            count: seen.count as u32,
-            kv_bound: 0,
-            cost: self.cost,
-            cold_start: self.cold_start,
-        };
-        let wanted = autoscale::wanted(&mut self.memory, &measured, self.objective, (1, u32::MAX), &self.rule);
-        wanted.ok().map(|wanted| wanted.replicas as usize)
-    }
-}
-
 /// Always the same number.
 #[derive(Debug, Clone, Copy)]
 pub struct Static(
@@ -101,8 +56,8 @@ pub struct Static(
 );
 
 impl Policy for Static {
-    fn decide(&mut self, _: &Observation, _: &Totals) -> Option<usize> {
-        Some(self.0)
+    fn decide(&mut self, _: &Observation, _: &Totals) -> Decision {
+        Decision::Count(self.0)
     }
 }
 
@@ -124,10 +79,10 @@ impl Hpa {
 }
 
 impl Policy for Hpa {
-    fn decide(&mut self, seen: &Observation, _: &Totals) -> Option<usize> {
+    fn decide(&mut self, seen: &Observation, _: &Totals) -> Decision {
         let now = seen.now / 1000.0;
         if now - self.last < 15.0 {
-            return None;
+            return Decision::Keep;
         }
         let interval = (now - self.last).min(15.0);
         self.last = now;
@@ -140,9 +95,9 @@ impl Policy for Hpa {
         let wanted = if (ratio - 1.0).abs() <= 0.1 { seen.count } else { (current * ratio).ceil() as usize };
         let held = hold(&mut self.answers, now, wanted, 300.0);
         if wanted > seen.count {
-            return Some(wanted.min((2 * seen.count).max(seen.count + 4)));
+            return Decision::Count(wanted.min((2 * seen.count).max(seen.count + 4)));
         }
-        Some(seen.count.min(held).max(1))
+        Decision::Count(seen.count.min(held).max(1))
     }
 }
 
@@ -173,7 +128,7 @@ impl Kpa {
 }
 
 impl Policy for Kpa {
-    fn decide(&mut self, seen: &Observation, _: &Totals) -> Option<usize> {
+    fn decide(&mut self, seen: &Observation, _: &Totals) -> Decision {
         let now = seen.now / 1000.0;
         self.seen.push_back((now, seen.running + seen.queued));
         if self.answers.is_empty() {
@@ -196,7 +151,7 @@ impl Policy for Kpa {
             stable
         };
         let held = hold(&mut self.answers, now, wanted, self.cooldown);
-        Some(if wanted >= seen.count { wanted } else { seen.count.min(held) }.max(1))
+        Decision::Count(if wanted >= seen.count { wanted } else { seen.count.min(held) }.max(1))
     }
 }
 
@@ -211,7 +166,7 @@ pub struct Oracle {
 
 impl Oracle {
     /// Plans with `margin` of the load that the ITL objective allows.
-    pub fn new(trace: &[Arrival], cost: &Coefficients, objective: Objective, cold_start: f64, margin: f64) -> Self {
+    pub fn new(trace: &[Arrival], cost: &Coefficients, objective: Objectives, cold_start: f64, margin: f64) -> Self {
         let last = trace.last().map_or(0.0, |arrival| arrival.at_s);
         let mut per_bin = vec![0.0; (last / 10.0) as usize + 60];
         for arrival in trace {
@@ -227,12 +182,12 @@ impl Oracle {
 }
 
 impl Policy for Oracle {
-    fn decide(&mut self, seen: &Observation, _: &Totals) -> Option<usize> {
+    fn decide(&mut self, seen: &Observation, _: &Totals) -> Decision {
         let now = seen.now / 1000.0;
         let from = ((now / 10.0) as usize).min(self.load.len() - 1);
         let to = (((now + self.cold_start + 20.0) / 10.0) as usize + 1).min(self.load.len());
         let worst = self.load[from..to.max(from + 1)].iter().copied().fold(0.0, f64::max);
-        Some(((worst / self.per_replica).ceil() as usize).max(1))
+        Decision::Count(((worst / self.per_replica).ceil() as usize).max(1))
     }
 }
 

@@ -6,7 +6,7 @@ use crate::policy::{Policy, Totals, work};
 use crate::trace::Arrival;
 use serde::Serialize;
 use stowage_contracts::load::Coefficients;
-use stowage_planner::demand::autoscale::Objective;
+use stowage_planner::snapshot::Objectives;
 
 /// The protocol: what is the same for all policies.
 #[derive(Debug, Clone, Copy)]
@@ -14,7 +14,7 @@ pub struct Protocol {
     /// Of one replica.
     pub cost: Coefficients,
     /// What counts as kept.
-    pub objective: Objective,
+    pub objective: Objectives,
     /// Tokens of a replica's KV cache.
     pub kv_capacity: u64,
     /// Seconds.
@@ -34,7 +34,7 @@ impl Protocol {
     pub fn published(cold_start: f64) -> Self {
         Self {
             cost: Coefficients::REFERENCE,
-            objective: Objective { ttft_ms: 2000.0, itl_ms: 50.0 },
+            objective: Objectives { ttft_ms: 2000.0, itl_ms: 50.0 },
             kv_capacity: 650_000,
             cold_start,
             max_replicas: 40,
@@ -109,9 +109,7 @@ pub fn run(trace: &[Arrival], policy: &mut dyn Policy, protocol: &Protocol, read
     while now < end {
         now += protocol.tick;
         cluster.advance(now * 1000.0);
-        if let Some(wanted) = policy.decide(&cluster.observe(), &totals) {
-            cluster.scale_to(wanted);
-        }
+        cluster.apply(&policy.decide(&cluster.observe(), &totals));
         peak = peak.max(cluster.count());
     }
     let replica_hours = cluster.replica_time() / 3_600_000.0;
@@ -147,7 +145,7 @@ fn outcome(cluster: &Cluster, protocol: &Protocol, replica_hours: f64, peak: usi
     }
 }
 
-fn keeps(request: &Request, objective: Objective) -> bool {
+fn keeps(request: &Request, objective: Objectives) -> bool {
     let (Some(ttft), Some(finished)) = (request.ttft, request.finished) else { return false };
     let between = f64::from(request.output.saturating_sub(1).max(1));
     ttft <= objective.ttft_ms && (finished - request.arrived - ttft) / between <= objective.itl_ms

@@ -1,12 +1,14 @@
 //! One deployment on its way through the stages.
 
-use crate::demand::{ScaleVerdict, how_many};
+use crate::demand::{Basis, Change, Demand, Prediction, ScaleVerdict, Site, Withdrawn, WithdrawnFor, how_many};
 use crate::lifecycle::{Assessment, End, Open, Wait, assess};
 use crate::place::placer::{Alternative, Placer};
 use crate::place::{PlacementVerdict, Refusal};
 use crate::plan::{Action, CreateReason, EndReason};
 use crate::quota::QuotaLimit;
-use crate::snapshot::{Accelerator, Deployment, Phase, Policy, Replica, ReplicaId, TenantId, TimeMs};
+use crate::snapshot::{
+    Accelerator, Deployment, Memory, Phase, Placement, Policy, Replica, ReplicaId, TenantId, TimeMs,
+};
 
 pub(crate) struct Case<'a> {
     pub d: &'a Deployment,
@@ -15,6 +17,10 @@ pub(crate) struct Case<'a> {
     pub tenant: Option<TenantId>,
     pub scale: ScaleVerdict,
     pub wanted: u32,
+    /// Of the rule, as it was when it answered.
+    memory: Option<Memory>,
+    basis: Option<Basis>,
+    change: Change,
     pub life: Assessment,
     pub creates: Vec<Create>,
     /// Open slots that were not filled.
@@ -52,20 +58,26 @@ pub(crate) struct Create {
 
 impl<'a> Case<'a> {
     pub fn new(d: &'a Deployment, placer: &mut Placer, policy: &Policy, now: TimeMs) -> Self {
-        let (scale, wanted) = how_many(d);
+        let alternatives = placer.alternatives(d);
+        let prices: Vec<_> = alternatives.iter().map(|a| a.price_micros).collect();
+        let site = Site { cached: placer.has_weights(d), prices: &prices };
+        let Demand { verdict: scale, replicas: wanted, memory, basis, change } = how_many(d, site, policy, now);
         Case {
             d,
             number: placer.index.deployment(&d.id),
             tenant: d.tenant.clone(),
             scale,
             wanted,
-            life: assess(d, wanted, &placer.index, policy, now),
+            memory,
+            basis,
+            life: assess(d, wanted, &change.end, &placer.index, policy, now),
+            change,
             creates: Vec::new(),
             unfilled: 0,
             allowed: 0,
             limit: None,
             failed: Vec::new(),
-            alternatives: placer.alternatives(d),
+            alternatives,
             stuck_renewals: Vec::new(),
             awaiting: Vec::new(),
             next: 0,
@@ -114,6 +126,13 @@ impl<'a> Case<'a> {
         self.open_slots().filter(|o| self.awaiting.contains(&o.index)).count() as u32
     }
 
+    /// The variant that carries most for its price, for a slot that the rule opened.
+    pub fn preferred(&self, slot: u32) -> Option<usize> {
+        let at = self.life.open.iter().position(|open| open.index == slot)?;
+        let variant = self.change.add.get(at)?;
+        self.alternatives.iter().position(|a| a.ask.variant == *variant)
+    }
+
     /// Cases with equal questions get the same answer in the same state, exclusions aside.
     pub fn question(&self) -> Vec<usize> {
         self.alternatives.iter().map(Alternative::ranking).collect()
@@ -139,6 +158,62 @@ impl<'a> Case<'a> {
         let failed = |e: &End| e.replica.index == slot && matches!(e.reason, EndReason::Failed | EndReason::Overshoot);
         let backs_off = |w: &Wait| matches!(w, Wait::BackOff { index, .. } if *index == slot);
         slot < self.wanted && (self.life.ends.iter().any(failed) || self.life.waits.iter().any(backs_off))
+    }
+
+    /// Replicas that are wanted and that quota or room refuses, with the first reason.
+    pub fn withdrawn(&self) -> Option<Withdrawn> {
+        let replicas = (self.open_slots().count() as u32).saturating_sub(self.awaiting_open());
+        let reason = match (&self.tenant, &self.limit) {
+            (None, _) => WithdrawnFor::NoTenant,
+            (_, Some(_)) if self.failed.is_empty() => WithdrawnFor::Quota,
+            _ => WithdrawnFor::Room,
+        };
+        (replicas > 0).then_some(Withdrawn { replicas, reason })
+    }
+
+    /// The verdict, with what cannot be had.
+    pub fn verdict(&self) -> ScaleVerdict {
+        let mut verdict = self.scale.clone();
+        if let ScaleVerdict::Active { advice } = &mut verdict {
+            advice.withdrawn = self.withdrawn();
+        }
+        verdict
+    }
+
+    /// What clients can expect once the plan is carried out and all its replicas serve.
+    pub fn prediction(&self) -> Prediction {
+        let latencies = self.basis.and_then(|basis| basis.latencies(self.desired()));
+        let cold_start = self.basis.map(|basis| basis.cold_start_ms);
+        Prediction {
+            ttft_us: latencies.map(|(ttft, _)| ttft),
+            itl_us: latencies.map(|(_, itl)| itl),
+            ready_in_ms: cold_start.filter(|_| !self.creates.is_empty()),
+            price_per_hour_micros: self.price_per_hour_micros(),
+        }
+    }
+
+    /// Of the pods that stay and those that are created.
+    fn price_per_hour_micros(&self) -> Option<u64> {
+        let stays = |r: &&Replica| {
+            let ends = |e: &End| (e.replica.index, e.replica.incarnation) == (r.index, r.incarnation);
+            !self.life.ends.iter().any(ends)
+        };
+        let stay = self.d.replicas.iter().filter(stays).map(|r| r.placement.as_ref());
+        let placements = stay.chain(self.creates.iter().map(|c| c.verdict.winner.as_ref().map(|w| &w.placement)));
+        let price = |placement: Option<&Placement>| {
+            let variant = &placement?.variant;
+            self.alternatives.iter().find(|a| a.ask.variant == *variant)?.price_micros
+        };
+        placements.map(price).try_fold(0u64, |sum, price| Some(sum.saturating_add(price?)))
+    }
+
+    /// What is to be remembered. An ask of the rule that cannot be had is not held on to; a count that
+    /// only stays as it is, is.
+    pub fn memory(&self) -> Option<Memory> {
+        let decides = matches!(self.scale, ScaleVerdict::Active { .. });
+        let withdrawn = self.withdrawn().filter(|_| decides).map_or(0, |w| w.replicas);
+        let target = Some(self.wanted.saturating_sub(withdrawn));
+        self.memory.clone().map(|memory| Memory { target, ..memory })
     }
 
     fn renews(&self, replica: &ReplicaId) -> bool {

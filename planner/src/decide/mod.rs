@@ -123,6 +123,11 @@ impl<'a> Draft<'a> {
             }
         }
         let seeker = self.seeker(at, slot);
+        if let Some(n) = case.preferred(slot).filter(|n| allowed.contains(n))
+            && let Some(chosen) = self.placer.choose(&seeker, &[&case.alternatives[n]])
+        {
+            return Attempt::Placed(Box::new(chosen));
+        }
         let alternatives: Vec<&Alternative> = allowed.iter().map(|n| &case.alternatives[*n]).collect();
         match self.placer.choose(&seeker, &alternatives) {
             Some(chosen) => Attempt::Placed(Box::new(chosen)),

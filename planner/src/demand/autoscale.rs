@@ -6,73 +6,19 @@
 //! the hold window. The constants are one set; `docs/simulator.md` has the rule and its figures.
 //!
 //! [`wanted`] is a pure function: what must be remembered between two calls is a value, [`Memory`],
-//! that the caller keeps. A caller without memory (it has just started) passes the default, and the
-//! current count then stands for the hold window, so that a restart never scales in by itself.
+//! that the caller keeps.
 
-use std::collections::VecDeque;
-
-use serde::{Deserialize, Serialize};
 use stowage_contracts::load::Coefficients;
 
-/// Constants of the rule. Times are seconds, loads replicas that would be busy all the time.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Rule {
-    /// Load per replica that is planned with, as a multiple of what the ITL objective allows. It may
-    /// exceed 1, because the room below comes on top.
-    pub density: f64,
-    /// Replicas of room per square root of the planned load: a small load varies more for its size.
-    pub room: f64,
-    /// Window whose mean is the level of the load.
-    pub level_window: f64,
-    /// Window that shows a burst, and the multiple of the level that makes it one.
-    pub burst_window: f64,
-    /// As above.
-    pub burst_factor: f64,
-    /// Weight of the trend, and the longest time over which it is continued.
-    pub trend_weight: f64,
-    /// As above.
-    pub trend_limit: f64,
-    /// Shortest hold window before a scale-in; longer when a cold start takes longer.
-    pub hold: f64,
-    /// Shortest time in which a backlog may be worked off; longer when a cold start takes longer.
-    pub drain: f64,
-}
+use crate::demand::verdict::{Frozen, Problem, Signal};
+use crate::snapshot::{Followed, History, Memory, Objectives, Offered, Rule};
 
-impl Rule {
-    /// What runs unless a deployment asks for more room.
-    pub const STANDARD: Self = Self {
-        density: 1.25,
-        room: 1.45,
-        level_window: 30.0,
-        burst_window: 5.0,
-        burst_factor: 2.0,
-        trend_weight: 0.3,
-        trend_limit: 180.0,
-        hold: 60.0,
-        drain: 30.0,
-    };
-    /// For objectives that must hold through bursts.
-    pub const TIGHT: Self = Self { room: 2.2, ..Self::STANDARD };
-}
-
-/// What a deployment promises its clients. Milliseconds.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Objective {
-    /// Time to first token.
-    pub ttft_ms: f64,
-    /// Mean time between two tokens.
-    pub itl_ms: f64,
-}
-
-/// What was measured since the last call, and now.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+/// What was measured since the last call, and now. Times are seconds.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Measured {
-    /// Seconds on any clock that does not go back.
+    /// End of the interval, on any clock that does not go back.
     pub at: f64,
-    /// Seconds since the call before.
+    /// Its length.
     pub interval: f64,
     /// Requests that arrived in the interval.
     pub arrivals: u64,
@@ -90,20 +36,25 @@ pub struct Measured {
     pub count: u32,
     /// Ready replicas whose KV cache is more than nine tenths reserved.
     pub kv_bound: u32,
+    /// KV cache in use, in caches of one replica.
+    pub kv_used: f64,
     /// Of one replica.
     pub cost: Coefficients,
-    /// Seconds from a decision to a serving replica.
+    /// From a decision to a serving replica.
     pub cold_start: f64,
+    /// Of earlier days or weeks.
+    pub history: Option<History>,
 }
 
 /// The answer, with what it was made of. Loads are replicas that would be busy all the time.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Wanted {
-    /// Replicas to have, starting ones included.
+    /// Replicas to have, starting ones included, before the bounds.
     pub replicas: u32,
-    /// Replicas that the load alone needs now, before the hold window and the bounds.
+    /// Replicas that the load alone needs now, before the hold window.
     pub needed: u32,
+    /// Replicas below which no scale-in goes, because the load of the last interval needs them.
+    pub running: u32,
     /// Offered load of the interval.
     pub offered: f64,
     /// Forecast over the cold start.
@@ -114,37 +65,12 @@ pub struct Wanted {
     pub burst: Option<f64>,
     /// Seconds of work that is late.
     pub backlog: f64,
+    /// One more, because every KV cache is full, or as many as the KV caches in use need.
+    pub kv_bound: bool,
     /// Load per replica that is planned with.
     pub load_per_replica: f64,
-    /// The hold window keeps more replicas than needed.
-    pub held: bool,
-}
-
-/// Why the count stays as it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum Frozen {
-    /// A figure is not a number, negative or beyond anything a GPU can do.
-    AbsurdSignals,
-    /// The clock did not advance.
-    ClockBack,
-    /// The cost of a token is not known yet.
-    CostUnknown,
-    /// One replica alone is slower than the ITL objective, whatever the load.
-    ObjectiveTooTight,
-}
-
-/// What the rule remembers between two calls.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct Memory {
-    /// Offered load per interval, within the level window: (at, load).
-    offered: VecDeque<(f64, f64)>,
-    level: Option<f64>,
-    trend: f64,
-    /// Answers within the hold window: (at, replicas).
-    answers: VecDeque<(f64, u32)>,
-    last: Option<f64>,
+    /// The hold window's largest answer, and when it leaves the window.
+    pub held: (u32, f64),
 }
 
 /// Time constants of the smoothed load and its trend.
@@ -154,97 +80,157 @@ const TREND_SECONDS: f64 = 300.0;
 const LEAST_LEVEL: f64 = 0.1;
 /// Beyond this an offered load is taken for a broken counter.
 const ABSURD_LOAD: f64 = 1e6;
+/// The same for the seconds of work that wait.
+const ABSURD_WORK: f64 = 1e8;
+/// Longest interval whose mean is taken for the present load.
+const LONGEST_INTERVAL: f64 = 60.0;
+/// A clock that went back further than this was set: the memory before it is of no use.
+const CLOCK_WAS_SET: f64 = 60.0;
+/// Share of a KV cache that may be in use.
+const KV_LIMIT: f64 = 0.9;
+/// Tokens of an answer until one has ended: the mean of the public conversation trace.
+pub(super) const ASSUMED_OUTPUT: f64 = 211.0;
+/// Days or weeks that a history must hold, and the most that it may multiply the load by.
+const LEAST_PERIODS: u32 = 2;
+const MOST_GROWTH: f64 = 2.0;
 
-/// Decides once. The memory is brought up to date unless the answer is [`Frozen`].
-pub fn wanted(
-    memory: &mut Memory,
-    measured: &Measured,
-    objective: Objective,
-    (min, max): (u32, u32),
-    rule: &Rule,
-) -> Result<Wanted, Frozen> {
-    let capacity = capacity(measured, objective)?;
+/// Decides once. The memory is brought up to date unless the answer is [`Frozen`]; an interval that it
+/// has already counted is not counted again.
+pub fn wanted(memory: &mut Memory, measured: &Measured, objectives: Objectives, rule: &Rule) -> Result<Wanted, Frozen> {
+    let capacity = capacity(measured, objectives)?;
     let offered = offered(measured)?;
-    if memory.last.is_some_and(|last| measured.at <= last) {
-        return Err(Frozen::ClockBack);
-    }
-    let load = memory.follow(measured, offered, rule);
-    let backlog = backlog(measured, objective);
+    let growth = growth(measured.history)?;
+    let backlog = backlog(measured, objectives)?;
+    memory.is_next(measured)?;
+    let load = memory.follow(measured, offered, growth, rule);
     let per_replica = rule.density * capacity;
     let planned = load.forecast.max(load.burst.unwrap_or(0.0));
-    let room = rule.room * planned.sqrt();
+    let room = rule.room * planned.sqrt() + rule.spread * load.spread;
     let late = backlog / rule.drain.max(measured.cold_start);
-    let kv_bound = measured.ready > 0 && measured.kv_bound >= measured.ready;
-    let needed = (planned / per_replica + room + late).ceil() as u32 + u32::from(kv_bound);
+    // However large the room is meant to be: never more load on a replica than its objective allows.
+    let by_load = whole((planned / per_replica + room).max(planned / capacity) + late);
+    let full = measured.ready > 0 && measured.kv_bound >= measured.ready;
+    let by_kv = whole(measured.kv_used / KV_LIMIT).max(if full { by_load.saturating_add(1) } else { 0 });
+    let needed = by_load.max(by_kv);
     let held = memory.hold(measured, needed, rule);
-    let replicas = if needed >= measured.count { needed } else { held.min(measured.count) };
+    // A spike that is no burst adds nothing, and takes nothing away either.
+    let running = whole(offered / capacity);
+    let kept = held.0.max(running).min(measured.count);
     Ok(Wanted {
-        replicas: replicas.max(min).min(max.max(min)),
+        replicas: if needed >= measured.count { needed } else { kept },
         needed,
+        running,
         offered,
         forecast: load.forecast,
         room,
         burst: load.burst,
         backlog,
+        kv_bound: by_kv > by_load,
         load_per_replica: per_replica,
-        held: replicas > needed,
+        held,
     })
 }
 
+/// Rounded up, unless what is above a whole number is a rounding error itself.
+fn whole(replicas: f64) -> u32 {
+    (replicas - 1e-6).ceil().max(0.0) as u32
+}
+
 /// Load that one replica can carry within the ITL objective, 0 to 1.
-fn capacity(measured: &Measured, objective: Objective) -> Result<f64, Frozen> {
+fn capacity(measured: &Measured, objectives: Objectives) -> Result<f64, Frozen> {
     let Coefficients { a, d, k, p } = measured.cost;
-    let figures = [a, d, k, p, objective.ttft_ms, objective.itl_ms, measured.cold_start, measured.mean_output_tokens];
-    if figures.iter().any(|figure| !figure.is_finite() || *figure < 0.0) || !measured.at.is_finite() {
-        return Err(Frozen::AbsurdSignals);
+    are_numbers(Signal::Objectives, &[objectives.ttft_ms, objectives.itl_ms])?;
+    are_numbers(Signal::Cost, &[a, d, k, p])?;
+    are_numbers(Signal::Gateway, &[measured.mean_output_tokens, measured.at])?;
+    are_numbers(Signal::Engines, &[measured.kv_used, measured.cold_start])?;
+    if a == 0.0 || p == 0.0 {
+        return Err(Frozen { signal: Signal::Cost, problem: Problem::Missing });
     }
-    if a == 0.0 || p == 0.0 || objective.itl_ms == 0.0 {
-        return Err(Frozen::CostUnknown);
-    }
-    let capacity = 1.0 - a / objective.itl_ms;
-    if capacity <= 0.0 { Err(Frozen::ObjectiveTooTight) } else { Ok(capacity) }
+    let capacity = 1.0 - a / objectives.itl_ms;
+    let too_tight = Frozen { signal: Signal::Objectives, problem: Problem::TooTight };
+    if capacity > 0.0 { Ok(capacity) } else { Err(too_tight) }
+}
+
+fn are_numbers(signal: Signal, figures: &[f64]) -> Result<(), Frozen> {
+    let is_number = |figure: &f64| figure.is_finite() && *figure >= 0.0;
+    if figures.iter().all(is_number) { Ok(()) } else { Err(Frozen { signal, problem: Problem::NotANumber }) }
 }
 
 /// Engine-seconds per second that arrived in the interval.
 fn offered(measured: &Measured) -> Result<f64, Frozen> {
-    if !measured.interval.is_finite() || measured.interval <= 0.0 {
-        return Err(Frozen::ClockBack);
+    let interval = measured.interval;
+    if !interval.is_finite() || interval <= 0.0 || interval > LONGEST_INTERVAL {
+        let length_ms = (interval * 1000.0) as u64;
+        return Err(Frozen { signal: Signal::Gateway, problem: Problem::Interval { length_ms } });
     }
     let Coefficients { d, k, p, .. } = measured.cost;
-    let (requests, output) = (measured.arrivals as f64, measured.mean_output_tokens);
+    let known = measured.mean_output_tokens;
+    let (requests, output) = (measured.arrivals as f64, if known > 0.0 { known } else { ASSUMED_OUTPUT });
     let input = measured.input_tokens as f64;
     let prefill = input * p / 1000.0;
     let decode = output * (requests * d + k * (input + requests * output / 2.0) / 1000.0);
-    let load = (prefill + decode) / 1000.0 / measured.interval;
-    if load.is_finite() && load <= ABSURD_LOAD { Ok(load) } else { Err(Frozen::AbsurdSignals) }
+    let load = (prefill + decode) / 1000.0 / interval;
+    let absurd = Frozen { signal: Signal::Gateway, problem: Problem::Absurd };
+    if load.is_finite() && load <= ABSURD_LOAD { Ok(load) } else { Err(absurd) }
+}
+
+/// By how much the load grew over a cold start at this minute of earlier days or weeks; 1: not known.
+fn growth(history: Option<History>) -> Result<f64, Frozen> {
+    let Some(History { now, ahead, periods }) = history else { return Ok(1.0) };
+    are_numbers(Signal::History, &[now, ahead])?;
+    if periods < LEAST_PERIODS || now == 0.0 { Ok(1.0) } else { Ok((ahead / now).clamp(1.0, MOST_GROWTH)) }
 }
 
 /// Seconds of prefill that the TTFT objective does not cover.
-fn backlog(measured: &Measured, objective: Objective) -> f64 {
+fn backlog(measured: &Measured, objectives: Objectives) -> Result<f64, Frozen> {
     let tokens = measured.queued_tokens.saturating_add(measured.unprefilled_tokens) as f64;
     let work = tokens * measured.cost.p / 1e6;
-    (work - f64::from(measured.ready) * objective.ttft_ms / 1000.0 / 2.0).max(0.0)
-}
-
-struct Followed {
-    forecast: f64,
-    burst: Option<f64>,
+    if work > ABSURD_WORK {
+        return Err(Frozen { signal: Signal::Gateway, problem: Problem::Absurd });
+    }
+    Ok((work - f64::from(measured.ready) * objectives.ttft_ms / 1000.0 / 2.0).max(0.0))
 }
 
 impl Memory {
-    fn follow(&mut self, measured: &Measured, offered: f64, rule: &Rule) -> Followed {
+    /// Refuses an interval that ends before the last one. A clock that was set back restarts the memory.
+    fn is_next(&mut self, measured: &Measured) -> Result<(), Frozen> {
+        let back = self.last.map_or(0.0, |last| last - measured.at);
+        if back <= 0.0 {
+            return Ok(());
+        }
+        if back > CLOCK_WAS_SET {
+            self.restart();
+        }
+        Err(Frozen { signal: Signal::Gateway, problem: Problem::ClockBack { by_ms: (back * 1000.0) as u64 } })
+    }
+
+    /// Forgets what was measured of the load, as after a restart, and keeps the count and what was learnt.
+    fn restart(&mut self) {
+        let Memory { target, gaps, fits, .. } = std::mem::take(self);
+        *self = Memory { target, gaps, fits, ..Memory::default() };
+    }
+
+    fn follow(&mut self, measured: &Measured, offered: f64, growth: f64, rule: &Rule) -> Followed {
         let (at, interval) = (measured.at, measured.interval);
+        if self.last == Some(at) {
+            return self.followed;
+        }
         self.last = Some(at);
-        self.offered.push_back((at, offered));
-        forget(&mut self.offered, at - rule.level_window);
-        let level = mean(self.offered.iter().map(|(_, load)| *load));
-        let recent = self.offered.iter().filter(|(when, _)| *when > at - rule.burst_window);
-        let recent = mean(recent.map(|(_, load)| *load));
+        self.offered.push_back(Offered { at, interval, load: offered });
+        while self.offered.front().is_some_and(|o| o.at < at - rule.level_window) {
+            self.offered.pop_front();
+        }
+        let level = mean(self.offered.iter());
+        let recent = mean(self.offered.iter().filter(|o| o.at > at - rule.burst_window));
         self.follow_trend(offered, level, interval);
-        let horizon = measured.cold_start + interval;
-        let forecast = level.max(level + rule.trend_weight * self.trend * horizon.min(rule.trend_limit));
-        let burst = (recent > rule.burst_factor * level.max(LEAST_LEVEL)).then_some(recent);
-        Followed { forecast, burst }
+        let horizon = (measured.cold_start + interval).min(rule.trend_limit);
+        let forecast = level.max(level + rule.trend_weight * self.trend * horizon).max(level * growth);
+        // Exactly so many times the level is no burst, however the last digit was rounded.
+        let limit = rule.burst_factor * level.max(LEAST_LEVEL) * (1.0 + 1e-9);
+        let burst = (recent > limit).then_some(recent);
+        let spread = self.follow_spread(recent - level, interval, rule);
+        self.followed = Followed { offered, forecast, burst, spread };
+        self.followed
     }
 
     /// Holt's linear trend of the offered load.
@@ -257,24 +243,33 @@ impl Memory {
         self.level = Some(level);
     }
 
-    /// The largest answer of the hold window, this one included.
-    fn hold(&mut self, measured: &Measured, needed: u32, rule: &Rule) -> u32 {
-        if self.answers.is_empty() {
-            self.answers.push_back((measured.at, measured.count));
+    /// How far the load rises above its level: the root of the mean square.
+    fn follow_spread(&mut self, above: f64, interval: f64, rule: &Rule) -> f64 {
+        let keep = (-interval / rule.spread_window.max(interval)).exp();
+        self.variance = keep * self.variance + (1.0 - keep) * above.max(0.0).powi(2);
+        self.variance.sqrt()
+    }
+
+    /// The largest answer of the hold window, this one included, and when it leaves the window.
+    fn hold(&mut self, measured: &Measured, needed: u32, rule: &Rule) -> (u32, f64) {
+        let (at, window) = (measured.at, rule.hold.max(measured.cold_start));
+        while self.answers.front().is_some_and(|(when, _)| *when < at - window) {
+            self.answers.pop_front();
         }
-        self.answers.push_back((measured.at, needed));
-        forget(&mut self.answers, measured.at - rule.hold.max(measured.cold_start));
-        self.answers.iter().map(|(_, replicas)| *replicas).max().unwrap_or(needed)
+        if self.answers.is_empty() {
+            self.answers.push_back((at, measured.count));
+        }
+        // An answer that is followed by a larger one is never the largest again.
+        while self.answers.back().is_some_and(|(_, replicas)| *replicas <= needed) {
+            self.answers.pop_back();
+        }
+        self.answers.push_back((at, needed));
+        self.answers.front().map_or((needed, at), |(when, replicas)| (*replicas, when + window))
     }
 }
 
-fn forget<T>(window: &mut VecDeque<(f64, T)>, before: f64) {
-    while window.front().is_some_and(|(at, _)| *at < before) {
-        window.pop_front();
-    }
-}
-
-fn mean(values: impl Iterator<Item = f64>) -> f64 {
-    let (sum, count) = values.fold((0.0, 0u32), |(sum, count), value| (sum + value, count + 1));
-    if count == 0 { 0.0 } else { sum / f64::from(count) }
+/// Over time, so that intervals of different length count for what they are.
+fn mean<'a>(loads: impl Iterator<Item = &'a Offered>) -> f64 {
+    let (sum, time) = loads.fold((0.0, 0.0), |(sum, time), o| (sum + o.load * o.interval, time + o.interval));
+    if time > 0.0 { sum / time } else { 0.0 }
 }

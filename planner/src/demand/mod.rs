@@ -1,27 +1,221 @@
 //! Stage one: how many replicas.
 //!
-//! Today `spec.replicas` decides (`scaling.mode: Manual`). The autoscaler becomes another arm of [`how_many`];
-//! quota and placement do not change with it. Not here: whether the replicas may be had, and where.
+//! `Manual`: what the spec says. `Active`: what the rule ([`autoscale`]) makes of the signals, within
+//! the bounds. `Advisory`: the same answer, and the count stays. Signals that are missing, stale, not a
+//! number or absurd freeze the count and are reported; they are never taken for zero. Not here: whether
+//! the replicas may be had, and where.
 
 pub mod autoscale;
+mod cost;
+mod fleet;
+mod idle;
+mod inputs;
+pub mod mix;
+mod predict;
+mod verdict;
 
-use serde::{Deserialize, Serialize};
+pub(crate) use fleet::Change;
+pub use idle::idle_after_ms;
+pub(crate) use inputs::Site;
+pub use inputs::cold_start;
+pub(crate) use predict::Basis;
+pub use predict::Prediction;
+pub use verdict::{
+    Advice, Frozen, Hold, Inputs, LoadFigures, Problem, ScaleReason, ScaleVerdict, Signal, Tier, Withdrawn,
+    WithdrawnFor,
+};
 
-use crate::snapshot::Deployment;
+use crate::demand::autoscale::{Wanted, wanted};
+use crate::demand::inputs::{Live, Read};
+use crate::snapshot::{Deployment, GatewaySignals, Memory, Policy, Room, Rule, ScalingMode, TimeMs};
 
-/// Stage one: how many.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "by", rename_all = "camelCase", rename_all_fields = "camelCase")]
-#[allow(missing_docs, reason = "the names explain themselves")]
-pub enum ScaleVerdict {
-    Manual { replicas: u32 },
-    Deleting,
+/// The verdict, the number it stands for, and what is to be remembered of it.
+pub(crate) struct Demand {
+    pub verdict: ScaleVerdict,
+    pub replicas: u32,
+    /// `None`: nothing, the count is not the rule's.
+    pub memory: Option<Memory>,
+    /// The load that a prediction can be made for.
+    pub basis: Option<Basis>,
+    /// Which variants are added and which go.
+    pub change: Change,
 }
 
-/// The verdict and the number it stands for.
-pub(crate) fn how_many(d: &Deployment) -> (ScaleVerdict, u32) {
-    if d.deleting {
-        return (ScaleVerdict::Deleting, 0);
+impl Demand {
+    fn fixed(verdict: ScaleVerdict) -> Self {
+        Demand { replicas: verdict.replicas(), verdict, memory: None, basis: None, change: Change::default() }
     }
-    (ScaleVerdict::Manual { replicas: d.wanted }, d.wanted)
+}
+
+/// What is wanted of one deployment.
+pub(crate) fn how_many(d: &Deployment, site: Site<'_>, policy: &Policy, now: TimeMs) -> Demand {
+    if d.deleting {
+        return Demand::fixed(ScaleVerdict::Deleting);
+    }
+    let mode = d.scaling.mode;
+    if mode == ScalingMode::Manual {
+        return Demand::fixed(ScaleVerdict::Manual { replicas: d.wanted });
+    }
+    let live = Live::of(d);
+    let standing = standing(d, live);
+    let (mut memory, mut found) = (d.memory.clone(), Found::default());
+    let verdict = match advise(d, live, site, &mut memory, &mut found, policy, now) {
+        Ok(advice) if mode == ScalingMode::Active => ScaleVerdict::Active { advice: Box::new(advice) },
+        Ok(advice) => ScaleVerdict::Advisory { replicas: standing, advice: Box::new(advice) },
+        Err(cause) => ScaleVerdict::Frozen { mode, replicas: standing, cause },
+    };
+    let replicas = verdict.replicas();
+    memory.target = Some(replicas);
+    let Found { basis, change } = found;
+    Demand { verdict, replicas, memory: Some(memory), basis, change }
+}
+
+/// What the rule finds besides its advice.
+#[derive(Default)]
+struct Found {
+    basis: Option<Basis>,
+    change: Change,
+}
+
+/// The count while the rule does not decide: what the last plan settled on, or what there is.
+fn standing(d: &Deployment, live: Live) -> u32 {
+    let (min, max) = bounds(d);
+    d.memory.target.unwrap_or(d.wanted.max(live.count)).clamp(min, max)
+}
+
+fn bounds(d: &Deployment) -> (u32, u32) {
+    (d.scaling.min_replicas, d.scaling.max_replicas.max(d.scaling.min_replicas))
+}
+
+fn advise(
+    d: &Deployment,
+    live: Live,
+    site: Site<'_>,
+    memory: &mut Memory,
+    found: &mut Found,
+    policy: &Policy,
+    now: TimeMs,
+) -> Result<Advice, Frozen> {
+    let gateway = inputs::gateway(d, policy, now)?;
+    memory.note_requests(gateway);
+    let at_zero = live.count == 0 && memory.target.unwrap_or(d.wanted) == 0 && bounds(d).0 == 0;
+    if at_zero && !waits(gateway) {
+        memory.answers.clear();
+        return Ok(without_load(d, live, gateway, now, 0, ScaleReason::Asleep));
+    }
+    let read = inputs::read(d, live, gateway, site, memory, policy, now);
+    let answer = read.and_then(|read| Ok((wanted(memory, &read.measured, read.objectives, rule(d, policy))?, read)));
+    match answer {
+        Ok((answer, read)) => {
+            found.change = read.fleet.change(read.count, answer.replicas);
+            found.basis = Some(expected(&answer, &read, &found.change));
+            Ok(advice(d, at_zero, memory, gateway, &answer, read, found.change.replicas))
+        }
+        // Without a replica nothing about its cost can be learned: one is started to find out.
+        Err(_) if at_zero && waits(gateway) => Ok(without_load(d, live, gateway, now, 1, ScaleReason::Wake)),
+        Err(cause) => Err(cause),
+    }
+}
+
+fn expected(answer: &Wanted, read: &Read, change: &Change) -> Basis {
+    let measured = &read.measured;
+    let each = read.fleet.carried_after(read.count, change) / f64::from(change.replicas.max(1));
+    let mean_input = measured.input_tokens as f64 / measured.arrivals.max(1) as f64;
+    let load = answer.forecast.max(answer.burst.unwrap_or(0.0));
+    Basis { cost: measured.cost, mean_input, load, each, cold_start_ms: read.inputs.cold_start_ms }
+}
+
+fn rule<'a>(d: &Deployment, policy: &'a Policy) -> &'a Rule {
+    match d.scaling.room {
+        Room::Standard => &policy.standard_rule,
+        Room::Tight => &policy.tight_rule,
+    }
+}
+
+fn waits(gateway: &GatewaySignals) -> bool {
+    gateway.arrivals > 0 || gateway.queued > 0
+}
+
+fn without_load(
+    d: &Deployment,
+    live: Live,
+    gateway: &GatewaySignals,
+    now: TimeMs,
+    replicas: u32,
+    reason: ScaleReason,
+) -> Advice {
+    let (min, max) = bounds(d);
+    let inputs = inputs::seen(live, gateway, now);
+    let load = LoadFigures::default();
+    let wanted = replicas.clamp(min, max);
+    let (needed, bounds) = (replicas, (min, max));
+    Advice { wanted, reason, needed, reference: None, load, hold: None, bounds, inputs, withdrawn: None }
+}
+
+fn advice(
+    d: &Deployment,
+    at_zero: bool,
+    memory: &mut Memory,
+    gateway: &GatewaySignals,
+    answer: &Wanted,
+    read: Read,
+    replicas: u32,
+) -> Advice {
+    let (min, max) = bounds(d);
+    let Read { measured, inputs, count, fleet, .. } = read;
+    let kept = answer.replicas > answer.needed;
+    let held = kept && answer.held.0 >= answer.replicas;
+    let rest = if min == 0 { idle::at_rest(d, memory, gateway, &inputs) } else { ScaleReason::Minimum };
+    let (wanted, reason) = if rest == ScaleReason::Idle {
+        memory.answers.clear();
+        (0, ScaleReason::Idle)
+    } else if at_zero {
+        (replicas.max(1).clamp(min, max), ScaleReason::Wake)
+    } else {
+        // Only what is idle for long enough goes to zero.
+        let least = min.max(1).min(max);
+        let reason = match replicas {
+            more if more > max => ScaleReason::Maximum,
+            fewer if fewer < least => rest,
+            _ if held => ScaleReason::Hold,
+            _ if kept => ScaleReason::Running,
+            _ => made_of(answer),
+        };
+        (replicas.clamp(least, max), reason)
+    };
+    Advice {
+        wanted,
+        reason,
+        needed: answer.needed,
+        load: figures(answer),
+        reference: fleet.is_mixed().then(|| inputs.cost_of.clone()),
+        hold: held.then_some(Hold { replicas: answer.held.0, until_ms: (answer.held.1 * 1000.0) as TimeMs }),
+        bounds: (min, max),
+        inputs: Inputs { starting: count.saturating_sub(measured.ready), ..inputs },
+        withdrawn: None,
+    }
+}
+
+/// The largest part of an answer that was neither held nor bounded.
+fn made_of(answer: &Wanted) -> ScaleReason {
+    if answer.kv_bound {
+        return ScaleReason::KvCache;
+    }
+    match answer.burst {
+        Some(burst) if burst > answer.forecast => ScaleReason::Burst,
+        _ if answer.backlog > 0.0 => ScaleReason::Backlog,
+        _ => ScaleReason::Load,
+    }
+}
+
+fn figures(answer: &Wanted) -> LoadFigures {
+    let milli = |value: f64| (value * 1000.0).round() as u64;
+    LoadFigures {
+        offered_milli: milli(answer.offered),
+        forecast_milli: milli(answer.forecast),
+        burst_milli: answer.burst.map(milli),
+        room_milli: milli(answer.room),
+        per_replica_milli: milli(answer.load_per_replica),
+        backlog_ms: milli(answer.backlog),
+    }
 }

@@ -9,7 +9,7 @@ use crate::decide::case::{Case, Create};
 use crate::explain::render;
 use crate::explain::report::{
     DecisionRecord, DeploymentReport, InputAge, NodeRefusal, Outcome, PlacementVerdict, RecordAction, RecordKind,
-    Trigger, TroubleKind,
+    ScaleVerdict, Trigger, TroubleKind,
 };
 use crate::lifecycle::End;
 use crate::plan::{CreateReason, EndReason};
@@ -24,6 +24,7 @@ pub(crate) fn records(draft: &Draft<'_>, reports: &[DeploymentReport], now: Time
         all.extend(case.life.ends.iter().map(|end| ended(case, report, end)));
         all.extend(case.creates.iter().map(|create| created(draft, report, create)));
         all.extend(waits(draft, report));
+        all.extend(frozen(report));
     }
     for (n, record) in all.iter_mut().enumerate() {
         record.time = now;
@@ -71,7 +72,11 @@ fn ended(case: &Case<'_>, report: &DeploymentReport, end: &End) -> DecisionRecor
     let trouble = case.life.troubles.iter().find(|t| t.replica == end.replica);
     DecisionRecord {
         replica: Some(end.replica.clone()),
-        message: render::ended(&end.pod, action, end.reason, trouble),
+        message: with_reason(
+            render::ended(&end.pod, action, end.reason, trouble),
+            report,
+            end.reason == EndReason::ScaleIn,
+        ),
         evidence,
         ..blank(report, kind, action, Trigger::Ended(end.reason))
     }
@@ -84,9 +89,32 @@ fn created(draft: &Draft<'_>, report: &DeploymentReport, create: &Create) -> Dec
     };
     DecisionRecord {
         replica: Some(create.replica.clone()),
-        message: render::placed(create.replica.index, create.reason, &create.verdict),
+        message: with_reason(
+            render::placed(create.replica.index, create.reason, &create.verdict),
+            report,
+            create.reason == CreateReason::ScaleOut,
+        ),
         ..about(draft, blank(report, kind, RecordAction::Create, Trigger::Created(create.reason)), &create.verdict)
     }
+}
+
+/// With why the rule wants so many, where that is what made the change.
+fn with_reason(message: String, report: &DeploymentReport, scales: bool) -> String {
+    if scales && matches!(report.scale, ScaleVerdict::Active { .. }) {
+        return format!("{message} Wanted are {}: {}.", report.counts.wanted, render::why_wanted(&report.scale));
+    }
+    message
+}
+
+/// The rule cannot answer.
+fn frozen(report: &DeploymentReport) -> Option<DecisionRecord> {
+    let ScaleVerdict::Frozen { cause, .. } = &report.scale else { return None };
+    let why = render::why_wanted(&report.scale);
+    let message = format!("Wanted are {}: {why}.", report.counts.wanted);
+    Some(DecisionRecord {
+        message,
+        ..blank(report, RecordKind::Scale, RecordAction::Wait, Trigger::Frozen(cause.signal))
+    })
 }
 
 fn waits(draft: &Draft<'_>, report: &DeploymentReport) -> Option<DecisionRecord> {

@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-pub use crate::demand::ScaleVerdict;
+pub use crate::demand::{Prediction, ScaleVerdict, Signal};
 pub use crate::lifecycle::{Trouble, TroubleKind, Wait};
 pub use crate::place::{
     Ask, Because, Candidate, IsolationRule, MAX_CANDIDATES, MAX_EXAMPLES, NodeRefusal, PlacementVerdict, Refusal,
@@ -46,6 +46,9 @@ pub struct DeploymentReport {
     pub outcome: Outcome,
     pub counts: Counts,
     pub scale: ScaleVerdict,
+    /// What clients can expect once all replicas of this plan serve.
+    #[serde(default)]
+    pub prediction: Prediction,
     pub quota: QuotaVerdict,
     /// One per replica that is wanted, allowed and not there, by slot.
     pub placements: Vec<PlacementVerdict>,
@@ -286,6 +289,8 @@ pub enum Trigger {
     Created(CreateReason),
     Ended(EndReason),
     Waits(Outcome),
+    /// The rule that decides the count cannot answer.
+    Frozen(Signal),
 }
 
 /// The age of one input.

@@ -72,8 +72,16 @@ pub(crate) struct Renew {
     pub old_pod: String,
 }
 
-pub(crate) fn assess(d: &Deployment, wanted: u32, index: &Index, policy: &Policy, now: TimeMs) -> Assessment {
-    let mut view = View { d, index, policy, now, out: Assessment::default() };
+/// `end` names variants whose replicas go before others, first to last.
+pub(crate) fn assess(
+    d: &Deployment,
+    wanted: u32,
+    end: &[String],
+    index: &Index,
+    policy: &Policy,
+    now: TimeMs,
+) -> Assessment {
+    let mut view = View { d, end, index, policy, now, out: Assessment::default() };
     let mut live = view.sort_out();
     view.settle_slots(&mut live);
     view.scale_in(&mut live, wanted);
@@ -85,7 +93,7 @@ pub(crate) fn assess(d: &Deployment, wanted: u32, index: &Index, policy: &Policy
 
 /// The slots that scale-in ends, first to last, each with the index and incarnation of its pods.
 pub(crate) fn scale_in_order(d: &Deployment, index: &Index, policy: &Policy, now: TimeMs) -> Vec<Vec<(u32, u32)>> {
-    let mut view = View { d, index, policy, now, out: Assessment::default() };
+    let mut view = View { d, end: &[], index, policy, now, out: Assessment::default() };
     let mut live = view.sort_out();
     view.settle_slots(&mut live);
     let order = view.scale_in_slots(&live);
@@ -95,6 +103,7 @@ pub(crate) fn scale_in_order(d: &Deployment, index: &Index, policy: &Policy, now
 
 struct View<'a> {
     d: &'a Deployment,
+    end: &'a [String],
     index: &'a Index,
     policy: &'a Policy,
     now: TimeMs,
@@ -259,7 +268,7 @@ impl<'a> View<'a> {
     }
 
     /// The least valuable slots go: not Ready, then outdated, then on cordoned nodes or degraded
-    /// GPUs, then the youngest.
+    /// GPUs, then of the variants that the rule ends first, then the least loaded, then the youngest. A load that is not known counts as the highest.
     fn scale_in(&mut self, live: &mut Live<'a>, wanted: u32) {
         let surplus = live.len().saturating_sub(wanted as usize);
         if surplus == 0 {
@@ -282,11 +291,19 @@ impl<'a> View<'a> {
                 ready,
                 self.matches(pods[0]),
                 !self.burdened(pods[0]),
+                self.rank(pods[0]),
+                pods.iter().map(|r| r.in_flight.unwrap_or(u32::MAX)).max(),
                 std::cmp::Reverse(created),
                 std::cmp::Reverse(*index),
             )
         });
         order
+    }
+
+    /// Where the rule says which variants go first.
+    fn rank(&self, r: &Replica) -> usize {
+        let variant = r.placement.as_ref().map(|p| &p.variant);
+        self.end.iter().position(|name| Some(name) == variant).unwrap_or(self.end.len())
     }
 
     fn burdened(&self, r: &Replica) -> bool {

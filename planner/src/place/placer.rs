@@ -13,7 +13,7 @@ use crate::place::ranking::{Ranked, Rankings, Wish};
 use crate::place::refuse::refusals;
 use crate::place::verdict::{Ask, Because, Candidate, MAX_CANDIDATES, PlacementVerdict, Winner};
 use crate::snapshot::index::{ClassAt, Index, NodeAt, Owner, Take, charge};
-use crate::snapshot::{Deployment, Exclusion, Objective, Placement, Policy, Snapshot, TimeMs};
+use crate::snapshot::{Deployment, Exclusion, Freshness, Objective, Placement, Policy, Snapshot, TimeMs};
 
 /// Everything that placements of one plan share.
 pub(crate) struct Placer {
@@ -73,6 +73,15 @@ impl Placer {
             ..Weights::DESIGN
         };
         Placer { index, expected, rankings: Rankings::default(), weights }
+    }
+
+    /// Whether the deployment's weights lie on a node that serves.
+    pub fn has_weights(&self, d: &Deployment) -> bool {
+        let serves = |at: &NodeAt| {
+            let node = &self.index.rows()[*at].node;
+            node.ready && !node.cordoned && matches!(node.freshness, Freshness::Fresh { .. })
+        };
+        !d.model_key.is_empty() && self.index.holders(&d.model_key).iter().any(serves)
     }
 
     /// The variants of a deployment, in its order.

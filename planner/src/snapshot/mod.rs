@@ -9,17 +9,24 @@
 //! The order of the lists carries no meaning: the planner sorts by identity before it decides.
 
 pub(crate) mod index;
+mod scaling;
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+pub use scaling::{
+    ColdStart, CostOrigin, EngineSignals, Gaps, GatewaySignals, History, Memory, Objectives, Room, Rule, Scaling,
+    ScalingMode, Signals, StepSample, VariantCost,
+};
+pub(crate) use scaling::{Followed, Offered};
+
 /// Milliseconds since the Unix epoch.
 pub type TimeMs = u64;
 
 /// The whole input of one decision, besides the [`Policy`] and the time.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[allow(missing_docs, reason = "the names explain themselves")]
 pub struct Snapshot {
@@ -288,7 +295,7 @@ pub struct Quota {
 }
 
 /// An InferenceDeployment as far as decisions need it, with its pods.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[allow(missing_docs, reason = "the names explain themselves")]
 pub struct Deployment {
@@ -302,8 +309,18 @@ pub struct Deployment {
     #[serde(default)]
     pub priority: i32,
     pub created_ms: TimeMs,
-    /// Replicas asked for (`spec.replicas` in `Manual` mode).
+    /// Replicas asked for (`spec.replicas`) in `Manual` mode. In the other modes the count that the last
+    /// plan is known to have settled on (`status.desiredReplicas`), for a rule without memory; 0: not known.
     pub wanted: u32,
+    /// Who decides the number of replicas, and within which bounds.
+    #[serde(default)]
+    pub scaling: Scaling,
+    /// What was measured since the last plan; not needed in `Manual` mode.
+    #[serde(default)]
+    pub signals: Signals,
+    /// As the last plan returned it.
+    #[serde(default)]
+    pub memory: Memory,
     /// The ways in which one replica may be built. Which one is taken follows from `objective` and
     /// from what fits, never from their order.
     pub variants: Vec<Variant>,
@@ -417,6 +434,9 @@ pub struct Replica {
     /// Set once a process of this replica was over its promise for long enough.
     #[serde(default)]
     pub overshoot: Option<Overshoot>,
+    /// Requests in flight, as the routers count them; `None`: not known. Scale-in takes the least loaded.
+    #[serde(default)]
+    pub in_flight: Option<u32>,
 }
 
 /// Where a pod is in its life.
@@ -532,7 +552,7 @@ pub struct Exclusion {
 }
 
 /// Constants of the decisions. The defaults are what the design was judged with.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 #[allow(missing_docs, reason = "the names explain themselves")]
 pub struct Policy {
@@ -551,6 +571,11 @@ pub struct Policy {
     /// Width of a fragmentation bucket, and the reserve for GPU types that others name.
     pub frag_bucket_milli: u32,
     pub frag_reserve_milli: u32,
+    /// Signals older than this freeze the count.
+    pub signals_stale_ms: u64,
+    /// Constants of the autoscaling rule, by [`Room`].
+    pub standard_rule: Rule,
+    pub tight_rule: Rule,
 }
 
 impl Default for Policy {
@@ -564,6 +589,9 @@ impl Default for Policy {
             overshoot_drain_ms: 10_000,
             frag_bucket_milli: 40,
             frag_reserve_milli: 200,
+            signals_stale_ms: 15_000,
+            standard_rule: Rule::STANDARD,
+            tight_rule: Rule::TIGHT,
         }
     }
 }

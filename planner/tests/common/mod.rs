@@ -8,11 +8,12 @@
 //! foreign n1 0 10Gi 20
 //! tenant a ns=a cohort=prod h100=4+1
 //! deployment a/chat want=2 ask=h100*1,2Gi,10|l4*1,2Gi,20 goal=Cost prio=0 hash=v1
-//! replica a/chat 0 n1 0 ready
+//! replica a/chat 0 n1 0 ready serves=3
 //! ```
 #![allow(clippy::unwrap_used, dead_code)]
 
 pub mod random;
+pub mod scaling;
 
 use stowage_planner::snapshot::*;
 
@@ -45,6 +46,7 @@ pub fn parse(text: &str) -> Snapshot {
                 until_ms: NOW + words[4].parse::<u64>().unwrap(),
                 reason: words[5..].join(" "),
             }),
+            _ if scaling::line(&mut s, &words) => {}
             other => panic!("unknown word {other} in: {line}"),
         }
     }
@@ -219,6 +221,9 @@ fn deployment(s: &Snapshot, w: &[&str]) -> Deployment {
         priority: value(w, "prio").map_or(0, |p| p.parse().unwrap()),
         created_ms: number(w, "created", 1000),
         wanted: number(w, "want", 1) as u32,
+        scaling: Scaling::default(),
+        signals: Signals::default(),
+        memory: Memory::default(),
         variants: variants.collect(),
         objective,
         needs: Needs {
@@ -303,10 +308,11 @@ fn replica(s: &mut Snapshot, w: &[&str]) {
         name: format!("{}-{index}{incarnation}", d.id.name),
         spec_hash: value(w, "hash").unwrap_or(&d.spec_hash).into(),
         phase,
-        placement: Some(Placement { node: w[3].into(), variant: "only".into(), gpus }),
+        placement: Some(Placement { node: w[3].into(), variant: value(w, "variant").unwrap_or("only").into(), gpus }),
         created_ms: number(w, "created", 2000),
         node_lost: w.contains(&"lost"),
         overshoot,
+        in_flight: value(w, "serves").map(|n| n.parse().unwrap()),
     };
     s.deployments.iter_mut().find(|d| d.id == r_id(w)).unwrap().replicas.push(r);
 }

@@ -151,6 +151,9 @@ pub fn deployment(i: usize, w: &Want, tenants: usize) -> Deployment {
         priority: w.priority,
         created_ms: i as u64,
         wanted: w.replicas,
+        scaling: Scaling::default(),
+        signals: Signals::default(),
+        memory: Memory::default(),
         variants: vec![Variant {
             name: "v".into(),
             accelerator: Accelerator::Gpu {
@@ -219,6 +222,7 @@ pub fn apply(s: &mut Snapshot, actions: &[Action], now: TimeMs) {
                     created_ms: now,
                     node_lost: false,
                     overshoot: None,
+                    in_flight: None,
                 });
             }
             Action::Drain { .. } => {

@@ -51,6 +51,10 @@ fn one(
         priority: 0,
         created_ms: stored.meta.creation_timestamp.as_ref().map_or(0, |time| millis(time.0)),
         wanted: wanted.map_or(0, |wanted| wanted.deployment.replicas),
+        // Only scaling.mode Manual is accepted.
+        scaling: Default::default(),
+        signals: Default::default(),
+        memory: Default::default(),
         variants: wanted.map(|wanted| wanted.variants.clone()).unwrap_or_default(),
         needs: wanted.map_or_else(Needs::default, |wanted| wanted.needs.clone()),
         node_selector: wanted.map(|wanted| wanted.deployment.pod.node_selector.clone()).unwrap_or_default(),

@@ -45,6 +45,7 @@ fn replica(view: &View, pod: &Pod, wanted: Option<&Wanted>, was_ready: &dyn Fn(&
         phase: judged_phase(view, pod, wanted, was_ready),
         node_lost: node.is_some() && lost(kube_node.map(AsRef::as_ref)),
         overshoot: overshoot(view, pod),
+        in_flight: None,
         placement: id.placement,
         created_ms: millis(created_ms),
     })

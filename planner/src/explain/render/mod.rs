@@ -4,13 +4,17 @@
 //! what, why and the next step, with units and ages. Not here: colour and terminal width.
 
 mod refusals;
+mod scale;
 
 use std::fmt::Write as _;
 
+use crate::demand::Prediction;
 use crate::explain::report::{
     Because, Change, Counterfactual, DecisionRecord, DeploymentReport, NoCounterfactual, Outcome, PlacementVerdict,
-    QuotaBinding, QuotaLimit, QuotaVerdict, RecordAction, ScaleVerdict, TenantReport, Trouble, TroubleKind, Wait,
+    QuotaBinding, QuotaLimit, QuotaVerdict, RecordAction, TenantReport, Trouble, TroubleKind, Wait,
 };
+pub use scale::why as why_wanted;
+
 pub use crate::explain::units::{age, bytes, clock, gpus};
 use crate::plan::{CreateReason, EndReason};
 use crate::snapshot::{GpuShare, Placement, TimeMs};
@@ -310,7 +314,13 @@ pub fn explain(
     history: &[DecisionRecord],
 ) -> String {
     let mut out = headline(r, decided);
-    line(&mut out, &format!("why {}", r.counts.wanted), &why_wanted(r));
+    line(&mut out, &format!("why {}", r.counts.wanted), &scale::why(&r.scale));
+    for (label, text) in scale::details(&r.scale) {
+        line(&mut out, label, &text);
+    }
+    if let Some(expected) = expected(&r.prediction) {
+        line(&mut out, "expected", &expected);
+    }
     line(&mut out, "quota", &quota_line(r, tenant));
     for v in r.placements.iter().filter(|v| v.winner.is_some()) {
         line(&mut out, "placed", &placed_line(v));
@@ -356,11 +366,15 @@ fn headline(r: &DeploymentReport, decided: TimeMs) -> String {
     )
 }
 
-fn why_wanted(r: &DeploymentReport) -> String {
-    match r.scale {
-        ScaleVerdict::Manual { replicas } => format!("spec.replicas is {replicas} (scaling.mode Manual)"),
-        ScaleVerdict::Deleting => "the deployment is being deleted".to_owned(),
-    }
+/// `None`: nothing is known but perhaps the price.
+fn expected(p: &Prediction) -> Option<String> {
+    let ready = p.ready_in_ms.map(|ms| format!("in {}", age(ms)));
+    let latencies = p.ttft_us.zip(p.itl_us);
+    let latencies = latencies.map(|(ttft, itl)| format!("TTFT {}, {} per token", latency(ttft), latency(itl)));
+    let known = ready.is_some() || latencies.is_some();
+    let cost = p.price_per_hour_micros.filter(|_| known).map(|micros| format!("{} per hour", price(micros)));
+    let parts: Vec<String> = [ready, latencies, cost].into_iter().flatten().collect();
+    known.then(|| parts.join(", "))
 }
 
 fn quota_line(r: &DeploymentReport, tenant: Option<&TenantReport>) -> String {
