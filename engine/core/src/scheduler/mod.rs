@@ -4,7 +4,7 @@
 //! step closes some of the gap (the model of vLLM V1). Running requests come first, in order of
 //! (priority, arrival), then waiting ones, among which the tenants take turns. A long prompt takes what is left of the
 //! step's budget and goes on in the next, so those behind it still get a token per step. When blocks
-//! run out, the newest of the least urgent gives up its own and is computed again later.
+//! run out, one of the least urgent gives up its own and is computed again later; [`fair`] says which.
 //!
 //! A waiting request whose next block is being computed by a running one waits for it: the burst of
 //! equal prompts after a deployment costs one prefill and not sixteen.
@@ -12,11 +12,14 @@
 //! Deliberately absent: clocks, logits, the executor. `schedule` decides, [`Scheduler::commit`] takes
 //! what was really computed, and only then are blocks offered to others.
 
-use std::collections::{BTreeSet, HashMap};
+mod fair;
+
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use crate::blocks::{BlockHash, BlockId, BlockPool};
 use crate::executor::BLOCK_TOKENS;
 use crate::request::{Priority, Request, RequestId, Sequence};
+use fair::{Held, Holdings, Wanting};
 
 /// The bounds of a step. All at least 1.
 #[derive(Clone, Copy, Debug)]
@@ -88,13 +91,39 @@ enum NotYet {
     PrefixUnderWay,
     /// The step gives as many rows of logits as it may.
     NoRows,
-    NoRoom,
+    /// So many blocks must become free first.
+    NoRoom { missing: usize },
 }
 
 /// What is left of a step while it is planned.
 struct Left {
     tokens: usize,
     scored_rows: usize,
+}
+
+/// Tenants that hold more than their part of the blocks, found out when it is first asked.
+#[derive(Default)]
+struct Served {
+    above: Option<HashSet<Vec<u8>>>,
+    /// Those of them that found no room: their later requests do not overtake their earlier ones.
+    passed: HashSet<Vec<u8>>,
+}
+
+impl Served {
+    fn passed(&self, tenant: &[u8]) -> bool {
+        self.passed.contains(tenant)
+    }
+
+    /// Whether the tenant of a request that found no room holds more than its part.
+    fn has_its_part(&mut self, scheduler: &Scheduler, turn: &Turn) -> bool {
+        let tenant = scheduler.tenant(turn);
+        let above = self.above.get_or_insert_with(|| scheduler.above_their_part());
+        let has = above.contains(tenant);
+        if has {
+            self.passed.insert(tenant.to_vec());
+        }
+        has
+    }
 }
 
 impl Left {
@@ -106,6 +135,14 @@ impl Left {
             self.scored_rows -= tokens;
         }
         tokens
+    }
+
+    /// Gives back what a grant took.
+    fn give_back(&mut self, grant: Grant) {
+        self.tokens += grant.tokens;
+        if grant.score {
+            self.scored_rows += grant.tokens;
+        }
     }
 }
 
@@ -192,6 +229,7 @@ impl Scheduler {
         let mut plan = Plan::default();
         let mut left = Left { tokens: self.config.max_step_tokens, scored_rows: self.config.max_scored_rows };
         self.make_way();
+        self.share_blocks();
         self.grant_running(&mut plan, &mut left);
         // A request just lost its blocks for want of room: there is none for newcomers.
         if plan.preempted.is_empty() {
@@ -218,6 +256,50 @@ impl Scheduler {
         }
     }
 
+    /// For the next waiting request that finds too few blocks, tenants that hold more give up some. Not while
+    /// the step has no tokens left for a newcomer.
+    fn share_blocks(&mut self) {
+        let places = self.running.len() < self.config.max_running;
+        let wanted: usize = self.running.iter().map(|turn| self.sequences[&turn.2].remaining()).sum();
+        if self.waiting.is_empty() || self.running.is_empty() || !places || wanted >= self.config.max_step_tokens {
+            return;
+        }
+        let mut served = Served::default();
+        for turn in self.queue() {
+            if served.passed(self.tenant(&turn)) {
+                continue;
+            }
+            match self.cached_prefix(turn.2) {
+                Err(NotYet::NoRoom { .. }) if served.has_its_part(self, &turn) => {}
+                Err(NotYet::NoRoom { missing }) => return self.give_way(turn, missing),
+                Ok(_) => return,
+                Err(NotYet::PrefixUnderWay | NotYet::NoRows) => {}
+            }
+        }
+    }
+
+    fn give_way(&mut self, turn: Turn, missing: usize) {
+        let tenant = self.tenant(&turn);
+        let blocks = self.sequences[&turn.2].tokens.len().div_ceil(BLOCK_TOKENS);
+        let victims = self.holdings().give_way(Wanting { priority: turn.0, tenant, blocks, missing });
+        victims.into_iter().for_each(|victim| self.preempt(victim));
+    }
+
+    /// Tenants whose running requests hold more than an equal part of all blocks, among those who have requests.
+    fn above_their_part(&self) -> HashSet<Vec<u8>> {
+        let tenants: HashSet<&[u8]> = self.sequences.values().map(|sequence| &sequence.request.tenant[..]).collect();
+        let (holdings, count) = (self.holdings(), tenants.len());
+        let above = tenants.into_iter().filter(|tenant| holdings.of(tenant) * count > self.pool.total());
+        above.map(<[u8]>::to_vec).collect()
+    }
+
+    fn holdings(&self) -> Holdings<'_> {
+        Holdings::new(self.running.iter().map(|(priority, _, id)| {
+            let sequence = &self.sequences[id];
+            Held { id: *id, priority: *priority, tenant: &sequence.request.tenant, blocks: &sequence.blocks }
+        }))
+    }
+
     fn tenant(&self, turn: &Turn) -> &[u8] {
         &self.sequences[&turn.2].request.tenant
     }
@@ -231,25 +313,24 @@ impl Scheduler {
     }
 
     fn grant_running(&mut self, plan: &mut Plan, left: &mut Left) {
-        let mut at = 0;
-        while at < self.running.len() && left.tokens > 0 {
-            let id = self.running[at].2;
+        for turn in self.running.clone() {
+            // It may have given up its blocks to one before it.
+            let Ok(at) = self.running.binary_search(&turn) else { continue };
+            if left.tokens == 0 {
+                return;
+            }
+            let id = turn.2;
             // Those behind keep a token each, so that a long prompt does not stop their streams.
             let behind = self.running.len() - at - 1;
             let share = left.tokens.saturating_sub(behind).max(1);
             let (computed, remaining, scores) = self.gap(id);
             let possible = if scores { share.min(left.scored_rows) } else { share };
             let tokens = remaining.min(possible);
-            if tokens == 0 {
-                at += 1;
+            if tokens == 0 || !self.make_room(id, computed + tokens, plan, left) {
                 continue;
-            }
-            if !self.make_room(id, computed + tokens, plan) {
-                return;
             }
             let tokens = left.take(tokens, scores);
             plan.grants.push(Grant { id, tokens, sample: tokens == remaining, score: scores });
-            at += 1;
         }
     }
 
@@ -259,14 +340,17 @@ impl Scheduler {
         (sequence.computed, sequence.remaining(), sequence.scores())
     }
 
-    /// Extends the request's blocks to hold `upto` tokens, at the cost of newer ones. False when it
-    /// was itself the newest and gave up its place.
-    fn make_room(&mut self, id: RequestId, upto: usize, plan: &mut Plan) -> bool {
+    /// Extends the request's blocks to hold `upto` tokens, at the cost of others, who may have been granted
+    /// tokens already. False when it gave up its own place.
+    fn make_room(&mut self, id: RequestId, upto: usize, plan: &mut Plan, left: &mut Left) -> bool {
         while !self.extend(id, upto) {
-            // `id` is running, so there is a last one.
-            let Some(&(_, _, victim)) = self.running.last() else { return false };
+            // `id` is running, so there is one.
+            let Some(victim) = self.holdings().first_to_yield() else { return false };
             self.preempt(victim);
             plan.preempted.push(victim);
+            if let Some(granted) = plan.grants.iter().position(|grant| grant.id == victim) {
+                left.give_back(plan.grants.remove(granted));
+            }
             if victim == id {
                 return false;
             }
@@ -324,15 +408,21 @@ impl Scheduler {
         if self.waiting.is_empty() || self.running.len() >= self.config.max_running {
             return;
         }
+        let mut served = Served::default();
         for turn in self.queue() {
             if left.tokens == 0 || self.running.len() >= self.config.max_running {
                 return;
             }
+            if served.passed(self.tenant(&turn)) {
+                continue;
+            }
             match self.admit(turn, left, plan) {
                 Ok(grant) => plan.grants.push(grant),
                 Err(NotYet::PrefixUnderWay | NotYet::NoRows) => {}
+                // Others are not held up by a tenant that has its part already.
+                Err(NotYet::NoRoom { .. }) if served.has_its_part(self, &turn) => {}
                 // Smaller ones behind it must not overtake for ever.
-                Err(NotYet::NoRoom) => return,
+                Err(NotYet::NoRoom { .. }) => return,
             }
         }
     }
@@ -344,7 +434,7 @@ impl Scheduler {
             return Err(NotYet::NoRows);
         }
         let cached = self.cached_prefix(id)?;
-        let Some(sequence) = self.sequences.get_mut(&id) else { return Err(NotYet::NoRoom) };
+        let Some(sequence) = self.sequences.get_mut(&id) else { return Err(NotYet::NoRows) };
         for block in &cached {
             self.pool.acquire(*block);
         }
@@ -372,7 +462,7 @@ impl Scheduler {
     /// whole text, and a block for each running request to grow into. Without that reserve a
     /// newcomer would be computed only to be preempted by the next token of the others.
     fn cached_prefix(&mut self, id: RequestId) -> Result<Vec<BlockId>, NotYet> {
-        let Some(sequence) = self.sequences.get_mut(&id) else { return Err(NotYet::NoRoom) };
+        let Some(sequence) = self.sequences.get_mut(&id) else { return Err(NotYet::NoRows) };
         let mut cached = Vec::new();
         for index in 0..sequence.reusable_blocks() {
             let Some(hash) = sequence.hash(index) else { break };
@@ -385,10 +475,11 @@ impl Scheduler {
         let missing = sequence.tokens.len().div_ceil(BLOCK_TOKENS) - cached.len();
         // Cached blocks that no request holds are in the free list, and leave it when taken.
         let taken = cached.iter().filter(|block| self.pool.is_free(**block)).count();
-        if missing + self.running.len() > self.pool.free() - taken {
-            return Err(NotYet::NoRoom);
+        let wanted = missing + self.running.len();
+        match wanted.saturating_sub(self.pool.free() - taken) {
+            0 => Ok(cached),
+            missing => Err(NotYet::NoRoom { missing }),
         }
-        Ok(cached)
     }
 
     /// Records which blocks this request will compute, so that others wait for them.
@@ -471,5 +562,4 @@ fn withdraw(announced: &mut HashMap<BlockHash, u32>, hash: Option<BlockHash>) {
 }
 
 #[cfg(test)]
-#[path = "scheduler_tests.rs"]
 mod tests;

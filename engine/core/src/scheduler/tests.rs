@@ -262,6 +262,95 @@ fn an_interactive_request_does_not_make_way_for_a_batch_one() {
     assert_eq!(driver.scheduler.preemptions(), 0);
 }
 
+/// Submits requests of a tenant with prompts of so many blocks, from this number on.
+fn submit_many(driver: &mut Driver, tenant: &str, first: u64, blocks: &[usize]) {
+    for (id, blocks) in (first..).zip(blocks) {
+        // The last block has room for twelve more tokens.
+        let prompt = prompt(id as u32, blocks * BLOCK_TOKENS - 12);
+        driver.submit_as(id, prompt, Priority::Interactive, tenant);
+    }
+}
+
+fn running(driver: &Driver) -> Vec<u64> {
+    driver.scheduler.running.iter().map(|turn| turn.2.0).collect()
+}
+
+#[test]
+fn tenant_with_most_blocks_gives_up_its_newest_requests_to_another_that_waits() {
+    let mut driver = Driver::new(1000, 10, 20);
+    submit_many(&mut driver, "a", 0, &[4, 4, 4]);
+    driver.step(0);
+    submit_many(&mut driver, "b", 10, &[4]);
+    assert_eq!(admitted(&driver.step(0)), [10], "with room, no request gives way");
+    assert_eq!(driver.scheduler.preemptions(), 0);
+    submit_many(&mut driver, "c", 20, &[4]);
+    assert_eq!(admitted(&driver.step(0)), [20]);
+    assert_eq!(running(&driver), [0, 1, 10, 20]);
+}
+
+#[test]
+fn only_request_of_a_tenant_keeps_its_blocks_until_it_ends() {
+    let mut driver = Driver::new(1000, 10, 20);
+    submit_many(&mut driver, "a", 0, &[18]);
+    driver.step(0);
+    submit_many(&mut driver, "b", 10, &[4]);
+    assert_eq!(admitted(&driver.step(0)), [] as [u64; 0]);
+    assert_eq!((running(&driver), driver.scheduler.preemptions()), (vec![0], 0));
+    driver.scheduler.remove(RequestId(0));
+    assert_eq!(admitted(&driver.step(0)), [10]);
+}
+
+#[test]
+fn tenants_do_not_take_the_same_blocks_from_each_other_in_turns() {
+    let mut driver = Driver::new(1000, 10, 20);
+    submit_many(&mut driver, "a", 0, &[4, 4, 4, 4]);
+    driver.step(0);
+    submit_many(&mut driver, "b", 10, &[4, 4, 4, 4]);
+    for _ in 0..10 {
+        driver.step(0);
+    }
+    assert_eq!(running(&driver), [0, 1, 10, 11]);
+    assert_eq!(driver.scheduler.preemptions(), 2);
+}
+
+#[test]
+fn tenant_above_its_part_that_finds_no_room_does_not_hold_up_others() {
+    let mut driver = Driver::new(1000, 10, 20);
+    submit_many(&mut driver, "a", 0, &[12]);
+    submit_many(&mut driver, "b", 10, &[1, 1]);
+    driver.step(0);
+    // The next of a, which runs fewer requests than b, comes first and finds no room.
+    submit_many(&mut driver, "a", 1, &[8, 1]);
+    submit_many(&mut driver, "b", 12, &[1]);
+    assert_eq!(admitted(&driver.step(0)), [12], "and its small one does not overtake its large one");
+}
+
+#[test]
+fn tenant_that_runs_nothing_is_not_overtaken_by_smaller_requests_of_others() {
+    let mut driver = Driver::new(1000, 10, 20);
+    submit_many(&mut driver, "a", 0, &[6]);
+    submit_many(&mut driver, "b", 10, &[3]);
+    driver.step(0);
+    submit_many(&mut driver, "c", 20, &[15]);
+    submit_many(&mut driver, "b", 11, &[1]);
+    assert_eq!(admitted(&driver.step(0)), [] as [u64; 0]);
+    driver.scheduler.remove(RequestId(0));
+    assert_eq!(admitted(&driver.step(0)), [20]);
+}
+
+#[test]
+fn when_blocks_run_out_the_largest_tenant_gives_up_its_newest_request_even_after_its_grant() {
+    let mut driver = Driver::new(1000, 10, 10);
+    submit_many(&mut driver, "a", 0, &[4, 2]);
+    submit_many(&mut driver, "b", 10, &[2]);
+    driver.step(0);
+    assert_eq!(running(&driver), [0, 1, 10]);
+    // Two blocks are free, and all three need another one at the same time.
+    let plan = (0..30).map(|_| driver.step(0)).find(|plan| !plan.preempted.is_empty()).unwrap();
+    assert_eq!(plan.preempted, [RequestId(1)]);
+    assert_eq!(grants(&plan), [(0, 1, true), (10, 1, true)]);
+}
+
 #[test]
 fn the_backlog_counts_uncomputed_prompt_tokens() {
     let mut driver = Driver::new(10, 4, 100);
@@ -280,7 +369,7 @@ enum Op {
         kind: u32,
         tokens: usize,
         batch: bool,
-        salt: bool,
+        tenant: usize,
     },
     Remove(usize),
     Step(u32),
@@ -290,8 +379,8 @@ enum Op {
 
 fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
-        3 => (0_u32..3, 1_usize..60, any::<bool>(), any::<bool>())
-            .prop_map(|(kind, tokens, batch, salt)| Op::Submit { kind, tokens, batch, salt }),
+        3 => (0_u32..3, 1_usize..60, any::<bool>(), 0_usize..3)
+            .prop_map(|(kind, tokens, batch, tenant)| Op::Submit { kind, tokens, batch, tenant }),
         1 => any::<usize>().prop_map(Op::Remove),
         6 => (0_u32..3).prop_map(Op::Step),
         1 => Just(Op::FailedStep),
@@ -313,9 +402,9 @@ proptest! {
         let mut next = 0;
         for op in ops {
             match op {
-                Op::Submit { kind, tokens, batch, salt } => {
+                Op::Submit { kind, tokens, batch, tenant } => {
                     let priority = if batch { Priority::Batch } else { Priority::Interactive };
-                    driver.submit_as(next, prompt(kind, tokens), priority, if salt { "s" } else { "" });
+                    driver.submit_as(next, prompt(kind, tokens), priority, ["", "s", "t"][tenant]);
                     alive.push(next);
                     next += 1;
                 }
