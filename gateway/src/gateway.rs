@@ -176,6 +176,9 @@ impl Gateway {
         let not_found = || Refused::new(Outcome::ModelNotFound, ApiError::model_not_found(&envelope.model));
         let deployment = view.world.resolve(&tenant.name, &envelope.model).ok_or_else(not_found)?.clone();
         let pool = view.pool(&deployment).ok_or_else(not_found)?.clone();
+        if tenant.salt.is_none() && deployment.tenant != tenant.name {
+            return Err(refusals::not_shared(&envelope.model));
+        }
         let most = self.settings.max_sequences;
         let sequences = u32::try_from(envelope.sequences()).unwrap_or(u32::MAX);
         if sequences > most {
@@ -207,7 +210,7 @@ impl Gateway {
             route,
             body: outgoing::body(body.bytes.clone(), &envelope.model, &deployment.model),
             stream: envelope.stream,
-            salt: header(&tenant.salt),
+            salt: tenant.salt.as_deref().map(header),
             request_id: header(asking.id),
             traceparent: asking.head.headers.get("traceparent").cloned(),
         };

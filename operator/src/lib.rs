@@ -1,6 +1,6 @@
 //! The operator: [`observe`] the cluster, [`translate`] it for the planner, plan and check
 //! ([`control`]), [`execute`] the plan; beside them [`lead`] (who may write) and [`serve`] (what
-//! others read). Data flows in this order, and no room uses a later one.
+//! others read). Data flows in this order, and no room uses a later one. [`cache_key`] stands alone.
 //!
 //! [`run`] puts the parts together; the bird's-eye view is in `docs/operator.md`.
 //!
@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod cache_key;
 pub mod config;
 pub mod control;
 pub mod execute;

@@ -11,6 +11,7 @@ use stowage_telemetry::shutdown_signal;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::cache_key;
 use crate::config::Config;
 use crate::control::Control;
 use crate::execute::desk::Desk;
@@ -95,6 +96,8 @@ impl Parts {
             .with_context(|| format!("cannot listen on {} (--admin-address)", config.admin_address))?;
         let router = admin::router(&readiness, registry, log.clone(), published.clone());
         tokio::spawn(async move { axum::serve(listener, router).await });
+        let writer = Writer::new(clients.write, fence.clone());
+        watches.spawn(cache_key::keep(writer.clone(), config.namespace.clone(), leading.clone(), stop.clone()));
         let control = Control {
             sources,
             causes,
@@ -104,7 +107,7 @@ impl Parts {
             log,
             metrics,
             readiness,
-            writer: Writer::new(clients.write, fence.clone()),
+            writer,
             fence,
             leading,
             changed,

@@ -239,3 +239,19 @@ async fn deployment_without_replicas_is_ready() {
     assert_eq!(condition(&server, "chat", "Stalled"), "");
     operator.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leader_creates_the_key_of_the_salts_once_and_keeps_the_one_that_exists() {
+    let server = cluster();
+    let stored = || server.store().of("secrets").first().map(|secret| secret["data"]["key"].clone());
+    let first = operator(&server, &Link::default()).await;
+    until(&server, "a key", |_| stored().is_some()).await;
+    let key = stored();
+    assert_eq!(key.as_ref().and_then(Value::as_str).map(str::len), Some(44), "32 bytes in base64");
+    first.stop().await;
+    let link = Link::default();
+    let second = operator(&server, &link).await;
+    until(&server, "the second tries too", |_| link.keys_created() > 0).await;
+    assert_eq!((stored(), server.store().of("secrets").len()), (key, 1));
+    second.stop().await;
+}

@@ -154,6 +154,12 @@ pub const HEADER_TENANT_SALT: &str = "x-stowage-tenant-salt";
 
 /// Type of the Secrets that hold hashed API keys, in [`SYSTEM_NAMESPACE`].
 pub const API_KEYS_SECRET_TYPE: &str = "stowage.dev/api-keys";
+/// The Secret that holds the key of the salts of prefix caches, in [`SYSTEM_NAMESPACE`].
+pub const CACHE_KEY_SECRET: &str = "stowage-cache-key";
+/// Its type.
+pub const CACHE_KEY_SECRET_TYPE: &str = "stowage.dev/cache-key";
+/// Its only entry, at least 32 random bytes.
+pub const CACHE_KEY_ENTRY: &str = "key";
 
 /// The bundled InferenceRuntime, installed by the chart, and the default of `spec.runtime.ref`.
 pub const DEFAULT_RUNTIME: &str = "stowage-engine";

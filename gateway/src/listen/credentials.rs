@@ -100,15 +100,6 @@ pub fn unknown_key() -> ApiError {
     )
 }
 
-/// Salt of a tenant's prefix cache: the same on every gateway and after every restart, different
-/// for every tenant. It keeps caches apart and is no secret, so a constant is enough beside the name.
-pub fn cache_salt(tenant: &str) -> String {
-    let mut hasher = Sha256::new();
-    hasher.update(b"stowage prefix cache salt v1\0");
-    hasher.update(tenant.as_bytes());
-    hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 fn prefix(hash: &KeyHash) -> [u8; 8] {
     let mut prefix = [0; 8];
     prefix.copy_from_slice(&hash[..8]);
@@ -168,12 +159,5 @@ mod tests {
         for bad in [&[][..], &["sk-1"], &["Basic abc"], &["Bearer "], &["Bearer a", "Bearer b"], &[&long]] {
             assert_eq!(bearer(&headers(bad)).unwrap_err().status, 401, "{bad:?}");
         }
-    }
-
-    #[test]
-    fn salts_differ_by_tenant_and_are_stable() {
-        assert_eq!(cache_salt("team-a"), cache_salt("team-a"));
-        assert_ne!(cache_salt("team-a"), cache_salt("team-b"));
-        assert_eq!(cache_salt("team-a").len(), 64);
     }
 }

@@ -54,8 +54,10 @@ fn request(lease: &Lease, out: &Outgoing) -> Option<Request<Full<Bytes>>> {
     // Only headers that we name: nothing of the client's reaches an engine, its key least of all.
     let mut request = Request::post(format!("http://{}{}", lease.replica.address, out.route.path()))
         .header(CONTENT_TYPE, "application/json")
-        .header(HEADER_TENANT_SALT, out.salt.clone())
         .header("x-request-id", out.request_id.clone());
+    if let Some(salt) = &out.salt {
+        request = request.header(HEADER_TENANT_SALT, salt.clone());
+    }
     if let Some(traceparent) = &out.traceparent {
         request = request.header("traceparent", traceparent.clone());
     }

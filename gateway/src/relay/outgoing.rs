@@ -22,7 +22,8 @@ pub struct Outgoing {
     pub body: Bytes,
     /// Whether the answer is a stream.
     pub stream: bool,
-    pub salt: HeaderValue,
+    /// `None` while no key gives one: then the engine is the tenant's own.
+    pub salt: Option<HeaderValue>,
     pub request_id: HeaderValue,
     pub traceparent: Option<HeaderValue>,
 }

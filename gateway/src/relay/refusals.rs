@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use stowage_contracts::names::{CACHE_KEY_SECRET, SYSTEM_NAMESPACE};
 use stowage_openai_api::{ApiError, Envelope, ErrorKind};
 
 use crate::outcome::{Outcome, Refused};
@@ -14,6 +15,15 @@ use crate::world::snapshot::{Deployment, Tenant};
 
 /// Code of the refusal of a request that ended two processes.
 pub const PROBABLE_CAUSE: &str = "probable_cause";
+
+/// The refusal of another tenant's model while no salt keeps the caches of the two apart.
+pub fn not_shared(model: &str) -> Refused {
+    let message = format!(
+        "{model} belongs to another tenant, and models are not shared now: the key that keeps the cached prompts of tenants apart cannot be read. \
+         Ask your platform team to look at the Secret {CACHE_KEY_SECRET} in {SYSTEM_NAMESPACE}."
+    );
+    Refused::new(Outcome::NoReplica, ApiError::unavailable("sharing_unavailable", message, 30))
+}
 
 /// The refusal of a request that got no replica.
 pub fn unplaced(reason: Unplaced, deployment: &Deployment) -> Refused {

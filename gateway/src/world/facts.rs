@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::listen::credentials::KeyHash;
+use crate::world::salt::SaltKey;
 
 /// Everything observed, not yet judged.
 #[derive(Debug, Default, Clone)]
@@ -12,6 +13,8 @@ pub struct Facts {
     pub quotas: Vec<QuotaFact>,
     /// By Secret name: (name of the key, hash).
     pub secrets: BTreeMap<String, Vec<(String, KeyHash)>>,
+    /// `None` while no Secret holds one: then no model is shared between tenants.
+    pub salt_key: Option<SaltKey>,
     pub deployments: Vec<DeploymentFact>,
     pub pods: Vec<PodFact>,
     /// UUIDs of GPUs on which no work may run.

@@ -2,6 +2,7 @@
 
 pub mod facts;
 pub mod observe;
+pub mod salt;
 pub mod snapshot;
 pub mod static_file;
 pub mod watch;

@@ -20,6 +20,7 @@ use stowage_planner::snapshot::Placement;
 
 use crate::listen::credentials::{KeyHash, parse_hash};
 use crate::world::facts::{DeploymentFact, Facts, PodFact, QuotaFact, TokenLimits};
+use crate::world::salt::SaltKey;
 
 /// A Pod with the fields that routing reads: the full type costs a megabyte per few hundred pods.
 pub type LeanPod = Object<LeanPodSpec, LeanPodStatus>;
@@ -81,6 +82,7 @@ pub struct Table<F> {
 pub struct Observed {
     pub quotas: Table<QuotaFact>,
     pub secrets: Table<SecretFact>,
+    pub salt_keys: Table<SaltKey>,
     pub deployments: Table<DeploymentFact>,
     pub pods: Table<PodFact>,
     pub nodes: Table<HashSet<String>>,
@@ -159,6 +161,7 @@ impl Observed {
         let kinds = [
             ("TenantQuotas", self.quotas.synced),
             ("key Secrets", self.secrets.synced),
+            ("the cache key", self.salt_keys.synced),
             ("InferenceDeployments", self.deployments.synced),
             ("Pods", self.pods.synced),
             ("GpuNodes", self.nodes.synced),
@@ -170,6 +173,7 @@ impl Observed {
         Facts {
             quotas: self.quotas.values().cloned().collect(),
             secrets: self.secrets.values().cloned().collect(),
+            salt_key: self.salt_keys.values().next().cloned(),
             deployments: self.deployments.values().cloned().collect(),
             pods: self.pods.values().cloned().collect(),
             unhealthy_gpus: self.nodes.values().flatten().cloned().collect(),
@@ -219,6 +223,14 @@ pub fn secret(object: &Secret) -> Option<SecretFact> {
         }
     }
     Some((object.name_any(), keys))
+}
+
+/// The key of the salts in the Secret of its name.
+pub fn salt_key(object: &Secret) -> Option<SaltKey> {
+    if object.type_.as_deref() != Some(names::CACHE_KEY_SECRET_TYPE) {
+        return None;
+    }
+    SaltKey::new(&object.data.as_ref()?.get(names::CACHE_KEY_ENTRY)?.0)
 }
 
 /// The fact of an InferenceDeployment.
@@ -439,6 +451,19 @@ mod tests {
             Some(("keys".into(), vec![("laptop".into(), hash_key("sk-1"))]))
         );
         assert_eq!(secret(&json("Opaque")), None);
+    }
+
+    #[test]
+    fn salt_key_is_read_from_a_secret_of_its_type_with_enough_bytes() {
+        let secret = |kind: &str, bytes: usize| {
+            let key = k8s_openapi::ByteString(vec![7; bytes]);
+            let data = serde_json::json!({"metadata": {"name": "k"}, "type": kind, "data": {"key": key}});
+            salt_key(&serde_json::from_value(data).unwrap())
+        };
+        assert_eq!(secret("stowage.dev/cache-key", 32), SaltKey::new(&[7; 32]));
+        assert_eq!(secret("stowage.dev/cache-key", 31), None);
+        assert_eq!(secret("Opaque", 32), None);
+        assert_eq!(salt_key(&Secret::default()), None);
     }
 
     #[test]

@@ -16,10 +16,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use stowage_contracts::names::{CACHE_KEY_ENTRY, CACHE_KEY_SECRET, SYSTEM_NAMESPACE};
 use stowage_contracts::tenancy::{NamespaceClaim, Tenancy};
 use stowage_planner::route::Refusal;
 
-use crate::listen::credentials::{KeyTable, cache_salt};
+use crate::listen::credentials::KeyTable;
 use crate::world::facts::{DeploymentFact, Facts, PodFact, QuotaFact, TokenLimits};
 
 /// How long a request waits for a model without a ready replica, where its deployment sets no hold.
@@ -44,8 +45,8 @@ impl std::fmt::Display for DeploymentKey {
 #[derive(Debug, PartialEq)]
 pub struct Tenant {
     pub name: Arc<str>,
-    /// Sent to engines; keeps prefix caches apart.
-    pub salt: String,
+    /// Sent to engines; keeps prefix caches apart. `None` without a key: then the tenant uses its own models only.
+    pub salt: Option<String>,
     /// Tenants whose shared models are found by their bare names, in this order.
     models_from: Vec<Arc<str>>,
     pub limits: TokenLimits,
@@ -107,6 +108,11 @@ impl World {
         let mut world = Self::default();
         let tenancy = world.add_tenants(facts);
         world.add_deployments(facts, &tenancy);
+        if facts.salt_key.is_none() && world.deployments.iter().any(|deployment| !deployment.access.is_empty()) {
+            world.complaints.push(format!(
+                "models are not shared between tenants: the Secret {CACHE_KEY_SECRET} in {SYSTEM_NAMESPACE} is missing, or its `{CACHE_KEY_ENTRY}` has fewer than 32 bytes"
+            ));
+        }
         world
     }
 
@@ -167,7 +173,7 @@ impl World {
             self.add_keys(facts, quota, &name);
             let tenant = Tenant {
                 name: name.clone(),
-                salt: cache_salt(&name),
+                salt: facts.salt_key.as_ref().map(|key| key.salt(&name)),
                 models_from: quota.models_from.iter().map(|from| from.as_str().into()).collect(),
                 limits: quota.limits.clone(),
             };
@@ -285,6 +291,7 @@ fn replica(fact: &DeploymentFact, pod: &PodFact, unhealthy: &HashSet<String>) ->
 mod tests {
     use super::*;
     use crate::listen::credentials::hash_key;
+    use crate::world::salt::SaltKey;
 
     fn quota(name: &str, created: i64, namespaces: &[&str]) -> QuotaFact {
         QuotaFact {
@@ -431,6 +438,29 @@ mod tests {
         assert_eq!(found(&world, "b", "only-b"), None, "nor its other namespaces");
         assert_eq!(world.keys.tenant_of("sk-a").map(|t| &**t), Some("a"));
         assert_eq!(world.complaints.len(), 1, "{:?}", world.complaints);
+    }
+
+    #[test]
+    fn salts_follow_from_the_key_and_there_is_none_without() {
+        let salts = |key: Option<u8>| {
+            let salt_key = key.and_then(|byte| SaltKey::new(&[byte; 32]));
+            let world = World::build(&Facts { salt_key, ..two_tenants() });
+            ["a", "b"].map(|tenant| world.tenant(tenant).unwrap().salt.clone())
+        };
+        assert_eq!(salts(None), [None, None]);
+        let [a, b] = salts(Some(1));
+        assert!(a.is_some() && a != b && salts(Some(1)) == [a.clone(), b.clone()]);
+        assert_ne!(salts(Some(2))[0], a);
+    }
+
+    #[test]
+    fn missing_salt_key_is_reported_once_a_model_is_shared() {
+        let mut facts = two_tenants();
+        assert!(World::build(&facts).complaints.is_empty());
+        facts.deployments[0].access = vec!["b".into()];
+        assert!(World::build(&facts).complaints[0].contains("stowage-cache-key"));
+        facts.salt_key = SaltKey::new(&[1; 32]);
+        assert!(World::build(&facts).complaints.is_empty());
     }
 
     #[test]

@@ -14,6 +14,7 @@ use stowage_crds::tenant_quota::TokenQuota;
 use crate::listen::credentials::hash_key;
 use crate::world::facts::{DeploymentFact, Facts, PodFact, QuotaFact};
 use crate::world::observe::token_limits;
+use crate::world::salt::SaltKey;
 
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
@@ -22,6 +23,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 struct File {
     tenants: Vec<TenantEntry>,
     models: Vec<ModelEntry>,
+    /// What the Secret with the key of the salts holds in a cluster.
+    cache_key: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -92,7 +95,8 @@ fn modified(path: &Path) -> Option<SystemTime> {
 
 /// On error, the index of the model whose hold is no duration.
 fn facts(file: File) -> Result<Facts, usize> {
-    let mut facts = Facts::default();
+    let salt_key = file.cache_key.and_then(|key| SaltKey::new(key.as_bytes()));
+    let mut facts = Facts { salt_key, ..Facts::default() };
     for tenant in file.tenants {
         let keys = tenant.keys.iter().enumerate().map(|(i, key)| (i.to_string(), hash_key(key))).collect();
         facts.secrets.insert(tenant.name.clone(), keys);
@@ -147,11 +151,13 @@ mod tests {
     fn a_file_makes_the_same_world_as_the_watches() {
         let facts = parse(
             "tenants: [{name: a, keys: [sk-a], tokens: {perMinute: 100, maxConcurrent: 2}}, {name: b, keys: [sk-b]}]
-models: [{name: m, tenant: a, access: [b], endpoints: ['127.0.0.1:9001', '127.0.0.1:9002'], hold: 5s}]",
+models: [{name: m, tenant: a, access: [b], endpoints: ['127.0.0.1:9001', '127.0.0.1:9002'], hold: 5s}]
+cacheKey: 0123456789abcdef0123456789abcdef",
         );
         let world = World::build(&facts.unwrap());
         assert_eq!(world.keys.tenant_of("sk-a").map(|t| &**t), Some("a"));
         assert_eq!(world.tenant("a").and_then(|t| t.limits.per_minute), Some(100));
+        assert!(world.tenant("a").is_some_and(|t| t.salt.is_some()));
         let deployment = world.resolve(&"b".into(), "a/m").unwrap();
         assert_eq!((deployment.replicas.len(), deployment.hold), (2, Duration::from_secs(5)));
     }

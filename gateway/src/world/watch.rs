@@ -1,6 +1,6 @@
 //! The API server's objects, followed for as long as the process lives.
 //!
-//! Five watches fill one [`Observed`]; each change makes a new world a few milliseconds later. When the
+//! Six watches fill one [`Observed`]; each change makes a new world a few milliseconds later. When the
 //! API server is away nothing is forgotten: the watches try again, and requests are served from what
 //! was last known. An object that cannot be parsed keeps its last readable form, and the others are not affected.
 
@@ -95,6 +95,11 @@ fn spawn_watches(client: &Client, shared: &Arc<Shared>) {
     let pods = Kind::<LeanPod, _> { name: "Pod", table: |o| &mut o.pods, read: observe::pod };
     let api = Api::<DeserializeGuard<LeanPod>>::all_with(client.clone(), &ApiResource::erase::<Pod>(&()));
     tokio::spawn(watch(api, everything().labels(&ours), pods, shared.clone()));
+
+    let cache_key = format!("metadata.name={}", names::CACHE_KEY_SECRET);
+    let salts = Kind { name: "Secret", table: |o| &mut o.salt_keys, read: observe::salt_key };
+    let api = Api::<DeserializeGuard<Secret>>::namespaced(client.clone(), names::SYSTEM_NAMESPACE);
+    tokio::spawn(watch(api, everything().fields(&cache_key), salts, shared.clone()));
 
     let type_of_keys = format!("type={}", names::API_KEYS_SECRET_TYPE);
     let secrets = Kind { name: "Secret", table: |o| &mut o.secrets, read: observe::secret };

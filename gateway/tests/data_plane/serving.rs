@@ -6,9 +6,10 @@ use http_body_util::BodyExt;
 use serde_json::json;
 use stowage_gateway::outcome::Outcome;
 use stowage_gateway::world::facts::TokenLimits;
+use stowage_gateway::world::salt::SaltKey;
 
 use crate::support::engine::{Behaviour, MockEngine, WHOLE, event};
-use crate::support::harness::{Harness, LIMITS, Limits, OK, chat, model_m, read, shared_chat, until};
+use crate::support::harness::{Harness, LIMITS, Limits, OK, SALT_KEY, chat, model_m, read, shared_chat, until};
 
 #[tokio::test]
 async fn a_whole_answer_comes_back_byte_by_byte() {
@@ -64,7 +65,7 @@ async fn an_engine_gets_the_body_as_it_came_and_only_our_headers() {
         names,
         ["content-length", "content-type", "host", "traceparent", "x-request-id", "x-stowage-tenant-salt"]
     );
-    assert_eq!(seen.headers["x-stowage-tenant-salt"], stowage_gateway::listen::credentials::cache_salt("a").as_str());
+    assert_eq!(seen.headers["x-stowage-tenant-salt"], salt("a").as_str());
 }
 
 #[tokio::test]
@@ -91,7 +92,28 @@ async fn a_tenants_model_does_not_exist_for_others() {
     let sent: serde_json::Value = serde_json::from_slice(&engine.seen()[0].body).unwrap();
     assert_eq!(sent["model"], "m", "the engine knows the model by the owner's name");
     let salts: Vec<_> = engine.seen().iter().map(|seen| seen.headers["x-stowage-tenant-salt"].clone()).collect();
-    assert_eq!(salts, [stowage_gateway::listen::credentials::cache_salt("b").as_str()]);
+    assert_eq!(salts, [salt("b").as_str()]);
+}
+
+fn salt(tenant: &str) -> String {
+    SaltKey::new(SALT_KEY).unwrap().salt(tenant)
+}
+
+#[tokio::test]
+async fn without_a_salt_key_other_tenants_models_are_refused_and_own_ones_served() {
+    let engine = MockEngine::start(Behaviour::Whole).await;
+    let mut gateway = Harness::start(&[&engine]).await;
+    gateway.facts.deployments[0].access = vec!["b".into()];
+    gateway.facts.salt_key = None;
+    gateway.apply();
+    let refused = gateway.post("sk-b", &shared_chat()).await;
+    assert_eq!((refused.status, refused.code().as_str()), (503, "sharing_unavailable"));
+    assert!(engine.seen().is_empty());
+    assert_eq!(gateway.chat(false).await.status, OK);
+    assert!(!engine.seen()[0].headers.contains_key("x-stowage-tenant-salt"));
+    gateway.facts.salt_key = SaltKey::new(SALT_KEY);
+    gateway.apply();
+    assert_eq!(gateway.post("sk-b", &shared_chat()).await.status, OK);
 }
 
 #[tokio::test]
@@ -204,6 +226,29 @@ async fn a_tenant_with_many_requests_does_not_keep_another_waiting() {
     for asked in many {
         assert_eq!(asked.await.unwrap(), OK);
     }
+}
+
+/// Requests of tenant `a` that are in flight when it asks for eight places of eight, and whether another
+/// tenant is served then.
+async fn places_of_one_tenant(shared: bool) -> (u32, bool) {
+    let engine = MockEngine::start(Behaviour::Hang).await;
+    let mut limits = LIMITS;
+    limits.pool.gate.max_in_flight = 8;
+    let mut gateway = Harness::with(&[&engine], limits).await;
+    gateway.facts.deployments[0].access = if shared { vec!["b".into()] } else { Vec::new() };
+    gateway.apply();
+    let _many: Vec<_> = (0..20).map(|_| gateway.chat_later(false)).collect();
+    until("the rest waits", || gateway.in_flight() + gateway.waiting() as u32 == 20).await;
+    let taken = gateway.in_flight();
+    engine.set(Behaviour::Whole);
+    let other = tokio::time::timeout(Duration::from_secs(10), gateway.post("sk-b", &shared_chat())).await;
+    (taken, other.is_ok_and(|answer| answer.status == OK))
+}
+
+#[tokio::test]
+async fn tenant_does_not_fill_a_model_that_others_may_use() {
+    assert_eq!(places_of_one_tenant(true).await, (6, true));
+    assert_eq!(places_of_one_tenant(false).await, (8, false), "alone it gets all places");
 }
 
 #[tokio::test]

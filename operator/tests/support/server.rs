@@ -37,9 +37,11 @@ pub struct Link(Arc<Mutex<LinkState>>);
 
 #[derive(Default)]
 struct LinkState {
-    /// Writes that changed or tried to change something, leases and events left out.
+    /// Writes that changed or tried to change something; leases, events and the key of the salts left out.
     writes: Vec<String>,
     requests: u64,
+    /// Creations of the key of the salts, refused ones included.
+    keys_created: u64,
     /// After this many writes the line is cut: the last one is carried out, its answer never comes.
     cut_after: Option<usize>,
     cut: bool,
@@ -127,9 +129,12 @@ impl Server {
         if parts.method == Method::GET && query.contains("watch=true") {
             return self.watch(&key.0, query);
         }
-        let quiet = matches!(key.0.as_str(), "leases" | "events");
+        let quiet = matches!(key.0.as_str(), "leases" | "events" | "secrets");
         let dry_run = query.contains("dryRun");
         let write = parts.method != Method::GET && !quiet && !dry_run;
+        if key.0 == "secrets" {
+            link.0.lock().unwrap().keys_created += 1;
+        }
         if let Some(code) = link.next_fault(write) {
             return denied((code, "InternalError"));
         }
@@ -298,6 +303,10 @@ impl Link {
 
     pub fn requests(&self) -> u64 {
         self.0.lock().unwrap().requests
+    }
+
+    pub fn keys_created(&self) -> u64 {
+        self.0.lock().unwrap().keys_created
     }
 
     pub fn is_cut(&self) -> bool {

@@ -22,6 +22,7 @@ use stowage_gateway::queue::pool::PoolSettings;
 use stowage_gateway::queue::replica::Gate;
 use stowage_gateway::relay::stream::StreamPatience;
 use stowage_gateway::world::facts::{DeploymentFact, Facts, PodFact, QuotaFact, TokenLimits};
+use stowage_gateway::world::salt::SaltKey;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
@@ -96,9 +97,12 @@ impl Answer {
     }
 }
 
+/// The key of the salts.
+pub const SALT_KEY: &[u8] = b"0123456789abcdef0123456789abcdef";
+
 /// Tenants `a` and `b` with keys `sk-a` and `sk-b`.
 pub fn tenants() -> Facts {
-    let mut facts = Facts::default();
+    let mut facts = Facts { salt_key: SaltKey::new(SALT_KEY), ..Facts::default() };
     for name in ["a", "b"] {
         facts.secrets.insert(format!("{name}-keys"), vec![("k".into(), hash_key(&format!("sk-{name}")))]);
         facts.quotas.push(QuotaFact {
