@@ -9,13 +9,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use flate2::read::{MultiGzDecoder, ZlibDecoder};
 use http::HeaderMap;
-use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
+use http::header::CONTENT_LENGTH;
 use http_body_util::BodyExt;
-use stowage_openai_api::{ApiError, ErrorKind, Exceeded, Share, SharedBudget};
+use stowage_openai_api::{ApiError, Exceeded, Share, SharedBudget};
 use tokio::time::{Instant, timeout_at};
 
+use crate::listen::encoding::{Encoding, Excess};
 use crate::metrics::Metrics;
 use crate::outcome::{Outcome, Refused};
 
@@ -56,14 +56,6 @@ struct Place {
     metrics: Arc<Metrics>,
 }
 
-/// How a body is encoded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Encoding {
-    Identity,
-    Gzip,
-    Deflate,
-}
-
 // === impl Bodies ===
 
 impl Bodies {
@@ -76,21 +68,27 @@ impl Bodies {
     where
         B: http_body::Body<Data = Bytes> + Unpin,
     {
-        let encoding = encoding(headers)?;
+        let encoding = Encoding::of(headers).map_err(Refused::invalid)?;
         let announced = announced_length(headers).unwrap_or(0);
         if announced > self.limits.max_bytes as u64 {
             return Err(Refused::invalid(ApiError::body_too_large(self.limits.max_bytes)));
         }
-        let mut place = Place { share: self.budget.share(tenant.as_bytes()), metrics: self.metrics.clone() };
+        let mut place = self.place(tenant);
         place.hold(announced as usize, tenant)?;
         let bytes = self.collect(body, announced as usize, &mut place, tenant).await?;
         if encoding == Encoding::Identity {
             return Ok(HeldBody { bytes, _place: place });
         }
-        let (limit, tenant) = (self.limits.max_bytes, tenant.to_owned());
+        let (limit, window, tenant) = (self.limits.max_bytes, self.place(tenant), tenant.to_owned());
         // Eight MiB take tens of milliseconds, which other requests of this thread must not wait for.
-        let decoded = tokio::task::spawn_blocking(move || decode(encoding, &bytes, limit, place, &tenant)).await;
+        let decoded =
+            tokio::task::spawn_blocking(move || decode(encoding, &bytes, limit, (place, window), &tenant)).await;
         decoded.unwrap_or_else(|_| Err(Refused::invalid(ApiError::internal("cannot decode the body"))))
+    }
+
+    /// An empty place for a body of the tenant.
+    fn place(&self, tenant: &str) -> Place {
+        Place { share: self.budget.share(tenant.as_bytes()), metrics: self.metrics.clone() }
     }
 
     async fn collect<B>(&self, mut body: B, announced: usize, place: &mut Place, tenant: &str) -> Result<Bytes, Refused>
@@ -165,39 +163,21 @@ fn allowed_time(patience: Duration, bytes: usize) -> Duration {
     patience + Duration::from_millis(bytes as u64 * 1000 / BYTES_PER_SECOND)
 }
 
-fn encoding(headers: &HeaderMap) -> Result<Encoding, Refused> {
-    let mut values = headers.get_all(CONTENT_ENCODING).iter();
-    let Some(value) = values.next() else { return Ok(Encoding::Identity) };
-    let name = value.to_str().unwrap_or_default().trim().to_ascii_lowercase();
-    match name.as_str() {
-        _ if values.next().is_some() => {}
-        "" | "identity" => return Ok(Encoding::Identity),
-        "gzip" | "x-gzip" => return Ok(Encoding::Gzip),
-        "deflate" => return Ok(Encoding::Deflate),
-        _ => {}
-    }
-    let message = "This content-encoding is not read. Send the body with gzip or deflate, or as it is.";
-    Err(Refused::invalid(ApiError::new(415, ErrorKind::InvalidRequest, "unsupported_encoding", message)))
-}
-
 /// The body behind `encoded`. What it grows to is charged as it grows, so a small text that unpacks to a large
-/// one ends at the limit.
+/// one ends at the limit; and so is what the decoder itself holds meanwhile, to the second place.
 fn decode(
     encoding: Encoding,
     encoded: &[u8],
     limit: usize,
-    mut place: Place,
+    (mut place, mut window): (Place, Place),
     tenant: &str,
 ) -> Result<HeldBody, Refused> {
-    let mut reader: Box<dyn Read + '_> = match encoding {
-        Encoding::Gzip => Box::new(MultiGzDecoder::new(encoded)),
-        Encoding::Deflate => Box::new(ZlibDecoder::new(encoded)),
-        Encoding::Identity => Box::new(encoded),
-    };
+    let mut reader = encoding.reader(encoded);
     let mut decoded = Vec::new();
     loop {
-        let read = reader.by_ref().take(DECODED_PIECE as u64).read_to_end(&mut decoded).map_err(|_| {
-            Refused::invalid(ApiError::invalid_json("The request body is not encoded as its content-encoding says."))
+        let read = reader.by_ref().take(DECODED_PIECE as u64).read_to_end(&mut decoded).map_err(|error| {
+            let excess = error.get_ref().and_then(|inner| inner.downcast_ref::<Excess>());
+            Refused::invalid(excess.map_or_else(not_as_encoded, |excess| excess.refusal(limit)))
         })?;
         if decoded.len() > limit {
             return Err(Refused::invalid(ApiError::body_too_large(limit)));
@@ -206,12 +186,18 @@ fn decode(
             return Ok(HeldBody { bytes: decoded.into(), _place: place });
         }
         place.hold(encoded.len() + decoded.len(), tenant)?;
+        window.hold(encoding.window(decoded.len()), tenant)?;
     }
+}
+
+fn not_as_encoded() -> ApiError {
+    ApiError::invalid_json("The request body is not encoded as its content-encoding says.")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http::header::CONTENT_ENCODING;
     use http_body_util::{Full, StreamBody};
     use hyper::body::Frame;
 
@@ -293,6 +279,10 @@ mod tests {
         encoder.finish().unwrap()
     }
 
+    fn zstd(plain: &[u8]) -> Vec<u8> {
+        ruzstd::encoding::compress_to_vec(plain, ruzstd::encoding::CompressionLevel::Fastest)
+    }
+
     async fn read_encoded(encoding: &str, body: Vec<u8>) -> Result<HeldBody, Refused> {
         let bodies = bodies();
         let mut headers = HeaderMap::new();
@@ -309,6 +299,7 @@ mod tests {
         let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
         std::io::Write::write_all(&mut encoder, &plain).unwrap();
         assert_eq!(read_encoded("deflate", encoder.finish().unwrap()).await.unwrap().bytes, plain);
+        assert_eq!(read_encoded("zstd", zstd(&plain)).await.unwrap().bytes, plain);
         assert_eq!(read_encoded("identity", plain.clone()).await.unwrap().bytes, plain);
     }
 
@@ -316,11 +307,32 @@ mod tests {
     async fn encoded_body_that_unpacks_beyond_the_limit_is_413() {
         assert_eq!(status(&read_encoded("gzip", gzip(&vec![b'x'; 1 << 20])).await), 413);
         assert_eq!(status(&read_encoded("gzip", gzip(&vec![b'x'; 1000])).await), 200);
+        assert_eq!(status(&read_encoded("zstd", zstd(&vec![b'x'; 1 << 20])).await), 413);
+        assert_eq!(status(&read_encoded("zstd", zstd(&[b'x'; 500])).await), 200);
+        // A window of 2^31 bytes behind six bytes of a header.
+        assert_eq!(status(&read_encoded("zstd", vec![0x28, 0xB5, 0x2F, 0xFD, 0, 21 << 3, 1, 0, 0]).await), 415);
+    }
+
+    #[tokio::test]
+    async fn what_a_decoder_holds_is_charged_while_it_decodes() {
+        let bodies = bodies();
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_ENCODING, "zstd".parse().unwrap());
+        let read = async |plain: usize| {
+            let body = Full::new(Bytes::from(zstd(&vec![b'x'; plain])));
+            bodies.read(&headers, body, "a").await
+        };
+        // Of 1,500 bytes one tenant gets 1,125: a body of 700 and its window are more.
+        assert_eq!(status(&read(700).await), 429);
+        let held = read(500).await.unwrap();
+        assert!(bodies.budget.held() < 600, "the window is given back: {}", bodies.budget.held());
+        drop(held);
+        assert_eq!(bodies.budget.held(), 0);
     }
 
     #[tokio::test]
     async fn encodings_that_are_not_read_are_415_and_false_ones_400() {
-        for name in ["zstd", "br", "gzip, gzip", "compress", "gzip;q=1"] {
+        for name in ["br", "zstd, gzip", "gzip, gzip", "compress", "gzip;q=1"] {
             assert_eq!(status(&read_encoded(name, gzip(b"{}")).await), 415, "{name}");
         }
         assert_eq!(status(&read_encoded("gzip", b"{}".to_vec()).await), 400);

@@ -4,6 +4,7 @@ pub mod body;
 pub mod connection;
 pub mod cors;
 pub mod credentials;
+mod encoding;
 mod guarded;
 pub mod paths;
 mod patience;

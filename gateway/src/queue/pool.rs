@@ -191,6 +191,8 @@ impl Pool {
             Door::Open(lease) => return Ok(lease),
             Door::Queue(receive) => receive,
         };
+        // Those who wait already may be of a tenant that has its part.
+        self.pump();
         loop {
             let (deadline, refusal) = self.patience(since);
             match timeout_at(deadline.into(), &mut receive).await {
@@ -305,6 +307,9 @@ impl Pool {
     }
 
     fn place(self: &Arc<Self>, state: &mut State, ask: &Ask, tried: &[u64], now: Instant) -> Option<Lease> {
+        if !state.leaves_room(ask, self.settings.gate, now) {
+            return None;
+        }
         let index = state.choose(self.settings.gate, ask, tried, now).winner.or_else(|| {
             (!tried.is_empty()).then(|| state.choose(self.settings.gate, ask, &[], now).winner).flatten()
         })?;
@@ -384,6 +389,19 @@ impl State {
         let firsts = self.waiting.iter().enumerate().filter(|(_, waiter)| seen.insert(&waiter.ask.tenant));
         let served = |tenant: &Arc<str>| self.in_flight.get(tenant).copied().unwrap_or(0);
         firsts.min_by_key(|(index, waiter)| (served(&waiter.ask.tenant), *index)).map(|(index, _)| index)
+    }
+
+    /// Whether others still find a place at once when the request has its own. A model that others may use is not
+    /// filled by one tenant: it has three times what it leaves free, as of other shared budgets.
+    fn leaves_room(&self, ask: &Ask, gate: Gate, now: Instant) -> bool {
+        let own = self.in_flight.get(&ask.tenant).copied().unwrap_or(0);
+        if own == 0 || self.deployment.access.is_empty() {
+            return true;
+        }
+        let usable = self.slots.iter().filter(|slot| slot.unusable(now).is_none());
+        let (places, taken) =
+            usable.fold((0, 0), |(places, taken), slot| (places + gate.max_in_flight, taken + slot.in_flight));
+        own + ask.sequences <= 3 * (places.saturating_sub(taken + ask.sequences) + 1)
     }
 
     fn on_returned(&mut self, tenant: &Arc<str>, sequences: u32) {

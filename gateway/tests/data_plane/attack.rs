@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::Request;
 use http_body_util::{BodyExt, Full};
@@ -44,6 +44,11 @@ impl Size {
             Self { zero_windows: 50, partial_heads: 500, stalled_streams: 16, unfinished_bodies: 32 }
         }
     }
+
+    /// Rounds in which latencies are compared.
+    fn rounds() -> usize {
+        if std::env::var_os("STOWAGE_TEST_LONG").is_some() { 5 } else { 1 }
+    }
 }
 
 /// A gateway process with one engine; killed when dropped.
@@ -57,10 +62,11 @@ struct Gateway {
 impl Gateway {
     async fn start(engine: SocketAddr) -> Self {
         let address = free_address();
-        let world = std::env::temp_dir().join(format!("stowage-attack-{}.yaml", std::process::id()));
+        let world = std::env::temp_dir().join(format!("stowage-attack-{}.yaml", address.port()));
         let yaml = format!(
             "tenants: [{{name: a, keys: [sk-a]}}, {{name: b, keys: [sk-b]}}]
-models: [{{name: m, tenant: a, access: [b], endpoints: ['{engine}']}}]"
+models: [{{name: m, tenant: a, access: [b], endpoints: ['{engine}']}}]
+cacheKey: 0123456789abcdef0123456789abcdef"
         );
         std::fs::write(&world, yaml).unwrap();
         let process = Command::new(env!("CARGO_BIN_EXE_stowage-gateway"))
@@ -141,39 +147,82 @@ impl Drop for Gateway {
     }
 }
 
+/// Everything that the attackers keep open.
+#[derive(Default)]
+struct Attack {
+    streams: VecDeque<Option<TcpStream>>,
+    bodies: Vec<Option<TcpStream>>,
+    heads: VecDeque<Option<TcpStream>>,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl Attack {
+    /// Tenant `a` takes the model's places with streams that it does not read, and memory with bodies that it does
+    /// not finish.
+    async fn with_a_key(&mut self, gateway: &Gateway, size: &Size) {
+        let stream = chat(true).to_string();
+        let stalled = post_of_a(stream.len(), &stream);
+        for n in 0..size.stalled_streams {
+            self.streams.push_back(gateway.written(n, &stalled).await);
+        }
+        let body = post_of_a(BODY, &"x".repeat(BODY - 1));
+        for n in 0..size.unfinished_bodies {
+            self.bodies.push(gateway.written(n, &body).await);
+        }
+    }
+
+    /// Opens one more of each kind, the oldest of each is dropped: the gateway has ended it, or will.
+    async fn again(&mut self, gateway: &Gateway, size: &Size, n: usize) {
+        let stream = chat(true).to_string();
+        self.streams.push_back(gateway.written(n, &post_of_a(stream.len(), &stream)).await);
+        self.streams.pop_front();
+        self.partial_head(gateway, n).await;
+        self.tasks.retain(|task| !task.is_finished());
+        if self.tasks.len() < size.zero_windows {
+            self.tasks.extend(gateway.zero_window(n).await);
+        }
+    }
+
+    async fn with_zero_windows(&mut self, gateway: &Gateway, size: &Size) {
+        for n in 0..size.zero_windows {
+            self.tasks.extend(gateway.zero_window(n).await);
+        }
+    }
+
+    /// Head number `n`; the oldest of those kept open is dropped.
+    async fn partial_head(&mut self, gateway: &Gateway, n: usize) {
+        let head = format!("GET /v1/models HTTP/1.1\r\nx-long: {}", "y".repeat(31 << 10));
+        self.heads.push_back(gateway.written(n, &head).await);
+        if self.heads.len() > HEADS_HELD {
+            self.heads.pop_front();
+        }
+    }
+}
+
+impl Drop for Attack {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(|task| task.abort());
+    }
+}
+
+fn post_of_a(length: usize, body: &str) -> String {
+    format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer sk-a\r\ncontent-length: {length}\r\n\r\n{body}"
+    )
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn memory_is_bounded_and_another_tenant_is_served_while_clients_hold_all_they_can() {
     stowage_gateway::listen::server::raise_file_limit();
     let size = Size::of_this_run();
     let engine = MockEngine::start(Behaviour::Flood).await;
     let gateway = Gateway::start(engine.address).await;
-    let (mut sockets, mut tasks) = (Vec::new(), Vec::new());
-    let stream = chat(true).to_string();
-    let stalled = format!(
-        "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer sk-a\r\ncontent-length: {}\r\n\r\n{stream}",
-        stream.len()
-    );
-    for n in 0..size.stalled_streams {
-        sockets.push(gateway.written(n, &stalled).await);
-    }
+    let mut attack = Attack::default();
+    attack.with_a_key(&gateway, &size).await;
     until_within("the engine to work on some", LONG, || !engine.seen().is_empty()).await;
-    let body = format!(
-        "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer sk-a\r\ncontent-length: {BODY}\r\n\r\n{}",
-        "x".repeat(BODY - 1)
-    );
-    for n in 0..size.unfinished_bodies {
-        sockets.push(gateway.written(n, &body).await);
-    }
-    for n in 0..size.zero_windows {
-        tasks.push(gateway.zero_window(n).await);
-    }
-    let head = format!("GET /v1/models HTTP/1.1\r\nx-long: {}", "y".repeat(31 << 10));
-    let mut heads = VecDeque::new();
+    attack.with_zero_windows(&gateway, &size).await;
     for n in 0..size.partial_heads {
-        heads.push_back(gateway.written(n, &head).await);
-        if heads.len() > HEADS_HELD {
-            heads.pop_front();
-        }
+        attack.partial_head(&gateway, n).await;
         if n % 1000 == 0 {
             assert_eq!(gateway.chat_of_b().await, OK, "after {n} heads");
         }
@@ -182,5 +231,61 @@ async fn memory_is_bounded_and_another_tenant_is_served_while_clients_hold_all_t
     let peak = gateway.peak_kib();
     println!("peak of the gateway: {} MiB", peak / 1024);
     assert!(peak <= MOST_KIB, "{peak} KiB of {MOST_KIB}");
-    tasks.into_iter().flatten().for_each(|task| task.abort());
+}
+
+/// An engine that takes as long as a small model does for a short answer, and the requests that are measured.
+const ANSWER: Duration = Duration::from_millis(40);
+const MEASURED: usize = 200;
+
+/// The time in which 95 % of tenant `b`'s requests are answered, one after the other.
+async fn p95_of_b(gateway: &Gateway) -> Duration {
+    let mut times = Vec::new();
+    for _ in 0..MEASURED {
+        let started = Instant::now();
+        assert_eq!(gateway.chat_of_b().await, OK);
+        times.push(started.elapsed());
+    }
+    times.sort();
+    times[times.len() * 95 / 100]
+}
+
+/// Rounds alone and under attack take turns, so that a busy machine slows both. While it is measured, some fifty
+/// streams, heads and zero windows a second are opened again in place of those that the gateway has ended.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_tenants_latency_under_attack_is_within_a_fifth_of_alone() {
+    stowage_gateway::listen::server::raise_file_limit();
+    let (size, rounds) = (Size::of_this_run(), Size::rounds());
+    let engine = MockEngine::start(Behaviour::FloodLate(ANSWER)).await;
+    let mut ratios = Vec::new();
+    for round in 0..rounds {
+        let gateway = Gateway::start(engine.address).await;
+        let alone = p95_of_b(&gateway).await;
+        let mut attack = Attack::default();
+        attack.with_a_key(&gateway, &size).await;
+        attack.with_zero_windows(&gateway, &size).await;
+        for n in 0..size.partial_heads {
+            attack.partial_head(&gateway, n).await;
+        }
+        let measured = std::sync::atomic::AtomicBool::new(false);
+        let attacked = async {
+            let p95 = p95_of_b(&gateway).await;
+            measured.store(true, std::sync::atomic::Ordering::Relaxed);
+            p95
+        };
+        let again = async {
+            let mut n = 0;
+            while !measured.load(std::sync::atomic::Ordering::Relaxed) {
+                attack.again(&gateway, &size, n).await;
+                n += 1;
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let (attacked, ()) = tokio::join!(attacked, again);
+        println!("round {round}: p95 of another tenant {alone:?} alone, {attacked:?} under attack");
+        ratios.push(attacked.as_secs_f64() / alone.as_secs_f64());
+    }
+    ratios.sort_by(f64::total_cmp);
+    let middle = ratios[ratios.len() / 2];
+    println!("under attack over alone: {ratios:.2?}");
+    assert!(middle <= 1.2, "{ratios:.2?}");
 }

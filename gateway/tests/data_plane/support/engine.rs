@@ -29,6 +29,8 @@ pub enum Behaviour {
     Events { events: usize, bytes: usize },
     /// Events without end to whom asks for a stream, as fast as they are taken; a whole answer to others.
     Flood,
+    /// The same, with a whole answer after this time.
+    FloodLate(Duration),
     /// So many events, then the connection breaks.
     Cut { events: usize },
     /// The connection breaks before an answer.
@@ -195,7 +197,7 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Respo
     let work = Work { shared: shared.clone(), done: AtomicBool::new(false) };
     let behaviour = shared.behaviour.lock().unwrap().clone();
     match behaviour {
-        Behaviour::Flood if streams => Ok(large_events(work, usize::MAX, 16 << 10)),
+        Behaviour::Flood | Behaviour::FloodLate(_) if streams => Ok(large_events(work, usize::MAX, 16 << 10)),
         Behaviour::Whole | Behaviour::Flood => {
             work.done.store(true, Ordering::SeqCst);
             Ok(full(200, WHOLE))
@@ -204,7 +206,7 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Respo
             work.done.store(true, Ordering::SeqCst);
             Ok(full(status, body))
         }
-        Behaviour::Late(time) => {
+        Behaviour::Late(time) | Behaviour::FloodLate(time) => {
             tokio::time::sleep(time).await;
             work.done.store(true, Ordering::SeqCst);
             Ok(full(200, WHOLE))
