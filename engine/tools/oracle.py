@@ -2,7 +2,8 @@
 
 Standard input: one JSON object, standard output: the answers as a JSON list.
 {"tokenizer": a tokenizer.json as text, "texts": [...]}   token ids by PyPI tokenizers
-{"templates": [{"source", "variables"}...]}                Jinja2, set up as Hugging Face transformers does
+{"templates": [{"source", "variables", "tools"}...]}       Jinja2, set up as Hugging Face transformers does;
+                                                           tools as text, since the order of its keys counts
 """
 import datetime
 import json
@@ -55,7 +56,8 @@ def templates(request):
     out = []
     for template in request["templates"]:
         try:
-            out.append(env.from_string(template["source"]).render(**template["variables"]))
+            variables = template["variables"] | {"tools": json.loads(template["tools"])}
+            out.append(env.from_string(template["source"]).render(**variables))
         except jinja2.exceptions.TemplateError as error:
             out.append({"refused": str(error)})
     return out

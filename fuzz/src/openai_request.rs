@@ -2,7 +2,8 @@
 
 use serde_json::{Map, Value, json};
 use stowage_openai_api::{
-    ApiError, ChatRequest, CompletionRequest, Envelope, Limits, Message, Output, Prompt, SamplingFields, TemplateFields,
+    ApiError, ChatRequest, CompletionRequest, Envelope, Limits, Message, OrderedValue, Output, Prompt, SamplingFields,
+    TemplateFields,
 };
 
 use crate::{one_line, within};
@@ -60,11 +61,11 @@ fn chat_body(request: &ChatRequest) -> Value {
     let mut body = shared(model, sampling, output, cache_salt);
     body.insert("add_generation_prompt".into(), (*add_generation_prompt).into());
     body.insert("continue_final_message".into(), (*continue_final_message).into());
-    body.insert("chat_template_kwargs".into(), kwargs.clone().into());
+    body.insert("chat_template_kwargs".into(), OrderedValue::Object(kwargs.clone()).into());
     body.insert("messages".into(), messages.iter().map(message).collect());
     body.insert("logprobs".into(), output.logprobs.is_some().into());
     body.insert("top_logprobs".into(), output.logprobs.into());
-    body.insert("tools".into(), tools.clone().into());
+    body.insert("tools".into(), json!(tools));
     body.insert("tool_choice".into(), tool_choice.clone().into());
     body.insert("response_format".into(), response_format.clone().into());
     body.into()

@@ -1,8 +1,9 @@
 //! `POST /v1/chat/completions`.
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use crate::fields::{Fields, missing, mistyped};
+use crate::ordered::{OrderedMap, OrderedValue};
 use crate::policy::Place;
 use crate::sampling::{read_cache_salt, read_chat_logprobs};
 use crate::{ApiError, Limits, Output, SamplingFields};
@@ -60,7 +61,7 @@ pub struct Message {
     /// Distinguishes authors of one role.
     pub name: Option<String>,
     /// As sent; a server without tools refuses them.
-    pub tool_calls: Vec<Value>,
+    pub tool_calls: Vec<OrderedValue>,
     /// Which call a tool's message answers.
     pub tool_call_id: Option<String>,
 }
@@ -73,13 +74,13 @@ pub struct TemplateFields {
     /// The prompt ends inside the last message, which the answer continues. Excludes the former.
     pub continue_final_message: bool,
     /// Further variables for the model's chat template.
-    pub kwargs: Map<String, Value>,
+    pub kwargs: OrderedMap,
 }
 
 impl Default for TemplateFields {
     /// What a request without any of the fields asks for.
     fn default() -> Self {
-        Self { add_generation_prompt: true, continue_final_message: false, kwargs: Map::new() }
+        Self { add_generation_prompt: true, continue_final_message: false, kwargs: OrderedMap::new() }
     }
 }
 
@@ -100,7 +101,7 @@ pub struct ChatRequest {
     /// is a salt too.
     pub cache_salt: String,
     /// As sent. A server that cannot honour them must refuse (see [`ChatRequest::refuse_extras`]).
-    pub tools: Vec<Value>,
+    pub tools: Vec<OrderedValue>,
     /// As sent; the same holds.
     pub tool_choice: Option<Value>,
     /// As sent; the same holds.
@@ -160,7 +161,11 @@ impl ChatRequest {
 
 /// `modalities: ["text"]` is the explicit default.
 fn refuse_audio(fields: &mut Fields) -> Result<(), ApiError> {
-    let modalities = read_array(fields, "modalities")?;
+    let modalities = match fields.take("modalities") {
+        None => Vec::new(),
+        Some(Value::Array(items)) => items,
+        Some(other) => return Err(mistyped("modalities", "an array", &other)),
+    };
     if modalities.iter().any(|modality| modality != "text") {
         return Err(ApiError::unsupported(
             "modalities",
@@ -170,19 +175,19 @@ fn refuse_audio(fields: &mut Fields) -> Result<(), ApiError> {
     Ok(())
 }
 
-fn read_array(fields: &mut Fields, name: &'static str) -> Result<Vec<Value>, ApiError> {
-    match fields.take(name) {
+fn read_array(fields: &mut Fields, name: &'static str) -> Result<Vec<OrderedValue>, ApiError> {
+    match fields.take_ordered(name) {
         None => Ok(Vec::new()),
-        Some(Value::Array(items)) => Ok(items),
-        Some(other) => Err(mistyped(&fields.param(name), "an array", &other)),
+        Some(OrderedValue::Array(items)) => Ok(items),
+        Some(other) => Err(mistyped(&fields.param(name), "an array", &other.into())),
     }
 }
 
 fn read_messages(fields: &mut Fields, limits: &Limits) -> Result<Vec<Message>, ApiError> {
-    let items = match fields.take("messages") {
+    let items = match fields.take_ordered("messages") {
         None => return Err(missing("messages", "at least one message")),
-        Some(Value::Array(items)) => items,
-        Some(other) => return Err(mistyped("messages", "an array of messages", &other)),
+        Some(OrderedValue::Array(items)) => items,
+        Some(other) => return Err(mistyped("messages", "an array of messages", &other.into())),
     };
     let refuse = |message: String| Err(ApiError::invalid("messages", "invalid_value", message));
     if items.is_empty() {
@@ -194,13 +199,13 @@ fn read_messages(fields: &mut Fields, limits: &Limits) -> Result<Vec<Message>, A
     items.into_iter().enumerate().map(|(i, item)| read_message(&format!("messages[{i}]"), item)).collect()
 }
 
-fn read_message(path: &str, item: Value) -> Result<Message, ApiError> {
+fn read_message(path: &str, item: OrderedValue) -> Result<Message, ApiError> {
     let mut fields = Fields::nested(path, item, Some(Place::Message))?;
     let role_param = fields.param("role");
     let role = fields.string("role")?.ok_or_else(|| missing(&role_param, "the author of the message"))?;
     let role = Role::parse(&role_param, &role)?;
     let content_param = fields.param("content");
-    let content = fields.take("content").map(|content| read_content(&content_param, content)).transpose()?;
+    let content = fields.take_ordered("content").map(|content| read_content(&content_param, content)).transpose()?;
     let refusal = fields.string("refusal")?;
     let message = Message {
         role,
@@ -232,10 +237,10 @@ fn read_template(fields: &mut Fields, messages: &[Message]) -> Result<TemplateFi
     if continues && messages.last().is_none_or(|last| last.content.is_empty()) {
         return refuse("`continue_final_message` needs a last message with content. Remove it, or add the content.");
     }
-    let kwargs = match fields.take("chat_template_kwargs") {
-        None => Map::new(),
-        Some(Value::Object(kwargs)) => kwargs,
-        Some(other) => return Err(mistyped("chat_template_kwargs", "an object", &other)),
+    let kwargs = match fields.take_ordered("chat_template_kwargs") {
+        None => OrderedMap::new(),
+        Some(OrderedValue::Object(kwargs)) => kwargs,
+        Some(other) => return Err(mistyped("chat_template_kwargs", "an object", &other.into())),
     };
     if let Some(name) = RESERVED.iter().find(|name| kwargs.contains_key(**name)) {
         let message = format!("The server sets `{name}`. Send it at the top level, or remove it.");
@@ -248,17 +253,17 @@ fn read_template(fields: &mut Fields, messages: &[Message]) -> Result<TemplateFi
     })
 }
 
-fn read_content(param: &str, content: Value) -> Result<String, ApiError> {
+fn read_content(param: &str, content: OrderedValue) -> Result<String, ApiError> {
     match content {
-        Value::String(text) => Ok(text),
-        Value::Array(parts) => {
+        OrderedValue::String(text) => Ok(text),
+        OrderedValue::Array(parts) => {
             parts.into_iter().enumerate().map(|(i, part)| read_part(&format!("{param}[{i}]"), part)).collect()
         }
-        other => Err(mistyped(param, "a string or an array of parts", &other)),
+        other => Err(mistyped(param, "a string or an array of parts", &other.into())),
     }
 }
 
-fn read_part(path: &str, part: Value) -> Result<String, ApiError> {
+fn read_part(path: &str, part: OrderedValue) -> Result<String, ApiError> {
     let mut fields = Fields::nested(path, part, Some(Place::Part))?;
     let kind_param = fields.param("type");
     let text = match fields.string("type")?.ok_or_else(|| missing(&kind_param, "\"text\""))?.as_str() {

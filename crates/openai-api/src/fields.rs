@@ -3,19 +3,79 @@
 //! [`Fields`] is emptied as it is read; what is left at the end is treated by the policy.
 //! `null` counts as absent everywhere, as OpenAI's servers do.
 
-use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 
 use crate::ApiError;
+use crate::ordered::OrderedValue;
 use crate::policy::{Place, Treatment, rule_for, rules_of};
 
 /// The not yet read fields of an object. `path` is empty at the top, `messages[2].` further down.
 pub(crate) struct Fields {
     path: String,
-    map: Map<String, Value>,
+    map: BTreeMap<String, Field>,
     /// Whose rules apply; `None` for small objects (`stream_options`) and where few fields are read.
     place: Option<Place>,
     /// Names that were asked for, to suggest one for a misspelt field.
     asked: Vec<&'static str>,
+}
+
+/// Top-level fields that a chat template shows, or of which it shows a part.
+const ORDERED: [&str; 3] = ["messages", "tools", "chat_template_kwargs"];
+
+/// The value of a field. At the top level only those of [`ORDERED`] keep the order of their keys, further down all.
+enum Field {
+    Plain(Value),
+    Ordered(OrderedValue),
+}
+
+impl Field {
+    fn is_null(&self) -> bool {
+        matches!(self, Self::Plain(Value::Null) | Self::Ordered(OrderedValue::Null))
+    }
+
+    fn plain(self) -> Value {
+        match self {
+            Self::Plain(value) => value,
+            Self::Ordered(value) => value.into(),
+        }
+    }
+}
+
+/// The object that a request's body is.
+struct Body(BTreeMap<String, Field>);
+
+impl<'de> Deserialize<'de> for Body {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(BodyVisitor)
+    }
+}
+
+struct BodyVisitor;
+
+impl<'de> Visitor<'de> for BodyVisitor {
+    type Value = Body;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Body, A::Error> {
+        let mut map = BTreeMap::new();
+        while let Some(name) = entries.next_key::<String>()? {
+            let field = if ORDERED.contains(&name.as_str()) {
+                Field::Ordered(entries.next_value()?)
+            } else {
+                Field::Plain(entries.next_value()?)
+            };
+            map.insert(name, field);
+        }
+        Ok(Body(map))
+    }
 }
 
 impl Fields {
@@ -25,23 +85,23 @@ impl Fields {
             let message = format!("The request body holds more than {MAX_NESTED} objects and arrays. Send fewer.");
             return Err(ApiError::invalid_json(message));
         }
-        let value: Value = serde_json::from_slice(body).map_err(|err| {
-            ApiError::invalid_json(format!("The request body is not valid JSON: {err}. Send a JSON object."))
-        })?;
-        match value {
-            Value::Object(map) => Ok(Self { path: String::new(), map, place, asked: Vec::new() }),
-            other => Err(ApiError::invalid_json(format!(
-                "The request body must be a JSON object, not {}.",
-                describe(&other)
-            ))),
+        match serde_json::from_slice(body) {
+            Ok(Body(map)) => Ok(Self { path: String::new(), map, place, asked: Vec::new() }),
+            Err(err) => Err(ApiError::invalid_json(match serde_json::from_slice(body) {
+                Ok(other) => format!("The request body must be a JSON object, not {}.", describe(&other)),
+                Err(_) => format!("The request body is not valid JSON: {err}. Send a JSON object."),
+            })),
         }
     }
 
     /// Opens a nested object.
-    pub(crate) fn nested(path: &str, value: Value, place: Option<Place>) -> Result<Self, ApiError> {
+    pub(crate) fn nested(path: &str, value: OrderedValue, place: Option<Place>) -> Result<Self, ApiError> {
         match value {
-            Value::Object(map) => Ok(Self { path: format!("{path}."), map, place, asked: Vec::new() }),
-            other => Err(mistyped(path, "an object", &other)),
+            OrderedValue::Object(map) => {
+                let map = map.into_iter().map(|(name, value)| (name, Field::Ordered(value))).collect();
+                Ok(Self { path: format!("{path}."), map, place, asked: Vec::new() })
+            }
+            other => Err(mistyped(path, "an object", &other.into())),
         }
     }
 
@@ -51,6 +111,18 @@ impl Fields {
 
     /// Takes the field out; `null` and absent are the same.
     pub(crate) fn take(&mut self, name: &'static str) -> Option<Value> {
+        self.take_field(name).map(Field::plain)
+    }
+
+    /// As `take`, for what a chat template shows.
+    pub(crate) fn take_ordered(&mut self, name: &'static str) -> Option<OrderedValue> {
+        match self.take_field(name)? {
+            Field::Ordered(value) => Some(value),
+            Field::Plain(_) => unreachable!("{name} is not in ORDERED"),
+        }
+    }
+
+    fn take_field(&mut self, name: &'static str) -> Option<Field> {
         debug_assert!(
             self.place.is_none_or(|place| rule_for(place, name).is_some()),
             "{name} is read and has no entry in the table of the policy"
@@ -60,8 +132,15 @@ impl Fields {
     }
 
     pub(crate) fn object(&mut self, name: &'static str) -> Result<Option<Fields>, ApiError> {
-        let param = self.param(name);
-        self.take(name).map(|value| Fields::nested(&param, value, None)).transpose()
+        let path = format!("{}.", self.param(name));
+        match self.take(name) {
+            None => Ok(None),
+            Some(Value::Object(map)) => {
+                let map = map.into_iter().map(|(name, value)| (name, Field::Plain(value))).collect();
+                Ok(Some(Fields { path, map, place: None, asked: Vec::new() }))
+            }
+            Some(other) => Err(mistyped(&self.param(name), "an object", &other)),
+        }
     }
 
     pub(crate) fn string(&mut self, name: &'static str) -> Result<Option<String>, ApiError> {
@@ -112,7 +191,7 @@ impl Fields {
             let Some(value) = self.map.remove(rule.name) else { continue };
             let is_left = rule.treatment == Treatment::Honoured && self.path.is_empty();
             debug_assert!(!is_left, "{} should be honoured and was not read", rule.name);
-            if !rule.treatment.accepts(&value) {
+            if !rule.treatment.accepts(&value.plain()) {
                 return Err(ApiError::unsupported(self.param(rule.name), rule.note));
             }
         }
@@ -159,17 +238,27 @@ const MAX_NESTED: usize = 1 << 16;
 
 /// Objects and arrays in a text, if it is JSON.
 fn nested(body: &[u8]) -> usize {
-    let (mut count, mut in_string, mut escaped) = (0, false, false);
-    for byte in body {
+    let (mut count, mut at) = (0, 0);
+    while let Some(byte) = body.get(at) {
+        at += 1;
         match byte {
-            _ if escaped => escaped = false,
-            b'\\' => escaped = in_string,
-            b'"' => in_string = !in_string,
-            b'{' | b'[' if !in_string => count += 1,
+            b'"' => at = string_end(body, at),
+            b'{' | b'[' => count += 1,
             _ => {}
         }
     }
     count
+}
+
+/// Behind the closing quote of the string whose first character stands at `at`; most of a long body is strings.
+fn string_end(body: &[u8], mut at: usize) -> usize {
+    while let Some(found) = body.get(at..).and_then(|rest| memchr::memchr2(b'"', b'\\', rest)) {
+        match body[at + found] {
+            b'"' => return at + found + 1,
+            _ => at += found + 2,
+        }
+    }
+    body.len()
 }
 
 pub(crate) fn number_in(param: &str, value: &Value, min: f64, max: f64) -> Result<f32, ApiError> {

@@ -17,6 +17,7 @@ mod completions;
 mod envelope;
 mod error;
 mod fields;
+mod ordered;
 pub mod policy;
 mod response;
 mod sampling;
@@ -27,6 +28,7 @@ pub use chat::{ChatRequest, Message, Role, TemplateFields};
 pub use completions::{CompletionRequest, Prompt};
 pub use envelope::Envelope;
 pub use error::{ApiError, ErrorBody, ErrorKind, ErrorObject, TokenCount};
+pub use ordered::{OrderedMap, OrderedValue};
 pub use response::{
     ChatChoice, ChatChunk, ChatChunkChoice, ChatCompletion, ChatLogprobs, ChatMessage, Completion, CompletionChoice,
     CompletionLogprobs, CompletionTokensDetails, Delta, FinishReason, Model, ModelList, PromptTokensDetails,

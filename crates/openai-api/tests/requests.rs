@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use stowage_openai_api::policy::{Place, Treatment, rules_of};
-use stowage_openai_api::{ApiError, ChatRequest, CompletionRequest, Envelope, Limits, Prompt, Role};
+use stowage_openai_api::{ApiError, ChatRequest, CompletionRequest, Envelope, Limits, OrderedValue, Prompt, Role};
 
 fn chat(extra: &str) -> Result<ChatRequest, ApiError> {
     let body = format!(r#"{{"model":"m","messages":[{{"role":"user","content":"hi"}}]{extra}}}"#);
@@ -324,7 +324,7 @@ fn template_fields_are_read_and_contradictions_refused() {
     let both = r#","continue_final_message":true,"add_generation_prompt":true"#;
     refused(template(both), "invalid_value", "continue_final_message", "exclude each other");
     let kwargs = template(r#","chat_template_kwargs":{"enable_thinking":false}"#).unwrap().kwargs;
-    assert_eq!(kwargs["enable_thinking"], false);
+    assert_eq!(kwargs["enable_thinking"], OrderedValue::Bool(false));
     refused(
         template(r#","chat_template_kwargs":{"messages":[]}"#),
         "invalid_value",
@@ -334,6 +334,21 @@ fn template_fields_are_read_and_contradictions_refused() {
     let empty =
         chat_body(r#"{"model":"m","messages":[{"role":"assistant","content":null}],"continue_final_message":true}"#);
     refused(empty, "invalid_value", "continue_final_message", "content");
+}
+
+/// What a template shows of a request is shown in the client's order.
+#[test]
+fn keys_that_reach_a_template_keep_their_order() {
+    let tool =
+        r#"{"type":"function","function":{"name":"f","description":"d","parameters":{"z":1,"a":{"y":2,"b":3}}}}"#;
+    let request = chat(&format!(r#","tools":[{tool}],"chat_template_kwargs":{{"z":{{"b":1,"a":2}},"a":0}}"#)).unwrap();
+    assert_eq!(serde_json::to_string(&request.tools).unwrap(), format!("[{tool}]"));
+    let kwargs = OrderedValue::Object(request.template.kwargs);
+    assert_eq!(serde_json::to_string(&kwargs).unwrap(), r#"{"z":{"b":1,"a":2},"a":0}"#);
+    let call = r#"{"type":"function","id":"c","function":{"name":"f","arguments":"{}"}}"#;
+    let body = format!(r#"{{"model":"m","messages":[{{"tool_calls":[{call}],"role":"assistant"}}]}}"#);
+    let request = ChatRequest::parse(body.as_bytes(), &Limits::default()).unwrap();
+    assert_eq!(serde_json::to_string(&request.messages[0].tool_calls).unwrap(), format!("[{call}]"));
 }
 
 #[test]

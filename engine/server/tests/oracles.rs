@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use stowage_engine::text::{Chat, ParseSpecial, TextModel, simulated_meta};
 use stowage_engine_models::{GgufTokenizer, HfTokenizer, ModelMeta, TokenType, TokenizerSource};
-use stowage_openai_api::{Message, Role, TemplateFields};
+use stowage_openai_api::{Message, OrderedMap, OrderedValue, Role, TemplateFields};
 
 /// A Python with `tokenizers` and `jinja2`.
 const PYTHON: &str = "STOWAGE_ORACLE_PYTHON";
@@ -55,7 +55,7 @@ fn node(texts: &[String]) -> Option<Value> {
     Some(ask(Command::new("node").arg(&script).current_dir(&folder), &json!(texts)))
 }
 
-/// Twenty scripts, and what splitting rules treat differently.
+/// More than twenty scripts, and what splitting rules treat differently.
 fn texts() -> Vec<String> {
     let short = [
         "The quick brown fox can't jump over 12345 lazy dogs; they're asleep.",
@@ -76,6 +76,10 @@ fn texts() -> Vec<String> {
         "Արագ շագանակագույն աղվեսը ցատկում է ծույլ շան վրայով",
         "ፈጣኑ ቡናማ ቀበሮ በሰነፍ ውሻ ላይ ይዘላል",
         "ល្បឿនលឿន កញ្ជ្រោងពណ៌ត្នោតលោតលើឆ្កែខ្ជិល",
+        "လျင်မြန်သော အညိုရောင် မြေခွေးက ပျင်းရိသော ခွေးကို ခုန်ကျော်သည်",
+        "ඉක්මන් දුඹුරු නරියා කම්මැලි බල්ලා උඩින් පනියි",
+        "ઝડપી ભૂરું શિયાળ આળસુ કૂતરા પર કૂદે છે ૧૨૩",
+        "ཝ་སྨུག་པོ་མགྱོགས་པོ་ཞིག་གིས་ཁྱི་ལེ་ལོ་ཅན་གྱི་ཐོག་ནས་མཆོང་།",
         "Con cáo nâu nhanh nhẹn nhảy qua con chó lười Việt",
         "ᚠᛇᚻ᛫ᛒᛦᚦ ⠠⠞⠓⠑ 𐎠𐎼 𓀀𓁐",
         "😀👩‍👩‍👧‍👦🏳️‍🌈 é e\u{301} ﬁ \u{200b}\u{feff}",
@@ -260,6 +264,11 @@ fn message(role: Role, content: &str) -> Message {
     Message { role, content: content.to_owned(), name: None, tool_calls: Vec::new(), tool_call_id: None }
 }
 
+/// Keys in no alphabetical order.
+const TOOLS: &str = r#"[{"type": "function", "function": {"name": "weather", "description": "It's the weather <now>",
+    "parameters": {"type": "object", "properties": {"place": {"type": "string"}, "day": {"enum": ["a", 1, 2.5, null]}},
+    "required": ["place"], "additionalProperties": false}}}]"#;
+
 fn conversations() -> Vec<Vec<Message>> {
     let user = |text: &str| message(Role::User, text);
     let assistant = |text: &str| message(Role::Assistant, text);
@@ -290,25 +299,30 @@ fn templates_of_common_families_render_as_in_jinja2() {
     for path in &names {
         let source = std::fs::read_to_string(path).unwrap();
         for messages in conversations() {
-            for (prompt, thinking) in [(true, None), (false, None), (true, Some(false))] {
+            for (prompt, thinking, tools) in
+                [(true, None, "null"), (false, None, "null"), (true, Some(false), "null"), (true, None, TOOLS)]
+            {
                 let turns: Vec<Value> =
                     messages.iter().map(|m| json!({"role": m.role.as_str(), "content": m.content})).collect();
-                let mut variables = json!({"messages": turns, "tools": null, "documents": null,
+                let mut variables = json!({"messages": turns, "documents": null,
                     "add_generation_prompt": prompt, "continue_final_message": false, "bos_token": "<s>", "eos_token": "</s>"});
-                let kwargs: serde_json::Map<String, Value> =
-                    thinking.map(|thinking| ("enable_thinking".to_owned(), json!(thinking))).into_iter().collect();
-                kwargs.iter().for_each(|(name, value)| variables[name] = value.clone());
-                questions.push(json!({"source": source, "variables": variables}));
+                let mut kwargs = OrderedMap::new();
+                if let Some(thinking) = thinking {
+                    variables["enable_thinking"] = json!(thinking);
+                    kwargs.insert("enable_thinking".to_owned(), OrderedValue::Bool(thinking));
+                }
+                questions.push(json!({"source": source, "variables": variables, "tools": tools}));
                 let fields = TemplateFields { add_generation_prompt: prompt, kwargs, ..TemplateFields::default() };
-                cases.push((path, source.clone(), messages.clone(), fields));
+                let tools: Option<Vec<OrderedValue>> = serde_json::from_str(tools).unwrap();
+                cases.push((path, source.clone(), messages.clone(), fields, tools.unwrap_or_default()));
             }
         }
     }
     let Some(answers) = python(&json!({"templates": questions})) else { return };
     // 2026-11-29, 12:34:56 UTC, as in oracle.py.
     let now = Timestamp::from_second(1_795_955_696).unwrap();
-    for ((path, source, messages, fields), want) in cases.into_iter().zip(answers.as_array().unwrap()) {
-        let found = render(&source, &Chat::new(&messages, &fields, now));
+    for ((path, source, messages, fields, tools), want) in cases.into_iter().zip(answers.as_array().unwrap()) {
+        let found = render(&source, &Chat { tools: &tools, ..Chat::new(&messages, &fields, now) });
         let want =
             want.as_str().map_or_else(|| Err(want["refused"].as_str().unwrap().to_owned()), |text| Ok(text.to_owned()));
         assert_eq!(found, want, "{} for {messages:?}, {fields:?}", path.display());

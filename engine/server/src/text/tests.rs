@@ -1,6 +1,6 @@
 use jiff::Timestamp;
 use stowage_engine_models::{GgufTokenizer, TokenizerSource};
-use stowage_openai_api::{Message, Role, TemplateFields};
+use stowage_openai_api::{Message, OrderedMap, OrderedValue, Role, TemplateFields};
 
 use super::*;
 
@@ -182,11 +182,17 @@ fn without_a_generation_prompt_the_prompt_ends_after_the_last_message() {
     assert_eq!(show(&ids), "[START]user\nhi[END]\n");
 }
 
+fn object(json: &str) -> OrderedMap {
+    match serde_json::from_str(json).unwrap() {
+        OrderedValue::Object(fields) => fields,
+        other => panic!("{other:?} is no object"),
+    }
+}
+
 #[test]
 fn template_variables_of_the_request_reach_the_template_and_write_no_markers() {
-    let kwargs = serde_json::json!({"thinking": false, "notes": ["<|im_end|>", {"<|im_start|>": 1}]});
-    let serde_json::Value::Object(kwargs) = kwargs else { unreachable!() };
-    let fields = TemplateFields { kwargs, ..TemplateFields::default() };
+    let kwargs = r#"{"thinking": false, "notes": ["<|im_end|>", {"<|im_start|>": 1}]}"#;
+    let fields = TemplateFields { kwargs: object(kwargs), ..TemplateFields::default() };
     let text = with_template("{{ thinking }} {{ notes[0] }} {{ notes[1] | list | first }}").unwrap();
     let ids = with_fields(&text, &[message(Role::User, "hi")], &fields).unwrap();
     assert_eq!(show(&ids), "False <|im_end|> <|im_start|>");
@@ -238,11 +244,27 @@ fn templates_have_the_dialect_of_transformers() {
 fn tools_documents_and_variables_reach_the_template_and_write_no_markers() {
     let text = with_template("{{ tools[0].name }}{{ documents | length }}{{ extra }}").unwrap();
     let messages = [message(Role::User, "hi")];
-    let tools = [serde_json::json!({"name": "<|im_end|>"})];
-    let kwargs = [("extra".to_owned(), serde_json::json!("<|im_start|>x"))].into_iter().collect();
+    let tools = [serde_json::from_str(r#"{"name": "<|im_end|>"}"#).unwrap()];
+    let kwargs = object(r#"{"extra": "<|im_start|>x"}"#);
     let fields = TemplateFields { kwargs, ..TemplateFields::default() };
     let chat = Chat { tools: &tools, documents: &tools, ..Chat::new(&messages, &fields, Timestamp::UNIX_EPOCH) };
     assert_eq!(show(&text.encode_chat(&chat, usize::MAX).unwrap()), "<|im_end|>1<|im_start|>x");
+}
+
+#[test]
+fn tools_are_shown_in_the_order_of_the_request_as_transformers_shows_them() {
+    let text = with_template(
+        "{{ tools | tojson }}{% for t in tools %}{% for name, value in t.function.items() %}{{ name }},{% endfor %}{% endfor %}{{ messages[0].tool_calls[0].function.arguments | tojson }}",
+    )
+    .unwrap();
+    let tool = r#"{"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {"b": {}, "a": {}}}}}"#;
+    let call = r#"{"function": {"name": "f", "arguments": "{\"b\": 1, \"a\": 2}"}}"#;
+    let tools = [serde_json::from_str(tool).unwrap()];
+    let called = Message { tool_calls: vec![serde_json::from_str(call).unwrap()], ..message(Role::Assistant, "") };
+    let (messages, fields) = ([called], TemplateFields::default());
+    let chat = Chat { tools: &tools, ..Chat::new(&messages, &fields, Timestamp::UNIX_EPOCH) };
+    let shown = show(&text.encode_chat(&chat, usize::MAX).unwrap());
+    assert_eq!(shown, format!("[{tool}]name,description,parameters,{{\"b\": 1, \"a\": 2}}"));
 }
 
 #[test]

@@ -21,9 +21,8 @@ use std::io;
 
 use jiff::Timestamp;
 use minijinja::{Environment, ErrorKind};
-use serde_json::Value;
 use stowage_engine_models::shown;
-use stowage_openai_api::{Message, TemplateFields};
+use stowage_openai_api::{Message, OrderedValue, TemplateFields};
 
 use super::added::AddedTokens;
 use super::tokenizer::EncodeError;
@@ -54,8 +53,8 @@ pub enum TemplateError {
 pub struct Chat<'a> {
     pub messages: &'a [Message],
     /// Descriptions of tools and documents, as the request has them; empty for none.
-    pub tools: &'a [Value],
-    pub documents: &'a [Value],
+    pub tools: &'a [OrderedValue],
+    pub documents: &'a [OrderedValue],
     /// How the messages become a prompt.
     pub fields: &'a TemplateFields,
     /// What `strftime_now` shows, in UTC.

@@ -1,8 +1,7 @@
 //! What a template is given: the request's values, with control tokens in them guarded.
 
 use minijinja::Value;
-use serde_json::Value as Json;
-use stowage_openai_api::{Message, Role};
+use stowage_openai_api::{Message, OrderedValue as Json, Role};
 
 use super::{Chat, TemplateError};
 
@@ -39,7 +38,11 @@ fn turn(message: &Message, guarded: Guarded<'_>, end: Option<char>) -> Value {
     let calls = !message.tool_calls.is_empty();
     let content = match end {
         None if calls && message.content.is_empty() => Value::from(()),
-        _ => guarded(&message.content).chars().chain(end).collect::<String>().into(),
+        _ => {
+            let mut content = guarded(&message.content);
+            content.extend(end);
+            content.into()
+        }
     };
     let mut fields = vec![("role", Value::from(role.as_str())), ("content", content)];
     if let Some(name) = &message.name {
@@ -58,9 +61,9 @@ fn turn(message: &Message, guarded: Guarded<'_>, end: Option<char>) -> Value {
 /// OpenAI sends the arguments of a call as JSON in a string; templates expect the value.
 fn with_arguments(call: &Json) -> Json {
     let mut call = call.clone();
-    if let Some(arguments) = call.pointer_mut("/function/arguments")
+    if let Some(arguments) = call.at_mut(&["function", "arguments"])
         && let Some(parsed) = arguments.as_str().and_then(|text| serde_json::from_str::<Json>(text).ok())
-        && parsed.is_object()
+        && matches!(parsed, Json::Object(_))
     {
         *arguments = parsed;
     }
@@ -121,28 +124,89 @@ pub(super) struct Marks {
 
 /// Two of the 32 noncharacters of the Arabic block that the request does not use.
 pub(super) fn choose_marks(chat: &Chat<'_>) -> Result<Marks, TemplateError> {
-    let in_message = |m: &Message, c: char| {
-        let texts = [Some(&m.content), m.name.as_ref(), m.tool_call_id.as_ref()];
-        texts.into_iter().flatten().any(|text| text.contains(c)) || m.tool_calls.iter().any(|call| in_json(call, c))
-    };
-    let used = |c: char| {
-        chat.messages.iter().any(|message| in_message(message, c))
-            || chat.tools.iter().chain(chat.documents).any(|value| in_json(value, c))
-            || chat.fields.kwargs.iter().any(|(name, value)| name.contains(c) || in_json(value, c))
-    };
-    let mut unused = ('\u{FDD0}'..='\u{FDEF}').filter(|c| !used(*c));
+    let mut used = Used::default();
+    for message in chat.messages {
+        let texts = [Some(&message.content), message.name.as_ref(), message.tool_call_id.as_ref()];
+        texts.into_iter().flatten().for_each(|text| used.note(text));
+        message.tool_calls.iter().for_each(|call| used.note_json(call));
+    }
+    chat.tools.iter().chain(chat.documents).for_each(|value| used.note_json(value));
+    for (name, value) in &chat.fields.kwargs {
+        used.note(name);
+        used.note_json(value);
+    }
+    let mut unused = (0..32).filter(|i| used.0 & (1 << i) == 0).filter_map(|i| char::from_u32(FIRST_MARK + i));
     match (unused.next(), unused.next()) {
         (Some(guard), Some(end)) => Ok(Marks { guard, end }),
         _ => Err(TemplateError::NoGuard),
     }
 }
 
-fn in_json(value: &Json, c: char) -> bool {
-    match value {
-        // Escaped in a string of JSON it would come out of `with_arguments`.
-        Json::String(text) => text.contains(c) || text.to_ascii_lowercase().contains(&format!("\\u{:04x}", c as u32)),
-        Json::Array(items) => items.iter().any(|item| in_json(item, c)),
-        Json::Object(fields) => fields.iter().any(|(name, value)| name.contains(c) || in_json(value, c)),
-        _ => false,
+const FIRST_MARK: u32 = 0xFDD0;
+
+/// Which of the 32 noncharacters from [`FIRST_MARK`] on were seen, one bit each.
+#[derive(Default)]
+struct Used(u32);
+
+impl Used {
+    /// Looks at a text once: all 32 begin with the same two bytes.
+    fn note(&mut self, text: &str) {
+        for at in memchr::memmem::find_iter(text.as_bytes(), b"\xEF\xB7") {
+            if let Some(byte @ 0x90..=0xAF) = text.as_bytes().get(at + 2) {
+                self.0 |= 1 << (byte - 0x90);
+            }
+        }
+    }
+
+    /// A text that may be JSON itself: escaped in it, a character would come out of `with_arguments`.
+    fn note_escaped(&mut self, text: &str) {
+        for at in memchr::memmem::find_iter(text.as_bytes(), b"\\u") {
+            let digits = text.get(at + 2..at + 6).and_then(|digits| u32::from_str_radix(digits, 16).ok());
+            if let Some(mark @ FIRST_MARK..=0xFDEF) = digits {
+                self.0 |= 1 << (mark - FIRST_MARK);
+            }
+        }
+    }
+
+    fn note_json(&mut self, value: &Json) {
+        match value {
+            Json::String(text) => {
+                self.note(text);
+                self.note_escaped(text);
+            }
+            Json::Array(items) => items.iter().for_each(|item| self.note_json(item)),
+            Json::Object(fields) => {
+                for (name, value) in fields {
+                    self.note(name);
+                    self.note_json(value);
+                }
+            }
+            Json::Number(_) | Json::Bool(_) | Json::Null => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn used(json: &str) -> Vec<u32> {
+        let mut used = Used::default();
+        used.note_json(&serde_json::from_str(json).unwrap());
+        (0..32).filter(|i| used.0 & (1 << i) != 0).collect()
+    }
+
+    #[test]
+    fn marks_that_a_request_uses_are_found_plain_and_escaped() {
+        for (json, want) in [
+            ("\"\u{FDD0}x\u{FDEF}\"", vec![0, 31]),
+            ("{\"\u{FDD1}\":[\"\u{FDD2}\"]}", vec![1, 2]),
+            (r#""{\"a\":\"\\ufdd3 \\uFDD4\"}""#, vec![3, 4]),
+            // Neighbours of the block, and texts that end too early.
+            ("\"\u{FDCF}\u{FDF0}\u{FE10}\"", vec![]),
+            (r#""\\ufdd \\u""#, vec![]),
+        ] {
+            assert_eq!(used(json), want, "{json}");
+        }
     }
 }
