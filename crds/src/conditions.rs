@@ -24,6 +24,8 @@ pub mod types {
     pub const DEGRADED: &str = "Degraded";
     /// At least one replica finishes its requests before it ends. Only while true.
     pub const DRAINING: &str = "Draining";
+    /// On a TenantQuota that names key Secrets: clients get access with every key in them.
+    pub const KEYS_USABLE: &str = "KeysUsable";
 }
 
 /// Reasons, grouped by the condition that carries them.
@@ -56,6 +58,18 @@ pub mod reasons {
     /// The class' selector matches no GPU of the cluster.
     pub const SELECTS_NOTHING: &str = "SelectsNothing";
 
+    // --- KeysUsable of a TenantQuota ---
+    /// Every Secret is there, and every value in it is a hash of this tenant's key.
+    pub const KEYS_USABLE: &str = "KeysUsable";
+    /// A Secret is missing, or of another type than `stowage.dev/api-keys`.
+    pub const SECRET_NOT_FOUND: &str = "SecretNotFound";
+    /// A Secret holds no key.
+    pub const NO_KEY: &str = "NoKey";
+    /// A value is no SHA-256 in lower-case hex, for example the key itself.
+    pub const KEY_NOT_A_HASH: &str = "KeyNotAHash";
+    /// An older tenant has the same key.
+    pub const KEY_TAKEN: &str = "KeyTaken";
+
     // --- QuotaReserved ---
     /// Covered by what is guaranteed.
     pub const WITHIN_NOMINAL: &str = "WithinNominal";
@@ -79,6 +93,8 @@ pub mod reasons {
     pub const SCHEDULER_REFUSED: &str = "SchedulerRefused";
     /// What is known of the nodes is too old to decide on.
     pub const STALE_INPUT: &str = "StaleInput";
+    /// A replica serves on a cordoned node, and no other node has room for its replacement.
+    pub const NODE_CORDONED: &str = "NodeCordoned";
     /// As many replicas take requests as are wanted.
     pub const ON_TARGET: &str = "OnTarget";
     /// Placed, and the pods are starting or loading weights.

@@ -54,7 +54,7 @@ fn turn(view: &View) -> Turn {
     let build = start.elapsed();
     let (plan, report) = stowage_planner::plan(&built.snapshot, &Policy::default(), millis(view.now));
     let planned = start.elapsed();
-    let cases = stowage_operator::execute::case::cases(view, &built, &plan);
+    let cases = stowage_operator::execute::case::cases(view, &built, &plan, &report);
     let prepared = cases.map(|case| {
         let status = status::render(&case, report.of(&case.id), &[], None, view.now);
         assert!(status::differs(&case.stored.raw_status, &status));

@@ -223,6 +223,60 @@ async fn lagging_watches_double_no_replica() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replica_leaves_a_cordoned_node_only_when_its_replacement_is_ready() {
+    let server = cluster();
+    let life = server.live();
+    deployment(&server, "chat", 1);
+    let operator = operator(&server, &Link::default()).await;
+    until(&server, "one replica", serves(1)).await;
+    let least = || {
+        let store = server.store();
+        let budget = store.of("poddisruptionbudgets")[0].clone();
+        assert!(budget["spec"]["maxUnavailable"].is_null(), "{budget}");
+        budget["spec"]["minAvailable"].clone()
+    };
+    assert_eq!(least(), 1);
+    let node = pods(&server)[0]["spec"]["nodeName"].as_str().unwrap().to_owned();
+    let before = server.store().log.len();
+    server.act(|store| {
+        let key = ("nodes".to_owned(), String::new(), node.clone());
+        let mut object = store.get(&key).unwrap().clone();
+        object["spec"]["unschedulable"] = json!(true);
+        store.change(&key, object)
+    });
+    let moved = |now: &support::Summary| {
+        serves(1)(now) && pods(&server).iter().all(|pod| pod["spec"]["nodeName"] != node.as_str())
+    };
+    until(&server, "the replica on the other node", moved).await;
+    // At any moment one pod takes requests.
+    let mut serving = std::collections::BTreeSet::from([String::from("the first")]);
+    for (version, plural, event, object) in server.store().log.iter().skip(before) {
+        if plural != "pods" {
+            continue;
+        }
+        let (meta, name) = (&object["metadata"], object["metadata"]["name"].as_str().unwrap().to_owned());
+        let takes = *event != "DELETED"
+            && meta["deletionTimestamp"].is_null()
+            && meta["annotations"]["stowage.dev/draining"].is_null()
+            && object["status"]["phase"] == "Running";
+        if object["spec"]["nodeName"] == node.as_str() && !takes {
+            serving.remove("the first");
+        } else if takes {
+            serving.insert(name);
+        } else {
+            serving.remove(&name);
+        }
+        assert!(!serving.is_empty(), "version {version}: no replica takes requests");
+    }
+    patch(&server, "chat", json!({"spec": {"replicas": 2}}));
+    until(&server, "two replicas", serves(2)).await;
+    assert_eq!(least(), 2);
+    history_is_clean(&server);
+    operator.stop().await;
+    life.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replicas_leave_a_lost_node_and_its_return_doubles_none() {
     let server = cluster();
     let life = server.live();

@@ -22,7 +22,7 @@ fn run(view: &View) -> Value {
     let (plan, report) = stowage_planner::plan(&built.snapshot, &Policy::default(), millis(view.now));
     assert_eq!(stowage_planner::check::check(&built.snapshot, &plan), []);
     let mut deployments = serde_json::Map::new();
-    for case in cases(view, &built, &plan) {
+    for case in cases(view, &built, &plan, &report) {
         let make = prepare(&case, view.now).make;
         let replicas: Vec<Value> =
             make.create.iter().map(|replica| json!({"claim": replica.claim, "pod": replica.pod})).collect();

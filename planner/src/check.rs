@@ -10,8 +10,8 @@ use std::fmt;
 use crate::plan::{Action, Plan};
 use crate::snapshot::index::charge;
 use crate::snapshot::{
-    Deployment, DeploymentId, Freshness, Gpu, Health, Node, Phase, Placement, Quota, ReplicaId, Snapshot, Tenant,
-    TenantId,
+    Deployment, DeploymentId, Freshness, Gpu, Health, Node, Phase, Placement, Quota, ReplicaId, SliceOwner, Snapshot,
+    Tenant, TenantId,
 };
 
 /// One invariant that the plan would break.
@@ -122,6 +122,7 @@ struct Checker<'a> {
 
 /// A created replica with its deployment.
 struct Created<'a> {
+    replica: &'a ReplicaId,
     placement: &'a Placement,
     deployment: &'a Deployment,
 }
@@ -134,7 +135,7 @@ impl<'a> Checker<'a> {
         let found = plan.actions.iter().filter_map(|a| match a {
             Action::Create { replica, placement, .. } => {
                 let deployment = self.deployment(replica)?;
-                Some(Created { placement, deployment })
+                Some(Created { replica, placement, deployment })
             }
             _ => None,
         });
@@ -260,7 +261,8 @@ impl<'a> Checker<'a> {
     }
 
     /// A tenant to which the plan adds stays within nominal quota and borrowing limit. What it held
-    /// before may be above (quota was lowered); then nothing may be added.
+    /// before may be above (quota was lowered); then nothing may be added. A replica that leaves a cordoned node is
+    /// counted where it goes.
     fn quotas(&mut self, plan: &'a Plan) {
         let mut held: Held<'_> = BTreeMap::new();
         let mut grows: BTreeSet<(&TenantId, &str)> = BTreeSet::new();
@@ -282,6 +284,7 @@ impl<'a> Checker<'a> {
                     grows.insert((tenant, class));
                 }
             }
+            self.leaves(&c, &mut held);
         }
         for (tenant, class) in &grows {
             let held = held[&(*tenant, *class)];
@@ -327,6 +330,28 @@ impl<'a> Checker<'a> {
                     class: (*class).to_owned(),
                     missing,
                 });
+            }
+        }
+    }
+
+    /// Takes out what the created replica's predecessor holds, where it moves off a cordoned node.
+    fn leaves(&self, c: &Created<'a>, held: &mut Held<'a>) {
+        let of_slot =
+            c.deployment.replicas.iter().filter(|r| {
+                r.index == c.replica.index && r.spec_hash == c.deployment.spec_hash && r.phase == Phase::Ready
+            });
+        for old in of_slot {
+            let node = old.placement.as_ref().and_then(|p| self.nodes.get(p.node.as_str()));
+            let id = ReplicaId { incarnation: old.incarnation, ..c.replica.clone() };
+            let owner = SliceOwner::Replica(id);
+            for gpu in node.filter(|node| node.cordoned).iter().flat_map(|node| &node.gpus) {
+                for s in gpu.slices.iter().filter(|s| s.owner == owner) {
+                    if let (Some(tenant), Some(class)) = (&s.tenant, &gpu.class)
+                        && let Some(held) = held.get_mut(&(tenant, class.as_str()))
+                    {
+                        *held = held.saturating_sub(charge(gpu, s.memory_bytes, s.sm_percent));
+                    }
+                }
             }
         }
     }

@@ -92,6 +92,8 @@ pub enum EndReason {
     Failed,
     /// A GPU of it is unhealthy.
     UnhealthyGpu,
+    /// Its node is cordoned, and its replacement elsewhere is Ready.
+    NodeCordoned,
     NodeLost,
     /// A process of it uses more than was promised.
     Overshoot,

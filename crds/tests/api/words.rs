@@ -50,9 +50,9 @@ fn every_condition_type_and_reason_is_documented() {
     assert!(missing.is_empty(), "not in docs/spec/v1alpha1: {missing:?}");
 }
 
-/// Rows of the table of conditions: the type, and the words in backticks of the columns True and False.
-fn documented_conditions() -> Vec<(String, Vec<String>)> {
-    let page = repository().join("docs/spec/v1alpha1/inferencedeployment.md");
+/// Rows of a page's table of conditions: the type, and the words in backticks of the columns True and False.
+fn documented_conditions(page: &str) -> Vec<(String, Vec<String>)> {
+    let page = repository().join("docs/spec/v1alpha1").join(page);
     let page = std::fs::read_to_string(page).unwrap();
     let table = page.lines().skip_while(|line| !line.starts_with("| condition | True | False |"));
     let rows = table.skip(2).take_while(|line| line.starts_with('|'));
@@ -67,7 +67,9 @@ fn documented_conditions() -> Vec<(String, Vec<String>)> {
 #[test]
 fn table_of_conditions_has_every_type_and_only_existing_reasons() {
     let words: std::collections::BTreeMap<String, String> = constants().into_iter().map(|(a, b)| (b, a)).collect();
-    let table = documented_conditions();
+    // A TenantQuota has one of its own.
+    let pages = ["inferencedeployment.md", "tenantquota.md"];
+    let table: Vec<_> = pages.into_iter().flat_map(documented_conditions).collect();
     for (kind, reasons) in &table {
         let unknown: Vec<_> = reasons.iter().filter(|reason| !words.contains_key(*reason)).collect();
         assert!(!reasons.is_empty() && unknown.is_empty(), "{kind}: no such reason {unknown:?}");

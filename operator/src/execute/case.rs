@@ -11,6 +11,7 @@ use k8s_openapi::api::resource::v1::ResourceClaim;
 use kube::Resource;
 use stowage_contracts::charge::gpu_milli;
 use stowage_crds::names::{ANNOTATION_DRAINING, shared_name};
+use stowage_planner::DecisionReport;
 use stowage_planner::plan::{Action, Plan};
 use stowage_planner::render::gpus;
 use stowage_planner::snapshot::{DeploymentId, Gpu, Slice, SliceOwner};
@@ -40,6 +41,8 @@ pub struct Case {
     pub service: Option<Arc<Service>>,
     pub policy: Option<Arc<NetworkPolicy>>,
     pub budget: Option<Arc<PodDisruptionBudget>>,
+    /// Replicas that the plan wants; what the spec says where the planner did not consider the deployment.
+    pub replicas: u32,
     /// This deployment's part of the plan, in its order.
     pub actions: Vec<Action>,
     pub charge: Charge,
@@ -57,16 +60,25 @@ pub struct Charge {
 }
 
 /// All cases of one plan.
-pub fn cases<'a>(view: &'a View, built: &'a Built, plan: &Plan) -> impl Iterator<Item = Case> + 'a {
+pub fn cases<'a>(
+    view: &'a View,
+    built: &'a Built,
+    plan: &Plan,
+    report: &DecisionReport,
+) -> impl Iterator<Item = Case> + 'a {
     let mut actions: BTreeMap<DeploymentId, Vec<Action>> = BTreeMap::new();
     for action in &plan.actions {
         actions.entry(action.replica().deployment.clone()).or_default().push(action.clone());
     }
+    let reported = report.deployments.iter().map(|report| (report.deployment.clone(), report.counts.wanted));
+    let reported: BTreeMap<DeploymentId, u32> = reported.collect();
     let (mut charges, over) = (charges(built), over_quota(built));
     view.deployments.values().map(move |stored| {
         let id = DeploymentId::new(stored.namespace(), stored.name());
+        let judged = built.judged.get(&id).cloned().unwrap_or_else(|| Arc::new(Judged::unknown()));
+        let in_spec = || judged.wanted().map_or(0, |wanted| wanted.deployment.replicas);
         Case {
-            judged: built.judged.get(&id).cloned().unwrap_or_else(|| Arc::new(Judged::unknown())),
+            replicas: reported.get(&id).copied().unwrap_or_else(in_spec),
             tenant: built.tenants.of(stored.namespace()).map(str::to_owned),
             orphaning: built.orphaning.contains(stored.uid()),
             pods: built.owned.pods(stored.uid()).to_vec(),
@@ -77,10 +89,11 @@ pub fn cases<'a>(view: &'a View, built: &'a Built, plan: &Plan) -> impl Iterator
             budget: ours(&view.budgets, &id, stored),
             actions: actions.remove(&id).unwrap_or_default(),
             charge: charges.remove(&id).unwrap_or_default(),
-            over_quota: built.judged.get(&id).and_then(|judged| {
-                let tenant = built.tenants.of(stored.namespace())?;
-                judged.wanted()?.classes().find_map(|class| over.get(&(tenant, class)).cloned())
-            }),
+            over_quota: built
+                .tenants
+                .of(stored.namespace())
+                .and_then(|tenant| judged.wanted()?.classes().find_map(|class| over.get(&(tenant, class)).cloned())),
+            judged,
             stored: stored.clone(),
             id,
         }
@@ -95,13 +108,18 @@ fn ours<K: Resource>(objects: &Objects<K>, id: &DeploymentId, stored: &StoredDep
 }
 
 /// Tenant and class of which more is held than the quota allows, with the message for people. A quota
-/// that is lowered ends nothing that runs.
+/// that is lowered ends nothing that runs. A replica whose replacement exists is not counted beside it.
 fn over_quota(built: &Built) -> BTreeMap<(&str, &str), String> {
+    let latest = latest_lives(built);
     let mut held: BTreeMap<(&str, &str), u64> = BTreeMap::new();
     for gpu in built.snapshot.nodes.iter().flat_map(|node| &node.gpus) {
         let Some(class) = &gpu.class else { continue };
         for slice in &gpu.slices {
             let Some(tenant) = &slice.tenant else { continue };
+            if matches!(&slice.owner, SliceOwner::Replica(id) if latest.get(&(&id.deployment, id.index)) > Some(&id.incarnation))
+            {
+                continue;
+            }
             *held.entry((&tenant.0, class)).or_default() += charge(gpu, slice);
         }
     }
@@ -123,6 +141,18 @@ fn over_quota(built: &Built) -> BTreeMap<(&str, &str), String> {
         over.insert((tenant, class), message);
     }
     over
+}
+
+/// The latest life of each replica slot that has a pod.
+fn latest_lives(built: &Built) -> BTreeMap<(&DeploymentId, u32), u32> {
+    let mut latest = BTreeMap::new();
+    for deployment in &built.snapshot.deployments {
+        for replica in &deployment.replicas {
+            let life = latest.entry((&deployment.id, replica.index)).or_insert(replica.incarnation);
+            *life = replica.incarnation.max(*life);
+        }
+    }
+    latest
 }
 
 /// By deployment, from what is promised on the GPUs: a pod's own annotations are not asked.

@@ -115,7 +115,7 @@ pub fn shares<'a>(
     for record in fresh {
         by_object.entry(record.object.clone()).or_default().push(record.clone());
     }
-    cases(view, built, plan).map(move |case| Share {
+    cases(view, built, plan, report).map(move |case| Share {
         term,
         report: reports.get(&case.id).map(|report| (*report).clone()),
         fresh: by_object.remove(&case.id).unwrap_or_default(),

@@ -153,6 +153,15 @@ impl<'a> Case<'a> {
         self.d.replicas.iter().filter(move |r| leaving(r))
     }
 
+    /// Pods of the present specification that a later pod of their slot, existing or planned, is to follow: they move.
+    pub fn followed(&self) -> impl Iterator<Item = &'a Replica> {
+        let later = |r: &Replica| {
+            let exists = self.d.replicas.iter().any(|l| l.index == r.index && l.incarnation > r.incarnation);
+            exists || self.creates.iter().any(|c| c.replica.index == r.index && c.replica.incarnation > r.incarnation)
+        };
+        self.d.replicas.iter().filter(move |r| r.phase == Phase::Ready && r.spec_hash == self.d.spec_hash && later(r))
+    }
+
     /// The slot has failed and is filled again by a later plan.
     pub fn is_held_back(&self, slot: u32) -> bool {
         let failed = |e: &End| e.replica.index == slot && matches!(e.reason, EndReason::Failed | EndReason::Overshoot);

@@ -13,7 +13,7 @@ mod line;
 
 use crate::decide::case::{Case, Create};
 use crate::decide::line::{Line, turn};
-use crate::lifecycle::{End, Open, Wait};
+use crate::lifecycle::{End, Open, Renewal, Wait};
 use crate::place::PlacementVerdict;
 use crate::place::placer::{Alternative, Chosen, Placer, Seeker};
 use crate::plan::{CreateReason, EndReason};
@@ -170,8 +170,8 @@ impl<'a> Draft<'a> {
         without_room.iter().map(|n| self.placer.refused(&seeker, &case.alternatives[*n])).collect()
     }
 
-    /// New beside old where both fit; otherwise old first, if the new one will fit then and enough
-    /// others are Ready.
+    /// New beside old where both fit. Otherwise an outdated pod goes first, if the new one will fit then and
+    /// enough others are Ready; one on a cordoned node stays.
     fn renew(&mut self) {
         let mut order: Vec<usize> = (0..self.cases.len()).collect();
         order.sort_by_key(|at| turn(*at, &self.cases[*at]));
@@ -185,11 +185,19 @@ impl<'a> Draft<'a> {
     fn renew_one(&mut self, at: usize, i: usize) {
         let renew = &self.cases[at].life.renew[i];
         let Open { index, incarnation, reason } = renew.open;
-        let (limit, without_room) = match self.attempt(at, index) {
+        let cordoned = match &renew.why {
+            Renewal::Cordoned { node } => {
+                Some(Wait::Cordoned { index, pod: renew.old_pod.clone(), node: node.clone() })
+            }
+            Renewal::Outdated => None,
+        };
+        let attempt = if cordoned.is_some() { self.attempt_move(at, i) } else { self.attempt(at, index) };
+        let (limit, without_room) = match attempt {
             Attempt::Placed(chosen) => return self.create(at, index, incarnation, reason, *chosen),
             Attempt::Refused { limit, without_room } => (limit, without_room),
         };
-        if !self.fits_without_old(at, i) {
+        if cordoned.is_some() || !self.fits_without_old(at, i) {
+            self.cases[at].life.waits.extend(cordoned);
             self.cases[at].stuck_renewals.push(i);
             return self.refuse(at, index, limit, &without_room);
         }
@@ -213,16 +221,31 @@ impl<'a> Draft<'a> {
         case.life.ends.push(drain);
     }
 
+    /// The place of a replica that leaves a cordoned node. The platform makes it move, so that its tenant's quota
+    /// need not cover it twice for the time of the move: what the old pod holds is not counted.
+    fn attempt_move(&mut self, at: usize, i: usize) -> Attempt {
+        let slot = self.cases[at].life.renew[i].open.index;
+        let Some(old) = self.renewed(at, i) else { return self.attempt(at, slot) };
+        let owner = Owner { deployment: self.cases[at].number, index: old.index, incarnation: old.incarnation };
+        let node = old.placement.as_ref().and_then(|p| self.placer.index.at(&p.node));
+        let charges = node.map(|node| self.placer.index.charges_of(node, owner)).unwrap_or_default();
+        charges.iter().for_each(|(tenant, class, x)| self.ledger.refund(tenant, class, *x));
+        let attempt = self.attempt(at, slot);
+        charges.iter().for_each(|(tenant, class, x)| self.ledger.charge(tenant, class, *x));
+        attempt
+    }
+
+    /// The pod that is renewed.
+    fn renewed(&self, at: usize, i: usize) -> Option<&'a Replica> {
+        let case = &self.cases[at];
+        let old = &case.life.renew[i].old;
+        case.d.replicas.iter().find(|r| (r.index, r.incarnation) == (old.index, old.incarnation))
+    }
+
     /// Whether the slot could be filled if its present pod were gone.
     fn fits_without_old(&mut self, at: usize, i: usize) -> bool {
-        let case = &self.cases[at];
-        let renew = &case.life.renew[i];
-        let slot = renew.open.index;
-        let old = &renew.old;
-        let Some(replica) = case.d.replicas.iter().find(|r| (r.index, r.incarnation) == (old.index, old.incarnation))
-        else {
-            return false;
-        };
+        let slot = self.cases[at].life.renew[i].open.index;
+        let Some(replica) = self.renewed(at, i) else { return false };
         let trial = self.begin();
         self.end_replica(at, replica);
         let fits = matches!(self.attempt(at, slot), Attempt::Placed(_));

@@ -132,8 +132,11 @@ fn quota(draft: &Draft<'_>, case: &Case<'_>, granted: u32) -> QuotaVerdict {
         return QuotaVerdict::Partial { granted, asked: case.wanted, limit: limit.clone() };
     }
     let classes: BTreeSet<_> = case.alternatives.iter().filter_map(|a| a.ask.class.as_ref()).collect();
-    let borrowed_milli = classes.into_iter().map(|c| draft.ledger.borrowed(tenant, c)).sum();
-    QuotaVerdict::Granted { borrowed_milli }
+    let borrowed: u64 = classes.iter().map(|c| draft.ledger.borrowed(tenant, c)).sum();
+    // What a pod holds that its replacement is about to follow is nobody's: the tenant is charged once.
+    let followed: u64 =
+        case.followed().flat_map(|r| classes.iter().map(move |c| draft.held_by(case.number, r, c))).sum();
+    QuotaVerdict::Granted { borrowed_milli: borrowed.saturating_sub(followed) }
 }
 
 /// Ages of the nodes that have GPUs of one class.

@@ -61,7 +61,9 @@ fn ended(case: &Case<'_>, report: &DeploymentReport, end: &End) -> DecisionRecor
         EndReason::ScaleIn | EndReason::Deleted | EndReason::Duplicate => RecordKind::Scale,
         EndReason::Drained | EndReason::DrainTimeout => RecordKind::Scale,
         EndReason::Rollout => RecordKind::Rollout,
-        EndReason::Failed | EndReason::UnhealthyGpu | EndReason::NodeLost => RecordKind::Health,
+        EndReason::Failed | EndReason::UnhealthyGpu | EndReason::NodeLost | EndReason::NodeCordoned => {
+            RecordKind::Health
+        }
         EndReason::Overshoot => RecordKind::Evict,
         EndReason::Unschedulable | EndReason::Unprepared => RecordKind::Place,
     };

@@ -25,7 +25,7 @@ const MAX_OPEN: usize = 4096;
 pub(crate) struct Assessment {
     pub ends: Vec<End>,
     pub open: Vec<Open>,
-    /// Ready pods of an older specification, in the order in which they are renewed.
+    /// Ready pods of an older specification or on a cordoned node, in the order in which they are renewed.
     pub renew: Vec<Renew>,
     pub waits: Vec<Wait>,
     pub troubles: Vec<Trouble>,
@@ -65,11 +65,21 @@ pub(crate) struct Open {
     pub reason: CreateReason,
 }
 
-/// A slot whose Ready pod is of an older specification.
+/// A slot whose Ready pod is to be replaced while it serves.
 pub(crate) struct Renew {
     pub open: Open,
     pub old: ReplicaId,
     pub old_pod: String,
+    pub why: Renewal,
+}
+
+/// Why a Ready pod is replaced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Renewal {
+    /// It is of an older specification. Where both do not fit, the old pod goes first.
+    Outdated,
+    /// It is on this cordoned node. It goes on until its replacement is Ready, or the node is uncordoned.
+    Cordoned { node: String },
 }
 
 /// `end` names variants whose replicas go before others, first to last.
@@ -248,10 +258,12 @@ impl<'a> View<'a> {
         (!fresh).then(|| placement.node.clone())
     }
 
-    /// Leaves one pod per slot, or two while the newer is not Ready yet. The primary comes first.
+    /// Leaves one pod per slot, or two while the newer is not Ready yet. The primary comes first: of two of the
+    /// present specification the one that does not have to move.
     fn settle_slots(&mut self, live: &mut Live<'a>) {
         for pods in live.values_mut() {
-            pods.sort_by_key(|r| std::cmp::Reverse((self.matches(r), r.phase == Phase::Ready, r.incarnation)));
+            let rank = |r: &Replica| (self.matches(r), !self.cordoned(r), r.phase == Phase::Ready, r.incarnation);
+            pods.sort_by_key(|r| std::cmp::Reverse(rank(r)));
             let primary = pods[0];
             let waiting = self.matches(primary) && primary.phase != Phase::Ready;
             let mut kept = vec![primary];
@@ -260,8 +272,12 @@ impl<'a> View<'a> {
                     kept.push(r);
                     continue;
                 }
-                let same = r.spec_hash == primary.spec_hash;
-                self.end(r, if same { EndReason::Duplicate } else { EndReason::Rollout });
+                let reason = match r.spec_hash == primary.spec_hash {
+                    true if self.cordoned(r) && !self.cordoned(primary) => EndReason::NodeCordoned,
+                    true => EndReason::Duplicate,
+                    false => EndReason::Rollout,
+                };
+                self.end(r, reason);
             }
             *pods = kept;
         }
@@ -314,39 +330,58 @@ impl<'a> View<'a> {
         node.cordoned || placement.gpus.iter().any(|s| degraded(&s.uuid))
     }
 
+    /// On a node that takes nothing new and is perhaps about to be drained.
+    fn cordoned(&self, r: &Replica) -> bool {
+        let row = r.placement.as_ref().and_then(|p| self.index.row(&p.node));
+        row.is_some_and(|row| row.node.cordoned)
+    }
+
     fn count(&mut self, live: &Live<'a>) {
         self.out.current = live.len() as u32;
         let ready = |pods: &&Vec<&Replica>| pods.iter().any(|r| r.phase == Phase::Ready);
         self.out.ready = live.values().filter(ready).count() as u32;
-        let updated = |pods: &&Vec<&Replica>| self.matches(pods[0]) && pods[0].phase == Phase::Ready;
+        let updated = |pods: &&Vec<&Replica>| pods.iter().any(|r| self.matches(r) && r.phase == Phase::Ready);
         self.out.updated_ready = live.values().filter(updated).count() as u32;
     }
 
     /// Outdated pods that serve nothing go at once; of those that serve, as many may be renewed as
-    /// are not already in renewal, a quarter of the replicas and at least one.
+    /// are not already in renewal, a quarter of the replicas and at least one. As many leave cordoned nodes at a
+    /// time, whether or not others are Ready: a move ends nothing before its replacement serves.
     fn renewals(&mut self, live: &Live<'a>, wanted: u32) {
+        let quarter = (wanted as usize / 4).max(1);
         let in_progress = live.values().filter(|p| self.matches(p[0]) && p[0].phase != Phase::Ready).count();
-        let mut budget = (wanted as usize / 4).max(1).saturating_sub(in_progress);
+        let moving = live.values().filter(|p| p.len() > 1).count();
+        let mut outdated = quarter.saturating_sub(in_progress);
+        let mut moves = quarter.saturating_sub(moving);
         for (index, pods) in live {
             let primary = pods[0];
-            if self.matches(primary) {
-                continue;
-            }
+            let Some((why, reason)) = self.renewal(primary) else { continue };
             if primary.phase != Phase::Ready {
                 self.end(primary, EndReason::Rollout);
                 self.out.current -= 1;
                 continue;
             }
-            if budget == 0 || !self.attempt_now(*index) {
+            let budget = if why == Renewal::Outdated { &mut outdated } else { &mut moves };
+            if *budget == 0 || !self.attempt_now(*index) {
                 continue;
             }
-            budget -= 1;
+            *budget -= 1;
             self.out.renew.push(Renew {
-                open: Open { index: *index, incarnation: self.next_incarnation(*index), reason: CreateReason::Rollout },
+                open: Open { index: *index, incarnation: self.next_incarnation(*index), reason },
                 old: self.id(primary),
                 old_pod: primary.name.clone(),
+                why,
             });
         }
+    }
+
+    /// Why a slot's primary is to be replaced, if it is.
+    fn renewal(&self, primary: &Replica) -> Option<(Renewal, CreateReason)> {
+        if !self.matches(primary) {
+            return Some((Renewal::Outdated, CreateReason::Rollout));
+        }
+        let node = primary.placement.as_ref().filter(|_| self.cordoned(primary))?.node.clone();
+        (primary.phase == Phase::Ready).then_some((Renewal::Cordoned { node }, CreateReason::Replace))
     }
 
     /// Slots to fill: the lowest numbers without a pod that counts.

@@ -17,6 +17,8 @@ pub enum Wait {
     Availability { index: u32, pod: String },
     /// The slot is filled once a pod that is on its way out has ended; nothing else is needed.
     Ending { index: u32, pod: String },
+    /// The pod serves on a cordoned node and no other node takes its replacement.
+    Cordoned { index: u32, pod: String, node: String },
     /// Ended for its data being stale would be wrong; nothing happens until it is fresh.
     FreshInput { index: u32, node: String },
 }

@@ -204,12 +204,14 @@ fn missing(case: &Case, wanted: &Wanted) -> Make {
         adopt_claims,
         policy: outdated(shared::policy(&owner, wanted.runtime.port), case.policy.as_deref()),
         service: outdated(shared::service(&owner), case.service.as_deref()),
-        budget: budgeted(case).then(|| outdated(shared::budget(&owner), case.budget.as_deref())).flatten(),
+        budget: budgeted(case)
+            .then(|| outdated(shared::budget(&owner, case.replicas), case.budget.as_deref()))
+            .flatten(),
         create,
     }
 }
 
-/// Whether voluntary disruptions are to end one replica at a time.
+/// Whether voluntary disruptions are to wait for replacements.
 fn budgeted(case: &Case) -> bool {
     case.stored.annotation(ANNOTATION_DISRUPTION_BUDGET) != Some("none")
 }
@@ -250,7 +252,9 @@ fn grace(reason: EndReason, drain_left_seconds: Option<u32>) -> Option<u32> {
         | EndReason::Failed => Some(5),
         // With the force annotation; otherwise it was drained.
         EndReason::Deleted => drain_left_seconds.map_or(Some(1), |seconds| Some(seconds.max(1))),
-        EndReason::ScaleIn | EndReason::Rollout => drain_left_seconds.map_or(Some(5), |seconds| Some(seconds.max(1))),
+        EndReason::ScaleIn | EndReason::Rollout | EndReason::NodeCordoned => {
+            drain_left_seconds.map_or(Some(5), |seconds| Some(seconds.max(1)))
+        }
         EndReason::NodeLost => None,
     }
 }

@@ -59,13 +59,14 @@ pub fn policy(owner: &Owner<'_>, port: u16) -> NetworkPolicy {
     }
 }
 
-/// Voluntary disruptions (a node drained by `kubectl drain`) end one replica at a time: the next
-/// eviction is refused until the replacement is Ready.
-pub fn budget(owner: &Owner<'_>) -> PodDisruptionBudget {
+/// Voluntary disruptions (a node drained by `kubectl drain`) end no replica before its replacement is Ready: an
+/// eviction is refused while no more than the wanted replicas serve, and the cordon makes the planner move them.
+/// A number and not `maxUnavailable`: that is counted from `spec.replicas`, which is not what a scaling rule wants.
+pub fn budget(owner: &Owner<'_>, replicas: u32) -> PodDisruptionBudget {
     PodDisruptionBudget {
         metadata: owner.meta(),
         spec: Some(PodDisruptionBudgetSpec {
-            max_unavailable: Some(IntOrString::Int(1)),
+            min_available: Some(IntOrString::Int(i32::try_from(replicas).unwrap_or(i32::MAX))),
             selector: Some(LabelSelector { match_labels: Some(owner.selector()), ..LabelSelector::default() }),
             // A replica that does not serve is not worth keeping a node for.
             unhealthy_pod_eviction_policy: Some("AlwaysAllow".into()),

@@ -10,7 +10,7 @@ use stowage_crds::conditions::{reasons, types};
 use stowage_crds::quantity::milli_quantity;
 use stowage_planner::plan::{Action, EndReason};
 use stowage_planner::render;
-use stowage_planner::report::{DeploymentReport, Outcome, QuotaBinding, QuotaVerdict, TroubleKind};
+use stowage_planner::report::{DeploymentReport, Outcome, QuotaBinding, QuotaVerdict, TroubleKind, Wait};
 
 use super::Live;
 use crate::execute::backoff::{Failing, Part};
@@ -168,6 +168,7 @@ fn placed(facts: &Facts<'_>) -> Statement {
         Outcome::Draining => reasons::DELETING,
         Outcome::NoTenant => reasons::NO_TENANT,
         Outcome::WaitingForQuota => reasons::WAITING_FOR_QUOTA,
+        Outcome::WaitingForGPU if !missing && moves(report) => reasons::NODE_CORDONED,
         Outcome::WaitingForGPU => reasons::WAITING_FOR_GPU,
         Outcome::StaleInput => reasons::STALE_INPUT,
         Outcome::Refused if missing => reasons::API_REFUSED,
@@ -177,6 +178,11 @@ fn placed(facts: &Facts<'_>) -> Statement {
         _ => reasons::PLACED,
     };
     state(types::PLACED, matches!(reason, reasons::PLACED | reasons::SCALED_TO_ZERO), reason, message)
+}
+
+/// Whether a replica is to leave a cordoned node and has no other place yet.
+fn moves(report: &DeploymentReport) -> bool {
+    report.waits.iter().any(|wait| matches!(wait, Wait::Cordoned { .. }))
 }
 
 fn ready(facts: &Facts<'_>, troubles: &[Trouble]) -> Statement {
@@ -288,6 +294,8 @@ fn obstacle_reason(obstacle: &Obstacle) -> &'static str {
 fn limited(facts: &Facts<'_>) -> Option<Statement> {
     let report = facts.report?;
     let by = match report.outcome {
+        // As many serve as are wanted, on a node that they are to leave.
+        Outcome::WaitingForGPU if moves(report) && report.counts.current >= report.counts.wanted => return None,
         Outcome::WaitingForQuota => reasons::LIMITED_BY_QUOTA,
         Outcome::WaitingForGPU | Outcome::StaleInput => reasons::LIMITED_BY_CAPACITY,
         _ => return None,

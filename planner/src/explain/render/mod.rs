@@ -38,7 +38,11 @@ pub fn condition_message(r: &DeploymentReport) -> String {
             r.deployment.namespace
         ),
         Outcome::WaitingForQuota => quota_message(r),
-        Outcome::WaitingForGPU | Outcome::StaleInput => placement_message(r),
+        Outcome::WaitingForGPU | Outcome::StaleInput => {
+            let moves: Vec<Wait> = r.waits.iter().filter(|w| matches!(w, Wait::Cordoned { .. })).cloned().collect();
+            let stays = if moves.is_empty() { String::new() } else { format!("{} ", waits_message(&moves)) };
+            format!("{stays}{}", placement_message(r))
+        }
         Outcome::BackOff | Outcome::Refused => waits_message(&r.waits),
     };
     for t in &r.troubles {
@@ -205,10 +209,11 @@ fn end_reason(reason: EndReason) -> &'static str {
         EndReason::Failed => "it failed",
         EndReason::UnhealthyGpu => "its GPU is unhealthy",
         EndReason::NodeLost => "its node is lost",
+        EndReason::NodeCordoned => "its node is cordoned and its replacement is Ready",
         EndReason::Overshoot => "it uses more than it was promised",
         EndReason::Unschedulable => "the scheduler did not bind it",
         EndReason::Unprepared => "its node could not prepare its slice",
-        EndReason::Duplicate => "a newer pod took its slot",
+        EndReason::Duplicate => "another pod has its slot",
         EndReason::Drained => "its requests are finished",
         EndReason::DrainTimeout => "its drain reached the deadline",
     }
@@ -260,13 +265,16 @@ fn wait(w: &Wait) -> String {
         Wait::Ending { index, pod } => {
             format!("replica {index} is placed when {pod} has ended; nothing is needed")
         }
+        Wait::Cordoned { index, pod, node } => {
+            format!("replica {index} ({pod}) stays on {node}, which is cordoned, until its replacement has a place")
+        }
         Wait::FreshInput { index, node } => {
             format!("replica {index} stays as it is until {node} reports again")
         }
     }
 }
 
-/// A clause that follows "fits".
+/// A clause that follows "fits". It names no command: who reads it may not be who may run one.
 pub fn change(c: &Change) -> String {
     match c {
         Change::AddTenantQuota { namespace, class, nominal_milli } if class.is_empty() => {
@@ -292,7 +300,7 @@ pub fn change(c: &Change) -> String {
         Change::RemoveClaim { claim } => format!("once ResourceClaim {claim} is gone"),
         Change::NodeFresh { node } => format!("as soon as {node} reports again"),
         Change::NodeReady { node } => format!("as soon as {node} is Ready"),
-        Change::Uncordon { node } => format!("if {node} is uncordoned (kubectl uncordon {node})"),
+        Change::Uncordon { node } => format!("if {node} is uncordoned"),
         Change::Tolerate { node, key } => format!("on {node} if podTemplate.tolerations has {key}"),
         Change::GpuHealthy { node, gpu } => {
             format!("as soon as {} on {node} is healthy", short_uuid(gpu))
