@@ -1,17 +1,20 @@
 //! The edge: everything that talks to the API server.
 //!
-//! Reads only. Errors name the read that failed and what to try; [`ClusterError::unreachable`] tells a refusal
+//! Reads only, and asks for the account's rights. Errors name the read that failed and what to try; [`ClusterError::unreachable`] tells a refusal
 //! from a cluster that does not answer.
 
 use std::fmt::Debug;
 use std::path::Path;
 
+use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
 use k8s_openapi::api::coordination::v1::Lease;
-use kube::api::ListParams;
+use kube::api::{ListParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config, Resource};
 use serde::de::DeserializeOwned;
 use stowage_crds::names;
+
+use crate::remedy::Right;
 
 pub struct Cluster {
     client: Client,
@@ -38,7 +41,7 @@ impl std::fmt::Display for ClusterError {
 impl std::error::Error for ClusterError {}
 
 impl ClusterError {
-    fn new(what: impl Into<String>, error: kube::Error) -> Self {
+    pub(crate) fn new(what: impl Into<String>, error: kube::Error) -> Self {
         let answered = matches!(error, kube::Error::Api(_));
         let forbidden = matches!(&error, kube::Error::Api(status) if status.code == 403);
         let source: Box<dyn std::error::Error + Send + Sync> = match error {
@@ -190,6 +193,26 @@ impl Cluster {
             Ok(list) => Read::Got(list.items),
             Err(e) => refused(e),
         }
+    }
+
+    /// Whether this account may do it. No where the server does not answer: then nothing is advised.
+    pub async fn may(&self, right: &Right) -> bool {
+        let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+        let attributes = ResourceAttributes {
+            verb: some(right.verb),
+            group: some(right.group),
+            resource: some(right.resource),
+            subresource: some(right.subresource),
+            namespace: some(&right.namespace),
+            name: some(&right.name),
+            ..ResourceAttributes::default()
+        };
+        let review = SelfSubjectAccessReview {
+            spec: SelfSubjectAccessReviewSpec { resource_attributes: Some(attributes), ..Default::default() },
+            ..SelfSubjectAccessReview::default()
+        };
+        let answer = self.all::<SelfSubjectAccessReview>().create(&PostParams::default(), &review).await;
+        answer.is_ok_and(|answer| answer.status.is_some_and(|status| status.allowed))
     }
 
     /// One GET on the operator's admin port, through the API server's proxy. Asks the leader's pod if

@@ -13,6 +13,7 @@ use stowage_planner::report::{DecisionRecord, DecisionReport, DeploymentReport, 
 use crate::Answer;
 use crate::cluster::{Cluster, ClusterError};
 use crate::out::{self, Format, Paint, Tone};
+use crate::remedy::{Advice, Remedy, remedy};
 
 /// The operator's last plan, of which only the report matters here.
 const PATH_LAST_PLAN: &str = "/stowage/v1/plan/last";
@@ -42,6 +43,8 @@ struct Explanation {
     report: Option<DeploymentReport>,
     tenant: Option<TenantReport>,
     decisions: Vec<DecisionRecord>,
+    /// What it takes to make the changes that would help.
+    advice: Vec<Advice>,
     /// Why there is no report.
     note: Option<String>,
 }
@@ -61,7 +64,11 @@ pub(crate) async fn run(
     let query = format!("{}?since={since}&object={namespace}/{name}", names::PATH_DECISIONS);
     let decisions = cluster.operator::<Decisions>(&query).await.map(|d| d.decisions);
     let last = cluster.operator::<LastPlan>(PATH_LAST_PLAN).await;
-    let explanation = explanation(namespace, name, last, decisions);
+    let mut explanation = explanation(namespace, name, last, decisions);
+    for remedy in remedies(&explanation) {
+        let own = cluster.may(&remedy.needs).await;
+        explanation.advice.push(remedy.advice(own));
+    }
     let yes = explanation.report.as_ref().is_none_or(answered);
     let text = match out::machine(format, &explanation) {
         Some(text) => text,
@@ -97,7 +104,15 @@ fn explanation(
     if own.is_none() && note.is_none() {
         note = Some("the operator's last plan does not mention it: see condition Accepted".to_owned());
     }
-    Explanation { deployment, decided, report: own, tenant, decisions: decisions.unwrap_or_default(), note }
+    let (decisions, advice) = (decisions.unwrap_or_default(), Vec::new());
+    Explanation { deployment, decided, report: own, tenant, decisions, advice, note }
+}
+
+/// In the order of the counterfactuals.
+fn remedies(explanation: &Explanation) -> Vec<Remedy> {
+    let reports = explanation.report.iter();
+    let changes = reports.flat_map(|r| r.counterfactuals.iter().map(|c| remedy(&c.change, &r.deployment)));
+    changes.flatten().collect()
 }
 
 /// Whether nothing prevents what is wanted.
@@ -123,6 +138,13 @@ fn render(explanation: &Explanation, object: &InferenceDeployment, paint: Paint)
         for r in &newest {
             let _ = writeln!(out, "{:<10} {}  {}", "history", render::clock(r.time), r.message);
         }
+    }
+    for advice in &explanation.advice {
+        let line = match advice.own {
+            true => format!("{:<10} {}", "next step", advice.step),
+            false => format!("{:<10} the platform team: {}", "ask", advice.step),
+        };
+        let _ = writeln!(out, "{line}");
     }
     if let Some(note) = &explanation.note {
         let first = note.lines().next().unwrap_or_default();
@@ -222,6 +244,33 @@ deployments:
     }
 
     #[test]
+    fn step_is_ones_own_only_where_the_account_may_take_it() {
+        let lines = |own: bool| {
+            let (last, records) = plan();
+            let mut explanation = explanation("team-a", "chat", Ok(last), Ok(records));
+            explanation.advice = remedies(&explanation).into_iter().map(|remedy| remedy.advice(own)).collect();
+            let text = render(&explanation, &yaml(OBJECT), Paint::OFF);
+            text.lines().filter(|line| line.contains("kubectl uncordon")).map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(lines(true), ["next step  kubectl uncordon node1"]);
+        assert_eq!(lines(false), ["ask        the platform team: kubectl uncordon node1"]);
+    }
+
+    #[test]
+    fn account_that_may_not_ask_the_operator_reads_the_status_and_which_right_it_lacks() {
+        let forbidden = || {
+            let status = kube::core::Status::failure("pods \"stowage-operator-x\" is forbidden", "Forbidden");
+            let error = kube::Error::Api(Box::new(status.with_code(403)));
+            ClusterError::new("asking the operator (pods/stowage-operator-x:8081)", error)
+        };
+        let explanation = explanation("team-a", "chat", Err(forbidden()), Err(forbidden()));
+        assert_eq!(explanation.note.as_deref(), Some(NO_RIGHT));
+        let text = render(&explanation, &yaml(OBJECT), Paint::OFF);
+        assert!(text.contains("condition  Placed=False (WaitingForGPU): No node fits."), "{text}");
+        assert!(text.contains("get on pods/proxy or services/proxy") && !text.contains("is forbidden"), "{text}");
+    }
+
+    #[test]
     fn status_is_shown_with_the_cause_when_the_operator_does_not_answer() {
         let explanation = Explanation {
             deployment: "team-a/chat".into(),
@@ -229,6 +278,7 @@ deployments:
             report: None,
             tenant: None,
             decisions: Vec::new(),
+            advice: Vec::new(),
             note: Some("asking the operator: service unavailable".into()),
         };
         golden("explain_from_status.txt", &render(&explanation, &yaml(OBJECT), Paint::OFF));

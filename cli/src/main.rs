@@ -12,6 +12,7 @@ mod doctor;
 mod explain;
 mod model;
 mod out;
+mod remedy;
 mod status;
 #[cfg(test)]
 mod testing;

@@ -34,6 +34,7 @@ pub(crate) fn render(view: &View, wide: bool, now: Timestamp, paint: Paint) -> S
         lines.push(("replicas", replicas));
     }
     lines.extend(view.tenant_quota.as_ref().and_then(budget).map(|text| ("budget", text)));
+    lines.extend(view.tenant_quota.as_ref().and_then(keys).map(|text| ("keys", text)));
     lines.extend(status.cost.as_ref().map(|c| ("cost", cost(c))));
     lines.extend(last(status, &namespace, &name, paint).map(|text| ("last", text)));
     if let Some(b) = &status.bottleneck {
@@ -253,6 +254,13 @@ fn budget(quota: &TenantQuota) -> Option<String> {
     (!each.is_empty()).then(|| format!("{name}: {}", each.join(" · ")))
 }
 
+/// Only while some of the tenant's API keys give no access.
+fn keys(quota: &TenantQuota) -> Option<String> {
+    let mut conditions = quota.status.as_ref()?.conditions.iter();
+    let usable = conditions.find(|condition| condition.type_ == types::KEYS_USABLE)?;
+    (usable.status != "True").then(|| format!("KeysUsable={} {}: {}", usable.status, usable.reason, usable.message))
+}
+
 fn cost(c: &stowage_crds::deployment_status::Cost) -> String {
     let mut out = format!("{}/h", money(&c.per_hour, &c.currency));
     for (figure, what) in [(&c.per_million_input_tokens, "input"), (&c.per_million_output_tokens, "output")] {
@@ -328,6 +336,16 @@ mod tests {
         assert!(text.contains("ask an administrator") && !text.contains("doctor"), "{text}");
     }
 
+    #[test]
+    fn keys_that_give_no_access_are_shown_with_their_reason() {
+        let mut v = view("");
+        let quota = QUOTA.replace("status: {", "status: {conditions: [{type: KeysUsable, status: 'False', reason: SecretNotFound, message: 'Secret k: there is none.', lastTransitionTime: 2026-03-01T11:48:00Z}], ");
+        v.tenant_quota = Some(yaml(&quota));
+        let text = render(&v, false, now(), Paint::OFF);
+        assert!(text.contains("keys       KeysUsable=False SecretNotFound: Secret k: there is none."), "{text}");
+        assert!(!render(&view(""), false, now(), Paint::OFF).contains("KeysUsable"));
+    }
+
     /// What an account with rights in one namespace gets.
     fn unreadable() -> Vec<super::super::Unread> {
         let message = |kinds: &str| format!("{kinds}.stowage.dev is forbidden: User \"dev\" cannot list resource");
@@ -381,8 +399,8 @@ status:
   conditions:
   - {type: Accepted, status: 'True', reason: Accepted, message: The spec is understood and honoured in full., lastTransitionTime: 2026-03-01T11:48:00Z}
   - {type: QuotaReserved, status: 'True', reason: WithinNominal, message: The guaranteed quota covers 3 replicas., lastTransitionTime: 2026-03-01T11:48:00Z}
-  - {type: Placed, status: 'False', reason: WaitingForGPU, message: 'No node fits 1 × h100-80g 2 GiB 10 % SM; of 1 node: 1 cordoned (node1). Fits if node1 is uncordoned (kubectl uncordon node1).', lastTransitionTime: 2026-03-01T11:48:00Z}
-  - {type: Ready, status: 'False', reason: WaitingForGPU, message: 'No node fits 1 × h100-80g 2 GiB 10 % SM; of 1 node: 1 cordoned (node1). Fits if node1 is uncordoned (kubectl uncordon node1).', lastTransitionTime: 2026-03-01T11:48:00Z}
+  - {type: Placed, status: 'False', reason: WaitingForGPU, message: 'No node fits 1 × h100-80g 2 GiB 10 % SM; of 1 node: 1 cordoned (node1). Fits if node1 is uncordoned.', lastTransitionTime: 2026-03-01T11:48:00Z}
+  - {type: Ready, status: 'False', reason: WaitingForGPU, message: 'No node fits 1 × h100-80g 2 GiB 10 % SM; of 1 node: 1 cordoned (node1). Fits if node1 is uncordoned.', lastTransitionTime: 2026-03-01T11:48:00Z}
   - {type: Degraded, status: 'True', reason: CrashLoop, message: 'chat-b81zq0 ends again and again.', lastTransitionTime: 2026-03-01T11:48:00Z}
   placements:
   - {name: chat-4k2m9x, node: node2, gpus: [{uuid: GPU-3f2a1b2c-0000-0000-0000-000000000001, memory: 2Gi, compute: 10}], variant: small, tier: Running, ready: true}
