@@ -2,108 +2,85 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::routing::get;
 use axum::{Json, Router};
-use serde::Serialize;
+use stowage_contracts::load::LoadReport;
 use stowage_contracts::names::PATH_SIGNALS;
+use stowage_contracts::signals::{self, DeploymentSignals, EngineReport, ReplicaSignals, Signals, TenantSignals};
 use stowage_telemetry::metrics::Registry;
 use stowage_telemetry::{health, metrics};
 
 use crate::gateway::Gateway;
 use crate::outcome::Outcome;
-use crate::queue::pool::PoolStatus;
+use crate::queue::pool::{PoolStatus, ReplicaStatus};
 
 /// `/healthz`, `/readyz`, `/metrics` and the signals.
 pub fn router(gateway: Arc<Gateway>, registry: Registry) -> Router {
     let readyz = gateway.readiness.check();
     Router::new()
-        .route(PATH_SIGNALS, get(signals))
+        .route(PATH_SIGNALS, get(report))
         .with_state(gateway)
         .merge(health::router(health::always(), readyz))
         .merge(metrics::router(registry))
 }
 
-/// Counts since this gateway started; the reader takes differences.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Signals {
-    models: Vec<ModelSignals>,
-    tenants: Vec<TenantSignals>,
-}
-
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct ModelSignals {
-    namespace: String,
-    deployment: String,
-    model: String,
-    /// Waiting for room on a replica.
-    queued: usize,
-    /// Waiting for a first replica.
-    held: usize,
-    /// Estimated prompt tokens of both.
-    waiting_tokens: f64,
-    mean_output_tokens: f64,
-    replicas: Vec<ReplicaSignals>,
-}
-
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct ReplicaSignals {
-    pod: String,
-    in_flight: u32,
-    /// Un-prefilled tokens.
-    backlog_tokens: f64,
-    routable: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    refused: Option<&'static str>,
-}
-
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct TenantSignals {
-    tenant: String,
-    model: String,
-    /// Requests let in, and their estimated prompt tokens.
-    arrivals: u64,
-    prompt_tokens: u64,
-    output_tokens: u64,
-    succeeded: u64,
-    /// Requests refused for the tenant's limits, over all its models.
-    throttled: u64,
-}
-
-async fn signals(State(gateway): State<Arc<Gateway>>) -> Json<Signals> {
+async fn report(State(gateway): State<Arc<Gateway>>) -> Json<Signals> {
     let view = gateway.directory.view();
-    let mut models: Vec<_> = view.pools().map(|pool| model_signals(pool.status())).collect();
-    models.sort_by(|a, b| (&a.namespace, &a.deployment).cmp(&(&b.namespace, &b.deployment)));
-    Json(Signals { models, tenants: tenant_signals(&gateway) })
+    let mut deployments: Vec<_> = view.pools().map(|pool| deployment(pool.status())).collect();
+    deployments.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+    Json(Signals {
+        version: signals::VERSION,
+        epoch: gateway.epoch.name.clone(),
+        uptime_ms: millis(gateway.epoch.began.elapsed()),
+        deployments,
+        tenants: tenants(&gateway),
+        keys: view.world.key_faults.clone(),
+    })
 }
 
-fn model_signals(status: PoolStatus) -> ModelSignals {
-    let replicas = status.replicas.into_iter().map(|replica| ReplicaSignals {
-        pod: replica.pod,
-        in_flight: replica.in_flight,
-        backlog_tokens: replica.backlog_tokens,
-        routable: replica.refused.is_none(),
-        refused: replica.refused.map(|reason| reason.label()),
-    });
+fn deployment(status: PoolStatus) -> DeploymentSignals {
     let (queued, held) = if status.held { (0, status.waiting) } else { (status.waiting, 0) };
-    ModelSignals {
+    DeploymentSignals {
         namespace: status.deployment.key.namespace.clone(),
-        deployment: status.deployment.key.name.clone(),
+        name: status.deployment.key.name.clone(),
+        uid: status.deployment.uid.clone(),
         model: status.deployment.model.to_string(),
-        queued,
-        held,
-        waiting_tokens: status.waiting_tokens,
+        arrivals: status.arrivals,
+        input_tokens: status.input_tokens as u64,
+        cached_tokens: status.cached_tokens as u64,
         mean_output_tokens: status.mean_output,
-        replicas: replicas.collect(),
+        queued: queued as u64,
+        held: held as u64,
+        waiting_tokens: status.waiting_tokens as u64,
+        replicas: status.replicas.into_iter().map(replica).collect(),
     }
 }
 
-fn tenant_signals(gateway: &Gateway) -> Vec<TenantSignals> {
+fn replica(status: ReplicaStatus) -> ReplicaSignals {
+    ReplicaSignals {
+        pod: status.pod,
+        uid: status.uid,
+        in_flight: status.in_flight,
+        refused: status.refused.map(|reason| reason.label().to_owned()),
+        backlog_tokens: status.backlog_tokens as u64,
+        engine: status.report.map(|(report, age)| engine(&report, age)),
+    }
+}
+
+fn engine(report: &LoadReport, age: Duration) -> EngineReport {
+    EngineReport {
+        age_ms: millis(age),
+        unprefilled_tokens: report.prefill_backlog_tokens,
+        kv_blocks_used: report.kv_blocks_used,
+        kv_blocks_total: report.kv_blocks_total,
+        coefficients: report.coefficients,
+    }
+}
+
+fn tenants(gateway: &Gateway) -> Vec<TenantSignals> {
     let throttled = gateway.tenants.throttled();
     let used = gateway.metrics.all_series().into_iter().filter(|series| !series.model.is_empty());
     let mut all: Vec<_> = used
@@ -119,4 +96,8 @@ fn tenant_signals(gateway: &Gateway) -> Vec<TenantSignals> {
         .collect();
     all.sort_by(|a, b| (&a.tenant, &a.model).cmp(&(&b.tenant, &b.model)));
     all
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }

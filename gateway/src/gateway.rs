@@ -63,10 +63,18 @@ pub struct Gateway {
     pub tenants: Tenants,
     pub metrics: Arc<Metrics>,
     pub readiness: Readiness,
+    pub epoch: Epoch,
     cors: Cors,
     bodies: Bodies,
     exchanges: Exchanges,
     ids: RequestIds,
+}
+
+/// This start of the process: counts of another one are not comparable.
+pub struct Epoch {
+    /// No other start has it.
+    pub name: String,
+    pub began: Instant,
 }
 
 /// Request ids: a count behind two keyed hashes, so that an id does not show how many requests there were.
@@ -95,6 +103,7 @@ impl Gateway {
             directory,
             tenants: Tenants::default(),
             readiness: Readiness::starting("no state from the API server yet"),
+            epoch: Epoch::new(),
             cors,
             bodies: Bodies::new(settings.body, metrics.clone()),
             exchanges: Exchanges { client, metrics: metrics.clone(), patience: settings.stream },
@@ -230,6 +239,12 @@ impl Handler for Gateway {
 
     fn answer(&self, request: Request<Incoming>) -> impl Future<Output = Response<OutBody>> + Send {
         self.respond(request)
+    }
+}
+
+impl Epoch {
+    fn new() -> Self {
+        Self { name: format!("{:016x}", RandomState::new().hash_one(std::process::id())), began: Instant::now() }
     }
 }
 

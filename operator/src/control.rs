@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use stowage_crds::names::NODE_NAMESPACE;
 use stowage_planner::snapshot::{DeploymentId, Hold, Policy, Snapshot};
 use stowage_planner::{DecisionReport, Plan};
@@ -22,6 +23,7 @@ use crate::lead::{Fence, Term};
 use crate::observe::Sources;
 use crate::observe::agents::Agents;
 use crate::observe::causes::Causes;
+use crate::observe::gateways::Gateways;
 use crate::observe::journal::Journals;
 use crate::observe::takeover::{confirm, take_over};
 use crate::observe::view::View;
@@ -45,6 +47,7 @@ pub struct Control {
     pub causes: Arc<Causes>,
     pub journals: Arc<Journals>,
     pub agents: Arc<Agents>,
+    pub gateways: Arc<Gateways>,
     pub http: reqwest::Client,
     pub log: Arc<DecisionLog>,
     pub metrics: Arc<Metrics>,
@@ -101,6 +104,8 @@ impl Control {
             self.step_down();
         }
         self.follow_agents();
+        let now = millis(Timestamp::now());
+        self.gateways.follow(&self.sources.pods.all(), &self.http, &self.changed, now);
         if let Err(frozen) = self.sources.trusted(Instant::now()) {
             return self.freeze(term, frozen.to_string());
         }
@@ -114,7 +119,8 @@ impl Control {
         if term.is_some() {
             confirm(&self.writer.client(), &self.journals).await;
         }
-        let view = self.sources.view(&self.journals, self.agents.reports());
+        let mut view = self.sources.view(&self.journals, self.agents.reports());
+        view.gateways = self.gateways.take(millis(view.now));
         self.decide(term, &view)
     }
 

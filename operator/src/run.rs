@@ -103,6 +103,7 @@ impl Parts {
             causes,
             journals: Arc::default(),
             agents: Arc::new(Agents::default()),
+            gateways: Arc::default(),
             http: http_client()?,
             log,
             metrics,

@@ -8,13 +8,12 @@ mod installation;
 mod nodes;
 mod users;
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use k8s_openapi::api::admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Pod, Secret, Service};
+use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceSlice};
@@ -46,8 +45,6 @@ pub(crate) struct Facts {
     pub runtimes: Read<Vec<InferenceRuntime>>,
     pub quotas: Read<Vec<TenantQuota>>,
     pub deployments: Read<Vec<InferenceDeployment>>,
-    /// The Secrets that TenantQuotas name, by name.
-    pub secrets: BTreeMap<String, Read<Secret>>,
     /// Everything that the operator created.
     pub owned: Read<Vec<Owned>>,
 }
@@ -97,11 +94,6 @@ async fn gather(c: &Cluster) -> Result<Facts, ClusterError> {
     let version = c.version().await?;
     let system = names::SYSTEM_NAMESPACE;
     let node = names::NODE_NAMESPACE;
-    let quotas: Read<Vec<TenantQuota>> = c.read_all(c.all()).await;
-    let mut secrets = BTreeMap::new();
-    for name in quotas.got().into_iter().flatten().flat_map(key_secrets) {
-        secrets.insert(name.to_owned(), c.read(c.within::<Secret>(system), name).await);
-    }
     Ok(Facts {
         version,
         dra: c.serves("resource.k8s.io", "v1").await,
@@ -118,15 +110,10 @@ async fn gather(c: &Cluster) -> Result<Facts, ClusterError> {
         nodes: c.read_all(c.all()).await,
         classes: c.read_all(c.all()).await,
         runtimes: c.read_all(c.all()).await,
-        quotas,
+        quotas: c.read_all(c.all()).await,
         deployments: c.read_all(c.all()).await,
-        secrets,
         owned: owned(c).await,
     })
-}
-
-fn key_secrets(quota: &TenantQuota) -> impl Iterator<Item = &str> {
-    quota.spec.credentials.iter().flat_map(|given| &given.api_keys).map(|keys| keys.secret_name.as_str())
 }
 
 async fn owned(c: &Cluster) -> Read<Vec<Owned>> {

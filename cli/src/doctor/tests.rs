@@ -50,14 +50,20 @@ fn working() -> Facts {
         runtimes: Read::Got(vec![yaml(
             "{apiVersion: stowage.dev/v1alpha1, kind: InferenceRuntime, metadata: {name: stowage-engine}, spec: {adapter: stowage, version: '1', image: e}}",
         )]),
-        quotas: Read::Got(vec![yaml(
-            "{apiVersion: stowage.dev/v1alpha1, kind: TenantQuota, metadata: {name: team-a}, spec: {namespaces: [team-a], \
-             credentials: {apiKeys: [{secretName: team-a-keys}]}}}",
-        )]),
+        quotas: Read::Got(vec![quota("{type: KeysUsable, status: 'True', reason: KeysUsable, message: ''}")]),
         deployments: Read::Got(vec![yaml(DEPLOYMENT)]),
-        secrets: [("team-a-keys".to_owned(), Read::Got(secret("stowage.dev/api-keys", &"0a".repeat(32))))].into(),
         owned: Read::Got(vec![owned("pod", "chat-a", "1234"), owned("resourceclaim", "stowage-chat-a", "1234")]),
     }
+}
+
+/// Tenant team-a, which names a key Secret, with this condition.
+fn quota(condition: &str) -> stowage_crds::TenantQuota {
+    let time = "lastTransitionTime: 2026-03-01T11:48:00Z";
+    yaml(&format!(
+        "{{apiVersion: stowage.dev/v1alpha1, kind: TenantQuota, metadata: {{name: team-a}}, spec: {{namespaces: [team-a], \
+         credentials: {{apiKeys: [{{secretName: team-a-keys}}]}}}}, status: {{conditions: [{}, {time}}}]}}}}",
+        condition.trim_end_matches('}')
+    ))
 }
 
 const DEPLOYMENT: &str = "
@@ -66,12 +72,6 @@ kind: InferenceDeployment
 metadata: {name: chat, namespace: team-a, uid: '1234'}
 spec: {model: {source: {image: {reference: r, path: /m}}}, variants: [{name: v, class: h100-80g}]}
 ";
-
-fn secret(kind: &str, value: &str) -> Secret {
-    let data = serde_json::json!({"alice": k8s_openapi::ByteString(value.as_bytes().to_vec())});
-    serde_json::from_value(serde_json::json!({"metadata": {"name": "team-a-keys"}, "type": kind, "data": data}))
-        .unwrap()
-}
 
 fn owned(kind: &'static str, name: &str, owner: &str) -> Owned {
     let meta = format!(
@@ -137,22 +137,19 @@ fn missing_runtime_of_a_user_is_no_fault_of_the_chart() {
 }
 
 #[test]
-fn unusable_key_secret_is_reported_with_its_fault_and_without_its_value() {
-    let keys = |read: Read<Secret>| {
+fn unusable_keys_are_reported_as_the_condition_of_the_tenant_says() {
+    let keys = |condition: &str| {
         let mut f = working();
-        f.secrets.insert("team-a-keys".to_owned(), read);
+        f.quotas = Read::Got(vec![quota(condition)]);
         check(&f, "API keys")
     };
-    for (read, fault) in [
-        (Read::Absent, "no such Secret"),
-        (Read::Got(secret("Opaque", &"0a".repeat(32))), "its type is Opaque"),
-        (Read::Got(secret("stowage.dev/api-keys", "sk-plaintext")), "the value of alice"),
-    ] {
-        let check = keys(read);
-        assert_eq!(check.finding, Finding::Warn);
-        assert!(check.found.contains(fault) && !check.found.contains("sk-plaintext"), "{}", check.found);
-    }
-    assert_eq!(keys(Read::Failed("forbidden".into())).finding, Finding::Unknown);
+    let check =
+        keys("{type: KeysUsable, status: 'False', reason: KeyNotAHash, message: 'Secret team-a-keys: no hash.'}");
+    assert_eq!(check.finding, Finding::Warn);
+    assert_eq!(check.found, "team-a (KeyNotAHash): Secret team-a-keys: no hash.");
+    let check = keys("{type: Accepted, status: 'True', reason: Accepted, message: ''}");
+    assert_eq!(check.finding, Finding::Warn);
+    assert!(check.found.contains("no gateway has reported on the keys of team-a"), "{}", check.found);
 }
 
 #[test]

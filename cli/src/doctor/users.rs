@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use stowage_crds::names;
+use stowage_crds::conditions::types;
+use stowage_crds::{TenantQuota, names};
 
 use super::check::{Check, join, read_list};
 use super::{Facts, helm};
@@ -86,55 +86,47 @@ pub(super) fn tenants(f: &Facts) -> Check {
     Check::ok("tenants", format!("{} accepted", quotas.len()))
 }
 
-/// Key Secrets that give no client access.
+/// Tenants whose clients get no access with some key: what gateways report, in the condition of the TenantQuota.
 pub(super) fn keys(f: &Facts) -> Check {
     let quotas = match read_list("API keys", &f.quotas) {
         Ok(quotas) => quotas,
         Err(check) => return check,
     };
-    let mut wrong = Vec::new();
-    let mut secrets = 0;
-    for (quota, name) in quotas.iter().flat_map(|q| super::key_secrets(q).map(move |name| (q, name))) {
-        let tenant = quota.metadata.name.as_deref().unwrap_or_default();
-        match f.secrets.get(name) {
-            Some(Read::Got(secret)) => {
-                secrets += 1;
-                wrong.extend(key_faults(secret).into_iter().map(|fault| format!("{name} of {tenant}: {fault}")));
-            }
-            Some(Read::Failed(why)) => return Check::unknown("API keys", why),
-            Some(Read::Absent) | None => wrong.push(format!("{name} of {tenant}: no such Secret")),
+    let (mut wrong, mut unknown, mut usable) = (Vec::new(), Vec::new(), 0);
+    for quota in quotas.iter().filter(|quota| names_keys(quota)) {
+        let tenant = quota.metadata.name.clone().unwrap_or_default();
+        let mut conditions = quota.status.iter().flat_map(|status| &status.conditions);
+        match conditions.find(|condition| condition.type_ == types::KEYS_USABLE) {
+            Some(condition) if condition.status == "True" => usable += 1,
+            Some(condition) => wrong.push(format!("{tenant} ({}): {}", condition.reason, condition.message)),
+            None => unknown.push(tenant),
         }
     }
-    if wrong.is_empty() {
-        return Check::ok("API keys", format!("{secrets} Secrets can be used"));
+    if !wrong.is_empty() {
+        return Check::warn(
+            "API keys",
+            wrong.join("; "),
+            "requests with these keys are answered 401",
+            format!(
+                "kubectl -n {} create secret generic NAME --type={} --from-literal=KEYNAME=$(printf %s \"$KEY\" | sha256sum | cut -d' ' -f1)",
+                names::SYSTEM_NAMESPACE,
+                names::API_KEYS_SECRET_TYPE
+            ),
+        );
     }
-    Check::warn(
-        "API keys",
-        wrong.join("; "),
-        "requests with these keys are answered 401",
-        format!(
-            "kubectl -n {} create secret generic NAME --type={} --from-literal=KEYNAME=$(printf %s \"$KEY\" | sha256sum | cut -d' ' -f1)",
-            names::SYSTEM_NAMESPACE,
-            names::API_KEYS_SECRET_TYPE
-        ),
-    )
+    if !unknown.is_empty() {
+        return Check::warn(
+            "API keys",
+            format!("no gateway has reported on the keys of {}", join(unknown)),
+            "whether requests with these keys get access is not known",
+            "see gateway and tenants above; a gateway reports within seconds of its start",
+        );
+    }
+    Check::ok("API keys", format!("tenants whose keys can be used: {usable}"))
 }
 
-/// What is wrong with a key Secret. The values themselves are never shown.
-fn key_faults(secret: &Secret) -> Vec<String> {
-    let found = secret.type_.as_deref().unwrap_or("Opaque");
-    if found != names::API_KEYS_SECRET_TYPE {
-        return vec![format!("its type is {found}, not {}", names::API_KEYS_SECRET_TYPE)];
-    }
-    let Some(data) = secret.data.as_ref().filter(|data| !data.is_empty()) else {
-        return vec!["it holds no key".to_owned()];
-    };
-    let hash = |value: &[u8]| {
-        let text = value.trim_ascii();
-        text.len() == 64 && text.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
-    };
-    let plain = data.iter().filter(|(_, value)| !hash(&value.0));
-    plain.map(|(key, _)| format!("the value of {key} is no lower-case hexadecimal SHA-256")).collect()
+fn names_keys(quota: &TenantQuota) -> bool {
+    quota.spec.credentials.as_ref().is_some_and(|given| !given.api_keys.is_empty())
 }
 
 /// Objects of ours whose InferenceDeployment is gone; garbage collection removes those that carry an owner.

@@ -3,9 +3,11 @@
 //! - [`names`]: labels, annotations, ports, paths, headers, environment variables
 //! - [`tenancy`]: which tenant owns a namespace
 //! - [`charge`]: what a GPU slice costs, in milli-GPU
+//! - [`lists`]: when an empty list of the API server is trusted
 //! - [`load`]: the engine's load report, for gateways
 //! - [`model`]: which files of a model are data
 //! - [`fit`]: the cost of a step, learnt from steps
+//! - [`signals`]: a gateway's report, for operators
 //! - [`summary`]: the node agent's summary, for operators and people
 //! - [`usage`]: the files in a claim's report directory
 //!
@@ -17,9 +19,11 @@
 
 pub mod charge;
 pub mod fit;
+pub mod lists;
 pub mod load;
 pub mod model;
 pub mod names;
+pub mod signals;
 pub mod summary;
 pub mod tenancy;
 pub mod usage;

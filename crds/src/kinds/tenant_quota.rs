@@ -195,7 +195,7 @@ pub struct TenantQuotaStatus {
     /// The generation that this status was computed from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Accepted always.
+    /// Accepted always; KeysUsable where the spec names Secrets and a gateway has read them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::conditions")]
     pub conditions: Vec<Condition>,

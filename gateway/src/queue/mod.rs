@@ -1,5 +1,6 @@
 //! Which replica a request gets and when: tenants' limits, pools, and what is known of each replica.
 
+pub mod arrivals;
 pub mod ask;
 pub mod breaker;
 pub mod client;

@@ -20,14 +20,11 @@ use stowage_planner::route::{Choice, Coefficients, Refusal, choose};
 use tokio::sync::oneshot;
 use tokio::time::timeout_at;
 
+use crate::metrics::Tokens;
+use crate::queue::arrivals::Arrivals;
 use crate::queue::ask::Ask;
 use crate::queue::replica::{Gate, Replica, Slot};
 use crate::world::snapshot::{Deployment, DeploymentKey};
-
-/// Expected answer length until a pool has seen some, in tokens.
-const FIRST_MEAN_OUTPUT: f64 = 128.0;
-/// Weight of the newest answer in the mean.
-const MEAN_WEIGHT: f64 = 0.05;
 
 /// Bounds of a pool that no object sets.
 #[derive(Debug, Clone, Copy)]
@@ -75,7 +72,7 @@ struct State {
     waiting: VecDeque<Waiter>,
     /// Sequences in flight by tenant; tenants without any are not in it.
     in_flight: HashMap<Arc<str>, u32>,
-    mean_output: f64,
+    arrivals: Arrivals,
     /// Seeds the draw between equals.
     draws: u64,
 }
@@ -114,6 +111,11 @@ pub struct PoolStatus {
     /// Whether those wait for a replica to exist.
     pub held: bool,
     pub waiting_tokens: f64,
+    /// Requests let in since the start, their prompt tokens, and the part of those that caches hold.
+    pub arrivals: u64,
+    pub input_tokens: f64,
+    pub cached_tokens: f64,
+    /// 0: no answer has ended.
     pub mean_output: f64,
     pub replicas: Vec<ReplicaStatus>,
 }
@@ -122,12 +124,13 @@ pub struct PoolStatus {
 #[derive(Debug, Clone)]
 pub struct ReplicaStatus {
     pub pod: String,
+    pub uid: String,
     pub in_flight: u32,
     /// `None`: it takes requests.
     pub refused: Option<Refusal>,
     pub backlog_tokens: f64,
-    /// A load report has come.
-    pub reported: bool,
+    /// The last load report, and its age.
+    pub report: Option<(LoadReport, Duration)>,
 }
 
 // === impl Pool ===
@@ -142,7 +145,7 @@ impl Pool {
                 slots: Vec::new(),
                 waiting: VecDeque::new(),
                 in_flight: HashMap::new(),
-                mean_output: FIRST_MEAN_OUTPUT,
+                arrivals: Arrivals::default(),
                 draws: 0,
             }),
         })
@@ -234,13 +237,17 @@ impl Pool {
 
     /// Expected answer length, in tokens, where the request does not bound it.
     pub fn mean_output(&self) -> f64 {
-        self.lock().mean_output
+        self.lock().arrivals.expected_output()
     }
 
-    /// An answer of so many tokens ended.
-    pub fn learn_output(&self, tokens: f64) {
-        let mut state = self.lock();
-        state.mean_output += MEAN_WEIGHT * (tokens - state.mean_output);
+    /// A request was let in. `estimate`: its prompt tokens.
+    pub fn arrived(&self, estimate: u64) {
+        self.lock().arrivals.arrived(estimate);
+    }
+
+    /// An answer ended well.
+    pub fn answered(&self, estimate: u64, tokens: Tokens, sequences: u32) {
+        self.lock().arrivals.answered(estimate, tokens, sequences);
     }
 
     pub fn status(&self) -> PoolStatus {
@@ -253,7 +260,10 @@ impl Pool {
             held: !state.usable(now),
             // Not `sum`: of nothing that is -0.
             waiting_tokens: state.waiting.iter().fold(0.0, |sum, w| sum + w.ask.request.prompt_tokens),
-            mean_output: state.mean_output,
+            arrivals: state.arrivals.requests,
+            input_tokens: state.arrivals.input_tokens,
+            cached_tokens: state.arrivals.cached_tokens,
+            mean_output: state.arrivals.mean_output(),
             replicas: state.slots.iter().map(|slot| slot_status(slot, now)).collect(),
         }
     }
@@ -363,9 +373,10 @@ impl Pool {
 fn slot_status(slot: &Slot, now: Instant) -> ReplicaStatus {
     ReplicaStatus {
         pod: slot.replica.pod.clone(),
+        uid: slot.replica.uid().to_owned(),
         in_flight: slot.in_flight,
         refused: slot.unusable(now),
-        reported: slot.load.is_some(),
+        report: slot.load.clone().map(|report| (report, now.saturating_duration_since(slot.reported_at))),
         backlog_tokens: slot.backlog_tokens(),
     }
 }

@@ -63,6 +63,8 @@ pub struct Slot {
     pub reports_draining: bool,
     pub breaker: Breaker,
     pub load: Option<LoadReport>,
+    /// When the load stream last brought [`Self::load`].
+    pub reported_at: Instant,
     /// Sent since the last report: sequences and their prompt tokens.
     pub sent: u32,
     pub sent_tokens: f64,
@@ -103,6 +105,11 @@ impl Replica {
 
     pub fn is(&self, fact: &ReplicaFact) -> bool {
         self.address == fact.address && self.uid == fact.uid
+    }
+
+    /// Of the pod.
+    pub fn uid(&self) -> &str {
+        &self.uid
     }
 
     pub fn state(&self) -> ReplicaState {
@@ -149,6 +156,7 @@ impl Slot {
             reports_draining: false,
             breaker: Breaker::default(),
             load: None,
+            reported_at: Instant::now(),
             sent: 0,
             sent_tokens: 0.0,
             in_flight: 0,
@@ -183,7 +191,7 @@ impl Slot {
             Some(report) => {
                 self.reported.clone_from(&report.incarnation);
                 self.reports_draining = report.draining;
-                self.load = Some(report);
+                (self.load, self.reported_at) = (Some(report), now);
                 (self.sent, self.sent_tokens) = (0, 0.0);
             }
             None => self.reports_draining = false,

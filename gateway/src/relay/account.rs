@@ -49,6 +49,7 @@ impl Account {
         arrived: Instant,
         charge: Charge,
     ) -> Self {
+        pool.arrived(charge.prompt_estimate);
         series.arrivals.fetch_add(1, Ordering::Relaxed);
         series.arrived_tokens.fetch_add(charge.prompt_estimate, Ordering::Relaxed);
         Self {
@@ -116,7 +117,8 @@ impl Account {
             Some(tokens) => {
                 self.series.count_tokens(tokens);
                 if outcome == Outcome::Ok {
-                    self.pool.learn_output(tokens.output as f64 / f64::from(self.charge.reserved.sequences.max(1)));
+                    let Charge { prompt_estimate, reserved, .. } = self.charge;
+                    self.pool.answered(prompt_estimate, tokens, reserved.sequences);
                 }
                 (tokens.prompt + tokens.output) as f64
             }

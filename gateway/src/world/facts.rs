@@ -11,14 +11,22 @@ use crate::world::salt::SaltKey;
 #[derive(Debug, Default, Clone)]
 pub struct Facts {
     pub quotas: Vec<QuotaFact>,
-    /// By Secret name: (name of the key, hash).
-    pub secrets: BTreeMap<String, Vec<(String, KeyHash)>>,
+    /// By Secret name.
+    pub secrets: BTreeMap<String, SecretKeys>,
     /// `None` while no Secret holds one: then no model is shared between tenants.
     pub salt_key: Option<SaltKey>,
     pub deployments: Vec<DeploymentFact>,
     pub pods: Vec<PodFact>,
     /// UUIDs of GPUs on which no work may run.
     pub unhealthy_gpus: HashSet<String>,
+}
+
+/// The keys in a Secret of our type, each by its name there.
+#[derive(Debug, Default, Clone, PartialEq)]
+pub struct SecretKeys {
+    pub hashes: Vec<(String, KeyHash)>,
+    /// Keys whose value is no hash.
+    pub unreadable: Vec<String>,
 }
 
 /// A TenantQuota, as far as the data plane reads it.

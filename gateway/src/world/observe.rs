@@ -5,12 +5,13 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt;
 use kube::core::Object;
 use serde::Deserialize;
+use stowage_contracts::lists::{EmptyLists, Untrusted};
 use stowage_contracts::names;
 use stowage_crds::conditions::types;
 use stowage_crds::gpu_node::Health;
@@ -18,8 +19,8 @@ use stowage_crds::inference_deployment::ScalingMode;
 use stowage_crds::{GpuNode, InferenceDeployment, TenantQuota, quantity};
 use stowage_planner::snapshot::Placement;
 
-use crate::listen::credentials::{KeyHash, parse_hash};
-use crate::world::facts::{DeploymentFact, Facts, PodFact, QuotaFact, TokenLimits};
+use crate::listen::credentials::parse_hash;
+use crate::world::facts::{DeploymentFact, Facts, PodFact, QuotaFact, SecretKeys, TokenLimits};
 use crate::world::salt::SaltKey;
 
 /// A Pod with the fields that routing reads: the full type costs a megabyte per few hundred pods.
@@ -59,22 +60,13 @@ struct LeanCondition {
     status: String,
 }
 
-/// An empty list in place of objects is not trusted for so long: no key is revoked and no model forgotten because a
-/// server has just lost its storage.
-const DISTRUST: Duration = Duration::from_secs(30);
-
-/// An empty list that is not trusted yet: list again.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Untrusted;
-
 /// Objects of one kind, by `namespace/name`. A new list replaces the old one when it is complete.
 #[derive(Debug)]
 pub struct Table<F> {
     live: BTreeMap<String, F>,
     staged: Option<BTreeMap<String, F>>,
     synced: bool,
-    /// Since when the lists are empty and not trusted.
-    empty_since: Option<Instant>,
+    empty: EmptyLists,
 }
 
 /// Everything that the watches keep.
@@ -88,14 +80,14 @@ pub struct Observed {
     pub nodes: Table<HashSet<String>>,
 }
 
-/// A Secret's name and its readable keys.
-pub type SecretFact = (String, Vec<(String, KeyHash)>);
+/// A Secret's name and its keys.
+pub type SecretFact = (String, SecretKeys);
 
 // === impl Table ===
 
 impl<F> Default for Table<F> {
     fn default() -> Self {
-        Self { live: BTreeMap::new(), staged: None, synced: false, empty_since: None }
+        Self { live: BTreeMap::new(), staged: None, synced: false, empty: EmptyLists::default() }
     }
 }
 
@@ -105,17 +97,12 @@ impl<F: Clone + PartialEq> Table<F> {
         self.staged = Some(BTreeMap::new());
     }
 
-    /// The list is complete. Returns whether anything changed.
+    /// The list is complete. Returns whether anything changed. No key is revoked and no model forgotten because a
+    /// server has just lost its storage.
     pub fn complete(&mut self, now: Instant) -> Result<bool, Untrusted> {
         let first = !std::mem::replace(&mut self.synced, true);
         let Some(staged) = self.staged.take() else { return Ok(first) };
-        if staged.is_empty() && !self.live.is_empty() {
-            let since = *self.empty_since.get_or_insert(now);
-            if now.saturating_duration_since(since) < DISTRUST {
-                return Err(Untrusted);
-            }
-        }
-        self.empty_since = None;
+        self.empty.judge(!self.live.is_empty(), staged.is_empty(), now)?;
         let changed = self.live != staged;
         self.live = staged;
         Ok(changed || first)
@@ -211,15 +198,11 @@ pub fn secret(object: &Secret) -> Option<SecretFact> {
     if object.type_.as_deref() != Some(names::API_KEYS_SECRET_TYPE) {
         return None;
     }
-    let mut keys = Vec::new();
+    let mut keys = SecretKeys::default();
     for (name, value) in object.data.iter().flatten() {
         match std::str::from_utf8(&value.0).ok().and_then(parse_hash) {
-            Some(hash) => keys.push((name.clone(), hash)),
-            None => tracing::warn!(
-                secret = object.name_any(),
-                key = name,
-                "not a SHA-256 in hex, ignored: store `printf %s \"$KEY\" | sha256sum | cut -c1-64`"
-            ),
+            Some(hash) => keys.hashes.push((name.clone(), hash)),
+            None => keys.unreadable.push(name.clone()),
         }
     }
     Some((object.name_any(), keys))
@@ -360,15 +343,15 @@ mod tests {
         let mut list = |facts: &[u8], after: u64| {
             table.begin();
             facts.iter().for_each(|fact| table.stage(fact.to_string(), Some(*fact)));
-            let done = table.complete(start + Duration::from_secs(after));
+            let done = table.complete(start + Duration::from_secs(after)).ok();
             (done, table.values().count())
         };
-        assert_eq!(list(&[], 0), (Ok(true), 0), "nothing was there");
-        assert_eq!(list(&[1], 0), (Ok(true), 1));
-        assert_eq!(list(&[], 1), (Err(Untrusted), 1));
-        assert_eq!(list(&[1], 20), (Ok(false), 1));
-        assert_eq!(list(&[], 40), (Err(Untrusted), 1));
-        assert_eq!(list(&[], 70), (Ok(true), 0));
+        assert_eq!(list(&[], 0), (Some(true), 0), "nothing was there");
+        assert_eq!(list(&[1], 0), (Some(true), 1));
+        assert_eq!(list(&[], 1), (None, 1));
+        assert_eq!(list(&[1], 20), (Some(false), 1));
+        assert_eq!(list(&[], 40), (None, 1));
+        assert_eq!(list(&[], 70), (Some(true), 0));
     }
 
     fn pod_yaml(extra_meta: &str, status: &str) -> PodFact {
@@ -448,7 +431,10 @@ mod tests {
         };
         assert_eq!(
             secret(&json("stowage.dev/api-keys")),
-            Some(("keys".into(), vec![("laptop".into(), hash_key("sk-1"))]))
+            Some((
+                "keys".into(),
+                SecretKeys { hashes: vec![("laptop".into(), hash_key("sk-1"))], unreadable: vec!["typo".into()] }
+            ))
         );
         assert_eq!(secret(&json("Opaque")), None);
     }

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use stowage_contracts::names::{CACHE_KEY_ENTRY, CACHE_KEY_SECRET, SYSTEM_NAMESPACE};
+use stowage_contracts::signals::{Fault, KeyFault};
 use stowage_contracts::tenancy::{NamespaceClaim, Tenancy};
 use stowage_planner::route::Refusal;
 
@@ -56,6 +57,7 @@ pub struct Tenant {
 #[derive(Debug, PartialEq)]
 pub struct Deployment {
     pub key: DeploymentKey,
+    pub uid: String,
     pub model: Arc<str>,
     pub tenant: Arc<str>,
     pub created: i64,
@@ -98,6 +100,8 @@ pub struct World {
     pub deployments: Vec<Arc<Deployment>>,
     /// Contradictions between objects; logged when they change.
     pub complaints: Vec<String>,
+    /// API keys that give no client access, sorted.
+    pub key_faults: Vec<KeyFault>,
 }
 
 // === impl World ===
@@ -113,6 +117,9 @@ impl World {
                 "models are not shared between tenants: the Secret {CACHE_KEY_SECRET} in {SYSTEM_NAMESPACE} is missing, or its `{CACHE_KEY_ENTRY}` has fewer than 32 bytes"
             ));
         }
+        world.key_faults.sort();
+        let faults = world.key_faults.iter().map(|fault| format!("tenant {}: {fault}", fault.tenant));
+        world.complaints.extend(faults);
         world
     }
 
@@ -184,15 +191,20 @@ impl World {
 
     fn add_keys(&mut self, facts: &Facts, quota: &QuotaFact, tenant: &Arc<str>) {
         for secret in &quota.key_secrets {
+            let fault = |fault| KeyFault { tenant: tenant.to_string(), secret: secret.clone(), fault };
             let Some(keys) = facts.secrets.get(secret) else {
-                self.complaints.push(format!("tenant {tenant} names the key Secret {secret}, which is not there"));
+                self.key_faults.push(fault(Fault::NotFound));
                 continue;
             };
-            for (name, hash) in keys {
+            if keys.hashes.is_empty() && keys.unreadable.is_empty() {
+                self.key_faults.push(fault(Fault::Empty));
+            }
+            for key in &keys.unreadable {
+                self.key_faults.push(fault(Fault::NotAHash { key: key.clone() }));
+            }
+            for (key, hash) in &keys.hashes {
                 if !self.keys.insert(*hash, tenant.clone()) {
-                    self.complaints.push(format!(
-                        "key {name} of Secret {secret} belongs to another tenant already, not to {tenant}"
-                    ));
+                    self.key_faults.push(fault(Fault::Taken { key: key.clone() }));
                 }
             }
         }
@@ -254,6 +266,7 @@ fn deployment(fact: &DeploymentFact, tenant: Arc<str>, pods: &[&PodFact], unheal
     replicas.sort_by(|a, b| a.pod.cmp(&b.pod));
     Deployment {
         key: DeploymentKey { namespace: fact.namespace.clone(), name: fact.name.clone() },
+        uid: fact.uid.clone(),
         model: fact.model.as_str().into(),
         tenant,
         created: fact.created,
@@ -291,6 +304,7 @@ fn replica(fact: &DeploymentFact, pod: &PodFact, unhealthy: &HashSet<String>) ->
 mod tests {
     use super::*;
     use crate::listen::credentials::hash_key;
+    use crate::world::facts::SecretKeys;
     use crate::world::salt::SaltKey;
 
     fn quota(name: &str, created: i64, namespaces: &[&str]) -> QuotaFact {
@@ -329,8 +343,13 @@ mod tests {
         }
     }
 
+    fn secret(keys: &[(&str, &str)]) -> SecretKeys {
+        let hashes = keys.iter().map(|(name, key)| ((*name).to_owned(), hash_key(key))).collect();
+        SecretKeys { hashes, unreadable: Vec::new() }
+    }
+
     fn two_tenants() -> Facts {
-        let keys = |tenant: &str| (format!("{tenant}-keys"), vec![("k".into(), hash_key(&format!("sk-{tenant}")))]);
+        let keys = |tenant: &str| (format!("{tenant}-keys"), secret(&[("k", &format!("sk-{tenant}"))]));
         Facts {
             quotas: vec![quota("a", 1, &["a"]), quota("b", 2, &["b"])],
             secrets: [keys("a"), keys("b")].into(),
@@ -461,6 +480,29 @@ mod tests {
         assert!(World::build(&facts).complaints[0].contains("stowage-cache-key"));
         facts.salt_key = SaltKey::new(&[1; 32]);
         assert!(World::build(&facts).complaints.is_empty());
+    }
+
+    #[test]
+    fn key_that_gives_no_access_is_reported_without_its_value() {
+        let mut facts = two_tenants();
+        let b_keys = facts.secrets.get_mut("b-keys").unwrap();
+        b_keys.hashes.push(("copied".into(), hash_key("sk-a")));
+        b_keys.unreadable.push("plain".into());
+        facts.quotas[1].key_secrets.extend(["gone".to_owned(), "empty".to_owned()]);
+        facts.secrets.insert("empty".into(), SecretKeys::default());
+        let world = World::build(&facts);
+        let faults: Vec<_> = world.key_faults.iter().map(|f| format!("{}: {f}", f.tenant)).collect();
+        assert_eq!(
+            faults,
+            [
+                "b: Secret b-keys: the value of plain is no lower-case hexadecimal SHA-256",
+                "b: Secret b-keys: copied is a key of another tenant already",
+                "b: Secret empty: it holds no key",
+                "b: Secret gone: there is none of this name and of the type stowage.dev/api-keys in stowage-system",
+            ]
+        );
+        assert_eq!(world.keys.tenant_of("sk-b").map(|t| &**t), Some("b"), "its good key counts");
+        assert!(world.complaints.iter().any(|c| c.contains("tenant b: Secret gone")), "{:?}", world.complaints);
     }
 
     #[test]

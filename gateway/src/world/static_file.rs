@@ -12,7 +12,7 @@ use stowage_crds::quantity;
 use stowage_crds::tenant_quota::TokenQuota;
 
 use crate::listen::credentials::hash_key;
-use crate::world::facts::{DeploymentFact, Facts, PodFact, QuotaFact};
+use crate::world::facts::{DeploymentFact, Facts, PodFact, QuotaFact, SecretKeys};
 use crate::world::observe::token_limits;
 use crate::world::salt::SaltKey;
 
@@ -98,8 +98,8 @@ fn facts(file: File) -> Result<Facts, usize> {
     let salt_key = file.cache_key.and_then(|key| SaltKey::new(key.as_bytes()));
     let mut facts = Facts { salt_key, ..Facts::default() };
     for tenant in file.tenants {
-        let keys = tenant.keys.iter().enumerate().map(|(i, key)| (i.to_string(), hash_key(key))).collect();
-        facts.secrets.insert(tenant.name.clone(), keys);
+        let hashes = tenant.keys.iter().enumerate().map(|(i, key)| (i.to_string(), hash_key(key))).collect();
+        facts.secrets.insert(tenant.name.clone(), SecretKeys { hashes, unreadable: Vec::new() });
         facts.quotas.push(QuotaFact {
             name: tenant.name.clone(),
             created: 0,

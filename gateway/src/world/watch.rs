@@ -17,17 +17,16 @@ use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, Event};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
+use stowage_contracts::lists::{LIST_AGAIN_AFTER, Untrusted};
 use stowage_crds::{GpuNode, InferenceDeployment, TenantQuota, names};
 use tokio::sync::Notify;
 
 use crate::metrics::Metrics;
 use crate::world::facts::Facts;
-use crate::world::observe::{self, LeanPod, Observed, Table, Untrusted};
+use crate::world::observe::{self, LeanPod, Observed, Table};
 
 /// Changes that come together make one world.
 const SETTLE: Duration = Duration::from_millis(10);
-/// Between two lists of which the first was not trusted.
-const ASK_AGAIN: Duration = Duration::from_secs(2);
 /// A watch is asked for this long, so that a connection that died in silence is noticed.
 const WATCH_SECONDS: u32 = 30;
 
@@ -114,7 +113,7 @@ where
 {
     while follow_kind(api.clone(), config.clone(), &kind, &shared).await.is_err() {
         tracing::warn!(kind = kind.name, "an empty list in place of objects is not trusted yet; listing again");
-        tokio::time::sleep(ASK_AGAIN).await;
+        tokio::time::sleep(LIST_AGAIN_AFTER).await;
     }
 }
 

@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::engine::{Behaviour, MockEngine};
+use stowage_contracts::signals::{self, Signals};
+
+use crate::support::engine::{Behaviour, Heart, MockEngine};
 use crate::support::harness::{Harness, LIMITS, OK, pod, read, until};
 
 #[tokio::test]
@@ -133,8 +135,9 @@ async fn draining_finishes_streams_and_takes_no_new_connections() {
 }
 
 #[tokio::test]
-async fn the_signals_name_models_replicas_and_tenants() {
+async fn the_signals_name_deployments_replicas_and_tenants() {
     let engine = MockEngine::start(Behaviour::Whole).await;
+    engine.set_heart(Heart::Beating);
     let gateway = Harness::start(&[&engine]).await;
     gateway.chat(false).await;
     let registry = stowage_telemetry::metrics::registry();
@@ -143,9 +146,17 @@ async fn the_signals_name_models_replicas_and_tenants() {
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move { axum::serve(listener, router).await });
     let request = http::Request::get(format!("http://{address}/stowage/v1/signals")).body(Default::default()).unwrap();
+    gateway.until_reported("chat-0").await;
     let signals = read(gateway.client.request(request).await.unwrap()).await.json();
-    assert_eq!(signals["models"][0]["deployment"], "chat");
-    assert_eq!(signals["models"][0]["replicas"][0]["routable"], true);
-    let tenant = &signals["tenants"][0];
-    assert_eq!((&tenant["tenant"], &tenant["arrivals"], &tenant["outputTokens"]), (&"a".into(), &1.into(), &2.into()));
+    let signals: Signals = serde_json::from_value(signals).unwrap();
+    let chat = &signals.deployments[0];
+    assert_eq!((signals.version, chat.name.as_str(), chat.uid.as_str()), (signals::VERSION, "chat", "u"));
+    assert_eq!((chat.arrivals, chat.mean_output_tokens, chat.queued, chat.held), (1, 2.0, 0, 0));
+    assert!(chat.input_tokens > 0 && chat.cached_tokens <= chat.input_tokens, "{chat:?}");
+    assert_eq!((chat.replicas[0].in_flight, &chat.replicas[0].refused), (0, &None));
+    assert!(chat.replicas[0].engine.is_some(), "the engine's load report");
+    let tenant = &signals.tenants[0];
+    assert_eq!((tenant.tenant.as_str(), tenant.arrivals, tenant.output_tokens), ("a", 1, 2));
+    let other = Harness::start(&[&engine]).await;
+    assert_ne!(signals.epoch, other.gateway.epoch.name, "another start, another epoch");
 }

@@ -122,7 +122,7 @@ async fn keys_count_from_the_next_request_on() {
     let mut gateway = Harness::start(&[&engine]).await;
     assert_eq!(gateway.chat(false).await.status, OK);
     let secret = gateway.facts.secrets.get_mut("a-keys").unwrap();
-    *secret = vec![("new".into(), stowage_gateway::listen::credentials::hash_key("sk-new"))];
+    secret.hashes = vec![("new".into(), stowage_gateway::listen::credentials::hash_key("sk-new"))];
     gateway.apply();
     assert_eq!(gateway.chat(false).await.status, 401);
     assert_eq!(gateway.post("sk-new", &chat(false)).await.status, OK);

@@ -6,8 +6,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::core::{ApiResource, DynamicObject};
 use kube::{Api, Resource};
 use serde_json::{Value, json};
+use stowage_contracts::signals::{Fault, KeyFault};
 use stowage_crds::conditions::{reasons, types};
-use stowage_crds::names::API_VERSION;
+use stowage_crds::names::{API_KEYS_SECRET_TYPE, API_VERSION};
 use stowage_crds::quantity::milli_quantity;
 use stowage_crds::tenant_quota::{GpuUsage, Waiting};
 use stowage_crds::{
@@ -34,7 +35,7 @@ pub struct ClusterStatus {
 pub fn statuses(view: &View, built: &Built, report: &DecisionReport) -> Vec<ClusterStatus> {
     let mut due = Vec::new();
     for stored in view.quotas.values() {
-        let status = json(&quota(stored, built, report, view.now));
+        let status = json(&quota(stored, view, built, report));
         push::<TenantQuota, _, _>(&mut due, stored, status);
     }
     for stored in view.classes.values() {
@@ -70,10 +71,11 @@ where
 
 fn quota(
     stored: &crate::observe::view::StoredQuota,
+    view: &View,
     built: &Built,
     report: &DecisionReport,
-    now: Timestamp,
 ) -> TenantQuotaStatus {
+    let now = view.now;
     let accepted = match built.tenants.refused.get(stored.name()) {
         None => {
             let tenant = built.tenants.accepted.iter().find(|tenant| tenant.id.0 == stored.name());
@@ -87,13 +89,52 @@ fn quota(
     let tenant = report.tenants.iter().find(|tenant| tenant.tenant.0 == stored.name());
     TenantQuotaStatus {
         observed_generation: stored.meta.generation,
-        conditions: vec![accepted_condition(accepted, stored.generation(), conditions, now)],
+        conditions: std::iter::once(accepted_condition(accepted.clone(), stored.generation(), conditions, now))
+            .chain(accepted.ok().and_then(|_| keys(stored, view, conditions)))
+            .collect(),
         usage: tenant.map(usage).unwrap_or_default(),
         // Written by the gateway's figures once there are any.
         tokens: previous.and_then(|status| status.tokens.clone()),
         spend: previous.and_then(|status| status.spend.clone()),
         waiting: tenant.map(|tenant| waiting(tenant, report)).unwrap_or_default(),
     }
+}
+
+/// Faults named in one condition.
+const SHOWN_FAULTS: usize = 5;
+
+/// Whether clients get access with the tenant's keys. Gateways alone read Secrets and report; while none does, what
+/// they reported last stands.
+fn keys(stored: &crate::observe::view::StoredQuota, view: &View, previous: &[Condition]) -> Option<Condition> {
+    let secrets = stored.spec.as_ref().ok()?.credentials.as_ref().map_or(0, |given| given.api_keys.len());
+    if secrets == 0 {
+        return None;
+    }
+    let Some(all) = &view.gateways.keys else {
+        return previous.iter().find(|condition| condition.type_ == types::KEYS_USABLE).cloned();
+    };
+    let faults: Vec<&KeyFault> = all.iter().filter(|fault| fault.tenant == stored.name()).collect();
+    let Some(first) = faults.first() else {
+        let message = format!("Clients get access with every key in {secrets} Secrets.");
+        let (kind, reason) = (types::KEYS_USABLE, reasons::KEYS_USABLE);
+        return Some(condition(kind, true, reason, message, stored.generation(), previous, view.now));
+    };
+    let reason = match first.fault {
+        Fault::NotFound | Fault::Unknown => reasons::SECRET_NOT_FOUND,
+        Fault::Empty => reasons::NO_KEY,
+        Fault::NotAHash { .. } => reasons::KEY_NOT_A_HASH,
+        Fault::Taken { .. } => reasons::KEY_TAKEN,
+    };
+    let mut named: Vec<String> = faults.iter().take(SHOWN_FAULTS).map(ToString::to_string).collect();
+    if faults.len() > named.len() {
+        named.push(format!("and {} more", faults.len() - named.len()));
+    }
+    let message = format!(
+        "Requests with some of the tenant's keys get 401. {}. A key Secret has the type {API_KEYS_SECRET_TYPE} and holds, \
+         for each key, the output of `printf %s \"$KEY\" | sha256sum | cut -d' ' -f1`.",
+        named.join("; ")
+    );
+    Some(condition(types::KEYS_USABLE, false, reason, message, stored.generation(), previous, view.now))
 }
 
 fn usage(tenant: &TenantReport) -> Vec<GpuUsage> {

@@ -151,7 +151,8 @@ async fn stream(
     }
 }
 
-fn bracketed(address: &str) -> String {
+/// As it stands in a URL.
+pub(super) fn bracketed(address: &str) -> String {
     if address.contains(':') { format!("[{address}]") } else { address.to_owned() }
 }
 

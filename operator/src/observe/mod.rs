@@ -6,8 +6,10 @@
 
 pub mod agents;
 pub mod causes;
+pub mod gateways;
 pub mod identity;
 pub mod journal;
+pub mod signals;
 pub mod source;
 pub mod takeover;
 mod trim;
@@ -189,6 +191,7 @@ impl Sources {
             policies: self.policies.all(),
             budgets: self.budgets.all(),
             agents,
+            ..View::default()
         }
     }
 }

@@ -14,6 +14,7 @@ use futures::{StreamExt, pin_mut};
 use kube::runtime::watcher::{self, Event};
 use kube::{Api, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
+use stowage_contracts::lists::{EmptyLists, LIST_AGAIN_AFTER, Untrusted};
 use tokio::sync::Notify;
 
 /// Namespace (empty for cluster-scoped kinds) and name.
@@ -24,11 +25,6 @@ const MAX_RETRY: Duration = Duration::from_secs(5);
 const MIN_RETRY: Duration = Duration::from_millis(250);
 /// A silently dropped connection is noticed after this (plus five seconds).
 const WATCH_SECONDS: u32 = 55;
-
-/// An empty list in place of objects is accepted when it was returned again and again for this long. A server
-/// that lost its storage, or a proxy's mistake, would look the same, and everything would be given up for it.
-const SUSPECT_FOR: Duration = Duration::from_secs(30);
-const ASK_AGAIN: Duration = Duration::from_secs(2);
 
 /// The objects of one kind, as last seen.
 #[derive(Debug)]
@@ -44,8 +40,7 @@ struct State<T> {
     synced: bool,
     /// First error since the last success, and its message.
     failing: Option<(Instant, String)>,
-    /// Since when the lists are empty and not accepted.
-    suspect_since: Option<Instant>,
+    empty: EmptyLists,
     last_message: Option<Instant>,
     /// UIDs whose deletion was reported, the latest [`REMEMBER`] of them.
     ended: VecDeque<String>,
@@ -73,7 +68,7 @@ impl<T> Source<T> {
             objects: BTreeMap::new(),
             synced: false,
             failing: None,
-            suspect_since: None,
+            empty: EmptyLists::default(),
             last_message: None,
             ended: VecDeque::new(),
         };
@@ -145,12 +140,12 @@ pub async fn follow<K, T>(
     loop {
         match follow_once(api.clone(), config.clone(), &source, &trim, &changed, &mut retry).await {
             Ok(()) => return,
-            Err(Anew::Suspect) => {
+            Err(Anew::Untrusted) => {
                 tracing::warn!(
                     source = source.name,
                     "the list is empty and was not before: not accepted yet, listing again"
                 );
-                tokio::time::sleep(ASK_AGAIN).await;
+                tokio::time::sleep(LIST_AGAIN_AFTER).await;
             }
             // From a list on: a watch that starts again sends nothing while nothing changes, so that a quiet kind
             // would count as failing for ever.
@@ -166,7 +161,7 @@ pub async fn follow<K, T>(
 
 /// Why a kind is listed anew.
 enum Anew {
-    Suspect,
+    Untrusted,
     Failed(String),
 }
 
@@ -190,15 +185,11 @@ where
         if !matches!(event, Event::Init) {
             *retry = MIN_RETRY;
         }
-        take(source, &mut incoming, event, trim, Instant::now()).map_err(|Suspect| Anew::Suspect)?;
+        take(source, &mut incoming, event, trim, Instant::now()).map_err(|_: Untrusted| Anew::Untrusted)?;
         changed.notify_one();
     }
     Ok(())
 }
-
-/// The list is not accepted yet.
-#[derive(Debug, PartialEq, Eq)]
-struct Suspect;
 
 fn take<K: Resource, T>(
     source: &Source<T>,
@@ -206,7 +197,7 @@ fn take<K: Resource, T>(
     event: Event<K>,
     trim: &impl Fn(K) -> T,
     now: Instant,
-) -> Result<(), Suspect> {
+) -> Result<(), Untrusted> {
     match event {
         // The start of a list is no success yet.
         Event::Init => incoming.clear(),
@@ -215,14 +206,11 @@ fn take<K: Resource, T>(
         }
         Event::InitDone => {
             let mut state = source.write();
-            if incoming.is_empty() && !state.objects.is_empty() {
-                let since = *state.suspect_since.get_or_insert(now);
-                if now.saturating_duration_since(since) < SUSPECT_FOR {
-                    state.failing = Some((since, "an empty list in place of what was there".to_owned()));
-                    return Err(Suspect);
-                }
+            let known = !state.objects.is_empty();
+            if let Err(untrusted) = state.empty.judge(known, incoming.is_empty(), now) {
+                state.failing = Some((untrusted.since, "an empty list in place of what was there".to_owned()));
+                return Err(untrusted);
             }
-            state.suspect_since = None;
             state.objects = std::mem::take(incoming);
             state.synced = true;
             Source::alive(&mut state);

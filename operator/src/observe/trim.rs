@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::core::v1::{Container, Node, NodeSpec, NodeStatus, Pod, PodSpec, PodStatus};
 use kube::Resource;
-use stowage_crds::names::{LABEL_MANAGED_BY, MANAGED_BY, NODE_NAMESPACE};
+use stowage_crds::names::{LABEL_MANAGED_BY, MANAGED_BY, NODE_NAMESPACE, SYSTEM_NAMESPACE};
 
 /// All but the book-keeping of field managers.
 pub fn plain<K: Resource>(mut object: K) -> K {
@@ -10,12 +10,12 @@ pub fn plain<K: Resource>(mut object: K) -> K {
     object
 }
 
-/// Pods of ours and of the node agents whole, others only as far as they take room on a node.
+/// Pods of ours, of the node agents and of the gateways whole, others only as far as they take room on a node.
 pub fn pod(mut pod: Pod) -> Pod {
     pod.metadata.managed_fields = None;
     let label = pod.metadata.labels.as_ref().and_then(|labels| labels.get(LABEL_MANAGED_BY));
-    let ours =
-        label.is_some_and(|value| value == MANAGED_BY) || pod.metadata.namespace.as_deref() == Some(NODE_NAMESPACE);
+    let ours = label.is_some_and(|value| value == MANAGED_BY)
+        || matches!(pod.metadata.namespace.as_deref(), Some(NODE_NAMESPACE | SYSTEM_NAMESPACE));
     if ours {
         return pod;
     }

@@ -22,6 +22,7 @@ use stowage_crds::{
 };
 
 use crate::observe::agents::AgentReport;
+use crate::observe::signals::GatewayReport;
 use crate::observe::source::Key;
 
 /// Objects of one kind by key.
@@ -54,6 +55,8 @@ pub struct View {
     pub budgets: Objects<PodDisruptionBudget>,
     /// What the node agents reported last, by node.
     pub agents: BTreeMap<String, AgentReport>,
+    /// What the gateways reported last, all together.
+    pub gateways: GatewayReport,
 }
 
 /// A custom resource whose parts are read one by one, so that a malformed object affects only

@@ -21,7 +21,7 @@ use stowage_gateway::queue::directory::Directory;
 use stowage_gateway::queue::pool::PoolSettings;
 use stowage_gateway::queue::replica::Gate;
 use stowage_gateway::relay::stream::StreamPatience;
-use stowage_gateway::world::facts::{DeploymentFact, Facts, PodFact, QuotaFact, TokenLimits};
+use stowage_gateway::world::facts::{DeploymentFact, Facts, PodFact, QuotaFact, SecretKeys, TokenLimits};
 use stowage_gateway::world::salt::SaltKey;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -104,7 +104,8 @@ pub const SALT_KEY: &[u8] = b"0123456789abcdef0123456789abcdef";
 pub fn tenants() -> Facts {
     let mut facts = Facts { salt_key: SaltKey::new(SALT_KEY), ..Facts::default() };
     for name in ["a", "b"] {
-        facts.secrets.insert(format!("{name}-keys"), vec![("k".into(), hash_key(&format!("sk-{name}")))]);
+        let hashes = vec![("k".into(), hash_key(&format!("sk-{name}")))];
+        facts.secrets.insert(format!("{name}-keys"), SecretKeys { hashes, unreadable: Vec::new() });
         facts.quotas.push(QuotaFact {
             name: name.into(),
             created: 0,
@@ -271,7 +272,7 @@ impl Harness {
     pub async fn until_reported(&self, pod: &str) {
         until(&format!("{pod} to report"), || {
             let view = self.gateway.directory.view();
-            view.pools().flat_map(|pool| pool.status().replicas).any(|r| r.pod == pod && r.reported)
+            view.pools().flat_map(|pool| pool.status().replicas).any(|r| r.pod == pod && r.report.is_some())
         })
         .await;
     }
