@@ -19,8 +19,15 @@ pub fn on(node: &str) -> Value {
 }
 
 /// The part of a spec that admits a deployment to reserved nodes.
-pub fn tolerant() -> Value {
+fn tolerant() -> Value {
     json!({"podTemplate": {"tolerations": [{"key": RESERVED, "operator": "Exists"}]}})
+}
+
+/// The part of a spec that admits a deployment to the nodes with this label.
+pub fn labelled(label: &str) -> Value {
+    let mut spec = tolerant();
+    spec["podTemplate"]["nodeSelector"] = json!({label: "yes"});
+    spec
 }
 
 /// Names of the cluster's nodes, in order.

@@ -6,7 +6,7 @@ use anyhow::{Context, bail, ensure};
 use serde_json::{Value, json};
 use stowage_contracts::names;
 
-use crate::tools::cluster::{Cluster, text, wait_for};
+use crate::tools::cluster::{Cluster, condition, text, wait_for};
 use crate::tools::http::Caller;
 use crate::tools::parts::{agents, gateways};
 use crate::tools::process;
@@ -62,11 +62,8 @@ pub async fn nobody_but_the_operator_gets_a_gpu_of_our_class(w: World) -> anyhow
     let admin = w.cluster();
     let eve = editor(&w, &tenant).await?;
     for (who, as_user) in [("cluster admin", admin), ("editor of the namespace", &eve)] {
-        let refused = |what: &str, result| {
-            // An editor may not make claims at all, which RBAC refuses before the policies.
-            let words: &[&str] = if who == "cluster admin" { &["operator"] } else { &["operator", "forbidden"] };
-            must_refuse(&format!("{who}: {what}"), result, words)
-        };
+        // The role `edit` of Kubernetes 1.36 may make claims and templates: the policies refuse, for either of the two.
+        let refused = |what: &str, result| must_refuse(&format!("{who}: {what}"), result, &["operator"]);
         refused("claim of our class", as_user.create(ns, &claim(ns, "mine", &exactly)).await)?;
         refused("claim with firstAvailable", as_user.create(ns, &claim(ns, "mine", &first)).await)?;
         let template = json!({"apiVersion": "resource.k8s.io/v1", "kind": "ResourceClaimTemplate", "metadata": {"name": "t", "namespace": ns},
@@ -242,6 +239,53 @@ pub async fn keys_decide_who_asks_and_what_they_see(w: World) -> anyhow::Result<
         .await?;
     }
     Ok(())
+}
+
+/// One Secret is missing, one has another type, one holds a key in plain text, one nothing, and one another tenant's key.
+pub async fn keys_that_give_no_access_are_named_and_their_values_are_not(w: World) -> anyhow::Result<()> {
+    let (a, b) = (w.tenant("a").await?, w.tenant("b").await?);
+    let plain = "sk-in-plain-text";
+    let usable = |tenant: &str, status: &str, reason: &str, part: &str| {
+        let (w, tenant, what) = (w.clone(), tenant.to_owned(), format!("KeysUsable={status} {reason} {part}"));
+        let (status, reason, part) = (status.to_owned(), reason.to_owned(), part.to_owned());
+        async move {
+            wait_for(&what, Duration::from_secs(20), || async {
+                let quota = w.cluster().get("TenantQuota", "", &tenant).await?.unwrap_or_default();
+                let found = condition(&quota, "KeysUsable");
+                let as_wanted =
+                    found.as_ref().is_some_and(|(s, r, m)| *s == status && *r == reason && m.contains(&part));
+                let leaked = quota["status"].to_string().contains(plain);
+                ensure!(!leaked, "the value of a key is in the status: {}", quota["status"]);
+                Ok(if as_wanted { Ok(()) } else { Err(format!("{found:?}")) })
+            })
+            .await
+        }
+    };
+    usable(&a.name, "True", "KeysUsable", "").await?;
+    let secret = format!("{}-keys", b.name);
+    let write = |kind: &str, data: Value| {
+        let object = json!({"apiVersion": "v1", "kind": "Secret", "type": kind, "stringData": data,
+            "metadata": {"name": secret, "namespace": SYSTEM}});
+        let (w, secret) = (w.clone(), secret.clone());
+        async move {
+            w.cluster().delete("Secret", SYSTEM, &secret).await?;
+            w.cluster().create(SYSTEM, &object).await.context("write the Secret")
+        }
+    };
+    let hash = |key: &str| {
+        use sha2::Digest;
+        crate::tools::world::hex(&sha2::Sha256::digest(key.as_bytes()))
+    };
+    write(names::API_KEYS_SECRET_TYPE, json!({"test": plain})).await?;
+    usable(&b.name, "False", "KeyNotAHash", "the value of test").await?;
+    write(names::API_KEYS_SECRET_TYPE, json!({"test": hash(&a.caller.key)})).await?;
+    usable(&b.name, "False", "KeyTaken", "test is a key of another tenant").await?;
+    write(names::API_KEYS_SECRET_TYPE, json!({})).await?;
+    usable(&b.name, "False", "NoKey", "it holds no key").await?;
+    write("Opaque", json!({"test": hash("sk-other")})).await?;
+    usable(&b.name, "False", "SecretNotFound", &secret).await?;
+    write(names::API_KEYS_SECRET_TYPE, json!({"test": hash("sk-other")})).await?;
+    usable(&b.name, "True", "KeysUsable", "").await
 }
 
 pub async fn private_routes_of_the_engine_cannot_be_reached_through_the_gateway(w: World) -> anyhow::Result<()> {

@@ -129,6 +129,53 @@ pub async fn editor_changes_nothing_that_the_operator_set_in_a_claim(w: World) -
     Ok(())
 }
 
+/// The stock role alone: an editor makes claims of its own, none that look like ours, and deletes ours without effect
+/// before its pod has ended.
+pub async fn stock_editor_has_claims_of_its_own_and_none_of_ours(w: World) -> anyhow::Result<()> {
+    let tenant = w.tenant("a").await?;
+    let ns = tenant.name.as_str();
+    w.deploy_ready(&tenant, "chat", &Wish::default()).await?;
+    let ours = w.claims(&tenant, "chat").await?.first().map(|c| text(c, "/metadata/name")).context("no claim")?;
+    let eve = editor(&w, &tenant).await?;
+    let claim = |name: &str, labels: Value| {
+        json!({"apiVersion": "resource.k8s.io/v1", "kind": "ResourceClaim", "metadata": {"name": name, "namespace": ns, "labels": labels},
+            "spec": {"devices": {"requests": [{"name": "g", "exactly": {"deviceClassName": "other"}}]}}})
+    };
+    let our_label = json!({"app.kubernetes.io/managed-by": "stowage"});
+    eve.create(ns, &claim("own", json!({}))).await.context("a claim of the editor's own")?;
+    must_refuse(
+        "our label, later",
+        eve.patch_part("ResourceClaim", ns, "own", "", &json!({"metadata": {"labels": our_label}})).await,
+        &["is for claims of the Stowage operator"],
+    )?;
+    must_refuse(
+        "our label",
+        eve.create(ns, &claim("other", our_label.clone())).await,
+        &["is for claims of the Stowage operator"],
+    )?;
+    must_refuse(
+        "our prefix",
+        eve.create(ns, &claim("stowage-mine", json!({}))).await,
+        &["names that begin with stowage-"],
+    )?;
+    // What the controller makes from the editor's template.
+    let groups = ["system:serviceaccounts", "system:serviceaccounts:kube-system", "system:authenticated"];
+    let controller =
+        w.cluster().impersonate("system:serviceaccount:kube-system:resource-claim-controller", &groups).await?;
+    must_refuse(
+        "our label from a template",
+        controller.create(ns, &claim("made", our_label)).await,
+        &["is for claims of the Stowage operator"],
+    )?;
+
+    eve.delete("ResourceClaim", ns, &ours).await.context("delete our claim as editor")?;
+    let left = w.cluster().get("ResourceClaim", ns, &ours).await?.context("the claim is gone under its pod")?;
+    ensure!(left.pointer("/status/allocation").is_some(), "the allocation is gone: {left}");
+    w.answers(&tenant, "chat").await?;
+    w.cluster().delete("InferenceDeployment", ns, "chat").await?;
+    w.gone(&tenant, "chat", Duration::from_secs(60)).await
+}
+
 /// Verbs of the stock role `edit` on everything of ours; what it may write is guarded by admission, tested above.
 pub async fn stock_edit_role_has_no_right_beyond_the_documented_ones(w: World) -> anyhow::Result<()> {
     const VERBS: [&str; 8] = ["get", "list", "watch", "create", "update", "patch", "delete", "deletecollection"];
@@ -146,6 +193,9 @@ pub async fn stock_edit_role_has_no_right_beyond_the_documented_ones(w: World) -
         ("stowage.dev/tenantquotas/status", none.clone()),
         ("stowage.dev/gpunodes", read.clone()),
         ("stowage.dev/gpunodes/status", none.clone()),
+        // Since Kubernetes 1.36; admission guards ours, tested above.
+        ("resource.k8s.io/resourceclaims", all.clone()),
+        ("resource.k8s.io/resourceclaimtemplates", all.clone()),
         ("resource.k8s.io/resourceclaims/status", read.clone()),
         ("resource.k8s.io/resourceslices", none.clone()),
         ("resource.k8s.io/deviceclasses", none.clone()),

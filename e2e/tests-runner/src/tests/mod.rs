@@ -13,7 +13,7 @@ mod isolation_objects;
 mod placing;
 mod serving;
 
-use failing::{faults, gpus, nodes, operators};
+use failing::{faults, gpus, nodes, operators, refusals};
 use placing::{objects, placement};
 use serving::{clients, lifecycle, quickstart, scale};
 
@@ -82,10 +82,12 @@ pub fn all() -> Vec<Test> {
         test!(isolation::an_agent_writes_only_its_own_node),
         test!(isolation::a_pod_of_another_tenant_reaches_no_engine_agent_or_operator),
         test!(isolation::keys_decide_who_asks_and_what_they_see),
+        test!(isolation::keys_that_give_no_access_are_named_and_their_values_are_not),
         test!(isolation::private_routes_of_the_engine_cannot_be_reached_through_the_gateway),
         test!(isolation::no_token_is_cached_across_tenants),
         test!(isolation_objects::editor_changes_nothing_that_the_operator_set_in_a_pod),
         test!(isolation_objects::editor_changes_nothing_that_the_operator_set_in_a_claim),
+        test!(isolation_objects::stock_editor_has_claims_of_its_own_and_none_of_ours),
         test!(isolation_objects::stock_edit_role_has_no_right_beyond_the_documented_ones),
         test!(isolation_objects::hostile_container_fills_only_its_own_report_directory),
         test!(node gpus::a_replica_over_its_slice_is_evicted_and_its_neighbour_keeps_serving),
@@ -107,11 +109,14 @@ pub fn all() -> Vec<Test> {
         test!(agents faults::deleted_resource_slices_come_back_and_pods_stay),
         test!(agents faults::a_killed_agent_resumes_and_running_pods_stay),
         test!(node lifecycle::deleting_under_load_drains_without_a_failed_request),
+        test!(node lifecycle::draining_the_node_of_the_only_replica_loses_no_request),
+        test!(node lifecycle::replica_on_a_cordoned_node_stays_without_another_place),
         test!(lifecycle::a_killed_engine_is_replaced_and_the_other_replica_serves),
         test!(lifecycle::with_one_replica_killed_requests_are_held_until_it_is_back),
         test!(alone scale::two_hundred_deployments_of_one_tenant_do_not_delay_another),
         // A ratio of times: on two cores, which the slow clients use as well, it is no condition of every change.
         test!(long scale::a_thousand_slow_clients_do_not_delay_others),
+        test!(long refusals::fifty_refused_deployments_cost_few_revisions),
         test!(node nodes::an_agent_killed_between_the_steps_of_prepare_and_unprepare_resumes),
         test!(node nodes::a_truncated_checkpoint_is_rebuilt_and_running_pods_stay),
         test!(node nodes::a_full_disk_is_reported_and_the_replica_goes_to_another_node),

@@ -4,3 +4,4 @@ pub mod faults;
 pub mod gpus;
 pub mod nodes;
 pub mod operators;
+pub mod refusals;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use serde_json::{Value, json};
 
-use crate::reserved::{on, tolerant};
+use crate::reserved::{labelled, on};
 use crate::tools::cluster::{condition, text, wait_for};
 use crate::tools::disk::Full;
 use crate::tools::history::History;
@@ -136,7 +136,7 @@ pub async fn a_full_disk_is_reported_and_the_replica_goes_to_another_node(w: Wor
     // The label admits one deployment to this node, and later to another one.
     w.label_node(node).await?;
     w.deploy(&tenant, "stays", &here(&w)?).await?;
-    w.deploy(&tenant, "moves", &Wish::default().overlay(labelled(&w))).await?;
+    w.deploy(&tenant, "moves", &Wish::default().overlay(labelled(&w.label()))).await?;
     let reported = |o: &Value| {
         condition(o, "Ready").is_some_and(|(s, r, m)| s == "False" && r == REASON && m.contains("No space left"))
     };
@@ -156,13 +156,6 @@ pub async fn a_full_disk_is_reported_and_the_replica_goes_to_another_node(w: Wor
     w.ready(&tenant, "stays", 1).await?;
     w.answers(&tenant, "stays").await?;
     Ok(())
-}
-
-/// The part of a spec that admits a deployment to the nodes with this test's label.
-fn labelled(w: &World) -> Value {
-    let mut spec = tolerant();
-    spec["podTemplate"]["nodeSelector"] = json!({w.label(): "yes"});
-    spec
 }
 
 /// Everything on the test's node ends at once, as when its power fails.
@@ -192,17 +185,16 @@ pub async fn a_lost_node_leaves_routing_and_its_return_doubles_nothing(w: World)
     history.check(H100)
 }
 
-/// The label steers, and then a cordon: the first replica goes to the test's node, the second to another one.
+/// The label steers: the first replica goes to the test's node, the second to another one.
 async fn one_replica_on_each(w: &World, tenant: &Tenant) -> anyhow::Result<()> {
-    let wish = |replicas| Wish::default().replicas(replicas).overlay(labelled(w));
-    let cordon = |yes: bool| json!({"spec": {"unschedulable": yes}});
+    let wish = |replicas| Wish::default().replicas(replicas).overlay(labelled(&w.label()));
     w.label_node(w.node()?).await?;
     w.deploy_ready(tenant, "pair", &wish(1)).await?;
     w.label_node(OTHER).await?;
-    w.cluster().merge("Node", "", w.node()?, &cordon(true)).await?;
-    let placed = w.deploy_ready(tenant, "pair", &wish(2)).await;
-    w.cluster().merge("Node", "", w.node()?, &cordon(false)).await?;
-    placed
+    let unlabelled = json!({"metadata": {"labels": {w.label(): null}}});
+    w.cluster().merge("Node", "", w.node()?, &unlabelled).await?;
+    w.deploy_ready(tenant, "pair", &wish(2)).await?;
+    w.label_node(w.node()?).await
 }
 
 /// Routing stops at once; Kubernetes gives the node up after its grace period, and the replica is placed elsewhere.

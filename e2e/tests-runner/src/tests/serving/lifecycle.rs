@@ -5,11 +5,14 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use serde_json::json;
 
-use crate::reserved::on;
-use crate::tools::cluster::{text, wait_for};
+use crate::reserved::{labelled, on};
+use crate::tools::cluster::{condition, text, wait_for};
 use crate::tools::load::Load;
 use crate::tools::process;
 use crate::tools::world::{Tenant, Wish, World};
+
+/// A node beside a test's own.
+const OTHER: &str = "node1";
 
 /// Waits until the load has had `count` answers: then requests are in flight at any moment.
 async fn under_way(load: &Load, count: usize) -> anyhow::Result<()> {
@@ -36,6 +39,61 @@ pub async fn deleting_under_load_drains_without_a_failed_request(w: World) -> an
     let mut all = on(w.node()?);
     all["variants"] = json!([{"name": "whole", "class": "h100-80g", "count": 8}]);
     w.deploy_ready(&tenant, "next", &Wish::default().overlay(all)).await
+}
+
+/// `kubectl drain` of the node with the only replica: its replacement is Ready before it ends, whoever asks. The
+/// cordon alone, beside it, does the same.
+pub async fn draining_the_node_of_the_only_replica_loses_no_request(w: World) -> anyhow::Result<()> {
+    // The quota covers one replica: for the time of the move it need not cover two.
+    let tenant = w.tenant_with("a", json!({"gpus": [{"class": "h100-80g", "nominalQuota": "50m"}]})).await?;
+    let node = w.node()?.to_owned();
+    w.label_node(&node).await?;
+    w.deploy_ready(&tenant, "single", &Wish::default().overlay(labelled(&w.label()))).await?;
+    w.label_node(OTHER).await?;
+    w.answers(&tenant, "single").await?;
+    let load = Load::start(&tenant.caller, "single", 4, 48);
+    under_way(&load, 4).await?;
+    let selector = format!("--pod-selector=stowage.dev/deployment=single,stowage.dev/tenant={}", tenant.name);
+    let args = ["drain", &node, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=180s", &selector];
+    let (code, out, err) = w.env.program("kubectl", &args).await?;
+    let outcome = load.finish().await;
+    w.env.program("kubectl", &["uncordon", &node]).await?;
+    ensure!(code == 0, "kubectl drain: {out}{err}");
+    w.note(&format!(
+        "{} requests, evictions that waited: {}",
+        outcome.succeeded,
+        err.matches("disruption budget").count()
+    ));
+    ensure!(outcome.failures.is_empty(), "{} requests lost: {:?}", outcome.failures.len(), outcome.failures.first());
+    w.ready(&tenant, "single", 1).await?;
+    let pods = w.pods(&tenant, "single").await?;
+    ensure!(pods.iter().all(|pod| text(pod, "/spec/nodeName") != node), "a replica is still on {node}");
+    Ok(())
+}
+
+/// Where the node is cordoned and no other one has room, the replica goes on, and what would help is named.
+pub async fn replica_on_a_cordoned_node_stays_without_another_place(w: World) -> anyhow::Result<()> {
+    let (tenant, node) = (w.tenant("a").await?, w.node()?.to_owned());
+    w.deploy_ready(&tenant, "pinned", &Wish::default().overlay(on(&node))).await?;
+    let pod = w.pods(&tenant, "pinned").await?.first().map(|pod| text(pod, "/metadata/uid")).context("no pod")?;
+    w.env.program("kubectl", &["cordon", &node]).await?;
+    let cordoned = w
+        .until(&tenant, "pinned", "reported as on a cordoned node", Duration::from_secs(30), |o| {
+            condition(o, "Placed").is_some_and(|(status, reason, message)| {
+                let step = format!("Fits if {node} is uncordoned");
+                status == "False" && reason == "NodeCordoned" && message.contains(&step)
+            })
+        })
+        .await;
+    let pods = w.pods(&tenant, "pinned").await?;
+    w.env.program("kubectl", &["uncordon", &node]).await?;
+    cordoned?;
+    ensure!(pods.len() == 1 && text(&pods[0], "/metadata/uid") == pod, "the replica was replaced or doubled");
+    w.until(&tenant, "pinned", "placed as before", Duration::from_secs(30), |o| {
+        condition(o, "Placed").is_some_and(|(status, ..)| status == "True")
+    })
+    .await?;
+    w.answers(&tenant, "pinned").await.map(|_| ())
 }
 
 /// The engine's process of a deployment's (first) pod, and the pod's name.
