@@ -74,6 +74,15 @@ fn count_goes_down_only_after_the_hold_window() {
 }
 
 #[test]
+fn spike_that_is_no_burst_takes_no_replica_away_that_it_needs() {
+    let mut memory = Memory::default();
+    follow(&mut memory, 0.0, 295.0, 14, |_| 98.0);
+    let answer = decide(&mut memory, &measured(300.0, 156.0, 14)).unwrap();
+    assert!(answer.burst.is_none() && answer.needed < 13, "{answer:?}");
+    assert_eq!((answer.running, answer.replicas), (13, 13));
+}
+
+#[test]
 fn restart_does_not_scale_in_by_itself() {
     let answer = decide(&mut Memory::default(), &measured(5.0, 1.0, 9)).unwrap();
     assert_eq!((answer.replicas, answer.held.0), (9, 9));

@@ -222,6 +222,22 @@ fn scale_to_zero_waits_for_signals_that_show_that_nothing_runs() {
 }
 
 #[test]
+fn deployment_that_still_serves_is_not_idle() {
+    let parse = |extra: &str, kv: u32, unprefilled: u32| {
+        common::parse(&format!(
+            "class h100\nnode n1 gpu=h100*8\ntenant t ns=t h100=8\ndeployment t/chat ask=h100*1\n\
+             scale t/chat Active min=0 hold=60000 idle=60000\ncost t/chat only\ncold t/chat remote=30000\n\
+             replica t/chat 0 n1 0 ready {extra}\nearlier t/chat rate=0 for=90\n\
+             signals t/chat rate=0 kv={kv} unprefilled={unprefilled}"
+        ))
+    };
+    let wanted = |s: &Snapshot| plan(s, &Policy::default(), NOW).1.deployments[0].counts.wanted;
+    assert_eq!(wanted(&parse("serves=0", 0, 0)), 0);
+    let serving = [parse("serves=1", 0, 0), parse("serves=0", 10, 0), parse("serves=0", 0, 5)];
+    assert_eq!(serving.each_ref().map(wanted), [1, 1, 1]);
+}
+
+#[test]
 fn two_replicas_of_different_load_lose_the_less_loaded_one() {
     let mut s = common::parse(
         "class h100\nnode n1 gpu=h100*8\ntenant t ns=t h100=8\ndeployment t/chat want=1 ask=h100*1\n\

@@ -221,14 +221,15 @@ impl Memory {
             self.offered.pop_front();
         }
         let level = mean(self.offered.iter());
-        let recent = mean(self.offered.iter().filter(|o| o.at > at - rule.burst_window));
+        let last = |window: f64| mean(self.offered.iter().filter(|o| o.at > at - window));
+        let (recent, varies) = (last(rule.burst_window), last(rule.spread_of));
         self.follow_trend(offered, level, interval);
         let horizon = (measured.cold_start + interval).min(rule.trend_limit);
         let forecast = level.max(level + rule.trend_weight * self.trend * horizon).max(level * growth);
         // Exactly so many times the level is no burst, however the last digit was rounded.
         let limit = rule.burst_factor * level.max(LEAST_LEVEL) * (1.0 + 1e-9);
         let burst = (recent > limit).then_some(recent);
-        let spread = self.follow_spread(recent - level, interval, rule);
+        let spread = self.follow_spread(varies - level, interval, rule);
         self.followed = Followed { offered, forecast, burst, spread };
         self.followed
     }

@@ -208,8 +208,10 @@ pub struct Rule {
     /// Replicas of room per square root of the planned load: a small load varies more for its size.
     pub room: f64,
     /// Replicas of room per spread of the load around its level, as it was seen: some loads vary more than
-    /// others of their size. The spread is a mean over so many seconds.
+    /// others of their size. The spread is that of means over the one window, over the other.
     pub spread: f64,
+    /// As above.
+    pub spread_of: f64,
     /// As above.
     pub spread_window: f64,
     /// Window whose mean is the level of the load.
@@ -233,18 +235,19 @@ impl Rule {
     pub const STANDARD: Self = Self {
         density: 1.18,
         room: 1.0,
-        spread: 1.88,
+        spread: 2.35,
+        spread_of: 10.0,
         spread_window: 120.0,
         level_window: 40.0,
         burst_window: 5.0,
-        burst_factor: 1.5,
+        burst_factor: 2.2,
         trend_weight: 0.58,
         trend_limit: 40.0,
         hold: 45.0,
         drain: 15.0,
     };
     /// For objectives that must hold through bursts.
-    pub const TIGHT: Self = Self { room: 2.2, ..Self::STANDARD };
+    pub const TIGHT: Self = Self { room: 2.0, ..Self::STANDARD };
 }
 
 /// What is remembered of a deployment from one plan to the next. A plan returns it; the caller puts it
