@@ -1,6 +1,6 @@
 //! What it takes to make a change that would help: a command, and the right to run it.
 //!
-//! The planner names changes, whoever may make them. A command is shown as one's own next step only to an account that
+//! The planner names changes, without regard to who may make them. A command is shown as one's own next step only to an account that
 //! the API server lets do it; everybody else reads whom to ask.
 
 use serde::Serialize;

@@ -140,6 +140,10 @@ pub mod reasons {
     pub const LIMITED_BY_QUOTA: &str = "Quota";
     /// Free GPUs.
     pub const LIMITED_BY_CAPACITY: &str = "Capacity";
+    /// `scaling.maxReplicas`.
+    pub const LIMITED_BY_MAXIMUM: &str = "MaxReplicas";
+    /// What the scaling rule decides by is missing, stale or nonsense: the count stays as it is.
+    pub const LIMITED_BY_SIGNALS: &str = "Signals";
 
     // --- Draining ---
     /// Fewer replicas are wanted.

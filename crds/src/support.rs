@@ -5,7 +5,7 @@
 //! part may read or recommend a field that stands here; a field is honoured by removing its row.
 
 use crate::gpu_class::SharingMode;
-use crate::inference_deployment::{Accelerator, RolloutStrategy, ScalingMode, ServiceClass, Sharing, Variant};
+use crate::inference_deployment::{Accelerator, RolloutStrategy, ServiceClass, Sharing, Tier, Variant};
 use crate::rules::Reason;
 use crate::{GpuClassSpec, InferenceBatchSpec, InferenceDeploymentSpec, InferenceRuntimeSpec, TenantQuotaSpec};
 
@@ -78,11 +78,18 @@ pub const DEPLOYMENT: &[Unsupported<InferenceDeploymentSpec>] = &[
         message: "NearRealTime and Batch have no queue of their own; write serviceClass: Interactive",
     },
     Unsupported {
-        at: "spec",
-        fields: &["objectives"],
+        at: "spec.objectives",
+        fields: &["percentile"],
+        honoured: Honoured::Only(&["95"]),
+        given: |spec| spec.objectives.as_ref().and_then(|o| o.percentile).is_some_and(|percentile| percentile != 95),
+        message: "the scaling rule has one percentile, 95; remove objectives.percentile",
+    },
+    Unsupported {
+        at: "spec.objectives",
+        fields: &["completion"],
         honoured: Honoured::Nothing,
-        given: |spec| spec.objectives.is_some(),
-        message: "objectives are for the autoscaler, and scaling.mode Manual has none; remove spec.objectives",
+        given: |spec| spec.objectives.as_ref().is_some_and(|objectives| objectives.completion.is_some()),
+        message: "NearRealTime and its completion have no queue of their own; write objectives.ttft and objectives.itl",
     },
     Unsupported {
         at: "spec.variants[]",
@@ -108,27 +115,12 @@ pub const DEPLOYMENT: &[Unsupported<InferenceDeploymentSpec>] = &[
         given: |spec| !matches!(spec.isolation.sharing, Sharing::Auto | Sharing::EngineBudget),
         message: "MIG, MPS and TimeSlice are not set up on nodes; write sharing: Auto or EngineBudget",
     },
-    // Beside the spec and not beside scaling: a default that its own rule refuses makes the CRD invalid.
     Unsupported {
-        at: "spec",
-        fields: &["scaling.mode"],
-        honoured: Honoured::Only(&["'Manual'"]),
-        given: |spec| spec.scaling.mode != ScalingMode::Manual,
-        message: "the autoscaler is not in this release; write scaling.mode: Manual and spec.replicas",
-    },
-    Unsupported {
-        at: "spec.scaling",
-        fields: &["minReplicas", "maxReplicas", "objective", "idle", "coldStart"],
-        honoured: Honoured::Nothing,
-        given: |spec| {
-            let scaling = &spec.scaling;
-            scaling.min_replicas.is_some()
-                || scaling.max_replicas.is_some()
-                || scaling.objective.is_some()
-                || scaling.idle.is_some()
-                || scaling.cold_start.is_some()
-        },
-        message: "minReplicas, maxReplicas, objective, idle and coldStart belong to the autoscaler; remove them and write spec.replicas",
+        at: "spec.scaling.idle",
+        fields: &["tier"],
+        honoured: Honoured::Only(&["'Cached'"]),
+        given: |spec| spec.scaling.idle.as_ref().is_some_and(|idle| idle.tier != Tier::Cached),
+        message: "an idle replica ends, and its weights stay on the node; write tier: Cached",
     },
     Unsupported {
         at: "spec.podTemplate",

@@ -4,13 +4,13 @@
 //! together in one plan, because three loops over the same GPUs would fight. A plan is made at most
 //! [`DEBOUNCE`] after a change and at least every [`PERIOD`]; never on incomplete or failing inputs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use stowage_crds::names::NODE_NAMESPACE;
-use stowage_planner::snapshot::{DeploymentId, Hold, Policy, Snapshot};
+use stowage_planner::snapshot::{DeploymentId, Hold, Policy, ScalingMode, Snapshot};
 use stowage_planner::{DecisionReport, Plan};
 use stowage_telemetry::health::Readiness;
 use tokio::sync::{Notify, watch};
@@ -136,6 +136,8 @@ impl Control {
         let started = Instant::now();
         let built = build(view, &self.memory, self.sequence);
         let (plan, report) = stowage_planner::plan(&built.snapshot, &self.policy, now);
+        self.memory.remember(&built.snapshot, &plan);
+        self.gateways.watch(ruled(&built.snapshot));
         let violations = check(&built.snapshot, &plan);
         self.metrics.planned(started.elapsed(), plan.actions.len(), &report);
         for (source, age) in self.sources.ages(Instant::now()) {
@@ -269,6 +271,12 @@ impl Control {
             violations,
         }));
     }
+}
+
+/// Deployments whose count a rule decides or advises.
+fn ruled(snapshot: &Snapshot) -> BTreeSet<DeploymentId> {
+    let ruled = snapshot.deployments.iter().filter(|d| d.scaling.mode != ScalingMode::Manual);
+    ruled.map(|d| d.id.clone()).collect()
 }
 
 /// The planner's own invariants, asked again of the finished plan.

@@ -45,7 +45,7 @@ fn orphan_is_ended_after_ten_minutes_the_claim_after_its_pod() {
 }
 
 #[test]
-fn object_that_somebody_owns_is_no_orphan() {
+fn object_with_an_owner_is_no_orphan() {
     let owned = |kind: &str| {
         pod(&format!(", ownerReferences: [{{apiVersion: v1, kind: {kind}, name: chat, uid: d, controller: true}}]"))
     };

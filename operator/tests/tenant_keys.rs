@@ -49,7 +49,7 @@ fn each_fault_has_its_reason_and_the_message_names_the_secret() {
 }
 
 #[test]
-fn usable_keys_and_no_keys_are_told_apart() {
+fn usable_keys_are_distinguished_from_no_keys() {
     assert_eq!(
         condition(NAMED, "null", Some(vec![fault("b", Fault::Empty)])),
         "True KeysUsable: Clients get access with every key in 1 Secrets."

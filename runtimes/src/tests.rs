@@ -6,7 +6,7 @@ use stowage_crds::inference_deployment::{EnvVar, IsolationLevel};
 use stowage_crds::inference_runtime::{AdapterName, Capabilities, Probes, PullPolicy};
 use stowage_crds::validate::{
     AcceptedAccelerator, AcceptedDeployment, AcceptedImage, AcceptedOptions, AcceptedPod, AcceptedResources,
-    AcceptedRuntime, AcceptedVariant,
+    AcceptedRuntime, AcceptedScaling, AcceptedVariant,
 };
 
 use crate::{adapter, check, engine};
@@ -52,6 +52,7 @@ fn deployment(options: AcceptedOptions) -> AcceptedDeployment {
         variants: vec![],
         isolation: IsolationLevel::Shared,
         replicas: 1,
+        scaling: AcceptedScaling::default(),
         drain_timeout: Duration::from_secs(600),
         pod: AcceptedPod::default(),
     }

@@ -152,6 +152,9 @@ pub const HEADER_LOAD: &str = "x-stowage-load";
 /// Request header from gateway to engine: salt of the prefix cache.
 pub const HEADER_TENANT_SALT: &str = "x-stowage-tenant-salt";
 
+/// How long a gateway holds a request for a model without a replica where the deployment's `coldStart.hold` is absent.
+pub const DEFAULT_HOLD_MS: u64 = 120_000;
+
 /// Type of the Secrets that hold hashed API keys, in [`SYSTEM_NAMESPACE`].
 pub const API_KEYS_SECRET_TYPE: &str = "stowage.dev/api-keys";
 /// The Secret that holds the key of the salts of prefix caches, in [`SYSTEM_NAMESPACE`].

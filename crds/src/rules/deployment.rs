@@ -18,6 +18,12 @@ pub const REPLICAS_OUTSIDE_MANUAL: CelRule = invalid(
     "replicas belongs to mode Manual; remove it, or set scaling.mode: Manual",
 );
 
+/// What decides the number where no user does.
+pub const MANUAL_HAS_NO_RULE: CelRule = invalid(
+    "self.scaling.mode != 'Manual' || (!has(self.scaling.minReplicas) && !has(self.scaling.maxReplicas) && !has(self.scaling.idle) && !has(self.objectives))",
+    "minReplicas, maxReplicas, idle and objectives are for the rule of modes Active and Advisory; remove them, or set scaling.mode: Active",
+);
+
 /// The model's name as clients send it.
 pub const MODEL_NAME: CelRule = invalid(
     "self.trim() == self && !self.matches('[\\\\x00-\\\\x1f\\\\x7f]')",

@@ -7,8 +7,8 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use super::pod::{self, AcceptedPod};
 use super::{Refusal, Refusals, unique};
 use crate::inference_deployment::{
-    Accelerator, Access, ImageSource, Isolation, IsolationLevel, Model, ModelSource, Nodes, Rollout, Runtime,
-    RuntimeOptions, Scaling, ScalingMode, Variant,
+    Accelerator, Access, ColdStart, Idle, ImageSource, Isolation, IsolationLevel, Model, ModelSource, Nodes,
+    Objectives, Rollout, Runtime, RuntimeOptions, Scaling, ScalingMode, ScalingObjective, Variant,
 };
 use crate::names::MAX_DEPLOYMENT_NAME;
 use crate::quantity::{MAX_MEMORY_BYTES, MIN_MEMORY_BYTES, ParseError, parse_bytes, parse_duration, parse_milli};
@@ -40,13 +40,58 @@ pub struct AcceptedDeployment {
     pub variants: Vec<AcceptedVariant>,
     /// With whom replicas share.
     pub isolation: IsolationLevel,
-    /// Wanted; 0 runs none.
+    /// Wanted in mode Manual; 0 runs none.
     pub replicas: u32,
+    /// Who decides the number of replicas.
+    pub scaling: AcceptedScaling,
     /// At most 24 h.
     pub drain_timeout: Duration,
     /// What the pods carry beyond what the operator sets.
     pub pod: AcceptedPod,
 }
+
+/// Who decides the number of replicas, and by what. The bounds and objectives are for modes Active and Advisory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AcceptedScaling {
+    /// Who decides.
+    pub mode: ScalingMode,
+    /// Fewest replicas; 0 allows scale to zero.
+    pub min_replicas: u32,
+    /// Most replicas, at least as many.
+    pub max_replicas: u32,
+    /// What is preferred among variants; `None`: what packs best.
+    pub objective: Option<ScalingObjective>,
+    /// Time without requests after which the last replica ends; `None`: learned.
+    pub idle_after: Option<Duration>,
+    /// How long a request may wait for a first replica; `None`: the gateway's default.
+    pub hold: Option<Duration>,
+    /// Time to first token.
+    pub ttft: Duration,
+    /// Mean time between two tokens.
+    pub itl: Duration,
+}
+
+impl Default for AcceptedScaling {
+    /// Of a spec that says nothing of it.
+    fn default() -> Self {
+        Self {
+            mode: ScalingMode::default(),
+            min_replicas: 1,
+            max_replicas: DEFAULT_MAX_REPLICAS,
+            objective: None,
+            idle_after: None,
+            hold: None,
+            ttft: DEFAULT_TTFT,
+            itl: DEFAULT_ITL,
+        }
+    }
+}
+
+/// Most replicas where the spec names none and no higher minimum.
+const DEFAULT_MAX_REPLICAS: u32 = 10;
+/// Objectives where the spec names none: what a reader of a chat waits for without noticing much.
+const DEFAULT_TTFT: Duration = Duration::from_secs(1);
+const DEFAULT_ITL: Duration = Duration::from_millis(100);
 
 /// Weights in an OCI image.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,7 +153,7 @@ pub fn validate_deployment(name: &str, spec: &InferenceDeploymentSpec) -> Result
         model,
         runtime,
         service_class: _,
-        objectives: _,
+        objectives,
         variants,
         isolation,
         replicas,
@@ -129,11 +174,12 @@ pub fn validate_deployment(name: &str, spec: &InferenceDeploymentSpec) -> Result
     let engine = engine(&mut refusals, runtime);
     let Isolation { level, sharing: _ } = isolation;
     let accepted_variants = shapes(&mut refusals, variants);
-    let drain_timeout = scaled(&mut refusals, scaling, *replicas);
+    let drain_timeout = drain(&mut refusals, scaling);
+    let decided = scaled(&mut refusals, scaling, objectives.as_ref(), *replicas);
     let pod = pod_template.as_ref().map(|template| pod::accepted(&mut refusals, template)).unwrap_or_default();
 
     let (model_name, image, access) = served;
-    let accepted = image.zip(drain_timeout).map(|(image, drain_timeout)| AcceptedDeployment {
+    let accepted = image.zip(drain_timeout).zip(decided).map(|((image, drain_timeout), scaling)| AcceptedDeployment {
         model_name,
         image,
         access,
@@ -143,6 +189,7 @@ pub fn validate_deployment(name: &str, spec: &InferenceDeploymentSpec) -> Result
         variants: accepted_variants,
         isolation: *level,
         replicas: *replicas,
+        scaling,
         drain_timeout,
         pod,
     });
@@ -286,14 +333,51 @@ fn positive(
     (number > 0).then_some(number)
 }
 
-fn scaled(refusals: &mut Refusals, scaling: &Scaling, replicas: u32) -> Option<Duration> {
-    let Scaling { mode, min_replicas, max_replicas, objective: _, idle: _, cold_start: _, drain_timeout } = scaling;
+fn scaled(
+    refusals: &mut Refusals,
+    scaling: &Scaling,
+    objectives: Option<&Objectives>,
+    replicas: u32,
+) -> Option<AcceptedScaling> {
+    let Scaling { mode, min_replicas, max_replicas, objective, idle, cold_start, drain_timeout: _ } = scaling;
     let manual = *mode == ScalingMode::Manual;
     refusals.require(manual || replicas == 1, "spec.replicas", &rules::REPLICAS_OUTSIDE_MANUAL);
+    let for_the_rule = min_replicas.is_some() || max_replicas.is_some() || idle.is_some() || objectives.is_some();
+    refusals.require(!manual || !for_the_rule, "spec.scaling", &rules::MANUAL_HAS_NO_RULE);
     let ordered = min_replicas.zip(*max_replicas).is_none_or(|(least, most)| least <= most);
     refusals.require(ordered, "spec.scaling", &rules::MIN_MAX);
+    let idle = idle.as_ref().map(|Idle { after, tier: _ }| after);
+    let hold = cold_start.as_ref().map(|ColdStart { hold, max_held: _ }| hold);
+    let objective_of = |of: fn(&Objectives) -> &Option<String>| objectives.and_then(|o| of(o).as_ref());
+    let ttft = positive_time(refusals, "spec.objectives.ttft", objective_of(|o| &o.ttft))?;
+    let itl = positive_time(refusals, "spec.objectives.itl", objective_of(|o| &o.itl))?;
+    let min_replicas = min_replicas.unwrap_or_else(|| max_replicas.unwrap_or(1).min(1));
+    Some(AcceptedScaling {
+        mode: *mode,
+        min_replicas,
+        max_replicas: max_replicas.unwrap_or(DEFAULT_MAX_REPLICAS.max(min_replicas)),
+        objective: *objective,
+        idle_after: positive_time(refusals, "spec.scaling.idle.after", idle)?,
+        hold: positive_time(refusals, "spec.scaling.coldStart.hold", hold)?,
+        ttft: ttft.unwrap_or(DEFAULT_TTFT),
+        itl: itl.unwrap_or(DEFAULT_ITL),
+    })
+}
+
+/// A time above zero, if one is given. `None`: it was refused.
+fn positive_time(refusals: &mut Refusals, field: &str, text: Option<&String>) -> Option<Option<Duration>> {
+    let Some(text) = text else { return Some(None) };
+    let time = refusals.parsed(field, parse_duration(text))?;
+    if time.is_zero() {
+        refusals.push(field, Reason::Invalid, "a time of zero can never be kept; write for example 800ms");
+        return None;
+    }
+    Some(Some(time))
+}
+
+fn drain(refusals: &mut Refusals, scaling: &Scaling) -> Option<Duration> {
     let field = "spec.scaling.drainTimeout";
-    let timeout = match parse_duration(drain_timeout) {
+    let timeout = match parse_duration(&scaling.drain_timeout) {
         Err(ParseError::TooLong(_)) => None,
         parsed => Some(refusals.parsed(field, parsed)?),
     };

@@ -16,7 +16,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use stowage_contracts::names::{CACHE_KEY_ENTRY, CACHE_KEY_SECRET, SYSTEM_NAMESPACE};
+use stowage_contracts::names::{CACHE_KEY_ENTRY, CACHE_KEY_SECRET, DEFAULT_HOLD_MS, SYSTEM_NAMESPACE};
 use stowage_contracts::signals::{Fault, KeyFault};
 use stowage_contracts::tenancy::{NamespaceClaim, Tenancy};
 use stowage_planner::route::Refusal;
@@ -25,7 +25,7 @@ use crate::listen::credentials::KeyTable;
 use crate::world::facts::{DeploymentFact, Facts, PodFact, QuotaFact, TokenLimits};
 
 /// How long a request waits for a model without a ready replica, where its deployment sets no hold.
-pub const DEFAULT_HOLD: Duration = Duration::from_secs(120);
+pub const DEFAULT_HOLD: Duration = Duration::from_millis(DEFAULT_HOLD_MS);
 /// How many requests wait so, where the deployment sets no bound.
 pub const DEFAULT_MAX_HELD: usize = 200;
 

@@ -4,11 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::Pod;
+use stowage_planner::Plan;
 use stowage_planner::plan::{Action, EndReason};
-use stowage_planner::snapshot::{DeploymentId, Exclusion, Hold, Slot, TimeMs};
+use stowage_planner::snapshot::{DeploymentId, Exclusion, Hold, Memory as RuleMemory, Slot, Snapshot, TimeMs};
 
+use super::learned::Learned;
 use super::snapshot::strays::{self, Stray};
-use crate::observe::identity::identity;
+use crate::observe::identity::{controller, identity};
 use crate::observe::view::{Objects, View};
 use crate::translate::snapshot::replicas::condition;
 
@@ -27,6 +29,10 @@ pub struct Memory {
     orphaning: BTreeSet<String>,
     /// Since when no deployment claims an object of ours, by its UID.
     unclaimed: BTreeMap<String, TimeMs>,
+    /// What is learned of each deployment, by its UID.
+    learned: BTreeMap<String, Learned>,
+    /// What the scaling rule remembers of each deployment, by its UID.
+    rules: BTreeMap<String, RuleMemory>,
     /// Deployments whose creations the API server refuses.
     held: BTreeMap<DeploymentId, Hold>,
 }
@@ -38,11 +44,50 @@ impl Memory {
         self.exclusions.retain(|exclusion| exclusion.until_ms > now);
         self.slots.retain(|(uid, _), _| uids.contains(uid.as_str()));
         self.orphaning.retain(|uid| uids.contains(uid.as_str()));
+        self.learned.retain(|uid, _| uids.contains(uid.as_str()));
+        self.rules.retain(|uid, _| uids.contains(uid.as_str()));
         let orphaning = view.deployments.values().filter(|stored| stored.orphaning());
         self.orphaning.extend(orphaning.map(|stored| stored.uid().to_owned()));
         let since = |stray: Stray| (stray.uid.clone(), self.unclaimed.get(&stray.uid).copied().unwrap_or(now));
         self.unclaimed = strays::unclaimed(view).into_iter().map(since).collect();
         self.observe_pods(&view.pods, now);
+        self.observe_costs(view);
+    }
+
+    /// What engines reported through the gateways.
+    fn observe_costs(&mut self, view: &View) {
+        for pod in view.pods.values() {
+            let (Some(uid), Some(owner)) = (pod.metadata.uid.as_deref(), controller(&pod.metadata)) else { continue };
+            let Some(id) = identity(&pod.metadata) else { continue };
+            let load = view.gateways.deployments.get(&id.replica.deployment).and_then(|load| load.replicas.get(uid));
+            let engine = load.and_then(|load| load.engine.as_ref());
+            let coefficients = engine.and_then(|(at, engine)| Some((*at, engine.coefficients?)));
+            if let (Some((at, coefficients)), Some(placement)) = (coefficients, &id.placement) {
+                let learned = self.learned.entry(owner.uid.clone()).or_default();
+                learned.cost(&placement.variant, coefficients, at);
+            }
+        }
+    }
+
+    /// Takes in what a plan returned for the next one.
+    pub fn remember(&mut self, snapshot: &Snapshot, plan: &Plan) {
+        let uids: BTreeMap<&DeploymentId, &str> =
+            snapshot.deployments.iter().map(|d| (&d.id, d.uid.as_str())).collect();
+        for (id, memory) in &plan.memory {
+            if let Some(uid) = uids.get(id) {
+                self.rules.insert((*uid).to_owned(), memory.clone());
+            }
+        }
+    }
+
+    /// What is learned of the deployment with this UID.
+    pub fn learned(&self, uid: &str) -> Option<&Learned> {
+        self.learned.get(uid)
+    }
+
+    /// What the scaling rule remembers of it.
+    pub fn rule(&self, uid: &str) -> RuleMemory {
+        self.rules.get(uid).cloned().unwrap_or_default()
     }
 
     fn observe_pods(&mut self, pods: &Objects<Pod>, now: TimeMs) {
@@ -50,6 +95,12 @@ impl Memory {
         for pod in pods.values() {
             let (Some(uid), Some(id)) = (pod.metadata.uid.as_ref(), identity(&pod.metadata)) else { continue };
             let Some(condition) = condition(pod, "Ready") else { continue };
+            if condition.status == "True"
+                && !self.was_ready.contains(uid)
+                && let Some(owner) = controller(&pod.metadata)
+            {
+                self.learned.entry(owner.uid.clone()).or_default().started(pod);
+            }
             if condition.status == "True" || self.was_ready.contains(uid) {
                 ready.insert(uid.clone());
             }

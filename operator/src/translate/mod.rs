@@ -5,6 +5,7 @@
 //! refused deployment is left out (its replicas go on, their slices stay charged), and the refusal
 //! becomes its condition.
 
+pub mod learned;
 pub mod memory;
 pub mod snapshot;
 pub mod validate;

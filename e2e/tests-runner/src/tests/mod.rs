@@ -111,6 +111,7 @@ pub fn all() -> Vec<Test> {
         test!(node lifecycle::deleting_under_load_drains_without_a_failed_request),
         test!(node lifecycle::draining_the_node_of_the_only_replica_loses_no_request),
         test!(node lifecycle::replica_on_a_cordoned_node_stays_without_another_place),
+        test!(lifecycle::load_is_scaled_out_without_a_lost_request),
         test!(lifecycle::a_killed_engine_is_replaced_and_the_other_replica_serves),
         test!(lifecycle::with_one_replica_killed_requests_are_held_until_it_is_back),
         test!(alone scale::two_hundred_deployments_of_one_tenant_do_not_delay_another),

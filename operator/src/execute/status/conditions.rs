@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use stowage_crds::conditions::{reasons, types};
 use stowage_crds::quantity::milli_quantity;
+use stowage_planner::demand::{ScaleReason, ScaleVerdict, WithdrawnFor};
 use stowage_planner::plan::{Action, EndReason};
 use stowage_planner::render;
 use stowage_planner::report::{DeploymentReport, Outcome, QuotaBinding, QuotaVerdict, TroubleKind, Wait};
@@ -291,9 +292,32 @@ fn obstacle_reason(obstacle: &Obstacle) -> &'static str {
     }
 }
 
+/// What keeps the scaling rule from having the replicas that the load needs.
+fn held_by_the_rule(report: &DeploymentReport) -> Option<&'static str> {
+    match &report.scale {
+        ScaleVerdict::Frozen { .. } => Some(reasons::LIMITED_BY_SIGNALS),
+        ScaleVerdict::Active { advice } if advice.reason == ScaleReason::Maximum => Some(reasons::LIMITED_BY_MAXIMUM),
+        ScaleVerdict::Active { advice } => match advice.withdrawn.as_ref()?.reason {
+            WithdrawnFor::Quota | WithdrawnFor::NoTenant => Some(reasons::LIMITED_BY_QUOTA),
+            WithdrawnFor::Room => Some(reasons::LIMITED_BY_CAPACITY),
+        },
+        _ => None,
+    }
+}
+
+fn capital(text: &str) -> String {
+    let mut chars = text.chars();
+    chars.next().map_or(String::new(), |first| first.to_uppercase().chain(chars).collect())
+}
+
 fn limited(facts: &Facts<'_>) -> Option<Statement> {
     let report = facts.report?;
     let by = match report.outcome {
+        _ if held_by_the_rule(report).is_some() => {
+            let reason = held_by_the_rule(report)?;
+            let message = format!("{}.", capital(&render::why_wanted(&report.scale)));
+            return Some(state(types::SCALING_LIMITED, true, reason, message));
+        }
         // As many serve as are wanted, on a node that they are to leave.
         Outcome::WaitingForGPU if moves(report) && report.counts.current >= report.counts.wanted => return None,
         Outcome::WaitingForQuota => reasons::LIMITED_BY_QUOTA,

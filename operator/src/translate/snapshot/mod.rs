@@ -7,6 +7,7 @@ pub mod nodes;
 pub mod owned;
 pub mod promises;
 pub mod replicas;
+pub mod signals;
 pub mod startup;
 pub mod strays;
 pub mod usage;

@@ -17,6 +17,7 @@ use super::changed::changed;
 use super::nodes::{lost, millis_between};
 use crate::observe::agents::FoundOvershoot;
 use crate::observe::identity::{identity, node_of};
+use crate::observe::signals::Load;
 use crate::observe::view::View;
 use crate::translate::snapshot::startup::{Startup, startup};
 use crate::translate::validate::Wanted;
@@ -25,13 +26,26 @@ use crate::translate::validate::Wanted;
 const RESTARTS_TOO_MANY: i32 = 6;
 
 /// The replicas that these pods are, sorted by slot and life. `was_ready`: pods (by UID) that have been Ready.
-pub fn of(view: &View, pods: &[Arc<Pod>], wanted: Option<&Wanted>, was_ready: &dyn Fn(&str) -> bool) -> Vec<Replica> {
-    let mut replicas: Vec<Replica> = pods.iter().filter_map(|pod| replica(view, pod, wanted, was_ready)).collect();
+pub fn of(
+    view: &View,
+    pods: &[Arc<Pod>],
+    wanted: Option<&Wanted>,
+    load: Option<&Load>,
+    was_ready: &dyn Fn(&str) -> bool,
+) -> Vec<Replica> {
+    let mut replicas: Vec<Replica> =
+        pods.iter().filter_map(|pod| replica(view, pod, wanted, load, was_ready)).collect();
     replicas.sort_by(|a, b| (a.index, a.incarnation, &a.name).cmp(&(b.index, b.incarnation, &b.name)));
     replicas
 }
 
-fn replica(view: &View, pod: &Pod, wanted: Option<&Wanted>, was_ready: &dyn Fn(&str) -> bool) -> Option<Replica> {
+fn replica(
+    view: &View,
+    pod: &Pod,
+    wanted: Option<&Wanted>,
+    load: Option<&Load>,
+    was_ready: &dyn Fn(&str) -> bool,
+) -> Option<Replica> {
     let id = identity(&pod.metadata)?;
     let meta = &pod.metadata;
     let node = node_of(pod);
@@ -45,7 +59,7 @@ fn replica(view: &View, pod: &Pod, wanted: Option<&Wanted>, was_ready: &dyn Fn(&
         phase: judged_phase(view, pod, wanted, was_ready),
         node_lost: node.is_some() && lost(kube_node.map(AsRef::as_ref)),
         overshoot: overshoot(view, pod),
-        in_flight: None,
+        in_flight: load.and_then(|load| load.replicas.get(meta.uid.as_deref()?)).map(|replica| replica.in_flight),
         placement: id.placement,
         created_ms: millis(created_ms),
     })

@@ -22,7 +22,7 @@ const SETTLES: usize = 3;
 const COUNTED: usize = 3;
 
 /// A ResourceQuota without pods refuses every replica of fifty deployments. Each change of any object is one
-/// revision of etcd, whoever makes it.
+/// revision of etcd, by any writer.
 pub async fn fifty_refused_deployments_cost_few_revisions(w: World) -> anyhow::Result<()> {
     let tenant = w.tenant("a").await?;
     let none = json!({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none", "namespace": tenant.name},

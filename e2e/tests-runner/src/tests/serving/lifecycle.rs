@@ -41,7 +41,7 @@ pub async fn deleting_under_load_drains_without_a_failed_request(w: World) -> an
     w.deploy_ready(&tenant, "next", &Wish::default().overlay(all)).await
 }
 
-/// `kubectl drain` of the node with the only replica: its replacement is Ready before it ends, whoever asks. The
+/// `kubectl drain` of the node with the only replica: its replacement is Ready before it ends. The
 /// cordon alone, beside it, does the same.
 pub async fn draining_the_node_of_the_only_replica_loses_no_request(w: World) -> anyhow::Result<()> {
     // The quota covers one replica: for the time of the move it need not cover two.
@@ -68,6 +68,27 @@ pub async fn draining_the_node_of_the_only_replica_loses_no_request(w: World) ->
     w.ready(&tenant, "single", 1).await?;
     let pods = w.pods(&tenant, "single").await?;
     ensure!(pods.iter().all(|pod| text(pod, "/spec/nodeName") != node), "a replica is still on {node}");
+    Ok(())
+}
+
+/// Mode Active: load that one replica cannot serve within its objectives brings more, and none of it is lost.
+pub async fn load_is_scaled_out_without_a_lost_request(w: World) -> anyhow::Result<()> {
+    let tenant = w.tenant("a").await?;
+    let active = json!({"replicas": null, "objectives": {"ttft": "500ms", "itl": "30ms"},
+        "scaling": {"mode": "Active", "minReplicas": 1, "maxReplicas": 3}});
+    w.deploy_ready(&tenant, "follows", &Wish::default().overlay(active)).await?;
+    w.answers(&tenant, "follows").await?;
+    let load = Load::start(&tenant.caller, "follows", 12, 64);
+    let started = std::time::Instant::now();
+    let more = w
+        .until(&tenant, "follows", "scaled out", Duration::from_secs(120), |o| {
+            text(o, "/status/readyReplicas").parse::<u32>().is_ok_and(|ready| ready >= 2)
+        })
+        .await;
+    w.note(&format!("a second replica took requests {:.0} s after the load began", started.elapsed().as_secs_f64()));
+    let outcome = load.finish().await;
+    more?;
+    ensure!(outcome.failures.is_empty(), "{} requests lost: {:?}", outcome.failures.len(), outcome.failures.first());
     Ok(())
 }
 
