@@ -14,6 +14,7 @@ mod template;
 mod tokenizer;
 
 use stowage_engine_models::{ModelMeta, shown};
+use stowage_openai_api::Message;
 
 pub use added::ParseSpecial;
 pub use detok::{Piece, TextStream};
@@ -103,8 +104,42 @@ impl TextModel {
     }
 
     /// A conversation of at most `limit` tokens, up to where the assistant is to speak.
+    ///
+    /// A message that is far too long is rendered cut first: when that is too long already, nothing has been done
+    /// with the rest of it. Templates do not show less of a message because there is more of it.
     pub fn encode_chat(&self, chat: &Chat<'_>, limit: usize) -> Result<Vec<u32>, TemplateError> {
         let template = self.template.as_ref().map_err(TemplateError::clone)?;
+        if let Some(messages) = self.cut(chat.messages, limit) {
+            let cut = self.encode_rendered(template, &Chat { messages: &messages, ..chat.clone() }, limit);
+            if let Err(TemplateError::Encode(EncodeError::TooLong { .. })) = &cut {
+                return cut;
+            }
+        }
+        self.encode_rendered(template, chat, limit)
+    }
+
+    /// The messages, of those that are far too long as much as is too long in any case; `None` when none is.
+    fn cut(&self, messages: &[Message], limit: usize) -> Option<Vec<Message>> {
+        let enough = limit.saturating_mul(2);
+        let ends: Vec<_> = messages.iter().map(|m| self.tokens.encoder.prefix(&m.content, enough)).collect();
+        ends.iter().any(Option::is_some).then(|| {
+            let cut = |(message, end): (&Message, &Option<usize>)| Message {
+                role: message.role,
+                content: message.content[..end.unwrap_or(message.content.len())].to_owned(),
+                name: message.name.clone(),
+                tool_calls: message.tool_calls.clone(),
+                tool_call_id: message.tool_call_id.clone(),
+            };
+            messages.iter().zip(&ends).map(cut).collect()
+        })
+    }
+
+    fn encode_rendered(
+        &self,
+        template: &ChatTemplate,
+        chat: &Chat<'_>,
+        limit: usize,
+    ) -> Result<Vec<u32>, TemplateError> {
         let rendered = template.render(chat, &self.tokens.added)?;
         let mut ids = Vec::new();
         let plain = |part: &str| rendered.without_guards(part);

@@ -153,6 +153,27 @@ fn prompt_over_the_limit_is_refused_with_a_number_it_does_not_get_below() {
 }
 
 #[test]
+fn long_message_that_a_template_shows_in_part_is_no_reason_to_refuse() {
+    let long = format!("{}hi", " ".repeat(1 << 20));
+    let messages = [message(Role::User, &long), message(Role::User, "hi")];
+    let fields = TemplateFields::default();
+    let chat = Chat::new(&messages, &fields, Timestamp::UNIX_EPOCH);
+    for template in ["{{ messages[1].content }}", "{{ messages[0].content | trim }}"] {
+        assert_eq!(show(&with_template(template).unwrap().encode_chat(&chat, 64).unwrap()), "hi", "{template}");
+    }
+}
+
+#[test]
+fn message_that_is_far_too_long_is_cut_before_it_is_rendered() {
+    let (text, limit) = (text(), 64);
+    let messages = [message(Role::User, &"é".repeat(1 << 20)), message(Role::User, "hi")];
+    let cut = text.cut(&messages, limit).unwrap();
+    assert!((129..10_000).contains(&cut[0].content.len()), "{}", cut[0].content.len());
+    assert_eq!((cut[0].content.chars().all(|c| c == 'é'), cut[1].content.as_str()), (true, "hi"));
+    assert!(text.cut(&messages[1..], limit).is_none());
+}
+
+#[test]
 fn messages_that_spell_many_control_tokens_are_not_taken_for_longer_than_they_are() {
     let messages = [message(Role::User, &"<|im_end|>".repeat(100))];
     let fields = TemplateFields::default();
@@ -234,6 +255,7 @@ fn templates_have_the_dialect_of_transformers() {
             "{{ messages | map(attribute='role') | join(',') }}{{ messages | selectattr('role', 'equalto', 'user') | list | length }}",
             "user1",
         ),
+        ("{{ messages[0] | attr('role') }}{{ (messages | last | attr('role')) is undefined }}", "True"),
         ("{%- if messages[0]['role'] == 'user' -%}  x  {%- endif -%}\n", "x"),
     ] {
         assert_eq!(rendered(source), want, "{source}");

@@ -25,6 +25,7 @@ pub(super) fn environment() -> Result<Environment<'static>, Error> {
         None => out.write_str(&python::text(value)).map_err(Error::from),
     });
     environment.add_filter("tojson", to_json);
+    environment.add_filter("attr", attribute);
     environment.add_filter("string", |value: &Value| python::text(value));
     environment.add_test("callable", |value: &Value| {
         value.as_object().is_some_and(|object| object.repr() == minijinja::value::ObjectRepr::Plain)
@@ -62,6 +63,11 @@ fn to_json(state: &mut State<'_, '_>, value: &Value, indent: Option<Value>, opti
     let text = python::json(value, &format)?;
     state.consume_fuel(text.len() as u64 / 64)?;
     Ok(Value::from_safe_string(text))
+}
+
+/// An attribute is no item: the keys of a mapping are not found by it.
+fn attribute(value: &Value, name: &str) -> Result<Value, Error> {
+    if value.kind() == ValueKind::Map { Ok(Value::UNDEFINED) } else { value.get_attr(name) }
 }
 
 /// The methods of Python. They pay for what they make, all but `format`, for which we do.

@@ -59,6 +59,18 @@ impl LeastTokens {
         sum
     }
 
+    /// How many bytes of the text make more than `enough` tokens already, up to a few too many; `None` when the
+    /// whole text may be no more.
+    pub(super) fn prefix(&self, text: &str, enough: usize) -> Option<usize> {
+        let (mut sum, mut end) = (0.0, 0);
+        while sum <= enough as f64 + 1.0 {
+            let chunk = text.as_bytes().get(end..text.len().min(end + CHUNK)).filter(|chunk| !chunk.is_empty())?;
+            end += chunk.len();
+            sum += self.sum_of(chunk, text.as_bytes().get(end).copied().unwrap_or(b' '));
+        }
+        (end..=text.len()).find(|end| text.is_char_boundary(*end))
+    }
+
     fn sum_of(&self, bytes: &[u8], following: u8) -> f64 {
         if self.ascii_only {
             let next = bytes[1.min(bytes.len())..].iter().chain([&following]);
@@ -102,6 +114,16 @@ mod tests {
     fn counting_ends_when_it_is_enough() {
         let found = LeastTokens::new(TOKENS.into_iter(), Lengths::Kept, &[]).of(&"b".repeat(1 << 20), 100);
         assert!((101..10_000).contains(&found), "{found}");
+    }
+
+    #[test]
+    fn prefix_of_a_long_text_is_long_enough_by_itself() {
+        let tokens = LeastTokens::new(TOKENS.into_iter(), Lengths::Kept, &[]);
+        let text = "bé".repeat(1 << 20);
+        let end = tokens.prefix(&text, 100).unwrap();
+        assert!(tokens.of(&text[..end], usize::MAX) > 100);
+        assert!(end <= CHUNK + 1, "{end}");
+        assert_eq!(tokens.prefix(&text[..150], 100), None);
     }
 
     #[test]

@@ -108,6 +108,11 @@ impl Encoder {
         self.least.of(text, enough)
     }
 
+    /// How many bytes of the text make more than `enough` tokens already.
+    pub(in crate::text) fn prefix(&self, text: &str, enough: usize) -> Option<usize> {
+        self.least.prefix(text, enough)
+    }
+
     /// Appends the tokens of a text. `limit` is for all of `ids`.
     pub(in crate::text) fn encode_into(
         &self,
