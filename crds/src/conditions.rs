@@ -119,6 +119,10 @@ pub mod reasons {
     pub const CRASH_LOOP: &str = "CrashLoop";
     /// The engine's or the model's image cannot be pulled.
     pub const IMAGE_PULL_FAILED: &str = "ImagePullFailed";
+    /// The node agent fetches the model; the message has how far it has come.
+    pub const FETCHING_MODEL: &str = "FetchingModel";
+    /// The node agent cannot fetch the model; it tries again, and the message has the cause.
+    pub const MODEL_FETCH_FAILED: &str = "ModelFetchFailed";
     /// The API server refused an object of ours, for example by quota or policy.
     pub const API_REFUSED: &str = "ApiRefused";
     /// An object of another owner has the name of one that the deployment needs; it is left as it is.

@@ -52,16 +52,13 @@ pub const DEPLOYMENT: &[Unsupported<InferenceDeploymentSpec>] = &[
     },
     Unsupported {
         at: "spec.model.source",
-        fields: &["huggingFace", "http", "s3", "persistentVolumeClaim"],
+        fields: &["huggingFace", "s3"],
         honoured: Honoured::Nothing,
         given: |spec| {
             let source = &spec.model.source;
-            source.hugging_face.is_some()
-                || source.http.is_some()
-                || source.s3.is_some()
-                || source.persistent_volume_claim.is_some()
+            source.hugging_face.is_some() || source.s3.is_some()
         },
-        message: "huggingFace, http, s3 and persistentVolumeClaim are not fetched; pack the weights into an OCI image and write source.image",
+        message: "huggingFace and s3 are not fetched; write source.http for one file, or pack the weights into an OCI image and write source.image",
     },
     Unsupported {
         at: "spec.runtime.options",
@@ -106,7 +103,7 @@ pub const DEPLOYMENT: &[Unsupported<InferenceDeploymentSpec>] = &[
             words: "a size; without `compute` it may be absent",
         },
         given: |spec| spec.variants.iter().any(needs_estimate),
-        message: "memory is not estimated; write weights plus KV cache, for example memory: 2Gi, or neither memory nor compute for whole GPUs",
+        message: "memory is not estimated here; write what `kubectl stowage model inspect` prints, for example memory: 2Gi, or neither memory nor compute for whole GPUs",
     },
     Unsupported {
         at: "spec.isolation",

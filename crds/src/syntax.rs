@@ -57,6 +57,14 @@ pub fn is_model_name(name: &str) -> bool {
     !name.is_empty() && name.trim() == name && !name.contains(|c: char| c.is_ascii_control())
 }
 
+/// `http://host/path` or `https://…`, without credentials.
+pub fn is_http_url(text: &str) -> bool {
+    let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    let Some(rest) = rest.filter(|rest| !rest.contains(char::is_whitespace)) else { return false };
+    let end = rest.find(['/', '?', '#', '@']).unwrap_or(rest.len());
+    end > 0 && matches!(rest.as_bytes().get(end), None | Some(b'/'))
+}
+
 /// `[host[:port]/]path[:tag][@digest]`, as container runtimes parse it.
 pub fn is_image_reference(text: &str) -> bool {
     let (rest, digest) = match text.split_once('@') {
@@ -157,6 +165,24 @@ mod tests {
     #[test]
     fn model_names_have_no_hidden_characters() {
         check(is_model_name, &["m", "org/name", "My model", "模型"], &["", " m", "m\n", "a\tb"]);
+    }
+
+    #[test]
+    fn addresses_of_files_hold_no_credentials() {
+        let fine = ["https://h/m.gguf", "http://h:8080/a/b?c=d", "https://h", "https://[2001:db8::1]/m"];
+        let bad = [
+            "",
+            "h/m",
+            "https://",
+            "https:///m",
+            "ftp://h/m",
+            "https://u:p@h/m",
+            "https://h?x",
+            "https://h#x",
+            "https://h/a b",
+            "HTTPS://h/m",
+        ];
+        check(is_http_url, &fine, &bad);
     }
 
     #[test]

@@ -15,6 +15,7 @@ use crate::dra::claims::KubeClaims;
 use crate::dra::plugin::{self, DeviceVerdicts, Sockets};
 use crate::dra::prepare::{Paths, Preparer, Refusals};
 use crate::dra::slices::{Publisher, by_device_name};
+use crate::models::{self, ModelsState};
 use crate::serve::http;
 use crate::serve::metrics::Metrics;
 use crate::usage::attribution::KernelAttribution;
@@ -72,7 +73,9 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let (messages, received) = mpsc::channel(64);
     let threads_stop = Arc::new(AtomicBool::new(false));
     sampler::start(args.library(), messages, Arc::clone(&threads_stop))?;
+    let models = models::task::start(args.models()?, paths.models(), checkpoint.clone());
     let updater = Updater {
+        models,
         simulated,
         scenario: simulated.then(|| stowage_gpu_scenario::Store::new(args.scenario())),
         checkpoint,
@@ -141,6 +144,7 @@ async fn forget_abandoned(preparer: Arc<Preparer>) {
 
 /// Takes the sampler's messages, keeps the state of the node, and publishes it.
 struct Updater {
+    models: watch::Receiver<ModelsState>,
     simulated: bool,
     scenario: Option<stowage_gpu_scenario::Store>,
     checkpoint: watch::Receiver<Arc<crate::dra::checkpoint::Checkpoint>>,
@@ -212,6 +216,7 @@ impl Updater {
     }
 
     fn show(&self, view: &NodeView, heartbeat: bool, now: Timestamp) {
+        let view = &NodeView { models: self.models.borrow().clone(), ..view.clone() };
         self.metrics.set(view, now);
         let by_name: DeviceVerdicts = Arc::new(by_device_name(&view.facts, &view.verdicts));
         self.verdicts.send_if_modified(|shown| {

@@ -4,7 +4,11 @@ use std::path::{Path, PathBuf};
 
 use clap::Parser;
 use stowage_contracts::names::{NODE_AGENT_ADMIN_PORT, NODE_STATE_DIR};
+use stowage_fetch::Limits;
+use stowage_fetch::address::{Addresses, Cidr};
 use stowage_gpu_scenario::Profile;
+
+use crate::models::task::Settings;
 
 /// Reads the GPUs of this node, publishes them, and prepares the claims on them.
 #[derive(Debug, Clone, Parser)]
@@ -37,6 +41,18 @@ pub struct Args {
     /// Address of probes, metrics and the summary.
     #[arg(long, env = "STOWAGE_LISTEN", default_value_t = format!("0.0.0.0:{NODE_AGENT_ADMIN_PORT}"))]
     pub listen: String,
+    /// Ranges of addresses inside that models may be fetched from, for example 10.0.0.0/8.
+    #[arg(long, env = "STOWAGE_MODEL_ALLOWED_CIDRS", value_delimiter = ',')]
+    pub model_allowed_cidrs: Vec<String>,
+    /// Ranges of addresses that models are never fetched from.
+    #[arg(long, env = "STOWAGE_MODEL_REFUSED_CIDRS", value_delimiter = ',')]
+    pub model_refused_cidrs: Vec<String>,
+    /// Size of the cache of models, in bytes [default: four fifths of the disk].
+    #[arg(long, env = "STOWAGE_MODEL_CACHE_BYTES", default_value_t = 0)]
+    pub model_cache_bytes: u64,
+    /// Bytes per second of all fetches together; 0: no limit.
+    #[arg(long, env = "STOWAGE_MODEL_BYTES_PER_SECOND", default_value_t = 0)]
+    pub model_bytes_per_second: u64,
     /// Prepare claims of any pod, not only of those made by the operator. For trying the driver alone.
     #[arg(long, env = "STOWAGE_ANY_POD", default_value_t = false)]
     pub any_pod: bool,
@@ -62,6 +78,24 @@ impl Args {
 
     pub fn scenario(&self) -> PathBuf {
         self.state_dir.join("scenario.json")
+    }
+
+    /// How models are fetched and kept.
+    pub fn models(&self) -> anyhow::Result<Settings> {
+        let ranges = |texts: &[String], flag: &str| -> anyhow::Result<Vec<Cidr>> {
+            let texts = texts.iter().map(|text| text.trim()).filter(|text| !text.is_empty());
+            texts.map(|text| text.parse().map_err(|err| anyhow::anyhow!("{flag}: {err}"))).collect()
+        };
+        let mut refused = ranges(&self.model_refused_cidrs, "--model-refused-cidrs")?;
+        // It may have a public address, and answers callers from inside.
+        let server =
+            std::env::var("KUBERNETES_SERVICE_HOST").ok().and_then(|host| host.parse::<std::net::IpAddr>().ok());
+        refused.extend(server.map(Cidr::from));
+        Ok(Settings {
+            addresses: Addresses { allowed: ranges(&self.model_allowed_cidrs, "--model-allowed-cidrs")?, refused },
+            limits: Limits { bytes_per_second: self.model_bytes_per_second, ..Limits::default() },
+            cache_bytes: self.model_cache_bytes,
+        })
     }
 
     /// The library to load; `None` is the driver's own.

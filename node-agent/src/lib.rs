@@ -6,7 +6,7 @@
 //!
 //! Data flows in this order, and a module uses only those before it: [`device`] reads the GPUs and
 //! decides what they are and whether work may run on them; [`dra`] promises them to claims and hands
-//! them to containers; [`usage`] compares what runs with what was promised; [`serve`] reports all of
+//! them to containers; [`models`] fetches and keeps the models that claims read; [`usage`] compares what runs with what was promised; [`serve`] reports all of
 //! it; [`agent`] starts the parts and connects them.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -14,5 +14,6 @@ pub mod agent;
 pub mod args;
 pub mod device;
 pub mod dra;
+pub mod models;
 pub mod serve;
 pub mod usage;

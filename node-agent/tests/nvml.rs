@@ -151,6 +151,7 @@ fn claim_that_uses_more_than_promised_is_found_after_five_samples() {
         share_id: None,
     };
     let entry = Entry {
+        model: None,
         namespace: "a".to_owned(),
         name: "stowage-x".to_owned(),
         pod: "x".to_owned(),

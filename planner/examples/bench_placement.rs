@@ -261,7 +261,7 @@ fn deployment(trace: &Trace, n: usize, pod: &Pod) -> Deployment {
         node_selector: BTreeMap::new(),
         tolerations: Vec::new(),
         isolation: Isolation::Shared,
-        model_key: String::new(),
+        model_key: Default::default(),
         spec_hash: "v1".into(),
         replicas: Vec::new(),
         slots: Vec::new(),

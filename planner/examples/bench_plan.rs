@@ -123,7 +123,7 @@ fn fleet(nodes: u32, gpus: u32, replicas: u32) -> Snapshot {
         host_ports: Vec::new(),
         freshness: Freshness::Fresh { age_ms: u64::from(n % 1000) },
         gpus: (0..gpus).map(|index| gpu(n, index)).collect(),
-        cached_models: (0..3).map(|m| format!("model-{}", (n + m) % 40)).collect(),
+        cached_models: (0..3).map(|m| ModelKey::image(&format!("model-{}", (n + m) % 40))).collect(),
     };
     let each = u64::from(nodes * gpus) * 1000 / 3;
     let quota = |class: &str| Quota {
@@ -185,7 +185,7 @@ fn deployment(n: u32) -> Deployment {
         node_selector: BTreeMap::new(),
         tolerations: Vec::new(),
         isolation: Isolation::Shared,
-        model_key: format!("model-{}", n % 200),
+        model_key: ModelKey::image(&format!("model-{}", n % 200)),
         spec_hash: "v1".to_owned(),
         replicas: Vec::new(),
         slots: Vec::new(),

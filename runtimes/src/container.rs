@@ -2,19 +2,16 @@
 
 use k8s_openapi::api::core::v1::{Container, ContainerPort, EnvVar, HTTPGetAction, Probe};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use stowage_contracts::model::COMPLETE;
 use stowage_crds::inference_runtime::{HttpProbe, PullPolicy};
-use stowage_crds::names::{ENGINE_CONTAINER, HTTP_PORT_NAME};
+use stowage_crds::names::{ENGINE_CONTAINER, HTTP_PORT_NAME, MODEL_MOUNT, WAIT_CONTAINER};
+use stowage_crds::validate::AcceptedRuntime;
 
-use crate::Engine;
+use crate::{Engine, adapter};
 
 impl Engine {
     /// Name, image, command, arguments, environment, port and probes; the rest is the operator's to add.
     pub fn container(&self) -> Container {
-        let policy = match self.pull_policy {
-            PullPolicy::Always => "Always",
-            PullPolicy::IfNotPresent => "IfNotPresent",
-            PullPolicy::Never => "Never",
-        };
         let env = self.env.iter().map(|(name, value)| EnvVar {
             name: name.clone(),
             value: Some(value.clone()),
@@ -23,7 +20,7 @@ impl Engine {
         Container {
             name: ENGINE_CONTAINER.to_owned(),
             image: Some(self.image.clone()),
-            image_pull_policy: Some(policy.to_owned()),
+            image_pull_policy: Some(pull_policy(self.pull_policy).to_owned()),
             command: Some(self.command.clone()).filter(|command| !command.is_empty()),
             args: Some(self.args.clone()),
             env: Some(env.collect::<Vec<_>>()).filter(|env| !env.is_empty()),
@@ -38,6 +35,30 @@ impl Engine {
             startup_probe: Some(probe(&self.startup)),
             ..Container::default()
         }
+    }
+}
+
+/// A container that ends when the node agent has put the model together; the engine starts after it. `None` for
+/// adapters that do not exist.
+pub fn wait_container(runtime: &AcceptedRuntime) -> Option<Container> {
+    let adapter = adapter(runtime.adapter).ok()?;
+    let (command, args) = adapter.wait_for(&format!("{MODEL_MOUNT}/{COMPLETE}"));
+    let command = if command.is_empty() { runtime.command.clone() } else { command };
+    Some(Container {
+        name: WAIT_CONTAINER.to_owned(),
+        image: Some(runtime.image.clone()),
+        image_pull_policy: Some(pull_policy(runtime.image_pull_policy).to_owned()),
+        command: Some(command).filter(|command| !command.is_empty()),
+        args: Some(args).filter(|args| !args.is_empty()),
+        ..Container::default()
+    })
+}
+
+fn pull_policy(policy: PullPolicy) -> &'static str {
+    match policy {
+        PullPolicy::Always => "Always",
+        PullPolicy::IfNotPresent => "IfNotPresent",
+        PullPolicy::Never => "Never",
     }
 }
 

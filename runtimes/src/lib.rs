@@ -21,6 +21,7 @@ use stowage_crds::names::MODEL_MOUNT;
 use stowage_crds::validate::{AcceptedAccelerator, AcceptedDeployment, AcceptedOptions, AcceptedRuntime};
 
 pub use adapters::{Adapter, MetricNames, adapter};
+pub use container::wait_container;
 
 /// Everything that an adapter may look at.
 #[derive(Clone, Debug)]
@@ -99,7 +100,7 @@ pub fn engine(
     let facts = Facts {
         runtime,
         options: &deployment.options,
-        model_path: format!("{MODEL_MOUNT}{}", deployment.image.path),
+        model_path: format!("{MODEL_MOUNT}{}", deployment.source.path()),
         model_name: &deployment.model_name,
         granted,
         drain_seconds: deployment.drain_timeout.as_secs().max(1),

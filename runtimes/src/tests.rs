@@ -6,7 +6,7 @@ use stowage_crds::inference_deployment::{EnvVar, IsolationLevel};
 use stowage_crds::inference_runtime::{AdapterName, Capabilities, Probes, PullPolicy};
 use stowage_crds::validate::{
     AcceptedAccelerator, AcceptedDeployment, AcceptedImage, AcceptedOptions, AcceptedPod, AcceptedResources,
-    AcceptedRuntime, AcceptedScaling, AcceptedVariant,
+    AcceptedRuntime, AcceptedScaling, AcceptedSource, AcceptedVariant,
 };
 
 use crate::{adapter, check, engine};
@@ -44,7 +44,7 @@ fn cpu() -> AcceptedAccelerator {
 fn deployment(options: AcceptedOptions) -> AcceptedDeployment {
     AcceptedDeployment {
         model_name: "chat".into(),
-        image: AcceptedImage { reference: "models/m:1".into(), path: "/model.gguf".into() },
+        source: AcceptedSource::Image(AcceptedImage { reference: "models/m:1".into(), path: "/model.gguf".into() }),
         access: vec![],
         runtime: "r".into(),
         options,

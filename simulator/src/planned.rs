@@ -258,7 +258,7 @@ fn deployment(protocol: &Protocol, room: Room) -> Deployment {
         node_selector: Default::default(),
         tolerations: Vec::new(),
         isolation: Default::default(),
-        model_key: String::new(),
+        model_key: Default::default(),
         spec_hash: "v1".into(),
         replicas: Vec::new(),
         slots: Vec::new(),

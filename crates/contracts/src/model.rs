@@ -13,7 +13,7 @@ pub const COMPLETE: &str = ".complete";
 /// Name of a fetched GGUF file in its directory.
 pub const FETCHED_FILE: &str = "model.gguf";
 
-/// What identifies a model's content and its source: equal keys are the same bytes, and whoever may read the one source may
+/// What identifies a model's content and its source: equal keys are the same bytes, and who may read the one source may
 /// read the other. Compared by the planner with what nodes hold. Empty: unknown, and equal to nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]

@@ -88,7 +88,9 @@ pub const CDI_KIND: &str = "gpu.stowage.dev/claim";
 pub const ENGINE_CONTAINER: &str = "engine";
 /// Uid and gid of the engine's process.
 pub const ENGINE_UID: i64 = 65532;
-/// Where the model's image volume is mounted.
+/// Container that waits for a model that the node agent fetches; the engine starts after it.
+pub const WAIT_CONTAINER: &str = "wait-model";
+/// Where the model is mounted: an image, a volume, or what the node agent fetched.
 pub const MODEL_MOUNT: &str = "/models";
 /// Writable scratch of an engine (`emptyDir`).
 pub const CACHE_MOUNT: &str = "/cache";

@@ -8,6 +8,8 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::model::ModelKey;
+
 /// What the agent knows of its node.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -34,6 +36,9 @@ pub struct Summary {
     /// Claims that cannot be prepared.
     #[serde(default)]
     pub refusals: Vec<Refused>,
+    /// Models that claims wait for.
+    #[serde(default)]
+    pub fetches: Vec<ModelFetch>,
     /// Faults of the agent itself.
     #[serde(default)]
     pub troubles: Vec<Troubled>,
@@ -208,6 +213,43 @@ pub struct Refused {
     pub message: String,
 }
 
+/// A model that claims of this node wait for. Written anew when it has come some way, not with every byte.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ModelFetch {
+    /// What identifies it.
+    pub model: ModelKey,
+    /// UIDs of the claims.
+    pub claims: Vec<String>,
+    /// How far it has come.
+    pub phase: FetchPhase,
+    /// Bytes on the node's disk.
+    #[serde(default)]
+    pub bytes: u64,
+    /// Length of the file; 0: not known yet.
+    #[serde(default)]
+    pub total_bytes: u64,
+    /// Since the fetch began; 0: not known yet.
+    #[serde(default)]
+    pub bytes_per_second: u64,
+    /// Why it failed, and what to do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// How far a fetch has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FetchPhase {
+    /// Others are fetched first.
+    Queued,
+    /// Bytes are being received.
+    Fetching,
+    /// The digest is being computed.
+    Verifying,
+    /// It is tried again later.
+    Failed,
+}
+
 /// A fault of the agent itself.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -299,6 +341,15 @@ mod tests {
             since: at,
             message: "the disk is full".into(),
         };
+        let fetch = ModelFetch {
+            model: ModelKey::read("http:a:b"),
+            claims: vec!["c".into()],
+            phase: FetchPhase::Fetching,
+            bytes: 10,
+            total_bytes: 100,
+            bytes_per_second: 5,
+            error: None,
+        };
         Summary {
             node: "node1".into(),
             simulated: true,
@@ -308,6 +359,7 @@ mod tests {
             claims: vec![claim],
             overshoots: vec![overshoot],
             refusals: vec![refused],
+            fetches: vec![fetch],
             troubles: vec![Troubled { kind: "NvmlUnavailable".into(), message: "no NVML".into(), since: at }],
         }
     }

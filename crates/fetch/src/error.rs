@@ -14,7 +14,7 @@ pub enum FetchError {
     },
     /// The host, or one that it redirects to, is not outside.
     #[error(
-        "{host} is {address}, {what}, which is not fetched from; use a public address, or have the platform allow it"
+        "{host} leads to {what} ({address}), from which nothing is fetched; use a public address, or have the platform allow it"
     )]
     Address {
         /// Name as in the URL.

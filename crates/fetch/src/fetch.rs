@@ -60,6 +60,9 @@ struct One<'a> {
     received: AtomicU64,
 }
 
+/// Bytes by which the length is asked for: some servers read `bytes=0-0` as a range without an end.
+const ASKED: u64 = 2;
+
 /// Pieces that no worker has taken yet.
 type Missing = std::sync::Mutex<VecDeque<(u64, u64, u64)>>;
 
@@ -121,7 +124,7 @@ impl One<'_> {
     /// Length, validator, and whether the source gives ranges.
     async fn ask(&self) -> Result<Source, FetchError> {
         let Answer { body: _, host, ranged, end: _, total, etag } =
-            self.client.range(&self.request.url, 0, 1, None).await?;
+            self.client.range(&self.request.url, 0, ASKED, None).await?;
         let unsaid = || FetchError::Broken { host, what: "does not say how long the file is".into() };
         Ok(Source { total: total.ok_or_else(unsaid)?, etag, ranges: ranged })
     }

@@ -57,7 +57,7 @@ pub struct GpuNodeStatus {
     /// Whether the GPUs are simulated; what is shown of them is marked as simulated.
     #[serde(default)]
     pub simulated: bool,
-    /// Weights on the node's disk; images are named by reference.
+    /// Weights that the node agent fetched and keeps on the node's disk.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["source".into()]))]
@@ -141,7 +141,7 @@ pub struct Verdict {
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CachedModel {
-    /// Image reference or URL.
+    /// The model's key: an image reference, or `http:` with hashes of URL and content.
     #[schemars(length(max = 512))]
     pub source: String,
     /// Size on disk.

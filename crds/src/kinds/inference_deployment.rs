@@ -59,6 +59,7 @@ pub use super::pod_template::{
 )]
 #[x_kube(validation = rules::deployment::REPLICAS_OUTSIDE_MANUAL.cel())]
 #[x_kube(validation = rules::deployment::MANUAL_HAS_NO_RULE.cel())]
+#[x_kube(validation = rules::deployment::HTTP_NEEDS_GPU.cel())]
 #[serde(rename_all = "camelCase")]
 pub struct InferenceDeploymentSpec {
     /// What is served.

@@ -85,11 +85,13 @@ pub struct HuggingFaceSource {
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct HttpSource {
-    /// `https://` address of one file.
+    /// `https://` or `http://` address of one GGUF file.
     #[schemars(length(min = 1, max = 2048))]
+    #[x_kube(validation = rules::deployment::HTTP_URL.cel())]
     pub url: String,
     /// Lower-case hex digest of the file.
-    #[schemars(length(min = 64, max = 64))]
+    #[schemars(length(min = 1, max = 64))]
+    #[x_kube(validation = rules::deployment::SHA256.cel())]
     pub sha256: String,
 }
 
@@ -118,9 +120,11 @@ pub struct S3Source {
 pub struct VolumeSource {
     /// PersistentVolumeClaim in the same namespace.
     #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = rules::deployment::CLAIM_NAME.cel())]
     pub claim_name: String,
-    /// File or directory on the volume.
+    /// File or directory on the volume, for example /smollm2/model.gguf.
     #[schemars(length(min = 1, max = 256))]
+    #[x_kube(validation = rules::deployment::VOLUME_PATH.cel())]
     pub path: String,
 }
 

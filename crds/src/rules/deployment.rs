@@ -44,6 +44,31 @@ pub const IMAGE_PATH: CelRule = invalid(
     "self.startsWith('/') && !self.contains('..') && size(self) > 1",
     "path is absolute inside the image and has no '..'; write for example /model.gguf",
 );
+/// Fetched by the node agent; credentials would be readable in the object.
+pub const HTTP_URL: CelRule = invalid(
+    "self.matches('^https?://[^/?#@\\\\s]+(/[^\\\\s]*)?$')",
+    "url is the http or https address of one file, without a user's name; write for example https://models.example.com/smollm2.gguf",
+);
+/// Without it a file could change behind its address.
+pub const SHA256: CelRule = invalid(
+    "self.matches('^[0-9a-f]{64}$')",
+    "sha256 is the file's digest, 64 lower-case hexadecimal digits; write what `sha256sum` prints",
+);
+/// A fetched model reaches its engine through the claim on a GPU.
+pub const HTTP_NEEDS_GPU: CelRule = invalid(
+    "!has(self.model.source.http) || self.variants.all(variant, !has(variant.accelerator) || variant.accelerator != 'CPU')",
+    "a model from source.http reaches engines on GPUs only; remove the variant with accelerator CPU, or write source.image",
+);
+/// Of the PersistentVolumeClaim.
+pub const CLAIM_NAME: CelRule = invalid(
+    "!format.dns1123Subdomain().validate(self).hasValue()",
+    "claimName is the name of a PersistentVolumeClaim: lower-case letters, digits, '-' and '.'; write for example models",
+);
+/// Path of the weights on the volume.
+pub const VOLUME_PATH: CelRule = invalid(
+    "self.startsWith('/') && !self.contains('..') && size(self) > 1",
+    "path is absolute on the volume and has no '..'; write for example /smollm2/model.gguf",
+);
 /// Names of TenantQuotas.
 pub const TENANTS: CelRule = invalid(
     "self.all(name, !format.dns1123Subdomain().validate(name).hasValue())",

@@ -3,17 +3,18 @@
 use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use stowage_contracts::model::{ClaimModel, FETCHED_FILE, ModelKey};
 
 use super::pod::{self, AcceptedPod};
 use super::{Refusal, Refusals, unique};
 use crate::inference_deployment::{
-    Accelerator, Access, ColdStart, Idle, ImageSource, Isolation, IsolationLevel, Model, ModelSource, Nodes,
-    Objectives, Rollout, Runtime, RuntimeOptions, Scaling, ScalingMode, ScalingObjective, Variant,
+    Accelerator, Access, ColdStart, HttpSource, Idle, ImageSource, Isolation, IsolationLevel, Model, ModelSource,
+    Nodes, Objectives, Rollout, Runtime, RuntimeOptions, Scaling, ScalingMode, ScalingObjective, Variant, VolumeSource,
 };
 use crate::names::MAX_DEPLOYMENT_NAME;
 use crate::quantity::{MAX_MEMORY_BYTES, MIN_MEMORY_BYTES, ParseError, parse_bytes, parse_duration, parse_milli};
 use crate::rules::{Reason, deployment as rules};
-use crate::syntax::{is_dns_subdomain, is_image_reference, is_model_name};
+use crate::syntax::{is_dns_subdomain, is_http_url, is_image_reference, is_model_name};
 use crate::{InferenceDeploymentSpec, support};
 
 /// Longest drain: a pod that drains keeps its GPUs.
@@ -27,7 +28,7 @@ pub struct AcceptedDeployment {
     /// As clients send it.
     pub model_name: String,
     /// The weights.
-    pub image: AcceptedImage,
+    pub source: AcceptedSource,
     /// Tenants beside the owner that may call it.
     pub access: Vec<String>,
     /// Name of an InferenceRuntime.
@@ -87,11 +88,51 @@ impl Default for AcceptedScaling {
     }
 }
 
+/// Where the weights come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AcceptedSource {
+    /// Mounted by the kubelet.
+    Image(AcceptedImage),
+    /// Fetched by the node agent and mounted through the claim.
+    Http(ClaimModel),
+    /// Mounted by the kubelet.
+    Volume(AcceptedVolume),
+}
+
+impl AcceptedSource {
+    /// The model below the directory where it is mounted; begins with `/`.
+    pub fn path(&self) -> String {
+        match self {
+            Self::Image(image) => image.path.clone(),
+            Self::Http(_) => format!("/{FETCHED_FILE}"),
+            Self::Volume(volume) => volume.path.clone(),
+        }
+    }
+
+    /// What identifies the weights; unknown for a volume, whose content anyone may change.
+    pub fn key(&self) -> ModelKey {
+        match self {
+            Self::Image(image) => ModelKey::image(&image.reference),
+            Self::Http(model) => model.key(),
+            Self::Volume(_) => ModelKey::default(),
+        }
+    }
+}
+
 /// Most replicas where the spec names none and no higher minimum.
 const DEFAULT_MAX_REPLICAS: u32 = 10;
 /// Objectives where the spec names none: what a reader of a chat waits for without noticing much.
 const DEFAULT_TTFT: Duration = Duration::from_secs(1);
 const DEFAULT_ITL: Duration = Duration::from_millis(100);
+
+/// Weights on a volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AcceptedVolume {
+    /// A PersistentVolumeClaim of the namespace.
+    pub claim_name: String,
+    /// Begins with `/`, without `..`.
+    pub path: String,
+}
 
 /// Weights in an OCI image.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -178,21 +219,25 @@ pub fn validate_deployment(name: &str, spec: &InferenceDeploymentSpec) -> Result
     let decided = scaled(&mut refusals, scaling, objectives.as_ref(), *replicas);
     let pod = pod_template.as_ref().map(|template| pod::accepted(&mut refusals, template)).unwrap_or_default();
 
-    let (model_name, image, access) = served;
-    let accepted = image.zip(drain_timeout).zip(decided).map(|((image, drain_timeout), scaling)| AcceptedDeployment {
-        model_name,
-        image,
-        access,
-        runtime: runtime.r#ref.clone(),
-        options: engine,
-        extra_args: runtime.extra_args.clone(),
-        variants: accepted_variants,
-        isolation: *level,
-        replicas: *replicas,
-        scaling,
-        drain_timeout,
-        pod,
-    });
+    let on_cpu = variants.iter().any(|variant| variant.accelerator == Accelerator::CPU);
+    refusals.require(!(on_cpu && model.source.http.is_some()), "spec", &rules::HTTP_NEEDS_GPU);
+
+    let (model_name, source, access) = served;
+    let accepted =
+        source.zip(drain_timeout).zip(decided).map(|((source, drain_timeout), scaling)| AcceptedDeployment {
+            model_name,
+            source,
+            access,
+            runtime: runtime.r#ref.clone(),
+            options: engine,
+            extra_args: runtime.extra_args.clone(),
+            variants: accepted_variants,
+            isolation: *level,
+            replicas: *replicas,
+            scaling,
+            drain_timeout,
+            pod,
+        });
     match accepted {
         Some(accepted) => refusals.into_result(accepted),
         None => Err(refusals.0),
@@ -207,27 +252,44 @@ fn object_name(refusals: &mut Refusals, name: &str) {
     refusals.require(shaped, "metadata.name", &rules::NAME_SHAPE);
 }
 
-fn served(refusals: &mut Refusals, object: &str, model: &Model) -> (String, Option<AcceptedImage>, Vec<String>) {
+fn served(refusals: &mut Refusals, object: &str, model: &Model) -> (String, Option<AcceptedSource>, Vec<String>) {
     let Model { name, source, adapters: _, access } = model;
-    let image = source_of(refusals, "spec.model.source", source);
+    let source = source_of(refusals, "spec.model.source", source);
     let access = access.as_ref().map(|Access { tenants }| tenants.clone()).unwrap_or_default();
     let tenants_sound = access.iter().all(|tenant| is_dns_subdomain(tenant));
     refusals.require(tenants_sound, "spec.model.access.tenants", &rules::TENANTS);
     let sendable = name.as_ref().is_none_or(|name| is_model_name(name));
     refusals.require(sendable, "spec.model.name", &rules::MODEL_NAME);
-    (name.clone().unwrap_or_else(|| object.to_owned()), image, access)
+    (name.clone().unwrap_or_else(|| object.to_owned()), source, access)
 }
 
-fn source_of(refusals: &mut Refusals, field: &str, source: &ModelSource) -> Option<AcceptedImage> {
+fn source_of(refusals: &mut Refusals, field: &str, source: &ModelSource) -> Option<AcceptedSource> {
     let ModelSource { image, hugging_face, http, s3, persistent_volume_claim } = source;
     let given =
         [image.is_some(), hugging_face.is_some(), http.is_some(), s3.is_some(), persistent_volume_claim.is_some()];
     refusals.require(given.iter().filter(|given| **given).count() == 1, field, &rules::ONE_SOURCE);
-    let ImageSource { reference, path } = image.as_ref()?;
-    let absolute = path.starts_with('/') && !path.contains("..") && path.len() > 1;
-    refusals.require(absolute, format!("{field}.image.path"), &rules::IMAGE_PATH);
-    refusals.require(is_image_reference(reference), format!("{field}.image.reference"), &rules::IMAGE_REFERENCE);
-    Some(AcceptedImage { reference: reference.clone(), path: path.clone() })
+    let absolute = |path: &str| path.starts_with('/') && !path.contains("..") && path.len() > 1;
+    if let Some(ImageSource { reference, path }) = image {
+        refusals.require(absolute(path), format!("{field}.image.path"), &rules::IMAGE_PATH);
+        refusals.require(is_image_reference(reference), format!("{field}.image.reference"), &rules::IMAGE_REFERENCE);
+        return Some(AcceptedSource::Image(AcceptedImage { reference: reference.clone(), path: path.clone() }));
+    }
+    if let Some(HttpSource { url, sha256 }) = http {
+        refusals.require(is_http_url(url), format!("{field}.http.url"), &rules::HTTP_URL);
+        let model = ClaimModel { url: url.clone(), sha256: sha256.clone() };
+        let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+        let sound = sha256.len() == 64 && sha256.bytes().all(hex);
+        refusals.require(sound, format!("{field}.http.sha256"), &rules::SHA256);
+        return Some(AcceptedSource::Http(model));
+    }
+    let VolumeSource { claim_name, path } = persistent_volume_claim.as_ref()?;
+    refusals.require(
+        is_dns_subdomain(claim_name),
+        format!("{field}.persistentVolumeClaim.claimName"),
+        &rules::CLAIM_NAME,
+    );
+    refusals.require(absolute(path), format!("{field}.persistentVolumeClaim.path"), &rules::VOLUME_PATH);
+    Some(AcceptedSource::Volume(AcceptedVolume { claim_name: claim_name.clone(), path: path.clone() }))
 }
 
 fn engine(refusals: &mut Refusals, runtime: &Runtime) -> AcceptedOptions {

@@ -54,6 +54,9 @@ pub struct Options {
     /// The program behind `cargo xtask`; tests that end nodes need it.
     #[arg(long, env = "STOWAGE_XTASK")]
     xtask: Option<std::path::PathBuf>,
+    /// The file of the demo's model.
+    #[arg(long, env = "STOWAGE_MODEL_FILE")]
+    model: Option<std::path::PathBuf>,
     /// The checkout: charts and examples are read from here.
     #[arg(long, env = "STOWAGE_ROOT", default_value = ".")]
     root: std::path::PathBuf,

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use stowage_engine_models::KvChoice;
+use stowage_engine_models::{KvChoice, SERVER_STEP_TOKENS};
 
 /// Serves one model over an OpenAI-compatible API.
 #[derive(Debug, Parser)]
@@ -17,6 +17,12 @@ pub struct Cli {
 pub enum Command {
     /// Load a model and serve it until SIGTERM.
     Serve(Serve),
+    /// Wait until a file exists: the mark that a model is complete.
+    WaitModel {
+        /// The file.
+        #[arg(long)]
+        file: PathBuf,
+    },
 }
 
 #[derive(Debug, Clone, Args)]
@@ -51,7 +57,7 @@ pub struct Serve {
     pub threads: Option<usize>,
     /// Tokens computed per step. More is better for throughput, less for the time between tokens
     /// (and until a cancelled request stops) while long prompts come in.
-    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = SERVER_STEP_TOKENS, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_step_tokens: u32,
     /// Sequences (prompts times `n`) computed at the same time.
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]

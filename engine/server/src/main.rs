@@ -6,9 +6,16 @@ use clap::Parser;
 use stowage_engine::args::{Cli, Command};
 
 fn main() -> ExitCode {
-    let Cli { command: Command::Serve(args) } = Cli::parse();
+    let Cli { command } = Cli::parse();
     stowage_telemetry::init_tracing("engine");
-    match stowage_engine::process::serve(args) {
+    let done = match command {
+        Command::Serve(args) => stowage_engine::process::serve(args),
+        Command::WaitModel { file } => {
+            stowage_engine::startup::wait_for(&file);
+            Ok(())
+        }
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(err) => stowage_engine::startup::report(&err),
     }

@@ -44,6 +44,17 @@ impl StartError {
     }
 }
 
+/// How often a file is looked for.
+const LOOK: std::time::Duration = std::time::Duration::from_millis(50);
+
+/// Waits until the file exists. Kubernetes ends the process when nobody needs the model any more.
+pub fn wait_for(file: &Path) {
+    tracing::info!(file = %file.display(), "waiting for the model");
+    while !file.exists() {
+        std::thread::sleep(LOOK);
+    }
+}
+
 /// An error with its causes, in one line.
 pub fn chain(err: &dyn std::error::Error) -> String {
     let mut text = err.to_string();

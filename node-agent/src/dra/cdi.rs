@@ -20,12 +20,17 @@ pub const REPORT_MOUNT: &str = "/run/stowage/report";
 const REPORT_OPTIONS: [&str; 6] = ["size=256k", "nr_inodes=32", "mode=1777", "nosuid", "nodev", "noexec"];
 const ENTRY_ANNOTATION: &str = "stowage.dev/claim";
 
+/// What is fetched is data: it can be read and nothing else.
+const MODEL_OPTIONS: [&str; 6] = ["rbind", "ro", "rprivate", "nosuid", "nodev", "noexec"];
+
 /// What the edits of a claim depend on besides the claim.
 #[derive(Debug, Clone)]
 pub struct CdiContext {
     pub simulated: bool,
     /// `/dev/nvidia<n>` by uuid, on real GPUs.
     pub minors: BTreeMap<String, u32>,
+    /// The claim's directory of its model, where one is fetched for it.
+    pub model: Option<PathBuf>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -143,7 +148,13 @@ fn slice_edits(entry: &Entry, context: &CdiContext) -> Edits {
         fs_type: Some("tmpfs".to_owned()),
         options: REPORT_OPTIONS.map(str::to_owned).into(),
     };
-    Edits { env, device_nodes, mounts: vec![mount] }
+    let model = context.model.as_ref().map(|directory| Mount {
+        host_path: directory.display().to_string(),
+        container_path: names::MODEL_MOUNT.to_owned(),
+        fs_type: None,
+        options: MODEL_OPTIONS.map(str::to_owned).into(),
+    });
+    Edits { env, device_nodes, mounts: std::iter::once(mount).chain(model).collect() }
 }
 
 fn file(dir: &Path, uid: &str) -> PathBuf {
@@ -206,6 +217,7 @@ mod tests {
             share_id: None,
         };
         Entry {
+            model: None,
             namespace: "a".to_owned(),
             name: "stowage-x".to_owned(),
             pod: "x".to_owned(),
@@ -217,7 +229,11 @@ mod tests {
     }
 
     fn context(simulated: bool) -> CdiContext {
-        CdiContext { simulated, minors: BTreeMap::from([("GPU-0".to_owned(), 0), ("GPU-1".to_owned(), 5)]) }
+        CdiContext {
+            simulated,
+            model: None,
+            minors: BTreeMap::from([("GPU-0".to_owned(), 0), ("GPU-1".to_owned(), 5)]),
+        }
     }
 
     fn parsed(simulated: bool) -> Spec {
@@ -260,6 +276,21 @@ mod tests {
                 assert!(mount.options.iter().any(|set| set == option), "{option}");
             }
             assert!(spec.devices.iter().skip(1).all(|device| device.container_edits.mounts.is_empty()));
+        }
+    }
+
+    #[test]
+    fn fetched_model_is_mounted_to_be_read_and_no_more() {
+        let context = CdiContext { model: Some("/var/lib/stowage/models/claims/u".into()), ..context(true) };
+        let spec: Spec = serde_json::from_str(&spec("u", &entry(), &context)).unwrap();
+        let mounts = &spec.devices[0].container_edits.mounts;
+        assert_eq!(mounts.len(), 2);
+        assert_eq!(
+            (mounts[1].host_path.as_str(), mounts[1].container_path.as_str()),
+            ("/var/lib/stowage/models/claims/u", "/models")
+        );
+        for option in ["ro", "nosuid", "nodev", "noexec"] {
+            assert!(mounts[1].options.iter().any(|set| set == option), "{option}");
         }
     }
 

@@ -16,6 +16,7 @@ use crate::dra::files::write_atomically;
 
 const VERSION: u32 = 1;
 
+use stowage_contracts::model::ClaimModel;
 pub use stowage_contracts::summary::Stage;
 
 /// One GPU's part of a claim.
@@ -46,6 +47,9 @@ pub struct Entry {
     pub tenant: String,
     pub stage: Stage,
     pub devices: Vec<GrantedDevice>,
+    /// What is fetched for it; absent: the kubelet mounts its model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<ClaimModel>,
 }
 
 /// All claims of the node, by uid.
@@ -261,6 +265,7 @@ mod tests {
 
     fn entry(devices: Vec<GrantedDevice>) -> Entry {
         Entry {
+            model: None,
             namespace: "a".to_owned(),
             name: "stowage-x".to_owned(),
             pod: "x".to_owned(),

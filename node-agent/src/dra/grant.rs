@@ -7,6 +7,7 @@
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::resource::v1::{DeviceRequestAllocationResult, ResourceClaim};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use stowage_contracts::model::ClaimModel;
 use stowage_contracts::names;
 use stowage_crds::quantity::parse_bytes;
 
@@ -42,6 +43,8 @@ pub enum Refusal {
     BadCapacity { claim: String, what: String },
     #[error("claim {0} asks for isolation {1}, which this agent cannot enforce")]
     Isolation(String, String),
+    #[error("claim {0} names a model without address and digest, which this agent cannot fetch")]
+    BadModel(String),
     #[error("claim {0} is not reserved for exactly one pod")]
     Reserved(String),
     #[error("pod {pod} may not use claim {claim}: {why}. Only pods made by the operator may")]
@@ -134,6 +137,7 @@ pub fn grant(
         tenant: tenant.cloned().unwrap_or_default(),
         stage: Stage::PrepareStarted,
         devices,
+        model: model(claim, &asked.name)?,
     })
 }
 
@@ -143,11 +147,24 @@ const ENFORCED: [&str; 2] = ["EngineBudget", "TimeSlice"];
 
 /// `isolation` of our opaque configuration, where there is one.
 fn isolation(claim: &ResourceClaim) -> Option<String> {
+    parameter(claim, "isolation")?.as_str().map(str::to_owned)
+}
+
+/// A parameter of our opaque configuration, as it was allocated.
+fn parameter<'a>(claim: &'a ResourceClaim, name: &str) -> Option<&'a serde_json::Value> {
     let devices = claim.status.as_ref()?.allocation.as_ref()?.devices.as_ref()?;
     devices.config.as_deref().unwrap_or_default().iter().find_map(|config| {
         let opaque = config.opaque.as_ref().filter(|opaque| opaque.driver == names::DRIVER)?;
-        Some(opaque.parameters.0.get("isolation")?.as_str()?.to_owned())
+        opaque.parameters.0.get(name)
     })
+}
+
+/// The model that is to be fetched for the claim.
+fn model(claim: &ResourceClaim, name: &str) -> Result<Option<ClaimModel>, Refusal> {
+    let Some(value) = parameter(claim, "model") else { return Ok(None) };
+    let parsed = serde_json::from_value::<ClaimModel>(value.clone()).ok();
+    let sound = parsed.filter(|model| model.digest().is_some() && model.key().directory().is_some());
+    sound.map(Some).ok_or_else(|| Refusal::BadModel(name.to_owned()))
 }
 
 fn device(result: &DeviceRequestAllocationResult, claim: &str, gpus: &[Promisable]) -> Result<GrantedDevice, Refusal> {
@@ -276,6 +293,26 @@ mod tests {
         };
         check("/status/allocation/devices", config("MIG"), "isolation MIG");
         assert!(granted(set(claim(), "/status/allocation/devices", config("EngineBudget"))).is_ok());
+    }
+
+    #[test]
+    fn model_of_a_claim_has_an_address_and_a_digest() {
+        let with = |model: Value| {
+            let results = claim().pointer("/status/allocation/devices/results").unwrap().clone();
+            let parameters = json!({"isolation": "EngineBudget", "model": model});
+            let config =
+                json!([{"source": "FromClaim", "opaque": {"driver": "gpu.stowage.dev", "parameters": parameters}}]);
+            granted(set(claim(), "/status/allocation/devices", json!({"config": config, "results": results})))
+        };
+        assert_eq!(granted(claim()).unwrap().model, None);
+        let sha256 = "0f".repeat(32);
+        let entry = with(json!({"url": "https://h/m", "sha256": sha256})).unwrap();
+        assert_eq!(entry.model, Some(ClaimModel { url: "https://h/m".into(), sha256: sha256.clone() }));
+        for bad in [json!({}), json!("x"), json!({"url": "https://h/m"}), json!({"url": "https://h/m", "sha256": "0f"})]
+        {
+            assert!(matches!(with(bad.clone()), Err(Refusal::BadModel(_))), "{bad}");
+        }
+        assert!(with(json!({"url": "https://h/m", "sha256": sha256.to_uppercase()})).is_err());
     }
 
     #[test]

@@ -7,6 +7,7 @@ pub mod checkpoint;
 pub mod claims;
 pub mod files;
 pub mod grant;
+pub mod model_dirs;
 pub mod plugin;
 pub mod prepare;
 pub mod remove;

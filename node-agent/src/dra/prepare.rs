@@ -28,13 +28,15 @@ use crate::dra::checkpoint::{Checkpoint, CheckpointStore, Entry, OverCommit, Sav
 use crate::dra::claims::{ClaimSource, LookupError};
 use crate::dra::files::write_atomically;
 use crate::dra::grant::{self, ClaimRef, Refusal};
+use crate::dra::model_dirs::ClaimDirectories;
 use crate::dra::remove::Remover;
 
 /// Where this node's files are.
 #[derive(Debug, Clone)]
 pub struct Paths {
     pub cdi: PathBuf,
-    /// `checkpoint.json`, `lock`, on simulated nodes `reports/`. No pod has any of it mounted.
+    /// `checkpoint.json`, `lock`, `models/`, on simulated nodes `reports/`. No pod has any of it mounted, except that an
+    /// engine reads its own directory of `models/claims/`.
     pub state: PathBuf,
 }
 
@@ -45,6 +47,11 @@ impl Paths {
 
     pub fn reports(&self) -> PathBuf {
         self.state.join("reports")
+    }
+
+    /// The cache of models; pods have directories of it mounted, to read.
+    pub fn models(&self) -> PathBuf {
+        self.state.join("models")
     }
 
     /// Earlier versions let the claim's pod write here.
@@ -123,6 +130,7 @@ pub struct Preparer {
     claims: Arc<dyn ClaimSource>,
     gpus: watch::Receiver<Arc<Vec<GpuFacts>>>,
     remover: Remover,
+    models: ClaimDirectories,
     /// The checkpoint as last seen; also what serialises this process.
     current: Mutex<watch::Sender<Arc<Checkpoint>>>,
     refusals: watch::Sender<Refusals>,
@@ -144,7 +152,9 @@ impl Preparer {
         remover.start();
         let (store, problem) = CheckpointStore::open(&paths.checkpoint(), || cdi::rescue(&paths.cdi))?;
         let (sender, receiver) = watch::channel(Arc::new(store.state().clone()));
+        let models = ClaimDirectories::new(&paths.models());
         let preparer = Self {
+            models,
             node: node.to_owned(),
             simulated,
             paths,
@@ -205,6 +215,11 @@ impl Preparer {
         if self.simulated {
             self.write_claim_file(&asked.uid, &entry)?;
         }
+        if entry.model.is_some() {
+            self.models
+                .make(&asked.uid)
+                .map_err(|source| PrepareError::File { what: "the directory of models".to_owned(), source })?;
+        }
         self.write_cdi(&asked.uid, &entry)?;
         session.put(&asked.uid, entry.clone(), Stage::Completed)?;
         tracing::info!(claim = %format!("{}/{}", asked.namespace, asked.name), uid = asked.uid, pod = entry.pod, "claim prepared");
@@ -219,6 +234,7 @@ impl Preparer {
         let file = |what: &str, source| PrepareError::File { what: what.to_owned(), source };
         cdi::remove(&self.paths.cdi, &asked.uid).map_err(|err| file("the CDI directory", err))?;
         self.remove_report_dir(&asked.uid).map_err(|err| file("the report directory", err))?;
+        self.models.remove(&asked.uid).map_err(|err| file("the directory of models", err))?;
         session.store.change(|state| drop(state.claims.remove(&asked.uid)))?;
         tracing::info!(claim = %format!("{}/{}", asked.namespace, asked.name), uid = asked.uid, "claim unprepared");
         Ok(())
@@ -270,6 +286,7 @@ impl Preparer {
             tracing::warn!(uid, claim = entry.name, "claim is gone and was never unprepared, forgetting it");
             let _ = cdi::remove(&self.paths.cdi, uid);
             let _ = self.remove_report_dir(uid);
+            let _ = self.models.remove(uid);
             session.store.change(|state| drop(state.claims.remove(uid)))?;
             gone += 1;
         }
@@ -301,7 +318,8 @@ impl Preparer {
     fn write_cdi(&self, uid: &str, entry: &Entry) -> Result<(), PrepareError> {
         let minors: BTreeMap<String, u32> =
             self.gpus.borrow().iter().filter_map(|gpu| Some((gpu.uuid.clone(), gpu.minor?))).collect();
-        let context = CdiContext { simulated: self.simulated, minors };
+        let model = entry.model.as_ref().map(|_| self.models.of(uid));
+        let context = CdiContext { simulated: self.simulated, minors, model };
         cdi::write(&self.paths.cdi, uid, &cdi::spec(uid, entry, &context))
             .map_err(|source| PrepareError::File { what: format!("the CDI file of claim {uid}"), source })
     }

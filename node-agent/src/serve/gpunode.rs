@@ -11,8 +11,11 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use serde_json::json;
+use stowage_contracts::model::ModelKey;
 use stowage_contracts::names::API_VERSION;
 use stowage_crds::conditions::types;
+use stowage_crds::gpu_node::CachedModel;
+use stowage_crds::quantity::bytes_quantity;
 use stowage_crds::{GpuNode, GpuNodeStatus};
 use tokio::sync::watch;
 
@@ -35,7 +38,8 @@ pub async fn run(client: Client, node: String, mut views: watch::Receiver<Arc<No
         if !view.facts.is_empty() {
             let devices =
                 inventory::node_status(&view.facts, &view.verdicts, view.driver_version.clone(), view.simulated);
-            let status = GpuNodeStatus { conditions: degraded(&view.troubles), ..devices };
+            let cached_models = view.models.cached.iter().take(MAX_CACHED).map(cached).collect();
+            let status = GpuNodeStatus { conditions: degraded(&view.troubles), cached_models, ..devices };
             let due = written.as_ref().is_none_or(|(last, at)| *last != status || at.elapsed() >= QUIET);
             if due {
                 let writing = tokio::time::timeout(PATIENCE, write(&client, &node, &status, written.is_none()));
@@ -55,6 +59,13 @@ pub async fn run(client: Client, node: String, mut views: watch::Receiver<Arc<No
             return;
         }
     }
+}
+
+/// As many as the status may hold.
+const MAX_CACHED: usize = 256;
+
+fn cached((key, bytes): (&ModelKey, &u64)) -> CachedModel {
+    CachedModel { source: key.as_str().to_owned(), size: bytes_quantity(*bytes) }
 }
 
 /// The agent's troubles as one condition, the gravest first; none while there are none.

@@ -30,6 +30,7 @@ pub fn of(node: &str, view: &NodeView, now: Timestamp) -> Summary {
         claims: claims(view),
         overshoots: overshoots(view),
         refusals: refusals(view),
+        fetches: view.models.fetches.clone(),
         troubles: view.troubles.iter().map(troubled).collect(),
     }
 }

@@ -49,6 +49,7 @@ pub fn promised(gib: &[u64]) -> Arc<Checkpoint> {
             share_id: None,
         };
         let entry = Entry {
+            model: None,
             namespace: "a".to_owned(),
             name: format!("stowage-{index}"),
             pod: format!("pod-{index}"),

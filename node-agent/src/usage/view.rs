@@ -13,6 +13,7 @@ use crate::device::health::{HealthBook, XidClass, classify};
 use crate::device::model::{DeviceEvent, GpuFacts, GpuReading, Health, Reach, Verdict};
 use crate::dra::checkpoint::Checkpoint;
 use crate::dra::prepare::{Refusals, Unprepared};
+use crate::models::ModelsState;
 use crate::usage::overshoot::{Detector, Overshoot, Use};
 
 /// A fault of the agent itself, as its summary, metric and condition report it.
@@ -88,6 +89,7 @@ pub struct NodeView {
     pub xids: BTreeMap<(String, &'static str), u64>,
     /// Memory of processes of no claim, bytes by uuid.
     pub unattributed: BTreeMap<String, u64>,
+    pub models: ModelsState,
 }
 
 impl NodeView {
@@ -106,6 +108,7 @@ impl NodeView {
             troubles: BTreeMap::new(),
             xids: BTreeMap::new(),
             unattributed: BTreeMap::new(),
+            models: ModelsState::default(),
         }
     }
 }

@@ -10,6 +10,7 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use kube::Resource;
 use stowage_contracts::charge::gpu_milli;
+use stowage_contracts::summary::ModelFetch;
 use stowage_crds::names::{ANNOTATION_DRAINING, shared_name};
 use stowage_planner::DecisionReport;
 use stowage_planner::plan::{Action, Plan};
@@ -17,6 +18,7 @@ use stowage_planner::render::gpus;
 use stowage_planner::snapshot::{DeploymentId, Gpu, Slice, SliceOwner};
 
 use super::build::{Owner, Target};
+use crate::observe::agents::AgentReport;
 use crate::observe::identity::{Belongs, belongs};
 use crate::observe::source::Key;
 use crate::observe::view::{Objects, StoredDeployment, View};
@@ -48,6 +50,8 @@ pub struct Case {
     pub charge: Charge,
     /// The tenant holds more of a class that the deployment uses than its quota allows: what that means.
     pub over_quota: Option<String>,
+    /// Models that its claims wait for, with the node that fetches each.
+    pub fetches: Vec<(String, ModelFetch)>,
 }
 
 /// What the replicas hold of GPUs, as quota charges it, and what that costs.
@@ -77,12 +81,14 @@ pub fn cases<'a>(
         let id = DeploymentId::new(stored.namespace(), stored.name());
         let judged = built.judged.get(&id).cloned().unwrap_or_else(|| Arc::new(Judged::unknown()));
         let in_spec = || judged.wanted().map_or(0, |wanted| wanted.deployment.replicas);
+        let claims = built.owned.claims(stored.uid());
         Case {
+            fetches: fetches(view, claims),
             replicas: reported.get(&id).copied().unwrap_or_else(in_spec),
             tenant: built.tenants.of(stored.namespace()).map(str::to_owned),
             orphaning: built.orphaning.contains(stored.uid()),
             pods: built.owned.pods(stored.uid()).to_vec(),
-            claims: built.owned.claims(stored.uid()).to_vec(),
+            claims: claims.to_vec(),
             orphans: built.owned.orphans(&id),
             service: ours(&view.services, &id, stored),
             policy: ours(&view.policies, &id, stored),
@@ -98,6 +104,17 @@ pub fn cases<'a>(
             id,
         }
     })
+}
+
+/// What agents fetch for these claims. Their UIDs decide, whatever an agent says of names.
+fn fetches(view: &View, claims: &[Arc<ResourceClaim>]) -> Vec<(String, ModelFetch)> {
+    let ours = |fetch: &&ModelFetch| {
+        claims.iter().any(|claim| claim.metadata.uid.as_ref().is_some_and(|uid| fetch.claims.contains(uid)))
+    };
+    let of_node = |(node, report): (&String, &AgentReport)| {
+        report.fetches.iter().filter(ours).map(|fetch| (node.clone(), fetch.clone())).collect::<Vec<_>>()
+    };
+    view.agents.iter().flat_map(of_node).collect()
 }
 
 /// The deployment's object of this kind, if it exists and is ours or an orphan of ours.

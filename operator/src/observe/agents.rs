@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use jiff::Timestamp;
-use stowage_contracts::summary::{Overshooting, Refused, Summary};
+use stowage_contracts::summary::{ModelFetch, Overshooting, Refused, Summary};
 use stowage_crds::names::{NODE_AGENT_ADMIN_PORT, PATH_SUMMARY};
 use stowage_planner::snapshot::Overshoot;
 use tokio::sync::Notify;
@@ -37,6 +37,7 @@ pub struct AgentReport {
     pub broken: bool,
     pub overshoots: Vec<FoundOvershoot>,
     pub refusals: Vec<FoundRefusal>,
+    pub fetches: Vec<ModelFetch>,
 }
 
 /// Evidence against one pod.
@@ -181,6 +182,7 @@ fn report(received: &Received) -> AgentReport {
     AgentReport {
         overshoots: received.summary.overshoots.iter().map(overshoot).collect(),
         refusals: received.summary.refusals.iter().map(refusal).collect(),
+        fetches: received.summary.fetches.clone(),
         ..blank
     }
 }

@@ -81,7 +81,7 @@ impl Placer {
             let node = &self.index.rows()[*at].node;
             node.ready && !node.cordoned && matches!(node.freshness, Freshness::Fresh { .. })
         };
-        !d.model_key.is_empty() && self.index.holders(&d.model_key).iter().any(serves)
+        !d.model_key.is_unknown() && self.index.holders(&d.model_key).iter().any(serves)
     }
 
     /// The variants of a deployment, in its order.
@@ -120,7 +120,7 @@ impl Placer {
     /// The best place among these alternatives; `None`: nothing fits.
     pub fn choose(&mut self, seeker: &Seeker<'_>, alternatives: &[&Alternative]) -> Option<Chosen> {
         let excluded: Vec<NodeAt> = self.excluded(seeker).filter_map(|e| self.index.at(&e.node)).collect();
-        let model_key = seeker.deployment.model_key.as_str();
+        let model_key = &seeker.deployment.model_key;
         let mut found: Vec<(usize, Ranked)> = Vec::new();
         for (at, alternative) in alternatives.iter().enumerate() {
             self.rankings.refresh(alternative.ranking, &self.index, &mut self.expected, &self.weights);

@@ -12,6 +12,7 @@ use crate::place::choose::{Pick, Rank, pick};
 use crate::place::expected::Expected;
 use crate::place::filter::{Need, Refused, fit};
 use crate::place::frag::Weights;
+use crate::snapshot::ModelKey;
 use crate::snapshot::index::{Index, NodeAt, StateAt};
 
 /// A node that fits.
@@ -40,7 +41,7 @@ pub(crate) struct Rankings {
 /// What is asked of a ranking for one slot.
 pub(crate) struct Wish<'a> {
     pub excluded: &'a [NodeAt],
-    pub model_key: &'a str,
+    pub model_key: &'a ModelKey,
     /// Places to return, at most.
     pub count: usize,
 }
@@ -268,7 +269,7 @@ mod tests {
         let weights = Weights::DESIGN;
         let number = rankings.number(need.clone());
         rankings.refresh(number, &placer.index, &mut placer.expected, &weights);
-        let wish = Wish { excluded: &[2], model_key: "", count: 5 };
+        let wish = Wish { excluded: &[2], model_key: &ModelKey::default(), count: 5 };
         let found = rankings.best(number, &placer.index, &wish);
         found.iter().map(|r| (r.pick.rank(), r.node, r.pick.gpus.clone())).collect()
     }

@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+pub use stowage_contracts::model::ModelKey;
 
 pub use scaling::{
     ColdStart, CostOrigin, EngineSignals, Gaps, GatewaySignals, History, Memory, Objectives, Room, Rule, Scaling,
@@ -126,7 +127,7 @@ pub struct Node {
     pub gpus: Vec<Gpu>,
     /// Model keys whose weights lie on this node (see [`Deployment::model_key`]).
     #[serde(default)]
-    pub cached_models: Vec<String>,
+    pub cached_models: Vec<ModelKey>,
 }
 
 /// One GPU of a node.
@@ -337,7 +338,7 @@ pub struct Deployment {
     pub isolation: Isolation,
     /// Identity of the weights, compared with [`Node::cached_models`]; empty: unknown.
     #[serde(default)]
-    pub model_key: String,
+    pub model_key: ModelKey,
     /// Hash over all that needs a new pod when it changes.
     pub spec_hash: String,
     #[serde(default)]

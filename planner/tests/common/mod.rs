@@ -126,7 +126,7 @@ fn node(w: &[&str]) -> Node {
         host_ports: Vec::new(),
         freshness,
         gpus,
-        cached_models: value(w, "cached").map(str::to_owned).into_iter().collect(),
+        cached_models: value(w, "cached").map(ModelKey::read).into_iter().collect(),
     }
 }
 
@@ -241,7 +241,7 @@ fn deployment(s: &Snapshot, w: &[&str]) -> Deployment {
             .into_iter()
             .collect(),
         isolation: isolation(w),
-        model_key: value(w, "model").unwrap_or_default().into(),
+        model_key: value(w, "model").map(ModelKey::read).unwrap_or_default(),
         spec_hash: value(w, "hash").unwrap_or("v1").into(),
         replicas: Vec::new(),
         slots: Vec::new(),

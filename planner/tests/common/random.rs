@@ -169,7 +169,7 @@ pub fn deployment(i: usize, w: &Want, tenants: usize) -> Deployment {
         node_selector: Default::default(),
         tolerations: vec![],
         isolation: w.isolation,
-        model_key: String::new(),
+        model_key: Default::default(),
         spec_hash: "v1".into(),
         replicas: vec![],
         slots: vec![],

@@ -34,6 +34,12 @@ pub trait Adapter: Sync {
     /// Flags that the operator sets; a deployment cannot pass them in `extraArgs`, whatever `allowedArgs` lists.
     fn managed(&self) -> &'static [&'static str];
 
+    /// Command and arguments of a container of the engine's image that ends when this file exists.
+    fn wait_for(&self, file: &str) -> (Vec<String>, Vec<String>) {
+        let script = "until [ -e \"$0\" ]; do sleep 0.1; done";
+        (["sh", "-c", script, file].map(str::to_owned).to_vec(), Vec::new())
+    }
+
     /// Whether it keeps the prefix caches of tenants apart by the salt in the header
     /// [`HEADER_TENANT_SALT`](stowage_crds::names::HEADER_TENANT_SALT).
     fn separates_tenants(&self) -> bool {

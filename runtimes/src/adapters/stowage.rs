@@ -54,6 +54,10 @@ impl Adapter for Stowage {
         }
     }
 
+    fn wait_for(&self, file: &str) -> (Vec<String>, Vec<String>) {
+        (Vec::new(), ["wait-model", "--file", file].map(str::to_owned).to_vec())
+    }
+
     fn managed(&self) -> &'static [&'static str] {
         &["--model", "--name", "--port", "--host", "--max-model-len", "--kv-type", "--memory-bytes", "--drain-timeout"]
     }

@@ -101,6 +101,8 @@ pub fn install(target: &Target) -> Result<()> {
     let (path, revision) = (chart("stowage"), format!("image.revision={revision}"));
     let mut args = vec!["upgrade", "--install", "stowage", &path, "--timeout", "180s", "--wait"];
     args.extend(["--set", "nodeAgent.simulated.enabled=true", "--set", "image.tag=dev", "--set-string", &revision]);
+    // Models for the tests are served inside the cluster.
+    args.extend(["--set", "nodeAgent.models.allowedCidrs={10.0.0.0/8}"]);
     helm(&args).context("install stowage")?;
     Ok(())
 }

@@ -159,7 +159,7 @@ fn end_to_end(filter: &[String], long: bool) -> Result<Count> {
     if let Some(python) = clients.python_long {
         tests.env("STOWAGE_PYTHON_LONG", python);
     }
-    tests.env("STOWAGE_XTASK", product::program()?);
+    tests.env("STOWAGE_XTASK", product::program()?).env("STOWAGE_MODEL_FILE", crate::image::model::fetch()?);
     if let Some(bin) = &target.bin {
         tests.env("STOWAGE_BIN", bin);
         tests.env("STOWAGE_STATE", target.kubeconfig.parent().unwrap_or(&target.kubeconfig));

@@ -15,7 +15,7 @@ mod serving;
 
 use failing::{faults, gpus, nodes, operators, refusals};
 use placing::{objects, placement};
-use serving::{clients, lifecycle, quickstart, scale};
+use serving::{clients, lifecycle, models, quickstart, scale};
 
 type Body = fn(World) -> Pin<Box<dyn Future<Output = anyhow::Result<()>>>>;
 
@@ -66,6 +66,9 @@ pub fn all() -> Vec<Test> {
         test!(long clients::an_evaluation_harness_scores_as_transformers_does),
         test!(alone quickstart::a_model_is_ready_within_15_seconds_of_apply_when_warm),
         test!(quickstart::our_processes_stay_small),
+        test!(models::readme_serves_a_model_of_the_readers_own_in_three_lines),
+        test!(models::a_model_behind_a_url_is_fetched_once_and_started_from_the_cache_after_that),
+        test!(models::a_model_that_cannot_be_fetched_is_reported_and_harms_nobody),
         test!(node placement::two_tenants_share_one_gpu_and_a_third_waits_with_a_true_counterfactual),
         test!(placement::restricted_pod_security_admits_all_but_the_agent),
         test!(agents placement::the_drivers_sockets_are_registered_with_every_kubelet),

@@ -30,6 +30,8 @@ pub struct Env {
     pub clients: Option<std::path::PathBuf>,
     pub xtask: Option<std::path::PathBuf>,
     pub root: std::path::PathBuf,
+    /// The file in [`MODEL_IMAGE`].
+    pub model: Option<std::path::PathBuf>,
     /// Nodes that are reserved for tests that need one for themselves.
     pub reserved: Vec<String>,
 }
@@ -65,6 +67,7 @@ impl Env {
             clients: options.clients.clone(),
             xtask: options.xtask.clone(),
             root: options.root.clone(),
+            model: options.model.clone(),
             reserved: Vec::new(),
         })
     }

@@ -8,14 +8,15 @@ use k8s_openapi::api::resource::v1::{
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::runtime::RawExtension;
 use serde_json::json;
+use stowage_contracts::model::ClaimModel;
 use stowage_crds::names::{ATTRIBUTE_UUID, CAPACITY_MEMORY, CAPACITY_SM, CLAIM_REQUEST, DEVICE_CLASS, DRIVER};
 use stowage_crds::quantity::bytes_quantity;
 use stowage_planner::snapshot::GpuShare;
 
 use super::Replica;
 
-/// `None` for a replica without GPUs.
-pub fn claim(replica: &Replica<'_>) -> Option<ResourceClaim> {
+/// `None` for a replica without GPUs. `model`: what the node's agent fetches for it.
+pub fn claim(replica: &Replica<'_>, model: Option<&ClaimModel>) -> Option<ResourceClaim> {
     let gpus = &replica.placement.gpus;
     let first = gpus.first()?;
     let request = ExactDeviceRequest {
@@ -43,7 +44,7 @@ pub fn claim(replica: &Replica<'_>) -> Option<ResourceClaim> {
                     exactly: Some(request),
                     ..DeviceRequest::default()
                 }]),
-                config: Some(vec![config(replica.sharing)]),
+                config: Some(vec![config(replica.sharing, model)]),
                 ..DeviceClaim::default()
             }),
         },
@@ -65,8 +66,12 @@ fn selector(gpus: &[GpuShare]) -> String {
     }
 }
 
-fn config(sharing: &str) -> DeviceClaimConfiguration {
-    let parameters = json!({"apiVersion": "gpu.stowage.dev/v1alpha1", "kind": "GpuShareConfig", "isolation": sharing});
+fn config(sharing: &str, model: Option<&ClaimModel>) -> DeviceClaimConfiguration {
+    let mut parameters =
+        json!({"apiVersion": "gpu.stowage.dev/v1alpha1", "kind": "GpuShareConfig", "isolation": sharing});
+    if let Some(model) = model {
+        parameters["model"] = json!(model);
+    }
     DeviceClaimConfiguration {
         requests: Some(vec![CLAIM_REQUEST.into()]),
         opaque: Some(OpaqueDeviceConfiguration { driver: DRIVER.into(), parameters: RawExtension(parameters) }),

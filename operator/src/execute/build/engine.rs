@@ -4,20 +4,20 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{
-    Capabilities, Container, EmptyDirVolumeSource, ImageVolumeSource, ResourceRequirements, SecurityContext, Volume,
-    VolumeMount,
+    Capabilities, Container, EmptyDirVolumeSource, ImageVolumeSource, PersistentVolumeClaimVolumeSource,
+    ResourceRequirements, SecurityContext, Volume, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use stowage_crds::conditions::reasons;
 use stowage_crds::names::{CACHE_MOUNT, ENGINE_CONTAINER, MODEL_MOUNT};
 use stowage_crds::quantity::{bytes_quantity, milli_quantity};
-use stowage_crds::validate::AcceptedAccelerator;
+use stowage_crds::validate::{AcceptedAccelerator, AcceptedSource};
 use stowage_planner::snapshot::Accelerator;
 
 use super::Replica;
 use crate::translate::validate::Wanted;
 
-/// Name of the volume that holds the model's image.
+/// Name of the volume that holds the model.
 const MODEL_VOLUME: &str = "model";
 
 /// Whether the runtime can do what the deployment asks of it: every variant is built once on paper.
@@ -47,14 +47,25 @@ pub fn engine(replica: &Replica<'_>, wanted: &Wanted) -> (Container, Vec<Volume>
         }),
         // The engine's last line says why it could not start; it becomes the deployment's condition.
         termination_message_policy: Some("FallbackToLogsOnError".into()),
-        volume_mounts: Some(vec![
-            mount(MODEL_VOLUME, MODEL_MOUNT, true),
-            mount("tmp", "/tmp", false),
-            mount("cache", CACHE_MOUNT, false),
-        ]),
+        volume_mounts: Some(mounts(wanted)),
         ..rendered
     };
     (container, volumes(wanted))
+}
+
+/// A container that ends when the node agent has put the model together, kept in the same bounds as the engine.
+pub fn waiting(wanted: &Wanted, engine: &Container) -> Option<Container> {
+    Some(Container {
+        resources: engine.resources.clone(),
+        security_context: engine.security_context.clone(),
+        ..stowage_runtimes::wait_container(&wanted.runtime)?
+    })
+}
+
+/// A fetched model is mounted through the claim, by the node agent.
+fn mounts(wanted: &Wanted) -> Vec<VolumeMount> {
+    let model = wanted.fetched().is_none().then(|| mount(MODEL_VOLUME, MODEL_MOUNT, true));
+    model.into_iter().chain([mount("tmp", "/tmp", false), mount("cache", CACHE_MOUNT, false)]).collect()
 }
 
 fn rendered(wanted: &Wanted, variant: &str) -> Option<Container> {
@@ -64,17 +75,31 @@ fn rendered(wanted: &Wanted, variant: &str) -> Option<Container> {
 }
 
 fn volumes(wanted: &Wanted) -> Vec<Volume> {
-    let image = ImageVolumeSource {
-        reference: Some(wanted.deployment.image.reference.clone()),
-        pull_policy: Some("IfNotPresent".into()),
+    let model = match &wanted.deployment.source {
+        AcceptedSource::Image(image) => Some(Volume {
+            name: MODEL_VOLUME.into(),
+            image: Some(ImageVolumeSource {
+                reference: Some(image.reference.clone()),
+                pull_policy: Some("IfNotPresent".into()),
+            }),
+            ..Volume::default()
+        }),
+        AcceptedSource::Volume(volume) => Some(Volume {
+            name: MODEL_VOLUME.into(),
+            persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {
+                claim_name: volume.claim_name.clone(),
+                read_only: Some(true),
+            }),
+            ..Volume::default()
+        }),
+        AcceptedSource::Http(_) => None,
     };
-    let model = Volume { name: MODEL_VOLUME.into(), image: Some(image), ..Volume::default() };
     let scratch = |name: &str| Volume {
         name: name.into(),
         empty_dir: Some(EmptyDirVolumeSource::default()),
         ..Volume::default()
     };
-    vec![model, scratch("tmp"), scratch("cache")]
+    model.into_iter().chain([scratch("tmp"), scratch("cache")]).collect()
 }
 
 /// Requests as planned, so that the scheduler counts what the planner counted; limits as given.

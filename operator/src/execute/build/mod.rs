@@ -233,7 +233,11 @@ fn creations(case: &Case, wanted: &Wanted) -> Vec<PreparedReplica> {
         .map(|(id, placement, spec_hash)| {
             let names = names(case.stored.uid(), id);
             let replica = Replica { owner: case.owner(), id, names, placement, spec_hash, sharing: wanted.sharing() };
-            PreparedReplica { id: id.clone(), claim: claim::claim(&replica), pod: pod::pod(&replica, wanted) }
+            PreparedReplica {
+                id: id.clone(),
+                claim: claim::claim(&replica, wanted.fetched()),
+                pod: pod::pod(&replica, wanted),
+            }
         })
         .collect()
 }

@@ -14,7 +14,7 @@ use stowage_crds::names::{ANNOTATION_MODEL, CLAIM_REQUEST, ENGINE_UID};
 use stowage_crds::validate::AcceptedPod;
 
 use super::Replica;
-use super::engine::engine;
+use super::engine::{engine, waiting};
 use crate::translate::validate::Wanted;
 
 /// The kubelet waits at most this long for an engine that finishes its requests.
@@ -32,9 +32,11 @@ pub fn pod(replica: &Replica<'_>, wanted: &Wanted) -> Pod {
 
 fn spec(replica: &Replica<'_>, wanted: &Wanted, template: AcceptedPod) -> PodSpec {
     let (mut container, volumes) = engine(replica, wanted);
+    let mut waits = wanted.fetched().and_then(|_| waiting(wanted, &container));
     let claimed = !replica.placement.gpus.is_empty();
     if claimed {
         use_claim(&mut container);
+        waits.iter_mut().for_each(use_claim);
     }
     PodSpec {
         affinity: Some(pinned_to(&replica.placement.node)),
@@ -69,6 +71,7 @@ fn spec(replica: &Replica<'_>, wanted: &Wanted, template: AcceptedPod) -> PodSpe
                 ..PodResourceClaim::default()
             }]
         }),
+        init_containers: waits.map(|container| vec![container]),
         containers: vec![container],
         volumes: non_empty(volumes),
         ..PodSpec::default()

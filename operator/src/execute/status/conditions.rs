@@ -6,6 +6,7 @@
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use stowage_contracts::summary::{FetchPhase, ModelFetch};
 use stowage_crds::conditions::{reasons, types};
 use stowage_crds::quantity::milli_quantity;
 use stowage_planner::demand::{ScaleReason, ScaleVerdict, WithdrawnFor};
@@ -394,6 +395,7 @@ fn troubles(facts: &Facts<'_>) -> Vec<Trouble> {
             all.push(Trouble { reason, message, stops: true, stalls, degrades: false });
         }
     }
+    all.extend(facts.case.fetches.iter().map(fetch));
     for trouble in facts.report.iter().flat_map(|report| &report.troubles) {
         let reason = match &trouble.what {
             TroubleKind::UnhealthyGpu { .. } => reasons::GPU_UNHEALTHY,
@@ -407,6 +409,37 @@ fn troubles(facts: &Facts<'_>) -> Vec<Trouble> {
         all.push(Trouble { reason, message: render::trouble(trouble), stops: true, stalls: false, degrades: true });
     }
     all
+}
+
+/// A model that is still to come.
+fn fetch((node, fetch): &(String, ModelFetch)) -> Trouble {
+    let reason = match fetch.phase {
+        FetchPhase::Failed => reasons::MODEL_FETCH_FAILED,
+        FetchPhase::Queued | FetchPhase::Fetching | FetchPhase::Verifying => reasons::FETCHING_MODEL,
+    };
+    let message = format!("{node} {}", progress(fetch));
+    Trouble { reason, message, stops: true, stalls: false, degrades: reason == reasons::MODEL_FETCH_FAILED }
+}
+
+fn progress(fetch: &ModelFetch) -> String {
+    let ModelFetch { model: _, claims: _, phase, bytes, total_bytes, bytes_per_second, error } = fetch;
+    let of = format!("{} of {}", render::bytes(*bytes), render::bytes(*total_bytes));
+    match phase {
+        FetchPhase::Failed => {
+            format!("cannot fetch the model: {}. It tries again", error.as_deref().unwrap_or("no reason given"))
+        }
+        FetchPhase::Queued => "fetches other models first".into(),
+        FetchPhase::Verifying => format!("verifies the model ({})", render::bytes(*total_bytes)),
+        FetchPhase::Fetching if *total_bytes == 0 => "asks for the model".into(),
+        FetchPhase::Fetching => {
+            let percent = bytes.saturating_mul(100) / total_bytes;
+            let left = total_bytes.saturating_sub(*bytes).checked_div(*bytes_per_second);
+            let rate = left.map_or_else(String::new, |seconds| {
+                format!(", {}/s, {seconds} s left", render::bytes(*bytes_per_second))
+            });
+            format!("fetches the model: {percent} % ({of}{rate})")
+        }
+    }
 }
 
 fn next_step(reason: &str) -> &'static str {
@@ -427,6 +460,33 @@ mod tests {
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(second).unwrap()
+    }
+
+    #[test]
+    fn progress_of_a_model_has_bytes_rate_and_time_left() {
+        let fetch = |phase, bytes, bytes_per_second, error: Option<&str>| ModelFetch {
+            model: Default::default(),
+            claims: vec![],
+            phase,
+            bytes,
+            total_bytes: 4 << 30,
+            bytes_per_second,
+            error: error.map(str::to_owned),
+        };
+        for (fetch, text) in [
+            (fetch(FetchPhase::Queued, 0, 0, None), "fetches other models first"),
+            (fetch(FetchPhase::Fetching, 1 << 30, 0, None), "fetches the model: 25 % (1 GiB of 4 GiB)"),
+            (
+                fetch(FetchPhase::Fetching, 1 << 30, 256 << 20, None),
+                "fetches the model: 25 % (1 GiB of 4 GiB, 256 MiB/s, 12 s left)",
+            ),
+            (fetch(FetchPhase::Verifying, 4 << 30, 1, None), "verifies the model (4 GiB)"),
+            (fetch(FetchPhase::Failed, 0, 0, Some("no")), "cannot fetch the model: no. It tries again"),
+        ] {
+            assert_eq!(progress(&fetch), text);
+        }
+        let unknown = ModelFetch { total_bytes: 0, ..fetch(FetchPhase::Fetching, 0, 0, None) };
+        assert_eq!(progress(&unknown), "asks for the model");
     }
 
     fn degraded_at(second: i64) -> Vec<Condition> {

@@ -68,7 +68,7 @@ fn one(
         tolerations: wanted.map(|wanted| wanted.tolerations.clone()).unwrap_or_default(),
         objective: wanted.map(|wanted| objective(&wanted.deployment.scaling)).unwrap_or_default(),
         isolation: judged.standing.isolation,
-        model_key: wanted.map(|wanted| wanted.deployment.image.reference.clone()).unwrap_or_default(),
+        model_key: wanted.map(|wanted| wanted.deployment.source.key()).unwrap_or_default(),
         spec_hash: wanted.map(|wanted| wanted.spec_hash.clone()).unwrap_or_default(),
         replicas: replicas::of(view, owned.pods(stored.uid()), wanted, load, &was_ready),
         slots: slots(owned, stored, memory),

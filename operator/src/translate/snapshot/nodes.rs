@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::{Node as KubeNode, Taint as KubeTaint};
 use stowage_crds::gpu_node::{GpuDevice, GpuNodeStatus, Health as Verdict};
 use stowage_crds::names::MEMORY_STEP_BYTES;
 use stowage_crds::quantity::{parse_bytes, parse_milli};
-use stowage_planner::snapshot::{Freshness, Gpu, Health, Node, Resources, Slice, Taint, TaintEffect};
+use stowage_planner::snapshot::{Freshness, Gpu, Health, ModelKey, Node, Resources, Slice, Taint, TaintEffect};
 
 use super::devices::Devices;
 use super::usage::Taken;
@@ -54,7 +54,7 @@ fn one(view: &View, node: &KubeNode, parts: &mut Parts<'_>) -> Node {
         cached_models: status
             .iter()
             .flat_map(|status| &status.cached_models)
-            .map(|model| model.source.clone())
+            .map(|model| ModelKey::read(&model.source))
             .collect(),
         name,
     }

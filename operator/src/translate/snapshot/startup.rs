@@ -1,8 +1,8 @@
 //! Why an engine does not start: one line for the deployment's condition, from the pod's containers.
 
-use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodStatus};
 use stowage_crds::conditions::reasons;
-use stowage_crds::names::ENGINE_CONTAINER;
+use stowage_crds::names::{ENGINE_CONTAINER, WAIT_CONTAINER};
 
 /// The exit code by which an engine reports that the model, not the machine, is at fault. See docs/operator.md.
 pub const EXIT_MODEL_REFUSED: i32 = 78;
@@ -20,7 +20,13 @@ pub enum Startup {
 
 /// Reads the engine's container status, and that of the model's image volume with it.
 pub fn startup(pod: &Pod) -> Startup {
-    let Some(status) = engine(pod) else { return Startup::Fine };
+    match container(pod, |status| &status.init_container_statuses, WAIT_CONTAINER).map(of_container) {
+        Some(trouble @ Startup::Trouble { .. }) => trouble,
+        _ => container(pod, |status| &status.container_statuses, ENGINE_CONTAINER).map_or(Startup::Fine, of_container),
+    }
+}
+
+fn of_container(status: &ContainerStatus) -> Startup {
     let waiting = status.state.as_ref().and_then(|state| state.waiting.as_ref());
     let reason = waiting.and_then(|waiting| waiting.reason.as_deref()).unwrap_or_default();
     let words = waiting.and_then(|waiting| waiting.message.as_deref()).unwrap_or_default();
@@ -44,9 +50,12 @@ pub fn startup(pod: &Pod) -> Startup {
     }
 }
 
-fn engine(pod: &Pod) -> Option<&ContainerStatus> {
-    let all = pod.status.as_ref()?.container_statuses.as_ref()?;
-    all.iter().find(|status| status.name == ENGINE_CONTAINER)
+fn container<'a>(
+    pod: &'a Pod,
+    list: impl Fn(&'a PodStatus) -> &'a Option<Vec<ContainerStatus>>,
+    name: &str,
+) -> Option<&'a ContainerStatus> {
+    list(pod.status.as_ref()?).as_ref()?.iter().find(|status| status.name == name)
 }
 
 /// An engine that runs is judged by its probes; one that ended, by its last message.
@@ -133,6 +142,24 @@ mod tests {
             ),
             Some((reasons::CRASH_LOOP, "ended again and again: OOMKilled 137")),
         );
+    }
+
+    #[test]
+    fn container_that_waits_for_the_model_is_looked_at_first() {
+        let check = |wait: &str, expect: Option<&str>| {
+            let engine = "{name: engine, image: i, imageID: i, restartCount: 0, ready: false, state: {waiting: {reason: PodInitializing}}}";
+            let pod = format!("status: {{initContainerStatuses: [{wait}], containerStatuses: [{engine}]}}");
+            let reason = match startup(&serde_yaml::from_str(&pod).unwrap()) {
+                Startup::Fine => None,
+                Startup::Trouble { reason, .. } => Some(reason),
+            };
+            assert_eq!(reason, expect, "{wait}");
+        };
+        let base = "name: wait-model, image: i, imageID: i, restartCount: 0, ready: false";
+        check(&format!("{{{base}, state: {{running: {{}}}}}}"), None);
+        check(&format!("{{{base}, state: {{terminated: {{exitCode: 0, reason: Completed}}}}}}"), None);
+        let pull = "state: {waiting: {reason: ErrImagePull, message: not found}}";
+        check(&format!("{{{base}, {pull}}}"), Some(reasons::IMAGE_PULL_FAILED));
     }
 
     #[test]

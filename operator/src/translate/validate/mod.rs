@@ -17,9 +17,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use stowage_contracts::model::ClaimModel;
 use stowage_crds::conditions::reasons;
 use stowage_crds::validate::{
-    AcceptedDeployment, AcceptedRuntime, Refusal as FieldRefusal, message as words, reason as worst,
+    AcceptedDeployment, AcceptedRuntime, AcceptedSource, Refusal as FieldRefusal, message as words, reason as worst,
 };
 use stowage_planner::snapshot::{Accelerator, DeploymentId, Isolation, Needs, Toleration, Variant};
 
@@ -136,6 +137,14 @@ impl Wanted {
     /// budget needs nothing of driver or hardware; the other ways are refused by this release.
     pub fn sharing(&self) -> &'static str {
         "EngineBudget"
+    }
+
+    /// The model that node agents fetch; `None`: the kubelet mounts it.
+    pub fn fetched(&self) -> Option<&ClaimModel> {
+        match &self.deployment.source {
+            AcceptedSource::Http(model) => Some(model),
+            AcceptedSource::Image(_) | AcceptedSource::Volume(_) => None,
+        }
     }
 
     /// GpuClasses that the variants name.

@@ -18,8 +18,8 @@ pub(crate) use trial::Mark;
 use trial::Undo;
 
 use crate::snapshot::{
-    Class, DeploymentId, Exclusion, Freshness, Gpu, GpuShare, Health, Isolation, Node, ReplicaId, Resources, Slice,
-    SliceOwner, Snapshot, Taint, TenantId, TimeMs,
+    Class, DeploymentId, Exclusion, Freshness, Gpu, GpuShare, Health, Isolation, ModelKey, Node, ReplicaId, Resources,
+    Slice, SliceOwner, Snapshot, Taint, TenantId, TimeMs,
 };
 
 /// Position of a node; nodes are sorted by name.
@@ -41,7 +41,7 @@ pub(crate) struct Index {
     /// By deployment number and slot.
     exclusions: BTreeMap<(usize, u32), Vec<Exclusion>>,
     /// Nodes that hold a model's weights, by model key.
-    cached: BTreeMap<String, Vec<NodeAt>>,
+    cached: BTreeMap<ModelKey, Vec<NodeAt>>,
     /// Some slice or deployment wants its GPUs for itself, so owners are part of a node's state.
     owners_matter: bool,
     /// Deployments that own a slice which is dedicated to them.
@@ -325,8 +325,8 @@ impl Index {
     }
 
     /// Nodes that hold the weights of this model; none for the empty key.
-    pub fn holders(&self, model_key: &str) -> &[NodeAt] {
-        if model_key.is_empty() { &[] } else { self.cached.get(model_key).map_or(&[], Vec::as_slice) }
+    pub fn holders(&self, model_key: &ModelKey) -> &[NodeAt] {
+        if model_key.is_unknown() { &[] } else { self.cached.get(model_key).map_or(&[], Vec::as_slice) }
     }
 
     /// Whether filters must distinguish this deployment's slices from others'.

@@ -2,5 +2,6 @@
 
 pub mod clients;
 pub mod lifecycle;
+pub mod models;
 pub mod quickstart;
 pub mod scale;

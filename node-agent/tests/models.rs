@@ -1,0 +1,206 @@
+//! The cache of models against a real HTTP server on loopback: what claims want, and what lies on the disk.
+
+#![allow(clippy::unwrap_used)]
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+use stowage_contracts::model::{COMPLETE, ClaimModel, FETCHED_FILE};
+use stowage_contracts::summary::FetchPhase;
+use stowage_fetch::Limits;
+use stowage_fetch::address::Addresses;
+use stowage_node_agent::dra::checkpoint::{Checkpoint, Entry, Stage};
+use stowage_node_agent::models::ModelsState;
+use stowage_node_agent::models::task::{Settings, start};
+use tokio::sync::watch;
+
+/// Serves files of these bytes under any path.
+struct Server {
+    address: std::net::SocketAddr,
+    /// Bytes of bodies.
+    sent: Arc<AtomicU64>,
+    up: Arc<AtomicBool>,
+}
+
+impl Server {
+    fn start(bytes: Vec<u8>) -> Server {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let server = Server {
+            address: listener.local_addr().unwrap(),
+            sent: Arc::default(),
+            up: Arc::new(AtomicBool::new(true)),
+        };
+        let (sent, up, bytes) = (Arc::clone(&server.sent), Arc::clone(&server.up), Arc::new(bytes));
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (sent, up, bytes) = (Arc::clone(&sent), Arc::clone(&up), Arc::clone(&bytes));
+                std::thread::spawn(move || answer(&stream.unwrap(), &sent, &up, &bytes));
+            }
+        });
+        server
+    }
+
+    fn model(&self, path: &str, bytes: &[u8]) -> ClaimModel {
+        let sha256 = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        ClaimModel { url: format!("http://{}/{path}", self.address), sha256 }
+    }
+}
+
+fn answer(mut stream: &TcpStream, sent: &AtomicU64, up: &AtomicBool, bytes: &[u8]) -> std::io::Result<()> {
+    let (mut range, mut line) = ((0, bytes.len()), String::new());
+    let mut reader = BufReader::new(stream);
+    while reader.read_line(&mut line)? > 0 && line != "\r\n" {
+        if let Some(value) = line.to_lowercase().trim_end().strip_prefix("range: bytes=") {
+            let (from, last) = value.split_once('-').unwrap();
+            range = (from.parse().unwrap(), last.parse::<usize>().unwrap() + 1);
+        }
+        line.clear();
+    }
+    if !up.load(Ordering::Relaxed) {
+        return write!(stream, "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+    }
+    let (from, to) = (range.0, range.1.min(bytes.len()));
+    write!(
+        stream,
+        "HTTP/1.1 206 Partial Content\r\ncontent-range: bytes {from}-{}/{}\r\ncontent-length: {}\r\netag: \"v\"\r\nconnection: close\r\n\r\n",
+        to - 1,
+        bytes.len(),
+        to - from
+    )?;
+    sent.fetch_add((to - from) as u64, Ordering::Relaxed);
+    stream.write_all(&bytes[from..to])
+}
+
+/// A node's cache whose claims the test sets.
+struct Node {
+    models: PathBuf,
+    claims: watch::Sender<Arc<Checkpoint>>,
+    state: watch::Receiver<ModelsState>,
+}
+
+impl Node {
+    fn start(models: &Path, cache_bytes: u64) -> Node {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let (claims, seen) = watch::channel(Arc::default());
+        let settings = Settings {
+            addresses: Addresses { allowed: vec!["127.0.0.0/8".parse().unwrap()], refused: vec![] },
+            limits: Limits { disk_reserve_bytes: 0, pause: Duration::from_millis(5), ..Limits::default() },
+            cache_bytes,
+        };
+        Node { models: models.to_owned(), claims, state: start(settings, models.to_owned(), seen) }
+    }
+
+    fn claim(&self, wanted: &[(&str, &ClaimModel)]) {
+        let entry = |model: &ClaimModel| Entry {
+            namespace: "a".into(),
+            name: "stowage-x".into(),
+            pod: "x".into(),
+            pod_uid: "p".into(),
+            tenant: "a".into(),
+            stage: Stage::Completed,
+            devices: vec![],
+            model: Some(model.clone()),
+        };
+        let mut checkpoint = Checkpoint::default();
+        checkpoint.claims = wanted.iter().map(|(uid, model)| ((*uid).to_owned(), entry(model))).collect();
+        self.claims.send_replace(Arc::new(checkpoint));
+    }
+
+    async fn until(&mut self, what: &str, test: impl Fn(&ModelsState) -> bool) -> ModelsState {
+        let found = tokio::time::timeout(Duration::from_secs(20), self.state.wait_for(|state| test(state))).await;
+        found.unwrap_or_else(|_| panic!("{what} did not come")).unwrap().clone()
+    }
+
+    /// Waits until the claim's directory is complete; what the engine reads there.
+    async fn handed_to(&self, uid: &str) -> Vec<u8> {
+        let directory = self.models.join("claims").join(uid);
+        for _ in 0..2000 {
+            if directory.join(COMPLETE).exists() {
+                return std::fs::read(directory.join(FETCHED_FILE)).unwrap();
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("claim {uid} did not get its model: {:?}", self.state.borrow());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_claims_of_one_model_cost_the_source_one_transfer_and_later_ones_none() {
+    let (dir, bytes) = (tempfile::tempdir().unwrap(), vec![7; 300_000]);
+    let server = Server::start(bytes.clone());
+    let model = server.model("m", &bytes);
+    let mut node = Node::start(dir.path(), 0);
+    node.claim(&[("uid-1", &model), ("uid-2", &model)]);
+    assert_eq!(node.handed_to("uid-1").await, bytes);
+    assert_eq!(node.handed_to("uid-2").await, bytes);
+    // Two more: the first bytes, by which the length is asked.
+    assert_eq!(server.sent.load(Ordering::Relaxed), bytes.len() as u64 + 2);
+    let state = node.until("the cached model", |state| state.fetches.is_empty()).await;
+    assert_eq!(state.cached, [(model.key(), bytes.len() as u64)].into());
+    server.up.store(false, Ordering::Relaxed);
+    node.claim(&[("uid-3", &model)]);
+    assert_eq!(node.handed_to("uid-3").await, bytes);
+    assert_eq!(server.sent.load(Ordering::Relaxed), bytes.len() as u64 + 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cache_survives_a_restart_and_the_next_agent_waits_for_the_last() {
+    let (dir, bytes) = (tempfile::tempdir().unwrap(), vec![7; 1000]);
+    let server = Server::start(bytes.clone());
+    let model = server.model("m", &bytes);
+    let node = Node::start(dir.path(), 0);
+    node.claim(&[("uid-1", &model)]);
+    node.handed_to("uid-1").await;
+    let mut next = Node::start(dir.path(), 0);
+    next.claim(&[("uid-1", &model), ("uid-2", &model)]);
+    server.up.store(false, Ordering::Relaxed);
+    // The end of the channel ends the first task, and with it its lock.
+    drop(node);
+    assert_eq!(next.handed_to("uid-2").await, bytes);
+    next.until("the cached model", |state| state.cached.contains_key(&model.key())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failed_fetch_is_reported_and_leaves_nothing_and_others_go_on() {
+    let (dir, bytes) = (tempfile::tempdir().unwrap(), vec![7; 1000]);
+    let server = Server::start(bytes.clone());
+    let (good, wrong) = (server.model("m", &bytes), server.model("m", b"another file"));
+    let inside = ClaimModel { url: "http://169.254.169.254/latest".into(), ..good.clone() };
+    let mut node = Node::start(dir.path(), 0);
+    node.claim(&[("uid-1", &wrong), ("uid-2", &inside), ("uid-3", &good)]);
+    assert_eq!(node.handed_to("uid-3").await, bytes);
+    let failed =
+        |state: &ModelsState| state.fetches.iter().filter(|fetch| fetch.phase == FetchPhase::Failed).count() == 2;
+    let state = node.until("the failures", failed).await;
+    let error = |model: &ClaimModel| {
+        let fetch = state.fetches.iter().find(|fetch| fetch.model == model.key()).unwrap();
+        fetch.error.clone().unwrap()
+    };
+    assert!(error(&wrong).contains("the file has the sha256"), "{}", error(&wrong));
+    assert!(error(&inside).contains("link-local"), "{}", error(&inside));
+    assert_eq!(state.cached.keys().collect::<Vec<_>>(), [&good.key()]);
+    assert_eq!(std::fs::read_dir(dir.path().join("partial")).unwrap().count(), 0);
+    assert!(!dir.path().join("claims/uid-1").join(FETCHED_FILE).exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unused_models_leave_when_the_cache_is_full_and_used_ones_stay() {
+    let (dir, bytes) = (tempfile::tempdir().unwrap(), vec![7; 1000]);
+    let server = Server::start(bytes.clone());
+    let models: Vec<ClaimModel> = (0..4).map(|n| server.model(&format!("m{n}"), &bytes)).collect();
+    let mut node = Node::start(dir.path(), 2500);
+    node.claim(&[("uid-0", &models[0])]);
+    node.handed_to("uid-0").await;
+    node.claim(&[("uid-0", &models[0]), ("uid-1", &models[1])]);
+    node.handed_to("uid-1").await;
+    node.claim(&[("uid-0", &models[0]), ("uid-2", &models[2])]);
+    node.handed_to("uid-2").await;
+    assert!(!dir.path().join("claims/uid-1").exists());
+    let state = node.until("the eviction", |state| state.cached.len() == 2 && state.fetches.is_empty()).await;
+    assert!(state.cached.contains_key(&models[0].key()) && state.cached.contains_key(&models[2].key()), "{state:?}");
+}
