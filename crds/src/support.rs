@@ -177,31 +177,10 @@ pub const CLASS: &[Unsupported<GpuClassSpec>] = &[Unsupported {
 pub const QUOTA: &[Unsupported<TenantQuotaSpec>] = &[
     Unsupported {
         at: "spec",
-        fields: &["weight"],
-        honoured: Honoured::Only(&["1"]),
-        given: |spec| spec.weight.is_some_and(|weight| weight != 1),
-        message: "all tenants have the same weight; remove spec.weight",
-    },
-    Unsupported {
-        at: "spec",
         fields: &["tokens"],
         honoured: Honoured::Nothing,
         given: |spec| spec.tokens.is_some(),
         message: "tokens are not limited per tenant; remove spec.tokens",
-    },
-    Unsupported {
-        at: "spec",
-        fields: &["spend"],
-        honoured: Honoured::Nothing,
-        given: |spec| spec.spend.is_some(),
-        message: "spending is shown, not limited; remove spec.spend",
-    },
-    Unsupported {
-        at: "spec",
-        fields: &["minRuntime", "reclaimGrace"],
-        honoured: Honoured::Nothing,
-        given: |spec| spec.min_runtime.is_some() || spec.reclaim_grace.is_some(),
-        message: "borrowed GPUs are not reclaimed, a tenant gives them back itself; remove spec.minRuntime and spec.reclaimGrace",
     },
     Unsupported {
         at: "spec.credentials",

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use stowage_crds::names::NODE_NAMESPACE;
+use stowage_planner::Prepared;
 use stowage_planner::snapshot::{DeploymentId, Hold, Policy, ScalingMode, Snapshot};
 use stowage_planner::{DecisionReport, Plan};
 use stowage_telemetry::health::Readiness;
@@ -61,6 +62,8 @@ pub struct Control {
     pub print_decisions: bool,
     pub period: Duration,
     pub policy: Policy,
+    /// What the last plan leaves for the next.
+    pub prepared: Prepared,
     pub memory: Memory,
     pub desk: Desk,
     pub sequence: u64,
@@ -135,7 +138,8 @@ impl Control {
         self.sequence += 1;
         let started = Instant::now();
         let built = build(view, &self.memory, self.sequence);
-        let (plan, report) = stowage_planner::plan(&built.snapshot, &self.policy, now);
+        let (plan, report) = self.prepared.plan(&built.snapshot, &self.policy, now);
+        self.memory.borrowed(&report.shares);
         self.memory.remember(&built.snapshot, &plan);
         self.gateways.watch(ruled(&built.snapshot));
         let violations = check(&built.snapshot, &plan);

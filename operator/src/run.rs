@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use kube::Client;
+use stowage_planner::Prepared;
 use stowage_planner::snapshot::Policy;
 use stowage_telemetry::health::Readiness;
 use stowage_telemetry::shutdown_signal;
@@ -116,6 +117,7 @@ impl Parts {
             print_decisions: !config.quiet_decisions,
             period: config.period(),
             policy: Policy::default(),
+            prepared: Prepared::default(),
             memory: Memory::default(),
             desk: Desk::default(),
             sequence: 0,

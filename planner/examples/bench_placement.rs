@@ -10,9 +10,12 @@
 //! cargo run --release -p stowage-planner --example bench_placement -- \
 //!     --nodes openb_node_list_gpu_node.csv.gz --pods openb_pod_list_default.csv.gz --seeds 42..52
 //! ```
+//! `--policy fgd|bestfit|random`: a published policy instead, on the same pods in the same order.
 //! `--learn N`: besides, plan again after every N pods, so that the expected demand is what came so far.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+#[path = "support/baselines.rs"]
+mod baselines;
 #[path = "support/openb.rs"]
 mod openb;
 
@@ -42,7 +45,10 @@ fn main() {
         let pods = trace.inflate(seed);
         let run = match options.policy.as_str() {
             "stowage" => stowage(&trace, seed, &pods),
-            other => panic!("--policy {other} is not known: stowage"),
+            "fgd" => published(&trace, seed, &pods, baselines::Policy::Fgd),
+            "bestfit" => published(&trace, seed, &pods, baselines::Policy::BestFit),
+            "random" => published(&trace, seed, &pods, baselines::Policy::Random),
+            other => openb::fail(&format!("--policy {other} is not known; write stowage, fgd, bestfit or random")),
         };
         println!(
             "{{\"bench\":\"placement\",\"policy\":\"{}\",\"seed\":{seed},\"pods\":{},\"alloc_100\":{:.2},\"alloc_130\":{:.2},\"failed_100\":{},\"frag_100\":{:.2},\"seconds\":{:.1}}}",
@@ -80,10 +86,16 @@ fn main() {
     );
 }
 
+/// A published policy.
+fn published(trace: &Trace, seed: u64, pods: &[Pod], policy: baselines::Policy) -> Run {
+    let (placed, fragmented) = baselines::run(trace, seed, pods, policy);
+    Run { frag_100: 100.0 * fragmented / trace.total_milli() as f64, ..judge(trace, pods, &placed) }
+}
+
 /// One plan for all pods; and one for those that ask for the first 100 %, for its fragmentation.
 fn stowage(trace: &Trace, seed: u64, pods: &[Pod]) -> Run {
     let mut snapshot = cluster(trace, seed);
-    snapshot.deployments = pods.iter().enumerate().map(|(n, p)| deployment(trace, n, p)).collect();
+    snapshot.deployments = pods.iter().enumerate().map(|(n, p)| deployment(trace, n, p).into()).collect();
     let (plan_made, report) = plan(&snapshot, &Policy::default(), 1);
     assert_eq!(check(&snapshot, &plan_made), []);
     let placed: Vec<bool> = report.deployments.iter().map(|r| r.counts.desired == 1).collect();
@@ -109,7 +121,7 @@ fn learning(trace: &Trace, seed: u64, pods: &[Pod], chunk: usize) -> Run {
     for start in (0..pods.len()).step_by(chunk) {
         let end = (start + chunk).min(pods.len());
         // What came before runs or was dropped: it counts as demand and is not placed again.
-        snapshot.deployments.extend((start..end).map(|n| deployment(trace, n, &pods[n])));
+        snapshot.deployments.extend((start..end).map(|n| deployment(trace, n, &pods[n]).into()));
         let (plan_made, _) = plan(&snapshot, &Policy::default(), 1);
         for action in &plan_made.actions {
             let Action::Create { replica, placement, .. } = action else { continue };
@@ -130,7 +142,7 @@ fn learning(trace: &Trace, seed: u64, pods: &[Pod], chunk: usize) -> Run {
 }
 
 fn carry_out(snapshot: &mut Snapshot, n: usize, replica: &ReplicaId, placement: &Placement) {
-    let d = &mut snapshot.deployments[n];
+    let d: &mut Deployment = &mut snapshot.deployments[n];
     let node = snapshot.nodes.iter_mut().find(|x| x.name == placement.node).unwrap();
     node.used.cpu_milli += d.needs.cpu_milli;
     node.used.memory_bytes += d.needs.memory_bytes;
@@ -215,13 +227,16 @@ fn cluster(trace: &Trace, seed: u64) -> Snapshot {
     };
     Snapshot {
         sequence: 1,
-        nodes: trace.nodes.iter().enumerate().map(node).collect(),
+        nodes: trace.nodes.iter().enumerate().map(node).map(Shared::new).collect(),
         tenants: vec![Tenant {
             id: TenantId("all".into()),
             namespaces: vec!["all".into()],
             cohort: None,
             weight: 1,
             quotas: trace.models.iter().map(quota).collect(),
+            min_runtime_ms: None,
+            reclaim_grace_ms: None,
+            spend_limit: None,
         }],
         ..Snapshot::default()
     }

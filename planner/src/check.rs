@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use crate::plan::{Action, Plan};
+use crate::plan::{Action, EndReason, Plan};
 use crate::snapshot::index::charge;
 use crate::snapshot::{
     Deployment, DeploymentId, Freshness, Gpu, Health, Node, Phase, Placement, Quota, ReplicaId, SliceOwner, Snapshot,
@@ -44,6 +44,13 @@ pub enum Violation {
         cohort: String,
         class: String,
         missing: u64,
+    },
+    /// What is reclaimed takes a tenant below its own quota, or it borrows nothing.
+    ReclaimedNominal {
+        tenant: TenantId,
+        class: String,
+        left: u64,
+        nominal: u64,
     },
     NoTenant {
         replica: ReplicaId,
@@ -99,8 +106,8 @@ pub enum Violation {
 pub fn check(snapshot: &Snapshot, plan: &Plan) -> Vec<Violation> {
     let mut checker = Checker {
         snapshot,
-        nodes: snapshot.nodes.iter().map(|n| (n.name.as_str(), n)).collect(),
-        deployments: snapshot.deployments.iter().map(|d| (&d.id, d)).collect(),
+        nodes: snapshot.nodes.iter().map(|n| (n.name.as_str(), &**n)).collect(),
+        deployments: snapshot.deployments.iter().map(|d| (&d.id, &**d)).collect(),
         found: Vec::new(),
     };
     if plan.based_on.snapshot != snapshot.sequence {
@@ -233,10 +240,10 @@ impl<'a> Checker<'a> {
         }
         for ((node, uuid), shares) in added {
             let Some(gpu) = self.gpu(node, uuid) else { continue };
-            let memory: u64 =
-                gpu.slices.iter().map(|s| s.memory_bytes).sum::<u64>() + shares.iter().map(|s| s.1).sum::<u64>();
-            let sm: u32 =
-                gpu.slices.iter().map(|s| s.sm_percent).sum::<u32>() + shares.iter().map(|s| s.2).sum::<u32>();
+            let memory = gpu.slices.iter().map(|s| s.memory_bytes).chain(shares.iter().map(|s| s.1));
+            let memory = memory.fold(0, u64::saturating_add);
+            let sm = gpu.slices.iter().map(|s| s.sm_percent).chain(shares.iter().map(|s| s.2));
+            let sm = sm.fold(0, u32::saturating_add);
             let gpu_id = uuid.to_owned();
             if memory > gpu.memory_bytes {
                 let (promised, has) = (memory, gpu.memory_bytes);
@@ -260,27 +267,67 @@ impl<'a> Checker<'a> {
         }
     }
 
+    /// Only what is above a tenant's nominal quota is reclaimed.
+    fn reclaimed(&mut self, plan: &'a Plan, held: &Held<'a>) {
+        let mut left = held.clone();
+        let mut from: BTreeSet<(&TenantId, &str)> = BTreeSet::new();
+        let reclaimed: BTreeSet<&ReplicaId> = plan
+            .actions
+            .iter()
+            .filter_map(|a| match a {
+                Action::Drain { replica, reason, .. } | Action::Remove { replica, reason, .. } => {
+                    (*reason == EndReason::Reclaimed).then_some(replica)
+                }
+                Action::Create { .. } => None,
+            })
+            .collect();
+        if reclaimed.is_empty() {
+            return;
+        }
+        for gpu in self.snapshot.nodes.iter().flat_map(|n| &n.gpus) {
+            for s in &gpu.slices {
+                if let (Some(tenant), Some(class), SliceOwner::Replica(owner)) = (&s.tenant, &gpu.class, &s.owner)
+                    && reclaimed.contains(owner)
+                {
+                    let sum = left.entry((tenant, class)).or_default();
+                    *sum = sum.saturating_sub(charge(gpu, s.memory_bytes, s.sm_percent));
+                    from.insert((tenant, class));
+                }
+            }
+        }
+        for (tenant, class) in from {
+            let left = left.get(&(tenant, class)).copied().unwrap_or(0);
+            let of = self.snapshot.tenants.iter().find(|t| &t.id == tenant);
+            let nominal = of.and_then(|t| quota(t, class)).map_or(0, |q| q.nominal_milli);
+            if left < nominal {
+                let (tenant, class) = (tenant.clone(), class.to_owned());
+                self.found.push(Violation::ReclaimedNominal { tenant, class, left, nominal });
+            }
+        }
+    }
+
     /// A tenant to which the plan adds stays within nominal quota and borrowing limit. What it held
     /// before may be above (quota was lowered); then nothing may be added. A replica that leaves a cordoned node is
     /// counted where it goes.
     fn quotas(&mut self, plan: &'a Plan) {
-        let mut held: Held<'_> = BTreeMap::new();
+        let mut held: Held<'a> = BTreeMap::new();
         let mut grows: BTreeSet<(&TenantId, &str)> = BTreeSet::new();
         for gpu in self.snapshot.nodes.iter().flat_map(|n| &n.gpus) {
             for s in &gpu.slices {
                 if let (Some(tenant), Some(class)) = (&s.tenant, &gpu.class) {
-                    *held.entry((tenant, class)).or_default() += charge(gpu, s.memory_bytes, s.sm_percent);
+                    add(&mut held, (tenant, class), charge(gpu, s.memory_bytes, s.sm_percent));
                 }
             }
         }
         let before = held.clone();
+        self.reclaimed(plan, &before);
         for c in self.creates(plan) {
             for s in &c.placement.gpus {
                 let gpu = self.gpu(&c.placement.node, &s.uuid);
                 if let (Some(gpu), Some(tenant)) = (gpu, &c.deployment.tenant)
                     && let Some(class) = &gpu.class
                 {
-                    *held.entry((tenant, class)).or_default() += charge(gpu, s.memory_bytes, s.sm_percent);
+                    add(&mut held, (tenant, class), charge(gpu, s.memory_bytes, s.sm_percent));
                     grows.insert((tenant, class));
                 }
             }
@@ -372,15 +419,15 @@ impl<'a> Checker<'a> {
             let extra = c.deployment.variants.iter().find(|v| v.name == c.placement.variant);
             let (cpu, memory) = extra.map_or((0, 0), cpu_extra);
             let sum = added.entry(c.placement.node.as_str()).or_default();
-            sum.0 += c.deployment.needs.cpu_milli + cpu;
-            sum.1 += c.deployment.needs.memory_bytes + memory;
-            sum.2 += 1;
+            sum.0 = sum.0.saturating_add(c.deployment.needs.cpu_milli).saturating_add(cpu);
+            sum.1 = sum.1.saturating_add(c.deployment.needs.memory_bytes).saturating_add(memory);
+            sum.2 = sum.2.saturating_add(1);
         }
         for (name, (cpu, memory, pods)) in added {
             let Some(n) = self.nodes.get(name) else { continue };
-            let over = n.used.cpu_milli + cpu > n.allocatable.cpu_milli
-                || n.used.memory_bytes + memory > n.allocatable.memory_bytes
-                || n.used.pods + pods > n.allocatable.pods;
+            let over = n.used.cpu_milli.saturating_add(cpu) > n.allocatable.cpu_milli
+                || n.used.memory_bytes.saturating_add(memory) > n.allocatable.memory_bytes
+                || n.used.pods.saturating_add(pods) > n.allocatable.pods;
             if over {
                 self.found.push(Violation::NodeOverCommitted { node: name.to_owned() });
             }
@@ -390,6 +437,11 @@ impl<'a> Checker<'a> {
 
 /// Charges by tenant and class, in thousandths of a GPU.
 type Held<'a> = BTreeMap<(&'a TenantId, &'a str), u64>;
+
+fn add<'a>(held: &mut Held<'a>, whose: (&'a TenantId, &'a str), x: u64) {
+    let sum = held.entry(whose).or_default();
+    *sum = sum.saturating_add(x);
+}
 
 fn quota<'a>(tenant: &'a Tenant, class: &str) -> Option<&'a Quota> {
     tenant.quotas.iter().find(|q| q.class == class)

@@ -28,6 +28,7 @@ mod quota;
 pub mod route;
 pub mod snapshot;
 
+pub use decide::prepared::Prepared;
 pub use explain::report::DecisionReport;
 pub use explain::{render, report};
 pub use plan::{Action, Plan};
@@ -35,15 +36,23 @@ pub use snapshot::{Policy, Snapshot, TimeMs};
 
 /// Decides once: what to create, drain and remove, and why everything else stays as it is.
 pub fn plan(snapshot: &Snapshot, policy: &Policy, now: TimeMs) -> (Plan, DecisionReport) {
-    let mut draft = decide::decide(snapshot, policy, now);
-    let findings = explain::whatif::counterfactuals(&mut draft, policy);
-    draft.look_back();
-    draft.note_pending();
-    let based_on = plan::BasedOn::of(snapshot);
-    let report = explain::assemble::report(snapshot, based_on.clone(), &mut draft, findings, now);
-    let (ends, creates): (Vec<_>, Vec<_>) = draft.cases.iter().map(|c| c.actions()).unzip();
-    // What ends goes first: it frees, and a full queue of creates must not delay a drain.
-    let actions = ends.into_iter().flatten().chain(creates.into_iter().flatten()).collect();
-    let memory = draft.cases.iter().filter_map(|c| Some((c.d.id.clone(), c.memory()?))).collect();
-    (Plan { based_on, actions, memory }, report)
+    Prepared::default().plan(snapshot, policy, now)
+}
+
+impl Prepared {
+    /// The same decision as [`plan()`], sooner: what the snapshot shares with the one before is not read again.
+    pub fn plan(&mut self, snapshot: &Snapshot, policy: &Policy, now: TimeMs) -> (Plan, DecisionReport) {
+        let mut draft = decide::decide(snapshot, policy, now, self);
+        let findings = explain::whatif::counterfactuals(&mut draft, policy);
+        draft.look_back();
+        draft.note_pending();
+        let based_on = plan::BasedOn::of(snapshot);
+        let report = explain::assemble::report(snapshot, based_on.clone(), &mut draft, findings, now);
+        let (ends, creates): (Vec<_>, Vec<_>) = draft.cases.iter().map(|c| c.actions()).unzip();
+        let memory = draft.cases.iter().filter_map(|c| Some((c.d.id.clone(), c.memory()?))).collect();
+        draft.finish(self);
+        // What ends goes first: it frees, and a full queue of creates must not delay a drain.
+        let actions = ends.into_iter().flatten().chain(creates.into_iter().flatten()).collect();
+        (Plan { based_on, actions, memory }, report)
+    }
 }

@@ -103,6 +103,8 @@ pub enum EndReason {
     Unprepared,
     /// Two live pods in one slot: the older incarnation goes.
     Duplicate,
+    /// It borrows quota that its owner needs.
+    Reclaimed,
     /// A drain reached zero requests in flight.
     Drained,
     /// A drain reached its deadline.

@@ -48,7 +48,7 @@ struct Before {
 impl Stowage {
     /// Without memory, as after a restart. `policy` holds the constants.
     pub fn new(protocol: &Protocol, room: Room, policy: stowage_planner::Policy) -> Self {
-        let nodes = (0..protocol.max_replicas).map(node).collect();
+        let nodes = (0..protocol.max_replicas).map(|n| node(n).into()).collect();
         let quota = Quota {
             class: CLASS.into(),
             nominal_milli: 1000 * u64::from(GPUS) * protocol.max_replicas as u64,
@@ -61,14 +61,22 @@ impl Stowage {
             cohort: None,
             weight: 1,
             quotas: vec![quota],
+            min_runtime_ms: None,
+            reclaim_grace_ms: None,
+            spend_limit: None,
         };
-        let class = Class { name: CLASS.into(), allow_soft_sharing: false, price_per_hour_micros: None };
+        let class = Class {
+            name: CLASS.into(),
+            allow_soft_sharing: false,
+            price_per_hour_micros: None,
+            currency: String::new(),
+        };
         Self {
             policy,
             snapshot: Snapshot {
                 nodes,
                 tenants: vec![tenant],
-                deployments: vec![deployment(protocol, room)],
+                deployments: vec![deployment(protocol, room).into()],
                 classes: vec![class],
                 ..Snapshot::default()
             },

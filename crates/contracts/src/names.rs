@@ -65,6 +65,8 @@ pub const RESERVED_KEY_PREFIX: &str = "stowage.dev/";
 
 /// Pod annotation: RFC 3339 time since when gateways must not route here.
 pub const ANNOTATION_DRAINING: &str = "stowage.dev/draining";
+/// Pod annotation: RFC 3339 time at which its drain must be over.
+pub const ANNOTATION_DRAIN_UNTIL: &str = "stowage.dev/drain-until";
 /// Pod annotation: the model's name as clients send it.
 pub const ANNOTATION_MODEL: &str = "stowage.dev/model";
 /// Pod annotation: how often this replica index was created, from 0.

@@ -137,9 +137,11 @@ pub struct TokenQuota {
 pub struct SpendQuota {
     /// Most per hour, decimal text, for example "120.00".
     #[schemars(length(min = 1, max = 20))]
+    #[x_kube(validation = rules::quota::PER_HOUR.cel())]
     pub per_hour: String,
     /// ISO 4217, for example USD.
     #[schemars(length(min = 3, max = 3))]
+    #[x_kube(validation = rules::class::CURRENCY.cel())]
     pub currency: String,
 }
 

@@ -17,6 +17,11 @@ pub const NEEDS_COHORT: CelRule = invalid(
     "has(self.cohort) || !has(self.gpus) || self.gpus.all(g, !has(g.borrowingLimit) && !has(g.lendingLimit))",
     "borrowingLimit and lendingLimit need others to borrow from and lend to; write spec.cohort",
 );
+/// Money.
+pub const PER_HOUR: CelRule = invalid(
+    "self.matches('^[0-9]{1,12}([.][0-9]{1,6})?$')",
+    "spend.perHour is digits with at most six decimals; write for example \"120.00\"",
+);
 /// A number of GPUs.
 pub const QUANTITY: CelRule = invalid(
     "isQuantity(self) && !quantity(self).isLessThan(quantity('0'))",

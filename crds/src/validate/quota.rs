@@ -1,12 +1,14 @@
 //! `TenantQuota`, narrow.
 
+use std::time::Duration;
+
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use super::{Refusal, Refusals, unique};
-use crate::quantity::parse_milli;
-use crate::rules::{deployment, pod, quota as rules};
+use crate::quantity::{parse_duration, parse_micros, parse_milli};
+use crate::rules::{class, deployment, pod, quota as rules};
 use crate::syntax::{LABEL_MAX, is_dns_label, is_dns_subdomain};
-use crate::tenant_quota::{ApiKeys, Credentials, GpuQuota};
+use crate::tenant_quota::{ApiKeys, Credentials, GpuQuota, SpendQuota};
 use crate::{TenantQuotaSpec, support};
 
 /// A million GPUs.
@@ -21,6 +23,14 @@ pub struct AcceptedQuota {
     pub cohort: Option<String>,
     /// One per class; a class that is not listed has none.
     pub gpus: Vec<AcceptedGpuQuota>,
+    /// Relative to other tenants of the cohort; at least 1.
+    pub weight: u32,
+    /// Most per hour in millionths of the currency, and the currency; `None`: no limit.
+    pub spend: Option<(u64, String)>,
+    /// A borrowed replica runs at least this long; `None`: the operator's default.
+    pub min_runtime: Option<Duration>,
+    /// A reclaimed replica may finish its requests for this long; `None`: the operator's default.
+    pub reclaim_grace: Option<Duration>,
     /// Secrets in `stowage-system`.
     pub key_secrets: Vec<String>,
 }
@@ -44,12 +54,12 @@ pub fn validate_quota(name: &str, spec: &TenantQuotaSpec) -> Result<AcceptedQuot
     let TenantQuotaSpec {
         namespaces,
         cohort,
-        weight: _,
+        weight,
         gpus,
         tokens: _,
-        spend: _,
-        min_runtime: _,
-        reclaim_grace: _,
+        spend,
+        min_runtime,
+        reclaim_grace,
         credentials,
         // The names of models are the gateway's alone.
         models: _,
@@ -65,11 +75,23 @@ pub fn validate_quota(name: &str, spec: &TenantQuotaSpec) -> Result<AcceptedQuot
     refusals.require(cohort.is_some() || !borrows, "spec.gpus", &rules::NEEDS_COHORT);
 
     let accepted = gpus.iter().enumerate().filter_map(|(index, quota)| gpu(&mut refusals, index, quota)).collect();
+    // The schema's range, for what was stored before it had one.
+    let weight = weight.unwrap_or(1).clamp(1, 1000);
+    let spend = spend.as_ref().and_then(|given| money(&mut refusals, given));
+    let mut duration = |field: &str, text: &Option<String>| {
+        text.as_ref().and_then(|text| refusals.parsed(field, parse_duration(text)))
+    };
+    let min_runtime = duration("spec.minRuntime", min_runtime);
+    let reclaim_grace = duration("spec.reclaimGrace", reclaim_grace);
     let key_secrets = credentials.as_ref().map(|given| secrets(&mut refusals, given)).unwrap_or_default();
     refusals.into_result(AcceptedQuota {
         namespaces: namespaces.clone(),
         cohort: cohort.clone(),
         gpus: accepted,
+        weight,
+        spend,
+        min_runtime,
+        reclaim_grace,
         key_secrets,
     })
 }
@@ -89,6 +111,13 @@ fn gpu(refusals: &mut Refusals, index: usize, quota: &GpuQuota) -> Option<Accept
     let (nominal_milli, borrowing_milli, lending_milli) = (nominal?, borrowing?, lending?);
     refusals.require(lending_milli.is_none_or(|most| most <= nominal_milli), at("lendingLimit"), &rules::LENDING);
     Some(AcceptedGpuQuota { class: class.clone(), nominal_milli, borrowing_milli, lending_milli })
+}
+
+fn money(refusals: &mut Refusals, given: &SpendQuota) -> Option<(u64, String)> {
+    let SpendQuota { per_hour, currency } = given;
+    let letters = currency.len() == 3 && currency.bytes().all(|b| b.is_ascii_uppercase());
+    refusals.require(letters, "spec.spend.currency", &class::CURRENCY);
+    Some((refusals.parsed("spec.spend.perHour", parse_micros(per_hour))?, currency.clone()))
 }
 
 fn secrets(refusals: &mut Refusals, credentials: &Credentials) -> Vec<String> {

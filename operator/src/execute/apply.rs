@@ -24,7 +24,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use stowage_crds::InferenceDeployment;
-use stowage_crds::names::{ANNOTATION_DRAINING, ANNOTATION_WOKEN, DRAIN_FINALIZER};
+use stowage_crds::names::{ANNOTATION_DRAIN_UNTIL, ANNOTATION_DRAINING, ANNOTATION_WOKEN, DRAIN_FINALIZER};
 use stowage_planner::plan::Action;
 use stowage_planner::snapshot::ReplicaId;
 
@@ -96,13 +96,19 @@ impl<'a> Applier<'a> {
 
     async fn end(&mut self, end: End) {
         let End { drain, wake, remove, release, retire, unguard: _ } = end;
-        for target in drain {
-            if self.stamp(&target, ANNOTATION_DRAINING, "mark as draining the pod").await {
+        for (target, deadline_ms) in drain {
+            let until = i64::try_from(deadline_ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
+            let annotations = json!({
+                ANNOTATION_DRAINING: Timestamp::now().to_string(),
+                ANNOTATION_DRAIN_UNTIL: until.map(|until| until.to_string()),
+            });
+            if self.stamp(&target, annotations, "mark as draining the pod").await {
                 self.applied.ended.insert(target.name);
             }
         }
         for target in wake {
-            self.stamp(&target, ANNOTATION_WOKEN, "wake the kubelet for the pod").await;
+            let annotations = json!({ANNOTATION_WOKEN: Timestamp::now().to_string()});
+            self.stamp(&target, annotations, "wake the kubelet for the pod").await;
         }
         for (target, grace) in remove {
             self.delete_pod(target, grace).await;
@@ -273,12 +279,9 @@ impl<'a> Applier<'a> {
     }
 
     /// Writes the present time into an annotation of a pod.
-    async fn stamp(&mut self, target: &Target, annotation: &str, what: &'static str) -> bool {
+    async fn stamp(&mut self, target: &Target, annotations: serde_json::Value, what: &'static str) -> bool {
         let api: Api<Pod> = self.api();
-        let patch = json!({"metadata": {
-            "uid": target.uid,
-            "annotations": {annotation: Timestamp::now().to_string()},
-        }});
+        let patch = json!({"metadata": {"uid": target.uid, "annotations": annotations}});
         let done = self.writer.merge(&api, &target.name, patch).await;
         let pod = self.note(what, &target.name, done);
         pod.map(|pod| self.journals.pods().written(pod, Instant::now())).is_some()

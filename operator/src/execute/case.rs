@@ -11,7 +11,7 @@ use k8s_openapi::api::resource::v1::ResourceClaim;
 use kube::Resource;
 use stowage_contracts::charge::gpu_milli;
 use stowage_contracts::summary::ModelFetch;
-use stowage_crds::names::{ANNOTATION_DRAINING, shared_name};
+use stowage_crds::names::{ANNOTATION_DRAIN_UNTIL, ANNOTATION_DRAINING, shared_name};
 use stowage_planner::DecisionReport;
 use stowage_planner::plan::{Action, Plan};
 use stowage_planner::render::gpus;
@@ -235,7 +235,11 @@ impl Case {
     /// Seconds until the drain of this pod must be over; `None`: it is not draining.
     pub fn drain_left(&self, pod: &str, now: Timestamp) -> Option<u32> {
         let found = self.pods.iter().find(|found| found.metadata.name.as_deref() == Some(pod))?;
-        let since: Timestamp = found.metadata.annotations.as_ref()?.get(ANNOTATION_DRAINING)?.parse().ok()?;
+        let annotations = found.metadata.annotations.as_ref()?;
+        let since: Timestamp = annotations.get(ANNOTATION_DRAINING)?.parse().ok()?;
+        if let Some(until) = annotations.get(ANNOTATION_DRAIN_UNTIL).and_then(|text| text.parse::<Timestamp>().ok()) {
+            return Some(u32::try_from(until.as_second() - now.as_second()).unwrap_or(0));
+        }
         let passed = u64::try_from(now.as_second() - since.as_second()).unwrap_or(0);
         u32::try_from(self.judged.standing.drain_timeout.as_secs().saturating_sub(passed)).ok()
     }

@@ -157,7 +157,7 @@ fn waiting(tenant: &TenantReport, report: &DecisionReport) -> Vec<Waiting> {
 fn class(stored: &crate::observe::view::StoredClass, built: &Built, now: Timestamp) -> GpuClassStatus {
     let name = Some(stored.name().to_owned());
     let on = |node: &stowage_planner::snapshot::Node| node.gpus.iter().filter(|gpu| gpu.class == name).count();
-    let counts: Vec<usize> = built.snapshot.nodes.iter().map(on).filter(|count| *count > 0).collect();
+    let counts: Vec<usize> = built.snapshot.nodes.iter().map(|node| on(node)).filter(|count| *count > 0).collect();
     let (gpus, nodes) = (counts.iter().sum::<usize>(), counts.len());
     let accepted = match built.classes.refused.get(stored.name()) {
         Some(refusal) => Err(refusal.clone()),

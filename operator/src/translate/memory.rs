@@ -6,7 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use k8s_openapi::api::core::v1::Pod;
 use stowage_planner::Plan;
 use stowage_planner::plan::{Action, EndReason};
-use stowage_planner::snapshot::{DeploymentId, Exclusion, Hold, Memory as RuleMemory, Slot, Snapshot, TimeMs};
+use stowage_planner::snapshot::{
+    DecayedShare, DeploymentId, Exclusion, Hold, Memory as RuleMemory, Slot, Snapshot, TimeMs,
+};
 
 use super::learned::Learned;
 use super::snapshot::strays::{self, Stray};
@@ -35,6 +37,8 @@ pub struct Memory {
     rules: BTreeMap<String, RuleMemory>,
     /// Deployments whose creations the API server refuses.
     held: BTreeMap<DeploymentId, Hold>,
+    /// What tenants borrowed of late, from the last report.
+    shares: Vec<DecayedShare>,
 }
 
 impl Memory {
@@ -141,6 +145,15 @@ impl Memory {
     pub fn slots(&self, uid: &str) -> BTreeMap<u32, Slot> {
         let range = self.slots.range((uid.to_owned(), 0)..=(uid.to_owned(), u32::MAX));
         range.map(|((_, index), slot)| (*index, slot.clone())).collect()
+    }
+
+    /// Takes in what the last plan reports of the past.
+    pub fn borrowed(&mut self, shares: &[DecayedShare]) {
+        self.shares = shares.to_vec();
+    }
+
+    pub fn shares(&self) -> Vec<DecayedShare> {
+        self.shares.clone()
     }
 
     pub fn exclusions(&self) -> Vec<Exclusion> {

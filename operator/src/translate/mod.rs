@@ -62,11 +62,12 @@ pub fn build(view: &View, memory: &Memory, sequence: u64) -> Built {
     let nodes = nodes::build(view, nodes::Parts { devices: &devices, classes: &classes, slices, taken });
     let snapshot = Snapshot {
         sequence,
-        nodes,
+        nodes: nodes.into_iter().map(Into::into).collect(),
         tenants: tenants.accepted.clone(),
-        deployments: deployments::build(view, &owned, &judged, &tenants, memory),
+        deployments: deployments::build(view, &owned, &judged, &tenants, memory).into_iter().map(Into::into).collect(),
         classes: classes.for_planner(),
         exclusions: memory.exclusions(),
+        shares: memory.shares(),
     };
     let strays = strays::due(view, &|uid| memory.unclaimed_since(uid), millis(view.now));
     Built { snapshot, judged, owned, tenants, classes, runtimes, orphaning: memory.orphaning().clone(), strays }

@@ -64,8 +64,11 @@ impl Options {
     }
 }
 
-fn fail(message: &str) -> ! {
-    eprintln!("error: {message}\nusage: --nodes FILE --pods FILE [--seeds 42..52] [--policy stowage] [--learn PODS]");
+/// Ends the bench with a message.
+pub fn fail(message: &str) -> ! {
+    eprintln!(
+        "error: {message}\nusage: --nodes FILE --pods FILE [--seeds 42..52] [--policy stowage|fgd|bestfit|random] [--learn PODS]"
+    );
     std::process::exit(2);
 }
 
@@ -179,9 +182,13 @@ fn rows(path: &Path) -> Vec<Row> {
 }
 
 /// SplitMix64: small, seeded, good enough to shuffle.
-struct Random(u64);
+pub struct Random(u64);
 
 impl Random {
+    pub fn new(seed: u64) -> Self {
+        Random(seed)
+    }
+
     fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
@@ -190,7 +197,7 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    fn below(&mut self, n: usize) -> usize {
+    pub fn below(&mut self, n: usize) -> usize {
         (self.next() % n as u64) as usize
     }
 

@@ -32,12 +32,7 @@ impl<'a> Draft<'a> {
             return self.settle_quota();
         }
         self.ahead = Some(self.begin());
-        for at in 0..self.cases.len() {
-            // What a slot that is tried again later will need is not free for others.
-            let case = &self.cases[at];
-            let leaving: Vec<_> = case.leaving().filter(|r| !case.is_held_back(r.index)).collect();
-            leaving.into_iter().for_each(|replica| self.end_replica(at, replica));
-        }
+        self.end_leaving();
         for (at, (slots, _)) in self.refill(None) {
             self.cases[at].awaiting = slots;
         }
@@ -47,6 +42,16 @@ impl<'a> Draft<'a> {
             }
         }
         self.settle_quota();
+    }
+
+    /// Ends all pods on their way out.
+    pub(super) fn end_leaving(&mut self) {
+        for at in 0..self.cases.len() {
+            // What a slot that is tried again later will need is not free for others.
+            let case = &self.cases[at];
+            let leaving: Vec<_> = case.leaving().filter(|r| !case.is_held_back(r.index)).collect();
+            leaving.into_iter().for_each(|replica| self.end_replica(at, replica));
+        }
     }
 
     /// Ends the look ahead: the draft is as it is once the plan is carried out.

@@ -1,7 +1,10 @@
 //! One deployment on its way through the stages.
 
+use std::sync::Arc;
+
+use crate::decide::prepared::Known;
 use crate::demand::{Basis, Change, Demand, Prediction, ScaleVerdict, Site, Withdrawn, WithdrawnFor, how_many};
-use crate::lifecycle::{Assessment, End, Open, Wait, assess};
+use crate::lifecycle::{Assessment, End, Open, Wait};
 use crate::place::placer::{Alternative, Placer};
 use crate::place::{PlacementVerdict, Refusal};
 use crate::plan::{Action, CreateReason, EndReason};
@@ -15,6 +18,8 @@ pub(crate) struct Case<'a> {
     /// Of the deployment, in the index.
     pub number: usize,
     pub tenant: Option<TenantId>,
+    /// Of the tenant, in the index.
+    pub tenant_number: Option<usize>,
     pub scale: ScaleVerdict,
     pub wanted: u32,
     /// Of the rule, as it was when it answered.
@@ -31,11 +36,13 @@ pub(crate) struct Case<'a> {
     /// Verdicts without a winner, one per distinct ask.
     pub failed: Vec<PlacementVerdict>,
     /// What one replica may be, by variant.
-    pub alternatives: Vec<Alternative>,
+    pub alternatives: Arc<[Alternative]>,
     /// Renewals that fit neither beside the old pod nor in its place.
     pub stuck_renewals: Vec<usize>,
     /// Slots that will be filled once pods on their way out have ended.
     pub awaiting: Vec<u32>,
+    /// Slots for which borrowed replicas are reclaimed, with the pods that drain.
+    pub reclaims: Vec<(u32, Vec<String>)>,
     /// The next open slot to try.
     pub next: usize,
     /// No further slot is tried: it would fail as the last one did.
@@ -57,20 +64,21 @@ pub(crate) struct Create {
 }
 
 impl<'a> Case<'a> {
-    pub fn new(d: &'a Deployment, placer: &mut Placer, policy: &Policy, now: TimeMs) -> Self {
-        let alternatives = placer.alternatives(d);
+    pub fn new(d: &'a Deployment, known: &mut Known, placer: &Placer, policy: &Policy, now: TimeMs) -> Self {
+        let alternatives = known.alternatives.clone();
         let prices: Vec<_> = alternatives.iter().map(|a| a.price_micros).collect();
         let site = Site { cached: placer.has_weights(d), prices: &prices };
         let Demand { verdict: scale, replicas: wanted, memory, basis, change } = how_many(d, site, policy, now);
         Case {
             d,
-            number: placer.index.deployment(&d.id),
+            number: known.number,
             tenant: d.tenant.clone(),
+            tenant_number: known.tenant,
             scale,
             wanted,
             memory,
             basis,
-            life: assess(d, wanted, &change.end, &placer.index, policy, now),
+            life: known.assess(wanted, &change.end, &placer.index, policy, now),
             change,
             creates: Vec::new(),
             unfilled: 0,
@@ -80,6 +88,7 @@ impl<'a> Case<'a> {
             alternatives,
             stuck_renewals: Vec::new(),
             awaiting: Vec::new(),
+            reclaims: Vec::new(),
             next: 0,
             blocked: false,
         }

@@ -2,7 +2,8 @@
 //!
 //! Endings first, since they need neither quota nor room. Then open slots, one replica at a time:
 //! below nominal quota first, then by priority, weighted share, age and name (`line`). Last the renewal of outdated
-//! replicas, with what is left. Every grant is charged and taken from the working copy before the
+//! replicas, with what is left. Then what is lent is reclaimed where a tenant's own replica found no room
+//! (`reclaim`). Every grant is charged and taken from the working copy before the
 //! next is considered, so the order above is all that fairness rests on.
 //!
 //! Not here: prose, records and counterfactuals, which look at a finished [`Draft`].
@@ -10,16 +11,19 @@
 pub(crate) mod ahead;
 pub(crate) mod case;
 mod line;
+pub(crate) mod prepared;
+mod reclaim;
 
 use crate::decide::case::{Case, Create};
 use crate::decide::line::{Line, turn};
+use crate::decide::prepared::{Kept, Known, Prepared, Working, in_order};
 use crate::lifecycle::{End, Open, Renewal, Wait};
 use crate::place::PlacementVerdict;
 use crate::place::placer::{Alternative, Chosen, Placer, Seeker};
 use crate::plan::{CreateReason, EndReason};
 use crate::quota::{Ledger, QuotaLimit};
 use crate::snapshot::index::{Mark, NodeAt, Owner};
-use crate::snapshot::{Deployment, Exclusion, Policy, Replica, ReplicaId, Snapshot, TimeMs};
+use crate::snapshot::{Exclusion, Policy, Replica, ReplicaId, Snapshot, TenantId, TimeMs};
 
 /// A decided snapshot, before it is reported.
 pub(crate) struct Draft<'a> {
@@ -31,6 +35,12 @@ pub(crate) struct Draft<'a> {
     pub now: TimeMs,
     /// Open while the draft is looked at as it will be once pods on their way out have ended.
     ahead: Option<Trial>,
+    /// What is held as the plan begins.
+    began: Ledger,
+    /// The index as the snapshot has it.
+    base: Mark,
+    known: Vec<Known>,
+    kept: Kept,
 }
 
 pub(crate) enum Attempt {
@@ -48,16 +58,18 @@ pub(crate) struct Trial {
     ledger: Ledger,
 }
 
-pub(crate) fn decide<'a>(snapshot: &'a Snapshot, policy: &Policy, now: TimeMs) -> Draft<'a> {
-    let mut deployments: Vec<&Deployment> = snapshot.deployments.iter().collect();
-    deployments.sort_by(|a, b| (&a.id, &a.uid).cmp(&(&b.id, &b.uid)));
-    let mut placer = Placer::new(snapshot, &deployments, policy);
-    let ledger = Ledger::new(&snapshot.tenants, &placer.index);
-    let cases = deployments.into_iter().map(|d| Case::new(d, &mut placer, policy, now)).collect();
-    let mut draft = Draft { placer, ledger, cases, now, ahead: None };
+pub(crate) fn decide<'a>(snapshot: &'a Snapshot, policy: &Policy, now: TimeMs, prepared: &mut Prepared) -> Draft<'a> {
+    let Working { mut placer, mut known, kept } = prepared.take(snapshot, policy);
+    let ledger = Ledger::new(snapshot, &placer.index, policy, now);
+    let deployments = in_order(snapshot).into_iter().zip(&mut known);
+    let cases = deployments.map(|(d, known)| Case::new(d, known, &placer, policy, now)).collect();
+    let base = placer.index.mark();
+    let began = ledger.clone();
+    let mut draft = Draft { placer, ledger, cases, now, ahead: None, began, base, known, kept };
     draft.exclude_refused_nodes();
     draft.fill();
     draft.renew();
+    draft.reclaim();
     draft.look_ahead();
     draft
 }
@@ -137,9 +149,7 @@ impl<'a> Draft<'a> {
 
     fn seeker(&self, at: usize, slot: u32) -> Seeker<'a> {
         let case = &self.cases[at];
-        let need = case.alternatives.first().map(|a| self.placer.need(a));
-        let tenant = need.and_then(|n| n.tenant);
-        Seeker { deployment: case.d, number: case.number, tenant, slot, now: self.now }
+        Seeker { deployment: case.d, number: case.number, tenant: case.tenant_number, slot, now: self.now }
     }
 
     /// Charges and takes what was chosen.
@@ -215,6 +225,7 @@ impl<'a> Draft<'a> {
             drain_until: Some(now.saturating_add(case.d.drain_timeout_ms)),
             reason: EndReason::Rollout,
             exclude: None,
+            claimant: None,
         };
         case.life.ready -= 1;
         case.life.current -= 1;
@@ -253,6 +264,12 @@ impl<'a> Draft<'a> {
         fits
     }
 
+    /// Undoes the plan, so that the next one can follow.
+    pub fn finish(mut self, prepared: &mut Prepared) {
+        self.placer.index.rollback(self.base);
+        prepared.keep(Working { placer: self.placer, known: self.known, kept: self.kept });
+    }
+
     // === trials ===
 
     /// From here on changes can be undone.
@@ -275,12 +292,24 @@ impl<'a> Draft<'a> {
         self.end_on(node, at, owner, &placement.variant);
     }
 
-    /// What one replica's slices of a class are charged.
-    pub fn held_by(&self, deployment: usize, replica: &Replica, class: &str) -> u64 {
+    /// Tenant, class and charge of one replica's slices, a class once.
+    pub fn charges_of(&self, deployment: usize, replica: &Replica) -> Vec<(TenantId, String, u64)> {
         let owner = Owner { deployment, index: replica.index, incarnation: replica.incarnation };
         let node = replica.placement.as_ref().and_then(|p| self.placer.index.at(&p.node));
-        let charges = node.map(|at| self.placer.index.charges_of(at, owner)).unwrap_or_default();
-        charges.iter().filter(|(_, c, _)| c == class).map(|(.., x)| x).sum()
+        let each = node.map(|at| self.placer.index.charges_of(at, owner)).unwrap_or_default();
+        let mut sums: Vec<(TenantId, String, u64)> = Vec::new();
+        for (tenant, class, x) in each {
+            match sums.iter_mut().find(|(t, c, _)| (&*t, &*c) == (&tenant, &class)) {
+                Some((.., sum)) => *sum = sum.saturating_add(x),
+                None => sums.push((tenant, class, x)),
+            }
+        }
+        sums
+    }
+
+    /// What one replica's slices of a class are charged.
+    pub fn held_by(&self, deployment: usize, replica: &Replica, class: &str) -> u64 {
+        self.charges_of(deployment, replica).iter().filter(|(_, c, _)| c == class).map(|(.., x)| x).sum()
     }
 
     fn end_on(&mut self, node: NodeAt, at: usize, owner: Owner, variant: &str) {

@@ -11,8 +11,8 @@ use crate::explain::report::{
 };
 use crate::explain::whatif::Findings;
 use crate::plan::BasedOn;
-use crate::snapshot::index::{Index, charge};
-use crate::snapshot::{Freshness, Health, Snapshot, TimeMs};
+use crate::snapshot::index::Index;
+use crate::snapshot::{Freshness, Snapshot, TimeMs};
 
 pub(crate) fn report(
     snapshot: &Snapshot,
@@ -32,6 +32,7 @@ pub(crate) fn report(
         based_on,
         tenants: tenants(snapshot, draft),
         cluster,
+        shares: draft.ledger.shares(now),
         records,
         wake_at: wake_at(draft, now),
         deployments,
@@ -102,6 +103,10 @@ fn waits(case: &Case<'_>) -> Vec<Wait> {
     let mut waits = case.life.waits.clone();
     let leaving: Vec<_> = case.leaving().collect();
     for index in &case.awaiting {
+        if let Some((_, pods)) = case.reclaims.iter().find(|(slot, _)| slot == index) {
+            waits.push(Wait::Reclaiming { index: *index, pods: pods.clone() });
+            continue;
+        }
         // Its own predecessor if there is one; otherwise any pod of the deployment that ends.
         let pod = leaving.iter().find(|r| r.index == *index).or(leaving.first());
         let pod = pod.map(|r| r.name.clone()).unwrap_or_default();
@@ -143,18 +148,21 @@ fn quota(draft: &Draft<'_>, case: &Case<'_>, granted: u32) -> QuotaVerdict {
 #[derive(Clone, Default)]
 struct Ages {
     oldest_ms: u64,
-    stale: Vec<String>,
+    stale: BTreeSet<String>,
 }
 
 /// By class.
 fn ages(index: &Index) -> Vec<Ages> {
     let mut ages = vec![Ages::default(); index.classes().len()];
     for row in index.rows() {
-        let classes: BTreeSet<_> = row.taken.gpus.iter().filter_map(|g| g.class).collect();
+        let mut classes: Vec<_> = row.taken.gpus.iter().filter_map(|g| g.class).collect();
+        classes.dedup();
         for class in classes {
             match row.node.freshness {
                 Freshness::Fresh { age_ms } => ages[class].oldest_ms = ages[class].oldest_ms.max(age_ms),
-                Freshness::Stale { .. } | Freshness::Missing => ages[class].stale.push(row.node.name.clone()),
+                Freshness::Stale { .. } | Freshness::Missing => {
+                    ages[class].stale.insert(row.node.name.clone());
+                }
             }
         }
     }
@@ -190,18 +198,16 @@ fn tenants(snapshot: &Snapshot, draft: &Draft<'_>) -> Vec<TenantReport> {
 fn cluster(draft: &mut Draft<'_>) -> ClusterReport {
     let mut out = ClusterReport::default();
     let (index, expected) = (&draft.placer.index, &mut draft.placer.expected);
-    for (at, row) in index.rows().iter().enumerate() {
-        if !row.node.gpus.is_empty() && !matches!(row.node.freshness, Freshness::Fresh { .. }) {
-            out.stale_nodes += 1;
-        }
-        for (gpu, taken) in row.node.gpus.iter().zip(&row.taken.gpus) {
-            let (memory, sm) = taken.promised();
-            out.gpus += 1;
-            out.healthy_gpus += u32::from(gpu.health == Health::Healthy);
-            out.total_milli += 1000;
-            out.promised_milli += charge(gpu, memory, sm);
-        }
-        out.fragmented_milli += expected.fragmentation(index, at).round() as u64;
+    for state in index.live_states() {
+        let members = index.members(state);
+        let Some(at) = members.first() else { continue };
+        let (nodes, facts) = (members.len() as u32, index.facts(state));
+        out.stale_nodes += nodes * u32::from(facts.stale);
+        out.gpus += nodes * facts.gpus;
+        out.healthy_gpus += nodes * facts.healthy_gpus;
+        out.total_milli += u64::from(nodes * facts.gpus) * 1000;
+        out.promised_milli = out.promised_milli.saturating_add(facts.promised_milli.saturating_mul(nodes.into()));
+        out.fragmented_milli += u64::from(nodes) * expected.fragmentation(index, *at).round() as u64;
     }
     out
 }

@@ -65,6 +65,7 @@ fn ended(case: &Case<'_>, report: &DeploymentReport, end: &End) -> DecisionRecor
             RecordKind::Health
         }
         EndReason::Overshoot => RecordKind::Evict,
+        EndReason::Reclaimed => RecordKind::Reclaim,
         EndReason::Unschedulable | EndReason::Unprepared => RecordKind::Place,
     };
     let evidence = case.life.troubles.iter().find_map(|t| match &t.what {
@@ -74,11 +75,14 @@ fn ended(case: &Case<'_>, report: &DeploymentReport, end: &End) -> DecisionRecor
     let trouble = case.life.troubles.iter().find(|t| t.replica == end.replica);
     DecisionRecord {
         replica: Some(end.replica.clone()),
-        message: with_reason(
-            render::ended(&end.pod, action, end.reason, trouble),
-            report,
-            end.reason == EndReason::ScaleIn,
-        ),
+        message: match &end.claimant {
+            Some(claimant) => render::reclaimed(&end.pod, action, claimant),
+            None => with_reason(
+                render::ended(&end.pod, action, end.reason, trouble),
+                report,
+                end.reason == EndReason::ScaleIn,
+            ),
+        },
         evidence,
         ..blank(report, kind, action, Trigger::Ended(end.reason))
     }

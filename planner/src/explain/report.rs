@@ -13,8 +13,8 @@ pub use crate::place::{
     RefusalGroup, Score, Winner,
 };
 use crate::plan::{BasedOn, CreateReason, EndReason};
-pub use crate::quota::{ClassUsage, QuotaBinding, QuotaLimit, QuotaVerdict};
-use crate::snapshot::{DeploymentId, Overshoot, Placement, ReplicaId, TenantId, TimeMs};
+pub use crate::quota::{ClassUsage, QuotaBinding, QuotaLimit, QuotaVerdict, Spend};
+use crate::snapshot::{DecayedShare, DeploymentId, Overshoot, Placement, ReplicaId, TenantId, TimeMs};
 
 /// Why one plan is what it is.
 #[must_use = "an unread report explains nothing"]
@@ -29,6 +29,9 @@ pub struct DecisionReport {
     /// Sorted by tenant; holdings after the plan is carried out.
     pub tenants: Vec<TenantReport>,
     pub cluster: ClusterReport,
+    /// What tenants of cohorts borrowed of late: the next snapshot's [`Snapshot::shares`](crate::Snapshot::shares).
+    #[serde(default)]
+    pub shares: Vec<DecayedShare>,
     /// What is decided now, one record per change or refusal.
     pub records: Vec<DecisionRecord>,
     /// The earliest time at which the answer changes by itself (a back-off or a deadline ends).
@@ -155,6 +158,11 @@ pub enum Change {
         tenant: TenantId,
         class: String,
         to_milli: u64,
+    },
+    /// Per hour, in millionths of the currency.
+    RaiseSpendLimit {
+        tenant: TenantId,
+        to_micros: u64,
     },
     /// Scale another deployment in, by this many replicas.
     ScaleIn {

@@ -7,6 +7,7 @@
 //! needed, the reason why none is named is reported instead.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use crate::decide::Draft;
 use crate::decide::ahead::Filled;
@@ -225,6 +226,7 @@ impl Trials<'_> {
                 }
                 return change_needs(draft, cases, |need| need.tenant = Some(number));
             }
+            Change::RaiseSpendLimit { tenant, to_micros } => draft.ledger.set_spend_limit(tenant, *to_micros),
             Change::WaitUntil { at } => {
                 let now = std::mem::replace(&mut draft.now, *at);
                 return Restore { now: Some(now), cases: Vec::new() };
@@ -239,7 +241,7 @@ impl Trials<'_> {
 #[derive(Default)]
 struct Restore {
     now: Option<u64>,
-    cases: Vec<(usize, Vec<Alternative>)>,
+    cases: Vec<(usize, Arc<[Alternative]>)>,
 }
 
 fn restore_all(draft: &mut Draft<'_>, restore: Restore) {
@@ -256,7 +258,7 @@ fn restore_all(draft: &mut Draft<'_>, restore: Restore) {
 fn change_needs(draft: &mut Draft<'_>, cases: Vec<usize>, change: impl Fn(&mut Need)) -> Restore {
     let mut restore = Restore::default();
     for at in cases {
-        let old = std::mem::take(&mut draft.cases[at].alternatives);
+        let old = draft.cases[at].alternatives.clone();
         draft.cases[at].alternatives = old.iter().map(|a| draft.placer.changed(a, &change)).collect();
         restore.cases.push((at, old));
     }
@@ -306,7 +308,7 @@ fn lower(draft: &mut Draft<'_>, case: usize, what: Part, free: u64, left: &mut B
         Part::Compute => a.ask.sm_percent.unwrap_or(0).into(),
     });
     let asked = asks.max().unwrap_or(0);
-    let steps = draft.placer.index.classes().iter().flat_map(|c| &c.sizes).map(|s| s.step_bytes.max(1));
+    let steps = draft.placer.index.classes().iter().flat_map(|c| c.sizes.keys()).map(|s| s.step_bytes.max(1));
     let unit = if what == Part::Memory { steps.max().unwrap_or(1) } else { 1 };
     let mut gains = Gains::new();
     let mut try_size = |size: u64| {
@@ -456,6 +458,11 @@ fn quota_steps(case: &Case<'_>, steps: &mut Vec<Step>) {
     };
     let Some(limit) = &case.limit else { return };
     let class = limit.class.clone();
+    if let Some(spend) = limit.spend {
+        let to_micros = spend.replica_micros.map(|more| spend.spent_micros.saturating_add(more));
+        steps.extend(to_micros.map(|to_micros| Step::Once(Change::RaiseSpendLimit { tenant, to_micros })));
+        return;
+    }
     if limit.binding == QuotaBinding::BorrowingLimit {
         steps.push(Step::Raise { tenant: tenant.clone(), class: class.clone(), limit: Limit::Borrowing });
     }
@@ -544,7 +551,7 @@ fn smaller(draft: &Draft<'_>, at: usize, steps: &mut Vec<Step>) {
 /// One node of each class that the case could use, the first by name.
 fn like_nodes(draft: &Draft<'_>, case: &Case<'_>) -> Vec<Step> {
     let mut likes: Vec<String> = Vec::new();
-    for alternative in &case.alternatives {
+    for alternative in case.alternatives.iter() {
         let has = |r: &&crate::snapshot::index::Row| {
             alternative.class.is_none() || r.taken.gpus.iter().any(|g| g.class == alternative.class)
         };
@@ -562,7 +569,7 @@ fn why_none(draft: &Draft<'_>, at: usize, tried: u32, spent: bool) -> NoCounterf
         if row.gpus == 0 {
             return NoCounterfactual::NoSuchClass { class: class.clone() };
         }
-        let largest = row.sizes.iter().map(|s| s.memory_bytes).max().unwrap_or(0);
+        let largest = row.sizes.keys().map(|s| s.memory_bytes).max().unwrap_or(0);
         if let Some(asked) = verdict.ask.memory_bytes.filter(|asked| *asked > largest) {
             return NoCounterfactual::LargerThanAnyGpu {
                 class: class.clone(),

@@ -15,7 +15,7 @@ pub use verdict::{Trouble, TroubleKind, Wait};
 
 use crate::plan::{Action, CreateReason, EndReason, Exclude};
 use crate::snapshot::index::Index;
-use crate::snapshot::{Deployment, Freshness, Health, Phase, Policy, Replica, ReplicaId, TimeMs};
+use crate::snapshot::{Deployment, DeploymentId, Freshness, Health, Phase, Policy, Replica, ReplicaId, TimeMs};
 
 /// Slots of one deployment that one plan tries to fill; the next plan goes on.
 const MAX_OPEN: usize = 4096;
@@ -38,6 +38,19 @@ pub(crate) struct Assessment {
     pub updated_ready: u32,
 }
 
+impl Assessment {
+    /// Neither now nor later, while the deployment and its nodes stay as they are.
+    pub fn has_nothing_to_do(&self) -> bool {
+        let Assessment { ends, open, renew, waits, troubles, wakes, .. } = self;
+        ends.is_empty()
+            && open.is_empty()
+            && renew.is_empty()
+            && waits.is_empty()
+            && troubles.is_empty()
+            && wakes.is_empty()
+    }
+}
+
 pub(crate) struct End {
     pub replica: ReplicaId,
     pub pod: String,
@@ -45,6 +58,8 @@ pub(crate) struct End {
     pub drain_until: Option<TimeMs>,
     pub reason: EndReason,
     pub exclude: Option<Exclude>,
+    /// Whose replica gets the room, where it is reclaimed.
+    pub claimant: Option<DeploymentId>,
 }
 
 impl End {
@@ -210,7 +225,14 @@ impl<'a> View<'a> {
             until_ms: self.now.saturating_add(back_off_ms(self.policy, failures)),
             reason: why.to_owned(),
         });
-        self.out.ends.push(End { replica: self.id(r), pod: r.name.clone(), drain_until: None, reason, exclude });
+        self.out.ends.push(End {
+            replica: self.id(r),
+            pod: r.name.clone(),
+            drain_until: None,
+            reason,
+            exclude,
+            claimant: None,
+        });
         false
     }
 
@@ -485,7 +507,7 @@ impl<'a> View<'a> {
 
     fn push_end(&mut self, r: &Replica, reason: EndReason, drain_until: Option<TimeMs>) -> bool {
         let (replica, pod) = (self.id(r), r.name.clone());
-        self.out.ends.push(End { replica, pod, drain_until, reason, exclude: None });
+        self.out.ends.push(End { replica, pod, drain_until, reason, exclude: None, claimant: None });
         false
     }
 }

@@ -19,6 +19,8 @@ pub enum Wait {
     Ending { index: u32, pod: String },
     /// The pod serves on a cordoned node and no other node takes its replacement.
     Cordoned { index: u32, pod: String, node: String },
+    /// The slot is filled once these pods, which borrow what is the tenant's own, have ended.
+    Reclaiming { index: u32, pods: Vec<String> },
     /// Ended for its data being stale would be wrong; nothing happens until it is fresh.
     FreshInput { index: u32, node: String },
 }

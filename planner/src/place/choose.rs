@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 
 use crate::place::expected::Expected;
 use crate::place::filter::{Islands, Need, Refused, Usable, fit};
-use crate::place::frag::{FreeGpu, Request, Weights, fragmentation};
+use crate::place::frag::{FreeGpu, Request, Tally, Weights};
 use crate::place::verdict::Score;
 use crate::snapshot::GpuShare;
 use crate::snapshot::index::{Index, NodeAt, Row, share_on};
@@ -60,11 +60,11 @@ pub(crate) fn pick(
 ) -> Result<Pick, Refused> {
     let row = &index.rows()[at];
     let islands = fit(need, row, index)?;
-    let before = expected.fragmentation(index, at);
+    let before = expected.loss(index, at);
     Ok(pick_gpus(need, row, islands, before, expected, weights))
 }
 
-/// The choice on a node that fits; `before` is its fragmentation as it is.
+/// The choice on a node that fits; `before` is what is lost of it as it is.
 pub(crate) fn pick_gpus(
     need: &Need,
     row: &Row,
@@ -73,22 +73,23 @@ pub(crate) fn pick_gpus(
     expected: &Expected,
     weights: &Weights,
 ) -> Pick {
-    let mut free = expected.free_gpus(row);
+    let free = expected.free_gpus(row);
     let cpu_left = signed(row.cpu_free()) - signed(need.cpu_milli);
-    let shapes = &expected.demand.shapes;
+    let tally = Tally::new(&free, &expected.demand);
 
     let mut best: Option<(bool, f64, Vec<Usable>)> = None;
+    let mut taken: Vec<(FreeGpu, i64)> = Vec::new();
     for group in groups(islands, need.gpus as usize, &free) {
-        group.iter().for_each(|u| free[u.at].milli -= u.milli);
-        let after = fragmentation(cpu_left, &free, shapes);
-        group.iter().for_each(|u| free[u.at].milli += u.milli);
+        taken.clear();
+        taken.extend(group.iter().map(|u| (free[u.at], u.milli)));
+        let after = tally.loss(cpu_left, &taken);
         let degraded = group.iter().any(|u| u.degraded);
         // Strictly better only: the first of equals stays, and groups come in index order.
         if best.as_ref().is_none_or(|(d, a, _)| (degraded, after) < (*d, *a)) {
             best = Some((degraded, after, group));
         }
     }
-    let (degraded, after, group) = best.unwrap_or_else(|| (false, fragmentation(cpu_left, &free, shapes), Vec::new()));
+    let (degraded, after, group) = best.unwrap_or_else(|| (false, tally.loss(cpu_left, &[]), Vec::new()));
 
     let scarcity = need.class.map_or(0.0, |c| expected.scarcity_of(c));
     let taken: i64 = group.iter().map(|u| u.milli).sum();

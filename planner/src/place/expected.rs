@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::place::frag::{Demand, FreeGpu, Shape, fragmentation, typical};
+use crate::place::frag::{Demand, FreeGpu, Shape, Tally, typical};
 use crate::snapshot::index::{ClassAt, Index, NodeAt, Row};
 use crate::snapshot::{Accelerator, Deployment, Variant};
 
@@ -14,18 +14,77 @@ use crate::snapshot::{Accelerator, Deployment, Variant};
 const PRIOR_REPLICAS: f64 = 4.0;
 /// Share of replicas that the typical shapes cover.
 const COVERED: f64 = 0.95;
+/// Weight of a replica that needs no GPU, and power of its GPUs by which another counts.
+const WITHOUT_GPU: f64 = 0.65;
+const SIZE_EXPONENT: f64 = -0.2;
 
 /// The expected demand, in terms of one index.
+#[derive(Default)]
 pub(crate) struct Expected {
     pub demand: Demand,
-    /// Fragmentation of each node state; NaN where it was not asked for yet.
+    /// Grows whenever the demand is another, so that scores kept are not valid any more.
+    version: u64,
+    /// Loss of each node state; NaN where it was not asked for yet.
     by_state: Vec<f64>,
+    epoch: u64,
+}
+
+/// Replicas without GPU matter less for what becomes of GPUs, and so do those that are few because each is large.
+fn attention(milli: i64, gpus: i64) -> f64 {
+    match milli.saturating_mul(gpus) {
+        0 => WITHOUT_GPU,
+        asked => (asked as f64 / 1000.0).powf(SIZE_EXPONENT),
+    }
+}
+
+/// CPU, milli-GPU of each GPU, GPUs, and a bit per class.
+type ShapeKey = (i64, i64, i64, u64);
+
+/// What one deployment adds to the demand, per replica wanted.
+#[derive(Clone, Debug)]
+pub(crate) struct Contribution {
+    /// Shapes with the number of variants that have them.
+    shapes: Vec<(ShapeKey, u32)>,
+    variants: u32,
+    /// Classes named, with the GPUs that a replica takes there; none where it could run on all.
+    named: Vec<(ClassAt, f64)>,
+}
+
+impl Contribution {
+    pub fn new(index: &Index, d: &Deployment, flexible: bool) -> Self {
+        // Variants are alternatives: those that ask the same of different classes are one shape, and
+        // each shape counts for its part of the replicas.
+        let mut of: BTreeMap<(i64, i64, i64), (u64, u32)> = BTreeMap::new();
+        let mut named = Vec::new();
+        for v in &d.variants {
+            let (cpu, milli, gpus, types) = shape(index, d, v);
+            let entry = of.entry((cpu, milli, gpus)).or_default();
+            entry.0 |= types;
+            entry.1 += 1;
+            if let Some(class) = v.accelerator.class().and_then(|c| index.class(c)).filter(|_| !flexible) {
+                named.push((class, milli as f64 / 1000.0 * gpus as f64));
+            }
+        }
+        let shapes = of.into_iter().map(|((cpu, milli, gpus), (types, n))| ((cpu, milli, gpus, types), n)).collect();
+        Contribution { shapes, variants: d.variants.len().max(1) as u32, named }
+    }
 }
 
 impl Expected {
-    pub fn new(index: &Index, deployments: &[&Deployment]) -> Self {
-        let demand = Demand { shapes: shapes(index, deployments), scarcity: scarcity(index, deployments) };
-        Expected { demand, by_state: Vec::new() }
+    /// The demand is that of these deployments: what each adds, and the replicas it wants.
+    pub fn observe<'a>(&mut self, index: &Index, of: impl Iterator<Item = (&'a Contribution, u32)> + Clone) {
+        let demand = Demand { shapes: shapes(index, of.clone()), scarcity: scarcity(index, of), fill: Vec::new() };
+        if (&demand.shapes, &demand.scarcity) != (&self.demand.shapes, &self.demand.scarcity) {
+            self.demand = demand;
+            self.demand.expect_fill(index.classes().len().min(64) as u8);
+            self.version += 1;
+            self.by_state.clear();
+        }
+    }
+
+    /// Scores are valid while this is equal.
+    pub fn version(&self) -> u64 {
+        self.version
     }
 
     /// GPU demand that names the class ÷ its capacity.
@@ -39,18 +98,31 @@ impl Expected {
     }
 
     /// Expected free milli-GPU of the node, as it is, that a replica drawn from the demand cannot use.
-    pub fn fragmentation(&mut self, index: &Index, at: NodeAt) -> f64 {
+    pub fn fragmentation(&self, index: &Index, at: NodeAt) -> f64 {
+        let row = &index.rows()[at];
+        Tally::new(&self.free_gpus(row), &self.demand).fragmentation(cpu_free(row))
+    }
+
+    /// What is lost of the node's free GPUs as it is.
+    pub fn loss(&mut self, index: &Index, at: NodeAt) -> f64 {
         let state = index.state(at);
+        if self.epoch != index.epoch() {
+            self.epoch = index.epoch();
+            self.by_state.clear();
+        }
         if self.by_state.len() <= state {
             self.by_state.resize(index.states(), f64::NAN);
         }
         if self.by_state[state].is_nan() {
             let row = &index.rows()[at];
-            let cpu = row.cpu_free().min(1 << 50) as i64;
-            self.by_state[state] = fragmentation(cpu, &self.free_gpus(row), &self.demand.shapes);
+            self.by_state[state] = Tally::new(&self.free_gpus(row), &self.demand).loss(cpu_free(row), &[]);
         }
         self.by_state[state]
     }
+}
+
+fn cpu_free(row: &Row) -> i64 {
+    signed(row.cpu_free())
 }
 
 /// Classes beyond the 63rd share a bit: their score is coarser, never wrong about what fits.
@@ -66,30 +138,21 @@ pub(crate) fn is_flexible(index: &Index, d: &Deployment) -> bool {
     present.clone().count() > 1 && present.clone().all(|(at, _)| named(at))
 }
 
-fn shapes(index: &Index, deployments: &[&Deployment]) -> Vec<Shape> {
-    let mut counted: BTreeMap<(i64, i64, i64, u64), f64> = BTreeMap::new();
-    for d in deployments {
-        // Variants are alternatives: those that ask the same of different classes are one shape, and
-        // each shape counts for its part of the replicas.
-        let each = f64::from(d.wanted) / d.variants.len().max(1) as f64;
-        let mut of: BTreeMap<(i64, i64, i64), (u64, f64)> = BTreeMap::new();
-        for v in &d.variants {
-            let (cpu, milli, gpus, types) = shape(index, d, v);
-            let entry = of.entry((cpu, milli, gpus)).or_default();
-            entry.0 |= types;
-            entry.1 += each;
-        }
-        for ((cpu, milli, gpus), (types, weight)) in of {
-            *counted.entry((cpu, milli, gpus, types)).or_default() += weight;
+fn shapes<'a>(index: &Index, of: impl Iterator<Item = (&'a Contribution, u32)>) -> Vec<Shape> {
+    let mut counted: BTreeMap<ShapeKey, f64> = BTreeMap::new();
+    for (contribution, wanted) in of {
+        let each = f64::from(wanted) / f64::from(contribution.variants);
+        for (key, variants) in &contribution.shapes {
+            *counted.entry(*key).or_default() += each * f64::from(*variants);
         }
     }
     let observed: f64 = counted.values().sum();
     let capacity: u64 = index.classes().iter().map(|c| c.gpus).sum();
     let mut shapes = typical(counted, COVERED);
     let prior = PRIOR_REPLICAS / (PRIOR_REPLICAS + observed);
-    for s in &mut shapes {
-        s.probability *= 1.0 - prior;
-    }
+    shapes.iter_mut().for_each(|s| s.probability *= attention(s.gpu_milli, s.gpus));
+    let sum: f64 = shapes.iter().map(|s| s.probability).sum();
+    shapes.iter_mut().for_each(|s| s.probability *= (1.0 - prior) / sum);
     let present = index.classes().iter().enumerate().filter(|(_, c)| c.gpus > 0);
     shapes.extend(present.map(|(at, class)| Shape {
         cpu_milli: 0,
@@ -101,7 +164,7 @@ fn shapes(index: &Index, deployments: &[&Deployment]) -> Vec<Shape> {
     shapes
 }
 
-fn shape(index: &Index, d: &Deployment, v: &Variant) -> (i64, i64, i64, u64) {
+fn shape(index: &Index, d: &Deployment, v: &Variant) -> ShapeKey {
     match &v.accelerator {
         Accelerator::Gpu { class, count, memory_bytes, sm_percent } => {
             let class = index.class(class);
@@ -113,18 +176,13 @@ fn shape(index: &Index, d: &Deployment, v: &Variant) -> (i64, i64, i64, u64) {
     }
 }
 
-fn scarcity(index: &Index, deployments: &[&Deployment]) -> Vec<f64> {
+fn scarcity<'a>(index: &Index, of: impl Iterator<Item = (&'a Contribution, u32)>) -> Vec<f64> {
     let mut demand = vec![0.0; index.classes().len()];
-    for d in deployments.iter().filter(|d| !is_flexible(index, d)) {
-        let named = |v: &Variant| {
-            let (_, milli, gpus, _) = shape(index, d, v);
-            let class = v.accelerator.class().and_then(|c| index.class(c))?;
-            Some((class, milli as f64 / 1000.0 * gpus as f64, index.classes()[class].gpus as f64))
-        };
-        let named: Vec<_> = d.variants.iter().filter_map(named).collect();
-        let capacity: f64 = named.iter().map(|(.., capacity)| capacity).sum();
-        for (class, gpus, of) in named {
-            demand[class] += f64::from(d.wanted) * gpus * of / capacity.max(1.0);
+    let gpus_of = |class: ClassAt| index.classes()[class].gpus as f64;
+    for (contribution, wanted) in of {
+        let capacity: f64 = contribution.named.iter().map(|(class, _)| gpus_of(*class)).sum();
+        for (class, gpus) in &contribution.named {
+            demand[*class] += f64::from(wanted) * gpus * gpus_of(*class) / capacity.max(1.0);
         }
     }
     let capacity = index.classes().iter().map(|c| (c.gpus as f64).max(1.0));
@@ -140,7 +198,7 @@ pub(crate) fn class_charge(
     sm_percent: Option<u32>,
 ) -> u64 {
     let Some(class) = class else { return 1000 };
-    let sizes = index.classes()[class].sizes.iter();
+    let sizes = index.classes()[class].sizes.keys();
     let charges = sizes.map(|size| {
         let (memory, sm) = size.promise(memory_bytes, sm_percent);
         size.charge(memory, sm)

@@ -27,6 +27,7 @@ pub(crate) struct Need {
     pub selector: BTreeMap<String, String>,
     pub tolerations: Vec<Toleration>,
     pub isolation: Isolation,
+    /// Where filters distinguish tenants; otherwise `None`.
     pub tenant: Option<usize>,
     /// Its deployment, where slices may be dedicated to one; otherwise `None`.
     pub deployment: Option<usize>,
@@ -44,7 +45,7 @@ impl Need {
             }
             Accelerator::Cpu { cpu_milli, memory_bytes } => (None, 0, None, None, *cpu_milli, *memory_bytes),
         };
-        let tenant = d.tenant.as_ref().map(|t| index.tenant(t));
+        let tenant = d.tenant.as_ref().map(|t| index.tenant(t)).filter(|_| index.tenants_matter());
         let number = index.deployment(&d.id);
         let deployment = index.dedicates(number, d.isolation).then_some(number);
         Need {

@@ -4,24 +4,32 @@
 //! objective prefers, the packing score, the node's name, the variant's position. Not here: whether
 //! quota allows a variant.
 
+use std::cell::RefCell;
 use std::cmp::Reverse;
+use std::collections::HashMap;
+use std::sync::Arc;
 
-use crate::place::expected::{Expected, class_charge, is_flexible};
-use crate::place::filter::Need;
+use crate::place::expected::{Contribution, Expected, class_charge, is_flexible};
+use crate::place::filter::{Need, fit};
 use crate::place::frag::Weights;
 use crate::place::ranking::{Ranked, Rankings, Wish};
 use crate::place::refuse::refusals;
-use crate::place::verdict::{Ask, Because, Candidate, MAX_CANDIDATES, PlacementVerdict, Winner};
+use crate::place::verdict::{Ask, Because, Candidate, MAX_CANDIDATES, PlacementVerdict, RefusalGroup, Winner};
 use crate::snapshot::index::{ClassAt, Index, NodeAt, Owner, Take, charge};
 use crate::snapshot::{Deployment, Exclusion, Freshness, Objective, Placement, Policy, Snapshot, TimeMs};
 
-/// Everything that placements of one plan share.
+/// Everything that placements on one index share.
 pub(crate) struct Placer {
     pub index: Index,
     pub expected: Expected,
     rankings: Rankings,
     weights: Weights,
+    /// By need: the reasons of all nodes, and the index for which they hold.
+    refusals: RefCell<HashMap<usize, (IndexVersion, Vec<RefusalGroup>)>>,
 }
+
+/// Epoch of the states and length of the log of changes.
+type IndexVersion = (u64, usize);
 
 /// One variant of one deployment, prepared for placement.
 #[derive(Clone)]
@@ -64,15 +72,15 @@ pub(crate) struct Chosen {
 }
 
 impl Placer {
-    pub fn new(snapshot: &Snapshot, deployments: &[&Deployment], policy: &Policy) -> Self {
-        let index = Index::new(snapshot);
-        let expected = Expected::new(&index, deployments);
+    /// Before any demand was observed.
+    pub fn new(snapshot: &Snapshot, policy: &Policy) -> Self {
         let weights = Weights {
             bucket_milli: f64::from(policy.frag_bucket_milli.max(1)),
             reserve_milli: f64::from(policy.frag_reserve_milli),
             ..Weights::DESIGN
         };
-        Placer { index, expected, rankings: Rankings::default(), weights }
+        let (index, expected) = (Index::new(snapshot), Expected::default());
+        Placer { index, expected, rankings: Rankings::default(), weights, refusals: RefCell::default() }
     }
 
     /// Whether the deployment's weights lie on a node that serves.
@@ -84,24 +92,34 @@ impl Placer {
         !d.model_key.is_unknown() && self.index.holders(&d.model_key).iter().any(serves)
     }
 
-    /// The variants of a deployment, in its order.
-    pub fn alternatives(&mut self, d: &Deployment) -> Vec<Alternative> {
+    /// Makes the index that of another snapshot; false: it must be built anew.
+    pub fn follow(&mut self, snapshot: &Snapshot) -> bool {
+        // Reasons name ages and messages, which no state holds.
+        self.refusals.get_mut().clear();
+        self.index.follow(snapshot)
+    }
+
+    /// Needs met so far, those of trials included.
+    pub fn needs(&self) -> usize {
+        self.rankings.len()
+    }
+
+    /// The variants of a deployment in its order, and what it adds to the expected demand.
+    pub fn alternatives(&mut self, d: &Deployment) -> (Arc<[Alternative]>, Contribution) {
         let flexible = is_flexible(&self.index, d);
-        d.variants
-            .iter()
-            .map(|v| {
-                let need = Need::new(&mut self.index, d, v, flexible);
-                let class = need.class;
-                let ask = ask(&need, &v.name, v.accelerator.class());
-                let each = class_charge(&self.index, class, need.memory_bytes, need.sm_percent);
-                let charge = if need.gpus == 0 { 0 } else { each.saturating_mul(need.gpus.into()) };
-                let price = class.and_then(|c| self.index.classes()[c].price_micros);
-                let price_micros =
-                    price.map(|p| (u128::from(p) * u128::from(charge) / 1000).min(u64::MAX.into()) as u64);
-                let ranking = self.rankings.number(need);
-                Alternative { ask, class, charge, price_micros, itl_us: v.itl_us, ranking }
-            })
-            .collect()
+        let contribution = Contribution::new(&self.index, d, flexible);
+        let alternatives = d.variants.iter().map(|v| {
+            let need = Need::new(&mut self.index, d, v, flexible);
+            let class = need.class;
+            let ask = ask(&need, &v.name, v.accelerator.class());
+            let each = class_charge(&self.index, class, need.memory_bytes, need.sm_percent);
+            let charge = if need.gpus == 0 { 0 } else { each.saturating_mul(need.gpus.into()) };
+            let price = class.and_then(|c| self.index.classes()[c].price_micros);
+            let price_micros = price.map(|p| (u128::from(p) * u128::from(charge) / 1000).min(u64::MAX.into()) as u64);
+            let ranking = self.rankings.number(need);
+            Alternative { ask, class, charge, price_micros, itl_us: v.itl_us, ranking }
+        });
+        (alternatives.collect(), contribution)
     }
 
     /// The same alternative with its need changed: for trials.
@@ -169,7 +187,25 @@ impl Placer {
             candidates: Vec::new(),
             fitting: 0,
             nodes: self.index.rows().len() as u32,
-            refusals: refusals(self.need(alternative), &self.index, self.excluded(seeker)),
+            refusals: self.refusals(seeker, alternative),
+        }
+    }
+
+    /// Where hundreds of slots ask the same in vain, the reasons are worked out once.
+    fn refusals(&self, seeker: &Seeker<'_>, alternative: &Alternative) -> Vec<RefusalGroup> {
+        let find = || refusals(self.need(alternative), &self.index, self.excluded(seeker));
+        if self.excluded(seeker).next().is_some() {
+            return find();
+        }
+        let version = (self.index.epoch(), self.index.changes().len());
+        let mut known = self.refusals.borrow_mut();
+        match known.get(&alternative.ranking) {
+            Some((of, groups)) if *of == version => groups.clone(),
+            _ => {
+                let groups = find();
+                known.insert(alternative.ranking, (version, groups.clone()));
+                groups
+            }
         }
     }
 
@@ -188,6 +224,16 @@ impl Placer {
             gpus: chosen.gpus.iter().copied().zip(winner.placement.gpus.iter().cloned()).collect(),
         };
         self.index.take(chosen.node, &take);
+    }
+
+    /// Whether the slot must not be placed on this node now.
+    pub fn is_excluded(&self, seeker: &Seeker<'_>, node: NodeAt) -> bool {
+        self.excluded(seeker).any(|e| self.index.at(&e.node) == Some(node))
+    }
+
+    /// Whether this node takes one replica as it is.
+    pub fn fits_on(&self, alternative: &Alternative, node: NodeAt) -> bool {
+        fit(self.need(alternative), &self.index.rows()[node], &self.index).is_ok()
     }
 
     fn excluded<'a>(&'a self, seeker: &Seeker<'_>) -> impl Iterator<Item = &'a Exclusion> + use<'a> {

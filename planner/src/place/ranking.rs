@@ -1,4 +1,4 @@
-//! The nodes that fit one need, best first, kept up to date as nodes change.
+//! The nodes that fit one need, best first, kept up to date as nodes change, over plans too.
 //!
 //! A ranking holds node *states*, not nodes: a thousand equal nodes are looked at once. It reads the
 //! index's log of changes on from where it stopped, so that after one placement one state is scored
@@ -24,14 +24,23 @@ pub(crate) struct Ranked {
     pub cached: bool,
 }
 
-/// A state that fits.
-struct Known {
-    pick: Arc<Pick>,
-    /// It is in the order.
-    present: bool,
+/// What is known of a state.
+#[derive(Clone)]
+enum Known {
+    /// It was not looked at.
+    Nothing,
+    DoesNotFit,
+    Fits {
+        pick: Arc<Pick>,
+        /// It is in the order.
+        present: bool,
+    },
 }
 
-/// All rankings of one plan; equal needs share one.
+/// What rankings are valid for: states of the index, scores of the demand.
+type Epoch = (u64, u64);
+
+/// All rankings of one index; equal needs share one.
 #[derive(Default)]
 pub(crate) struct Rankings {
     numbers: HashMap<Need, usize>,
@@ -48,13 +57,15 @@ pub(crate) struct Wish<'a> {
 
 struct Ranking {
     need: Need,
+    epoch: Epoch,
     order: BTreeSet<(Rank, StateAt)>,
-    /// States that were looked at; `None`: does not fit.
-    known: HashMap<StateAt, Option<Known>>,
+    /// By state.
+    known: Vec<Known>,
+    /// By node.
     fits: Vec<bool>,
     fitting: u32,
-    /// Length of the index's log that was read.
-    read: usize,
+    /// Length of the index's log that was read; `None`: no node was looked at.
+    read: Option<usize>,
 }
 
 impl Rankings {
@@ -67,13 +78,19 @@ impl Rankings {
         self.numbers.insert(need.clone(), n);
         self.list.push(Ranking {
             need,
+            epoch: (0, 0),
             order: BTreeSet::new(),
-            known: HashMap::new(),
+            known: Vec::new(),
             fits: Vec::new(),
             fitting: 0,
-            read: 0,
+            read: None,
         });
         n
+    }
+
+    /// Needs met so far.
+    pub fn len(&self) -> usize {
+        self.list.len()
     }
 
     pub fn need(&self, number: usize) -> &Need {
@@ -116,42 +133,60 @@ impl Ranking {
     fn refresh(&mut self, index: &Index, expected: &mut Expected, weights: &Weights) {
         let nodes = index.rows().len();
         let log = index.changes();
+        let epoch = (index.epoch(), expected.version());
+        if self.epoch != epoch {
+            self.epoch = epoch;
+            self.order.clear();
+            self.known.clear();
+            self.fits.clear();
+            (self.fitting, self.read) = (0, None);
+        }
         // Rows come and go only at the end, in trials; those that come are in the log.
         if self.fits.len() > nodes {
             self.fitting -= self.fits.drain(nodes..).filter(|fits| *fits).count() as u32;
         }
         self.fits.resize(nodes, false);
-        if log.len() - self.read >= nodes {
-            (0..nodes).for_each(|at| self.look_at(at, index, expected, weights));
-        } else {
-            let mut changed: Vec<NodeAt> = log[self.read..].iter().copied().filter(|at| *at < nodes).collect();
-            changed.sort_unstable();
-            changed.dedup();
-            changed.into_iter().for_each(|at| self.look_at(at, index, expected, weights));
+        match self.read {
+            Some(read) if log.len() - read < nodes => {
+                let mut changed: Vec<NodeAt> = log[read..].iter().copied().filter(|at| *at < nodes).collect();
+                changed.sort_unstable();
+                changed.dedup();
+                changed.into_iter().for_each(|at| self.look_at(at, index, expected, weights));
+            }
+            _ => (0..nodes).for_each(|at| self.look_at(at, index, expected, weights)),
         }
-        self.read = log.len();
-        if self.known.len() > 2 * nodes + 64 {
-            self.known.retain(|state, _| !index.members(*state).is_empty());
-            let known = &self.known;
-            self.order.retain(|(_, state)| known.contains_key(state));
-        }
+        self.read = Some(log.len());
     }
 
     fn look_at(&mut self, at: NodeAt, index: &Index, expected: &mut Expected, weights: &Weights) {
         let state = index.state(at);
-        let known = self.known.entry(state).or_insert_with(|| {
-            let picked = pick(&self.need, at, index, expected, weights).ok()?;
-            Some(Known { pick: Arc::new(picked), present: false })
-        });
-        if let Some(known) = known
-            && !known.present
-        {
-            known.present = true;
-            self.order.insert((known.pick.rank(), state));
+        if self.known.len() <= state {
+            self.known.resize(index.states(), Known::Nothing);
         }
-        let fits = known.is_some();
+        let known = &mut self.known[state];
+        if matches!(known, Known::Nothing) {
+            *known = match pick(&self.need, at, index, expected, weights) {
+                Ok(pick) => Known::Fits { pick: Arc::new(pick), present: false },
+                Err(_) => Known::DoesNotFit,
+            };
+        }
+        if let Known::Fits { pick, present } = known
+            && !*present
+        {
+            *present = true;
+            self.order.insert((pick.rank(), state));
+        }
+        let fits = matches!(known, Known::Fits { .. });
         self.fitting = self.fitting + u32::from(fits) - u32::from(self.fits[at]);
         self.fits[at] = fits;
+    }
+
+    /// The choice on a state that fits.
+    fn pick(&self, state: StateAt) -> Option<&Arc<Pick>> {
+        match self.known.get(state) {
+            Some(Known::Fits { pick, .. }) => Some(pick),
+            _ => None,
+        }
     }
 
     fn top(&mut self, index: &Index, excluded: &[NodeAt], count: usize) -> Vec<Ranked> {
@@ -166,14 +201,14 @@ impl Ranking {
                 dead.push((*rank, *state));
                 continue;
             }
-            let Some(Some(Known { pick, .. })) = self.known.get(state) else { continue };
+            let Some(pick) = self.pick(*state) else { continue };
             let usable = members.iter().filter(|at| !excluded.contains(at)).take(count);
             found.extend(usable.map(|at| Ranked { pick: pick.clone(), node: *at, cached: false }));
         }
         for gone in dead {
             self.order.remove(&gone);
-            if let Some(Some(known)) = self.known.get_mut(&gone.1) {
-                known.present = false;
+            if let Some(Known::Fits { present, .. }) = self.known.get_mut(gone.1) {
+                *present = false;
             }
         }
         found.sort_by_key(order);
@@ -184,7 +219,7 @@ impl Ranking {
     fn add_holders(&self, index: &Index, holders: &[NodeAt], excluded: &[NodeAt], found: &mut Vec<Ranked>) {
         found.retain(|r| holders.binary_search(&r.node).is_err());
         for at in holders.iter().filter(|at| !excluded.contains(at)) {
-            if let Some(Some(Known { pick, .. })) = self.known.get(&index.state(*at)) {
+            if let Some(pick) = self.pick(index.state(*at)) {
                 found.push(Ranked { pick: pick.clone(), node: *at, cached: true });
             }
         }
@@ -195,7 +230,7 @@ impl Ranking {
 /// Every node that does not fit, by state: the reason, and the nodes that share it.
 pub(crate) fn refusals<'a>(need: &Need, index: &'a Index) -> Vec<(Refused, &'a BTreeSet<NodeAt>)> {
     let mut all = Vec::new();
-    for state in 0..index.states() {
+    for state in index.live_states() {
         let members = index.members(state);
         if let Some(at) = members.first()
             && let Err(refused) = fit(need, &index.rows()[*at], index)
@@ -213,7 +248,7 @@ mod tests {
     use crate::place::placer::Placer;
     use crate::snapshot::index::{Mark, Owner, Take, share_on};
     use crate::snapshot::{
-        Accelerator, Deployment, Freshness, Gpu, Health, Node, Policy, Resources, Snapshot, Variant,
+        Accelerator, Deployment, Freshness, Gpu, Health, Node, Policy, Resources, Shared, Snapshot, Variant,
     };
 
     fn snapshot() -> Snapshot {
@@ -242,7 +277,7 @@ mod tests {
             gpus: (0..2 + n % 2).map(|index| gpu(n, index)).collect(),
             cached_models: Vec::new(),
         };
-        Snapshot { nodes: (0..7).map(node).collect(), ..Snapshot::default() }
+        Snapshot { nodes: (0..7).map(node).map(Shared::new).collect(), ..Snapshot::default() }
     }
 
     fn variant(memory: u64, count: u32) -> Variant {
@@ -279,7 +314,9 @@ mod tests {
     #[test]
     fn ranking_kept_over_changes_and_rollbacks_equals_a_new_one() {
         let d = Deployment { variants: vec![variant(300, 1)], ..deployment() };
-        let mut placer = Placer::new(&snapshot(), &[&d], &Policy::default());
+        let mut placer = Placer::new(&snapshot(), &Policy::default());
+        let (_, contribution) = placer.alternatives(&d);
+        placer.expected.observe(&placer.index, [(&contribution, d.wanted)].into_iter());
         let needs = needs(&mut placer.index);
         let original: Vec<_> = placer.index.rows().iter().map(|r| r.taken.clone()).collect();
         let mut kept = Rankings::default();

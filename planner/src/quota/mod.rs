@@ -6,24 +6,42 @@
 //! also while others have borrowed it), or while `T − x ≥ −borrowingLimit` and the cohort's balance
 //! stays at or above zero.
 //!
-//! Charges are of what is held, so a replica that quota allows but no node fits blocks no other.
-//! Not here: who goes first (`decide`) and taking back what was lent.
+//! A spend limit binds before either: money is not lent. Charges are of what is held, so a replica that
+//! quota allows but no node fits blocks no other.
+//! Not here: who goes first, and who gives back what was lent (`decide`).
 
+mod share;
 mod verdict;
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
-pub use verdict::{ClassUsage, QuotaBinding, QuotaLimit, QuotaVerdict};
+pub use verdict::{ClassUsage, QuotaBinding, QuotaLimit, QuotaVerdict, Spend};
 
 use crate::snapshot::index::Index;
-use crate::snapshot::{Tenant, TenantId};
+use crate::snapshot::{Class, Money, Policy, Snapshot, TenantId, TimeMs};
 
 #[derive(Clone)]
 pub(crate) struct Ledger {
     /// By tenant and class.
     accounts: BTreeMap<TenantId, BTreeMap<String, Account>>,
-    cohorts: BTreeMap<TenantId, String>,
-    weights: BTreeMap<TenantId, u32>,
+    terms: BTreeMap<TenantId, Terms>,
+    /// Of a whole GPU per hour, by class.
+    prices: Rc<BTreeMap<String, Money>>,
+}
+
+/// What a tenant agreed to, classes aside.
+#[derive(Clone)]
+struct Terms {
+    cohort: Option<String>,
+    weight: u32,
+    min_runtime_ms: u64,
+    reclaim_grace_ms: u64,
+    /// Per hour.
+    spend_limit: Option<Money>,
+    /// What it borrowed of late, and what it borrows as the plan begins, in billionths.
+    decayed: u64,
+    began_with: u64,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -48,13 +66,21 @@ impl Account {
 }
 
 impl Ledger {
-    pub fn new(tenants: &[Tenant], index: &Index) -> Self {
-        let mut ledger = Ledger { accounts: BTreeMap::new(), cohorts: BTreeMap::new(), weights: BTreeMap::new() };
-        for tenant in tenants {
-            ledger.weights.insert(tenant.id.clone(), tenant.weight);
-            if let Some(cohort) = &tenant.cohort {
-                ledger.cohorts.insert(tenant.id.clone(), cohort.clone());
-            }
+    pub fn new(snapshot: &Snapshot, index: &Index, policy: &Policy, now: TimeMs) -> Self {
+        let price = |c: &Class| Some(Money { micros: c.price_per_hour_micros?, currency: c.currency.clone() });
+        let prices = snapshot.classes.iter().filter_map(|c| Some((c.name.clone(), price(c)?))).collect();
+        let mut ledger = Ledger { accounts: BTreeMap::new(), terms: BTreeMap::new(), prices: Rc::new(prices) };
+        for tenant in &snapshot.tenants {
+            let terms = Terms {
+                cohort: tenant.cohort.clone(),
+                weight: tenant.weight,
+                min_runtime_ms: tenant.min_runtime_ms.unwrap_or(policy.min_runtime_ms),
+                reclaim_grace_ms: tenant.reclaim_grace_ms.unwrap_or(policy.reclaim_grace_ms),
+                spend_limit: tenant.spend_limit.clone(),
+                decayed: 0,
+                began_with: 0,
+            };
+            ledger.terms.insert(tenant.id.clone(), terms);
             for quota in &tenant.quotas {
                 let account = ledger.account(&tenant.id, &quota.class);
                 account.listed = true;
@@ -63,9 +89,10 @@ impl Ledger {
                 account.lending_limit = quota.lending_limit_milli.map(milli);
             }
         }
-        for (tenant, class, milli) in index.charges() {
+        for (tenant, class, milli) in index.held() {
             ledger.charge(tenant, class, milli);
         }
+        ledger.remember(&snapshot.shares, policy.share_half_life_ms, now);
         ledger
     }
 
@@ -126,6 +153,11 @@ impl Ledger {
         let account = self.get(tenant, class);
         let others = self.others(tenant, class);
         let after = account.balance() - milli(x);
+        if account.listed
+            && let Some((spend, binding)) = self.too_dear(tenant, class, x)
+        {
+            return Err(QuotaLimit { spend: Some(spend), ..self.limit(tenant, class, x, binding) });
+        }
         let limit_ok = account.borrowing_limit.is_none_or(|limit| after >= -limit);
         let binding = match others {
             _ if after >= 0 => return Ok(()),
@@ -135,31 +167,53 @@ impl Ledger {
             Some(others) if others + after < 0 => QuotaBinding::CohortExhausted,
             Some(_) => return Ok(()),
         };
-        Err(QuotaLimit {
+        Err(self.limit(tenant, class, x, binding))
+    }
+
+    fn limit(&self, tenant: &TenantId, class: &str, x: u64, binding: QuotaBinding) -> QuotaLimit {
+        let account = self.get(tenant, class);
+        QuotaLimit {
             class: class.to_owned(),
             replica_milli: x,
             held_milli: unsigned(account.held),
             nominal_milli: unsigned(account.nominal),
             borrowing_limit_milli: account.borrowing_limit.map(unsigned),
-            cohort_free_milli: unsigned(others.unwrap_or(0) + account.balance().min(0)),
+            cohort_free_milli: unsigned(self.others(tenant, class).unwrap_or(0) + account.balance().min(0)),
+            spend: None,
             binding,
-        })
+        }
     }
 
-    /// Kueue's weighted share: the largest part, over the classes, that what the tenant has borrowed is
-    /// of its cohort's nominal quota, in millionths, divided by the tenant's weight. Weight 0 comes last.
-    pub fn share(&self, tenant: &TenantId) -> u64 {
-        let Some(cohort) = self.cohorts.get(tenant) else { return 0 };
-        let weight = self.weights.get(tenant).copied().unwrap_or(1);
-        let classes = self.accounts.get(tenant).into_iter().flatten();
-        let parts = classes.filter(|(_, a)| a.balance() < 0).map(|(class, a)| {
-            let nominal: i64 = self.members(cohort, class).map(|(_, member)| member.nominal).sum();
-            u128::from(unsigned(-a.balance())) * 1_000_000 / u128::from(unsigned(nominal).max(1))
-        });
-        let part = parts.max().unwrap_or(0);
-        match weight {
-            0 => u64::MAX,
-            weight => u64::try_from(part / u128::from(weight)).unwrap_or(u64::MAX),
+    /// What `x` more would cost, where the tenant's spend limit does not allow it.
+    fn too_dear(&self, tenant: &TenantId, class: &str, x: u64) -> Option<(Spend, QuotaBinding)> {
+        let Money { micros: limit_micros, currency } =
+            self.terms.get(tenant)?.spend_limit.as_ref().filter(|_| x > 0)?;
+        let limit_micros = *limit_micros;
+        let spent_micros = self.spent_micros(tenant, currency);
+        let replica_micros = self.price(class, currency).map(|price| cost(price, x));
+        let binding = match replica_micros {
+            None => QuotaBinding::ClassNotPriced,
+            Some(more) if spent_micros.saturating_add(more) > limit_micros => QuotaBinding::SpendLimit,
+            Some(_) => return None,
+        };
+        Some((Spend { limit_micros, spent_micros, replica_micros }, binding))
+    }
+
+    /// What all that the tenant holds costs per hour; classes without a price in the currency cost nothing.
+    fn spent_micros(&self, tenant: &TenantId, currency: &str) -> u64 {
+        let accounts = self.accounts.get(tenant).into_iter().flatten();
+        let costs = accounts.map(|(class, a)| self.price(class, currency).map_or(0, |p| cost(p, unsigned(a.held))));
+        costs.fold(0, u64::saturating_add)
+    }
+
+    fn price(&self, class: &str, currency: &str) -> Option<u64> {
+        self.prices.get(class).filter(|price| price.currency == currency).map(|price| price.micros)
+    }
+
+    /// A trial: another spend limit.
+    pub fn set_spend_limit(&mut self, tenant: &TenantId, to_micros: u64) {
+        if let Some(limit) = self.terms.get_mut(tenant).and_then(|terms| terms.spend_limit.as_mut()) {
+            limit.micros = to_micros;
         }
     }
 
@@ -186,7 +240,7 @@ impl Ledger {
     /// What of a tenant's idle quota others have taken: the cohort's debts, met from all lenders in
     /// proportion to what each could lend.
     fn lent(&self, tenant: &TenantId, class: &str, account: &Account) -> u64 {
-        let Some(cohort) = self.cohorts.get(tenant) else { return 0 };
+        let Some(cohort) = self.cohort(tenant) else { return 0 };
         let mut debts = 0;
         let mut lendable = 0;
         for (_, a) in self.members(cohort, class) {
@@ -197,17 +251,22 @@ impl Ledger {
             return 0;
         }
         let own = account.lendable().max(0);
-        unsigned(debts.min(lendable) * own / lendable)
+        let part = i128::from(debts.min(lendable)) * i128::from(own) / i128::from(lendable);
+        u64::try_from(part).unwrap_or(0)
     }
 
     /// Balance that the rest of the cohort offers; `None` without a cohort.
     fn others(&self, tenant: &TenantId, class: &str) -> Option<i64> {
-        let cohort = self.cohorts.get(tenant)?;
+        let cohort = self.cohort(tenant)?;
         Some(self.members(cohort, class).filter(|(t, _)| *t != tenant).map(|(_, a)| a.lendable()).sum())
     }
 
+    fn cohort(&self, tenant: &TenantId) -> Option<&str> {
+        self.terms.get(tenant)?.cohort.as_deref()
+    }
+
     fn members<'a>(&'a self, cohort: &'a str, class: &'a str) -> impl Iterator<Item = (&'a TenantId, &'a Account)> {
-        let members = self.cohorts.iter().filter(move |(_, other)| *other == cohort);
+        let members = self.terms.iter().filter(move |(_, terms)| terms.cohort.as_deref() == Some(cohort));
         members.filter_map(move |(tenant, _)| Some((tenant, self.accounts.get(tenant)?.get(class)?)))
     }
 
@@ -230,6 +289,11 @@ fn least(enough: u64, mut passes: impl FnMut(u64) -> bool) -> u64 {
     high
 }
 
+/// Of this many thousandths of a GPU at this price.
+fn cost(price_micros: u64, milli: u64) -> u64 {
+    u64::try_from(u128::from(price_micros) * u128::from(milli) / 1000).unwrap_or(u64::MAX)
+}
+
 fn milli(x: u64) -> i64 {
     // No cluster has 2^40 GPUs; a quota of that size is as good as unlimited and must not overflow.
     x.min(1 << 50) as i64
@@ -242,8 +306,7 @@ fn unsigned(x: i64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::snapshot::Quota;
-    use crate::snapshot::Snapshot;
+    use crate::snapshot::{Quota, Tenant};
 
     fn tenant(name: &str, cohort: Option<&str>, n: u64, b: Option<u64>, l: Option<u64>) -> Tenant {
         Tenant {
@@ -257,12 +320,22 @@ mod tests {
                 borrowing_limit_milli: b,
                 lending_limit_milli: l,
             }],
+            min_runtime_ms: None,
+            reclaim_grace_ms: None,
+            spend_limit: None,
         }
+    }
+
+    fn ledger(tenants: &[Tenant], price: Option<u64>) -> Ledger {
+        let class =
+            Class { name: "h".into(), allow_soft_sharing: true, price_per_hour_micros: price, currency: "USD".into() };
+        let snapshot = Snapshot { tenants: tenants.to_vec(), classes: vec![class], ..Snapshot::default() };
+        Ledger::new(&snapshot, &Index::new(&snapshot), &Policy::default(), 0)
     }
 
     /// `held` is charged in order; then the first tenant asks for `x`.
     fn check(tenants: &[Tenant], held: &[(&str, u64)], x: u64, want: Result<(), QuotaBinding>) {
-        let mut ledger = Ledger::new(tenants, &Index::new(&Snapshot::default()));
+        let mut ledger = ledger(tenants, None);
         for (t, milli) in held {
             ledger.charge(&TenantId((*t).into()), "h", *milli);
         }
@@ -313,6 +386,21 @@ mod tests {
     #[test]
     fn a_class_that_is_not_listed_is_named_as_such() {
         check(&[tenant("b", None, 1, None, None)], &[], 1, Err(QuotaBinding::ClassNotInQuota));
+    }
+
+    #[test]
+    fn spend_limit_binds_before_quota_and_needs_a_price() {
+        let usd = |micros| Money { micros, currency: "USD".into() };
+        let limited = |micros| Tenant { spend_limit: Some(usd(micros)), ..tenant("a", None, 4000, None, None) };
+        let ask = |price, limit, held: u64| {
+            let mut ledger = ledger(&[limited(limit)], price);
+            ledger.charge(&TenantId("a".into()), "h", held);
+            ledger.allow(&TenantId("a".into()), "h", 500).map_err(|l| l.binding)
+        };
+        assert_eq!(ask(Some(2_000_000), 3_000_000, 1000), Ok(()));
+        assert_eq!(ask(Some(2_000_000), 2_999_999, 1000), Err(QuotaBinding::SpendLimit));
+        assert_eq!(ask(None, 3_000_000, 0), Err(QuotaBinding::ClassNotPriced));
+        assert_eq!(ask(Some(0), 0, 3600), Err(QuotaBinding::NominalQuota));
     }
 
     #[test]

@@ -38,6 +38,9 @@ pub struct QuotaLimit {
     pub borrowing_limit_milli: Option<u64>,
     /// What the cohort had left to lend at that point.
     pub cohort_free_milli: u64,
+    /// Where money binds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spend: Option<Spend>,
     pub binding: QuotaBinding,
 }
 
@@ -52,6 +55,21 @@ pub enum QuotaBinding {
     BorrowingLimit,
     /// The cohort has nothing left to lend.
     CohortExhausted,
+    /// One more would cost more per hour than the tenant may spend.
+    SpendLimit,
+    /// The tenant has a spend limit, and the class has no price.
+    ClassNotPriced,
+}
+
+/// What a tenant spends per hour, in millionths of the currency.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs, reason = "the names explain themselves")]
+pub struct Spend {
+    pub limit_micros: u64,
+    pub spent_micros: u64,
+    /// Of the replica that was refused; `None`: its class has no price.
+    pub replica_micros: Option<u64>,
 }
 
 /// What a tenant holds of one class, in milli-GPU.

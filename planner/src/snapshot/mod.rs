@@ -10,11 +10,13 @@
 
 pub(crate) mod index;
 mod scaling;
+mod shared;
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+pub use shared::Shared;
 pub use stowage_contracts::model::ModelKey;
 
 pub use scaling::{
@@ -34,16 +36,30 @@ pub struct Snapshot {
     /// Counts the snapshots of one operator; a plan names the one that it was made from.
     pub sequence: u64,
     #[serde(default)]
-    pub nodes: Vec<Node>,
+    pub nodes: Vec<Shared<Node>>,
     #[serde(default)]
     pub tenants: Vec<Tenant>,
     #[serde(default)]
-    pub deployments: Vec<Deployment>,
+    pub deployments: Vec<Shared<Deployment>>,
     #[serde(default)]
     pub classes: Vec<Class>,
     /// Nodes that the scheduler (or the kubelet) refused for a replica, with back-off.
     #[serde(default)]
     pub exclusions: Vec<Exclusion>,
+    /// What tenants borrowed of late, as the report on the last snapshot has it; none: as they borrow now.
+    #[serde(default)]
+    pub shares: Vec<DecayedShare>,
+}
+
+/// What a tenant borrowed of late: old use counts half after each half-life.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[allow(missing_docs, reason = "the names explain themselves")]
+pub struct DecayedShare {
+    pub tenant: TenantId,
+    /// Largest part, over the classes, that it borrows of its cohort's nominal quota, in billionths.
+    pub share_billionths: u64,
+    pub at_ms: TimeMs,
 }
 
 /// A tenant's name: the name of its TenantQuota.
@@ -257,6 +273,9 @@ pub struct Class {
     /// Price of a whole GPU in millionths of the currency; `None`: not priced.
     #[serde(default)]
     pub price_per_hour_micros: Option<u64>,
+    /// Of the price.
+    #[serde(default)]
+    pub currency: String,
 }
 
 /// A TenantQuota as far as decisions need it.
@@ -274,6 +293,25 @@ pub struct Tenant {
     pub weight: u32,
     #[serde(default)]
     pub quotas: Vec<Quota>,
+    /// A borrowed replica runs at least this long before it can be reclaimed; `None`: the policy's.
+    #[serde(default)]
+    pub min_runtime_ms: Option<u64>,
+    /// A reclaimed replica may finish its requests for this long; `None`: the policy's.
+    #[serde(default)]
+    pub reclaim_grace_ms: Option<u64>,
+    /// Most that its GPUs may cost per hour; `None`: no limit.
+    #[serde(default)]
+    pub spend_limit: Option<Money>,
+}
+
+/// An amount of one currency.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Money {
+    /// Millionths.
+    pub micros: u64,
+    /// Amounts of different currencies are never compared.
+    pub currency: String,
 }
 
 fn one() -> u32 {
@@ -577,6 +615,12 @@ pub struct Policy {
     /// Constants of the autoscaling rule, by [`Room`].
     pub standard_rule: Rule,
     pub tight_rule: Rule,
+    /// After this long, what a tenant borrowed counts half.
+    pub share_half_life_ms: u64,
+    /// Where a TenantQuota does not say: how long a borrowed replica runs at least, and how long a reclaimed
+    /// one may finish its requests.
+    pub min_runtime_ms: u64,
+    pub reclaim_grace_ms: u64,
 }
 
 impl Default for Policy {
@@ -588,8 +632,11 @@ impl Default for Policy {
             backoff_max_ms: 300_000,
             drain_settle_ms: 2_000,
             overshoot_drain_ms: 10_000,
-            frag_bucket_milli: 40,
-            frag_reserve_milli: 200,
+            frag_bucket_milli: 60,
+            frag_reserve_milli: 700,
+            share_half_life_ms: 3_600_000,
+            min_runtime_ms: 600_000,
+            reclaim_grace_ms: 30_000,
             signals_stale_ms: 15_000,
             standard_rule: Rule::STANDARD,
             tight_rule: Rule::TIGHT,

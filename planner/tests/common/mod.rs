@@ -28,14 +28,15 @@ pub fn parse(text: &str) -> Snapshot {
                 name: words[1].into(),
                 allow_soft_sharing: words.contains(&"soft"),
                 price_per_hour_micros: value(&words, "price").map(|p| p.parse().unwrap()),
+                currency: String::new(),
             }),
-            "node" => s.nodes.push(node(&words)),
+            "node" => s.nodes.push(node(&words).into()),
             "health" => health(&mut s, &words),
             "foreign" => foreign(&mut s, &words),
             "tenant" => s.tenants.push(tenant(&words)),
             "deployment" => {
                 let d = deployment(&s, &words);
-                s.deployments.push(d);
+                s.deployments.push(d.into());
             }
             "replica" => replica(&mut s, &words),
             "slot" => slot(&mut s, &words),
@@ -165,7 +166,7 @@ fn isolation(w: &[&str]) -> Isolation {
 }
 
 fn tenant(w: &[&str]) -> Tenant {
-    let known = ["ns", "cohort", "weight"];
+    let known = ["ns", "cohort", "weight", "minruntime", "grace", "spend"];
     let quotas = w[2..]
         .iter()
         .filter_map(|p| p.split_once('='))
@@ -188,6 +189,9 @@ fn tenant(w: &[&str]) -> Tenant {
         cohort: value(w, "cohort").map(str::to_owned),
         weight: number(w, "weight", 1) as u32,
         quotas,
+        min_runtime_ms: value(w, "minruntime").map(size),
+        reclaim_grace_ms: value(w, "grace").map(size),
+        spend_limit: value(w, "spend").map(|x| Money { micros: size(x), currency: String::new() }),
     }
 }
 

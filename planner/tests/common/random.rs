@@ -78,7 +78,7 @@ pub fn want() -> impl Strategy<Value = Want> {
 pub fn snapshot(sites: &[Site], wants: &[Want], quotas: &[(u64, u64)], soft: bool) -> Snapshot {
     Snapshot {
         sequence: 1,
-        nodes: sites.iter().enumerate().map(|(i, s)| node(i, s)).collect(),
+        nodes: sites.iter().enumerate().map(|(i, s)| node(i, s).into()).collect(),
         tenants: quotas
             .iter()
             .enumerate()
@@ -93,11 +93,20 @@ pub fn snapshot(sites: &[Site], wants: &[Want], quotas: &[(u64, u64)], soft: boo
                     borrowing_limit_milli: Some(*borrow),
                     lending_limit_milli: None,
                 }],
+                min_runtime_ms: None,
+                reclaim_grace_ms: None,
+                spend_limit: None,
             })
             .collect(),
-        deployments: wants.iter().enumerate().map(|(i, w)| deployment(i, w, quotas.len())).collect(),
-        classes: vec![Class { name: "h".into(), allow_soft_sharing: soft, price_per_hour_micros: None }],
+        deployments: wants.iter().enumerate().map(|(i, w)| deployment(i, w, quotas.len()).into()).collect(),
+        classes: vec![Class {
+            name: "h".into(),
+            allow_soft_sharing: soft,
+            price_per_hour_micros: None,
+            currency: String::new(),
+        }],
         exclusions: vec![],
+        shares: vec![],
     }
 }
 
@@ -282,7 +291,7 @@ pub fn event() -> impl Strategy<Value = Event> {
 
 pub fn happen(s: &mut Snapshot, event: &Event) {
     let pods = |s: &Snapshot, phase: fn(&Phase) -> bool| -> Vec<(usize, usize)> {
-        let of = |(d, x): (usize, &Deployment)| {
+        let of = |(d, x): (usize, &Shared<Deployment>)| {
             let at = x.replicas.iter().enumerate().filter(|(_, r)| phase(&r.phase)).map(move |(i, _)| (d, i));
             at.collect::<Vec<_>>()
         };

@@ -24,7 +24,7 @@ use stowage_crds::names::{
     LABEL_DEPLOYMENT, LABEL_MANAGED_BY, LABEL_TENANT, MANAGED_BY, shared_name,
 };
 use stowage_planner::plan::{Action, EndReason};
-use stowage_planner::snapshot::{Placement, ReplicaId};
+use stowage_planner::snapshot::{Placement, ReplicaId, TimeMs};
 
 use super::backoff::Part;
 use super::case::Case;
@@ -42,8 +42,8 @@ pub struct Prepared {
 /// Changes to what exists.
 #[derive(Debug, Default)]
 pub struct End {
-    /// Pods to take out of routing.
-    pub drain: Vec<Target>,
+    /// Pods to take out of routing, and when their drain must be over.
+    pub drain: Vec<(Target, TimeMs)>,
     /// Pods at which the kubelet must look again.
     pub wake: Vec<Target>,
     /// Pods to delete, and how long each may take.
@@ -172,7 +172,10 @@ fn ends(case: &Case, now: Timestamp) -> End {
     for action in &case.actions {
         match action {
             Action::Create { .. } => {}
-            Action::Drain { pod, .. } => end.drain.extend(case.target(pod).filter(|_| !draining(case, pod))),
+            Action::Drain { pod, deadline_ms, .. } => {
+                let target = case.target(pod).filter(|_| !draining(case, pod));
+                end.drain.extend(target.map(|target| (target, *deadline_ms)));
+            }
             Action::Remove { pod, reason, .. } => {
                 let left = if case.stored.forced() { Some(1) } else { case.drain_left(pod, now) };
                 let grace = grace(*reason, left);
@@ -256,7 +259,7 @@ fn grace(reason: EndReason, drain_left_seconds: Option<u32>) -> Option<u32> {
         | EndReason::Failed => Some(5),
         // With the force annotation; otherwise it was drained.
         EndReason::Deleted => drain_left_seconds.map_or(Some(1), |seconds| Some(seconds.max(1))),
-        EndReason::ScaleIn | EndReason::Rollout | EndReason::NodeCordoned => {
+        EndReason::ScaleIn | EndReason::Rollout | EndReason::NodeCordoned | EndReason::Reclaimed => {
             drain_left_seconds.map_or(Some(5), |seconds| Some(seconds.max(1)))
         }
         EndReason::NodeLost => None,

@@ -40,6 +40,7 @@ impl Classes {
             name: name.clone(),
             allow_soft_sharing: class.allow_soft_sharing,
             price_per_hour_micros: class.price.as_ref().map(|(micros, _)| *micros),
+            currency: class.price.as_ref().map(|(_, currency)| currency.clone()).unwrap_or_default(),
         };
         self.accepted.iter().map(class).collect()
     }

@@ -2,11 +2,12 @@
 //! [`Tenancy`], the same for the gateway.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use stowage_contracts::tenancy::{NamespaceClaim, Tenancy};
 use stowage_crds::conditions::reasons;
 use stowage_crds::validate::{AcceptedQuota, validate_quota};
-use stowage_planner::snapshot::{Quota, Tenant, TenantId};
+use stowage_planner::snapshot::{Money, Quota, Tenant, TenantId};
 
 use super::{Refusal, refusal};
 use crate::observe::view::{Objects, StoredQuota};
@@ -68,7 +69,14 @@ fn tenant(name: &str, quota: AcceptedQuota) -> Tenant {
         id: TenantId(name.to_owned()),
         namespaces: quota.namespaces,
         cohort: quota.cohort,
-        weight: 1,
+        weight: quota.weight,
         quotas: quotas.collect(),
+        min_runtime_ms: quota.min_runtime.map(millis),
+        reclaim_grace_ms: quota.reclaim_grace.map(millis),
+        spend_limit: quota.spend.map(|(micros, currency)| Money { micros, currency }),
     }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -17,7 +17,7 @@ pub use scale::why as why_wanted;
 
 pub use crate::explain::units::{age, bytes, clock, gpus};
 use crate::plan::{CreateReason, EndReason};
-use crate::snapshot::{GpuShare, Placement, TimeMs};
+use crate::snapshot::{DeploymentId, GpuShare, Placement, TimeMs};
 pub use refusals::{RefusalLine, ask, refusal_label, refusal_lines};
 
 /// One or two sentences for the condition: what, why, next step.
@@ -108,6 +108,21 @@ fn quota_limit(r: &DeploymentReport, l: &QuotaLimit) -> String {
             "{tenant} holds {held} of {nominal} {class} and its cohort has {} left to lend; {needs}",
             gpus(l.cohort_free_milli)
         ),
+        QuotaBinding::SpendLimit => {
+            let (limit, spent, more) =
+                l.spend.map_or((0, 0, None), |s| (s.limit_micros, s.spent_micros, s.replica_micros));
+            format!(
+                "{tenant} spends {} of {} per hour; one more replica costs {}",
+                price(spent),
+                price(limit),
+                price(more.unwrap_or(0))
+            )
+        }
+        QuotaBinding::ClassNotPriced => {
+            format!(
+                "{tenant} has a spend limit and GpuClass {class} has no price, so its cost is unknown; set pricePerHour"
+            )
+        }
     }
 }
 
@@ -201,6 +216,14 @@ pub(crate) fn ended(pod: &str, action: RecordAction, reason: EndReason, cause: O
     format!("{pod} {does}: {why}.")
 }
 
+/// Note of the record of a replica whose room is reclaimed.
+pub(crate) fn reclaimed(pod: &str, action: RecordAction, claimant: &DeploymentId) -> String {
+    let does = if action == RecordAction::Drain { "drains" } else { "is removed" };
+    format!(
+        "{pod} {does}: it borrows quota that {claimant} is entitled to; it is placed again where quota and room allow."
+    )
+}
+
 fn end_reason(reason: EndReason) -> &'static str {
     match reason {
         EndReason::ScaleIn => "fewer replicas are wanted",
@@ -214,6 +237,7 @@ fn end_reason(reason: EndReason) -> &'static str {
         EndReason::Unschedulable => "the scheduler did not bind it",
         EndReason::Unprepared => "its node could not prepare its slice",
         EndReason::Duplicate => "another pod has its slot",
+        EndReason::Reclaimed => "it borrows quota that its owner needs",
         EndReason::Drained => "its requests are finished",
         EndReason::DrainTimeout => "its drain reached the deadline",
     }
@@ -268,6 +292,12 @@ fn wait(w: &Wait) -> String {
         Wait::Cordoned { index, pod, node } => {
             format!("replica {index} ({pod}) stays on {node}, which is cordoned, until its replacement has a place")
         }
+        Wait::Reclaiming { index, pods } => {
+            format!(
+                "replica {index} is placed when {} has given back what it borrows; nothing is needed",
+                pods.join(" and ")
+            )
+        }
         Wait::FreshInput { index, node } => {
             format!("replica {index} stays as it is until {node} reports again")
         }
@@ -290,6 +320,9 @@ pub fn change(c: &Change) -> String {
         }
         Change::RaiseBorrowingLimit { tenant, class, to_milli } => {
             format!("if TenantQuota {tenant} has borrowingLimit ≥ {} of {class}", gpus(*to_milli))
+        }
+        Change::RaiseSpendLimit { tenant, to_micros } => {
+            format!("if TenantQuota {tenant} has spend.perHour ≥ {}", price(*to_micros))
         }
         Change::ScaleIn { deployment, to: 0, .. } => {
             format!("once {deployment} is deleted or scaled to 0")

@@ -1,14 +1,16 @@
 //! The working copy of the cluster that a plan takes from, and can give back to.
 //!
-//! Built once from a snapshot, in a fixed order. Everything that is compared often is a number: class,
-//! tenant and deployment names are interned. Two nodes that no filter and no score distinguishes have
+//! Built from a snapshot in a fixed order, and changed to follow the next one ([`Index::follow`]) where little
+//! differs. Everything that is compared often is a number: class, tenant and deployment names are interned. Two nodes that no filter and no score distinguishes have
 //! the same *state*, so that a ranking looks at each state once, however many nodes share it.
 //! [`Index::mark`] and [`Index::rollback`] undo changes in reverse order, so that a trial costs what it
 //! touches and not a copy of the cluster.
 //!
 //! A plan does not free what it ends: the slice is taken until its claim is gone.
 
+mod follow;
 mod size;
+mod state;
 mod trial;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -18,8 +20,8 @@ pub(crate) use trial::Mark;
 use trial::Undo;
 
 use crate::snapshot::{
-    Class, DeploymentId, Exclusion, Freshness, Gpu, GpuShare, Health, Isolation, ModelKey, Node, ReplicaId, Resources,
-    Slice, SliceOwner, Snapshot, Taint, TenantId, TimeMs,
+    Class, DeploymentId, Exclusion, Freshness, Gpu, GpuShare, Health, Isolation, ModelKey, Node, ReplicaId, Shared,
+    Slice, SliceOwner, Snapshot, TenantId, TimeMs,
 };
 
 /// Position of a node; nodes are sorted by name.
@@ -29,42 +31,82 @@ pub(crate) type ClassAt = usize;
 /// Number of a node state, see [`Index::state`].
 pub(crate) type StateAt = usize;
 
-#[derive(Clone)]
 pub(crate) struct Index {
     rows: Vec<Row>,
     /// Rows of the snapshot; later ones were added by a trial.
     named: usize,
+    /// As in the snapshot.
+    given_classes: Vec<Class>,
     classes: Vec<ClassRow>,
     class_names: BTreeMap<String, ClassAt>,
     tenants: Names<TenantId>,
     deployments: Names<DeploymentId>,
     /// By deployment number and slot.
     exclusions: BTreeMap<(usize, u32), Vec<Exclusion>>,
-    /// Nodes that hold a model's weights, by model key.
+    /// Nodes that hold a model's weights, by model key; sorted.
     cached: BTreeMap<ModelKey, Vec<NodeAt>>,
-    /// Some slice or deployment wants its GPUs for itself, so owners are part of a node's state.
-    owners_matter: bool,
-    /// Deployments that own a slice which is dedicated to them.
-    dedicated: BTreeSet<usize>,
+    /// What of a neighbour is part of a node's state.
+    matters: Matters,
+    /// Slices that are dedicated to a deployment, by its number.
+    dedicated: BTreeMap<usize, u32>,
+    /// Slices of the snapshot that keep others off their GPU, and other tenants off their node.
+    dedicated_gpus: u32,
+    dedicated_nodes: u32,
+    /// Charges of the snapshot's slices.
+    held: BTreeMap<(usize, ClassAt), u128>,
     states: HashMap<Vec<u64>, StateAt>,
     members: Vec<BTreeSet<NodeAt>>,
+    /// States that some node is in.
+    live: BTreeSet<StateAt>,
+    facts: Vec<StateFacts>,
     /// Nodes in the order in which they changed; a ranking reads on from where it stopped.
     changes: Vec<NodeAt>,
+    /// Grows when states are numbered anew, so that nothing kept by number is valid any more.
+    epoch: u64,
+    /// Counts the snapshots followed.
+    round: u64,
+    /// Grows when a class gains or loses a size of GPU, or its first or last GPU.
+    class_version: u64,
+    kind_numbers: HashMap<Vec<u8>, u64>,
     /// The highest number of a kind.
     kinds: u64,
     undo: Vec<Undo>,
     recording: bool,
 }
 
+/// Whether filters look at the owners and at the tenants of slices. What they do not look at is left out
+/// of needs and states, so that fewer are distinct.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Matters {
+    /// Some slice or deployment wants its GPUs for itself.
+    owners: bool,
+    /// Some class must not be shared by tenants, or some tenant wants a node for itself.
+    tenants: bool,
+}
+
+/// What the report counts of each node in one state.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct StateFacts {
+    pub gpus: u32,
+    pub healthy_gpus: u32,
+    pub promised_milli: u64,
+    /// It has GPUs and its data are not fresh.
+    pub stale: bool,
+}
+
 /// One node: its data in the snapshot, and what is taken of it now.
 #[derive(Clone)]
 pub(crate) struct Row {
+    /// As in the snapshot.
+    source: Shared<Node>,
     /// GPUs sorted by index. `used`, `host_ports` and the GPUs' `slices` are as in the snapshot.
-    pub node: Node,
+    pub node: Shared<Node>,
     pub taken: Taken,
     /// Number of the group of nodes that are equal in all that never changes during a plan.
     kind: u64,
     state: StateAt,
+    /// The round in which more than its age last changed.
+    pub changed: u64,
 }
 
 /// The changing part of a node.
@@ -125,8 +167,8 @@ pub(crate) struct ClassRow {
     pub price_micros: Option<u64>,
     /// GPUs of the class, usable or not.
     pub gpus: u64,
-    /// The distinct sizes of GPU in the class: few, however many GPUs there are.
-    pub sizes: BTreeSet<Size>,
+    /// The distinct sizes of GPU in the class, with their number: few, however many GPUs there are.
+    pub sizes: BTreeMap<Size, u64>,
 }
 
 /// What one replica takes of a node.
@@ -163,43 +205,41 @@ impl<T: Ord + Clone> Names<T> {
 
 impl Index {
     pub fn new(snapshot: &Snapshot) -> Self {
-        let mut nodes: Vec<Node> = snapshot.nodes.clone();
-        nodes.sort_by(|a, b| a.name.cmp(&b.name));
-        nodes.dedup_by(|a, b| a.name == b.name);
-        for node in &mut nodes {
-            node.gpus.sort_by(|a, b| (a.index, &a.uuid).cmp(&(b.index, &b.uuid)));
-        }
         let class_names = class_names(snapshot);
         let mut index = Index {
-            rows: Vec::with_capacity(nodes.len()),
+            rows: Vec::with_capacity(snapshot.nodes.len()),
             named: 0,
+            given_classes: snapshot.classes.clone(),
             classes: class_rows(snapshot, &class_names),
             class_names,
             tenants: Names { numbers: BTreeMap::new(), list: Vec::new() },
             deployments: Names { numbers: BTreeMap::new(), list: Vec::new() },
             exclusions: BTreeMap::new(),
             cached: BTreeMap::new(),
-            owners_matter: owners_matter(snapshot),
-            dedicated: BTreeSet::new(),
+            matters: Matters { owners: false, tenants: false },
+            dedicated: BTreeMap::new(),
+            dedicated_gpus: 0,
+            dedicated_nodes: 0,
+            held: BTreeMap::new(),
             states: HashMap::new(),
             members: Vec::new(),
+            live: BTreeSet::new(),
+            facts: Vec::new(),
             changes: Vec::new(),
+            epoch: 0,
+            round: 0,
+            class_version: 0,
+            kind_numbers: HashMap::new(),
             kinds: 0,
             undo: Vec::new(),
             recording: false,
         };
-        let mut numbers: HashMap<KindKey<'_>, u64> = HashMap::new();
-        let number = |node| {
-            let next = numbers.len() as u64;
-            *numbers.entry(kind_key(node)).or_insert(next)
-        };
-        let kinds: Vec<u64> = nodes.iter().map(number).collect();
-        drop(numbers);
-        for (node, kind) in nodes.into_iter().zip(kinds) {
-            index.kinds = index.kinds.max(kind);
-            index.add(node, kind);
+        for source in follow::in_order(snapshot) {
+            index.append(source.clone());
         }
         index.named = index.rows.len();
+        index.matters = index.what_matters(snapshot);
+        index.number_states();
         snapshot.exclusions.iter().for_each(|e| index.exclude(e.clone()));
         index
     }
@@ -221,17 +261,14 @@ impl Index {
         self.exclusions.values().flatten().map(|e| e.until_ms)
     }
 
-    fn add(&mut self, node: Node, kind: u64) {
+    /// A row without a state.
+    fn append(&mut self, source: Shared<Node>) {
         let at = self.rows.len();
+        let node = follow::sorted(&source);
+        let kind = self.kind(&node);
         let taken = self.taken_of(&node);
-        for model in &node.cached_models {
-            self.cached.entry(model.clone()).or_default().push(at);
-        }
-        self.rows.push(Row { node, taken, kind, state: 0 });
-        let state = self.state_of(at);
-        self.rows[at].state = state;
-        self.members[state].insert(at);
-        self.changes.push(at);
+        self.rows.push(Row { source, node, taken, kind, state: 0, changed: self.round });
+        self.count(at, true);
     }
 
     fn taken_of(&mut self, node: &Node) -> Taken {
@@ -241,10 +278,6 @@ impl Index {
             let next = islands.len();
             let island = *islands.entry(gpu.island.as_deref().unwrap_or(&gpu.uuid)).or_insert(next);
             let class = gpu.class.as_ref().and_then(|c| self.class_names.get(c)).copied();
-            if let Some(class) = class {
-                self.classes[class].gpus += 1;
-                self.classes[class].sizes.insert(size(gpu));
-            }
             let residents = gpu.slices.iter().map(|s| self.resident(s)).collect();
             let usable = usability(gpu);
             let mut row = GpuRow { class, island, usable, free_bytes: 0, free_sm: 0, free_milli: 0, residents };
@@ -262,9 +295,6 @@ impl Index {
             SliceOwner::Replica(r) => Some(self.owner(r)),
             SliceOwner::Foreign { .. } => None,
         };
-        if let (Some(owner), Isolation::DedicatedGpu) = (owner, slice.isolation) {
-            self.dedicated.insert(owner.deployment);
-        }
         Resident {
             owner,
             tenant: slice.tenant.as_ref().map(|t| self.tenants.number(t)),
@@ -331,10 +361,25 @@ impl Index {
 
     /// Whether filters must distinguish this deployment's slices from others'.
     pub fn dedicates(&self, deployment: usize, isolation: Isolation) -> bool {
-        isolation == Isolation::DedicatedGpu || self.dedicated.contains(&deployment)
+        isolation == Isolation::DedicatedGpu || self.dedicated.contains_key(&deployment)
+    }
+
+    /// Whether filters distinguish tenants.
+    pub fn tenants_matter(&self) -> bool {
+        self.matters.tenants
+    }
+
+    /// Whether filters distinguish deployments.
+    pub fn owners_matter(&self) -> bool {
+        self.matters.owners
     }
 
     // === states ===
+
+    /// States that some node is in, in the order of their numbers.
+    pub fn live_states(&self) -> impl Iterator<Item = StateAt> {
+        self.live.iter().copied()
+    }
 
     /// Number of states met so far; each is less.
     pub fn states(&self) -> usize {
@@ -350,50 +395,25 @@ impl Index {
         &self.members[state]
     }
 
-    /// Nodes that changed since the log had this length.
+    pub fn facts(&self, state: StateAt) -> StateFacts {
+        self.facts[state]
+    }
+
+    /// What is kept by state is valid while this is equal.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Nodes in the order in which they changed.
     pub fn changes(&self) -> &[NodeAt] {
         &self.changes
-    }
-
-    fn state_of(&mut self, at: NodeAt) -> StateAt {
-        let key = self.state_key(at);
-        if let Some(state) = self.states.get(&key) {
-            return *state;
-        }
-        let state = self.members.len();
-        self.states.insert(key, state);
-        self.members.push(BTreeSet::new());
-        state
-    }
-
-    /// Everything that a filter or a score reads of a node, as numbers.
-    fn state_key(&self, at: NodeAt) -> Vec<u64> {
-        let row = &self.rows[at];
-        let ports = &row.taken.ports;
-        let mut key = vec![row.kind, row.cpu_free(), row.memory_free(), row.has_pod_slot().into(), ports.len() as u64];
-        key.extend(ports.iter().map(|p| u64::from(*p)));
-        for gpu in &row.taken.gpus {
-            let mut residents: Vec<[u64; 3]> = gpu
-                .residents
-                .iter()
-                .map(|r| {
-                    let owner = r.owner.filter(|_| self.owners_matter).map_or(0, |o| o.deployment as u64 + 1);
-                    [r.tenant.map_or(0, |t| t as u64 + 1), r.isolation as u64, owner]
-                })
-                .collect();
-            residents.sort_unstable();
-            residents.dedup();
-            key.extend([gpu.free_bytes, u64::from(gpu.free_sm), residents.len() as u64]);
-            key.extend(residents.into_iter().flatten());
-        }
-        key
     }
 
     fn moved(&mut self, at: NodeAt) {
         let state = self.state_of(at);
         let old = std::mem::replace(&mut self.rows[at].state, state);
-        self.members[old].remove(&at);
-        self.members[state].insert(at);
+        self.leave(at, old);
+        self.enter(at, state);
         self.changes.push(at);
     }
 
@@ -440,9 +460,12 @@ impl Index {
         });
     }
 
-    /// All slices that belong to a tenant, with the class of their GPU and what they are charged.
-    pub fn charges(&self) -> impl Iterator<Item = (&TenantId, &str, u64)> {
-        self.rows.iter().flat_map(|row| self.charges_on(row)).map(|(_, tenant, class, x)| (tenant, class, x))
+    /// What tenants hold of classes in the snapshot.
+    pub fn held(&self) -> impl Iterator<Item = (&TenantId, &str, u64)> {
+        self.held.iter().map(|((tenant, class), x)| {
+            let x = u64::try_from(*x).unwrap_or(u64::MAX);
+            (&self.tenants.list[*tenant], self.classes[*class].name.as_str(), x)
+        })
     }
 
     /// What one replica's slices on this node are charged.
@@ -480,39 +503,9 @@ fn class_rows(snapshot: &Snapshot, names: &BTreeMap<String, ClassAt>) -> Vec<Cla
             soft: of(name).is_some_and(|c| c.allow_soft_sharing),
             price_micros: of(name).and_then(|c| c.price_per_hour_micros),
             gpus: 0,
-            sizes: BTreeSet::new(),
+            sizes: BTreeMap::new(),
         })
         .collect()
-}
-
-fn owners_matter(snapshot: &Snapshot) -> bool {
-    let slices = snapshot.nodes.iter().flat_map(|n| &n.gpus).flat_map(|g| &g.slices);
-    slices
-        .map(|s| s.isolation)
-        .chain(snapshot.deployments.iter().map(|d| d.isolation))
-        .any(|i| i == Isolation::DedicatedGpu)
-}
-
-/// Nodes with equal keys differ in nothing but their names, ages, messages and what is taken of them.
-type KindKey<'a> = (bool, bool, u8, &'a BTreeMap<String, String>, Vec<&'a Taint>, Resources, Vec<GpuKind<'a>>);
-
-/// Class, product, usability, island and size of one GPU.
-type GpuKind<'a> = (Option<&'a str>, &'a str, Usability, usize, Size);
-
-fn kind_key(node: &Node) -> KindKey<'_> {
-    let freshness = match node.freshness {
-        Freshness::Fresh { .. } => 0,
-        Freshness::Stale { .. } => 1,
-        Freshness::Missing => 2,
-    };
-    let mut islands: BTreeMap<&str, usize> = BTreeMap::new();
-    let mut gpus = Vec::with_capacity(node.gpus.len());
-    for gpu in &node.gpus {
-        let next = islands.len();
-        let island = *islands.entry(gpu.island.as_deref().unwrap_or(&gpu.uuid)).or_insert(next);
-        gpus.push((gpu.class.as_deref(), gpu.product.as_str(), usability(gpu), island, size(gpu)));
-    }
-    (node.ready, node.cordoned, freshness, &node.labels, node.taints.iter().collect(), node.allocatable, gpus)
 }
 
 fn usability(gpu: &Gpu) -> Usability {

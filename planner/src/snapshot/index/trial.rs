@@ -1,7 +1,7 @@
 //! Changes that a plan cannot make, and undoing what a trial did.
 
 use crate::snapshot::index::{Index, NodeAt, Resident, Row, Taken, usability};
-use crate::snapshot::{Freshness, Health, Node, Slice, SliceOwner};
+use crate::snapshot::{Freshness, Health, Node, Shared, Slice, SliceOwner};
 
 #[derive(Clone)]
 pub(super) enum Undo {
@@ -45,7 +45,8 @@ impl Index {
                 }
                 Some(Undo::Added) => {
                     if let Some(row) = self.rows.pop() {
-                        self.members[row.state].remove(&self.rows.len());
+                        self.leave(self.rows.len(), row.state);
+                        self.changes.push(self.rows.len());
                     }
                 }
                 None => break,
@@ -90,7 +91,7 @@ impl Index {
 
     /// An empty, healthy, usable node like this one; it has no name of its own.
     pub fn add_like(&mut self, at: NodeAt) -> NodeAt {
-        let mut node = self.rows[at].node.clone();
+        let mut node = Node::clone(&self.rows[at].node);
         node.name = format!("{}-another", node.name);
         (node.ready, node.cordoned) = (true, false);
         node.freshness = Freshness::Fresh { age_ms: 0 };
@@ -108,7 +109,13 @@ impl Index {
         }
         self.kinds += 1;
         let (kind, added) = (self.kinds, self.rows.len());
-        self.add(node, kind);
+        let taken = self.taken_of(&node);
+        let node = Shared::new(node);
+        self.rows.push(Row { source: node.clone(), node, taken, kind, state: 0, changed: self.round });
+        let state = self.state_of(added);
+        self.rows[added].state = state;
+        self.enter(added, state);
+        self.changes.push(added);
         added
     }
 }
