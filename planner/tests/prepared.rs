@@ -59,9 +59,9 @@ fn make(s: &mut Snapshot, change: &Change) {
         }
         Change::Cached(n, holds) => {
             if let Some(n) = s.nodes.get_mut(*n) {
-                n.cached_models = if *holds { vec!["m".into()] } else { vec![] }
+                n.cached_models = if *holds { vec![ModelKey::read("m")] } else { vec![] }
             }
-            s.deployments.iter_mut().for_each(|d| d.model_key = "m".into());
+            s.deployments.iter_mut().for_each(|d| d.model_key = ModelKey::read("m"));
         }
         Change::Joins(site) => {
             let name = (0..).find(|i| s.nodes.iter().all(|n| n.name != format!("n{i}"))).unwrap();
