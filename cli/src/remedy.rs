@@ -5,7 +5,7 @@
 
 use serde::Serialize;
 use stowage_crds::names::GROUP;
-use stowage_planner::render::{bytes, gpus};
+use stowage_planner::render::{bytes, gpus, price};
 use stowage_planner::report::Change;
 use stowage_planner::snapshot::DeploymentId;
 
@@ -68,6 +68,9 @@ pub(crate) fn remedy(change: &Change, deployment: &DeploymentId) -> Option<Remed
         }
         Change::RaiseBorrowingLimit { tenant, class, to_milli } => {
             quota(&tenant.0, format!("set borrowingLimit of {class} to \"{}\"", gpus(*to_milli)))
+        }
+        Change::RaiseSpendLimit { tenant, to_micros } => {
+            quota(&tenant.0, format!("set spend.perHour to \"{}\"", price(*to_micros)))
         }
         Change::ScaleIn { deployment: other, to, .. } => Remedy {
             needs: Right {
@@ -133,6 +136,11 @@ mod tests {
             Change::RaiseNominal { tenant: TenantId("a".into()), class: "h100".into(), to_milli: 1500 },
             "patch tenantquotas /a",
             "kubectl edit tq a and set nominalQuota of h100 to \"1.5\"",
+        );
+        check(
+            Change::RaiseSpendLimit { tenant: TenantId("a".into()), to_micros: 12_490_001 },
+            "patch tenantquotas /a",
+            "kubectl edit tq a and set spend.perHour to \"12.50\"",
         );
         check(
             Change::ScaleIn { deployment: DeploymentId::new("team-b", "code"), by: 1, to: 2 },

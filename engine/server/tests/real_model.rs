@@ -28,7 +28,7 @@ fn args() -> Option<Serve> {
     }
     let path = path.display().to_string();
     let line = ["stowage-engine", "serve", "--model", &path, "--name", MODEL, "--max-model-len", "2048"];
-    let Command::Serve(args) = Cli::parse_from(line).command;
+    let Command::Serve(args) = Cli::parse_from(line).command else { unreachable!("the line says serve") };
     Some(args)
 }
 

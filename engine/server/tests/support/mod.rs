@@ -28,7 +28,9 @@ pub struct Running {
 
 pub fn args(extra: &[&str]) -> Serve {
     let base = ["stowage-engine", "serve", "--model", "sim", "--name", MODEL];
-    let Command::Serve(args) = Cli::parse_from(base.iter().chain(extra)).command;
+    let Command::Serve(args) = Cli::parse_from(base.iter().chain(extra)).command else {
+        unreachable!("the line says serve")
+    };
     args
 }
 
@@ -51,7 +53,7 @@ pub fn serve(model: &std::path::Path) -> Result<Running, String> {
     let path = model.display().to_string();
     let line =
         ["stowage-engine", "serve", "--model", &path, "--name", MODEL, "--threads", "1", "--memory-bytes", "100000000"];
-    let Command::Serve(args) = Cli::parse_from(line).command;
+    let Command::Serve(args) = Cli::parse_from(line).command else { unreachable!("the line says serve") };
     let model = load_model(&args).map_err(|err| err.to_string())?;
     Ok(start_with(&args, model))
 }

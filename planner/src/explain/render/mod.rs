@@ -478,9 +478,10 @@ fn count(n: u64, noun: &str) -> String {
     if n == 1 { format!("1 {noun}") } else { format!("{n} {noun}s") }
 }
 
-/// Millionths of the currency.
-fn price(micros: u64) -> String {
-    format!("{}.{:02}", micros / 1_000_000, micros % 1_000_000 / 10_000)
+/// Millionths of the currency as `12.50`, rounded up: a limit of the shown sum is enough.
+pub fn price(micros: u64) -> String {
+    let cents = micros.div_ceil(10_000);
+    format!("{}.{:02}", cents / 100, cents % 100)
 }
 
 /// Microseconds.
