@@ -141,7 +141,10 @@ impl SignalBook {
             let (id, uid) = subject(deployment);
             let watched = self.watched.contains(&id);
             busy |= watched && deployment.queued + deployment.held > 0;
-            let earlier = base.and_then(|last| find(last, deployment));
+            // Counts that go back: the gateway forgot the deployment and met it again since its last report.
+            let continues =
+                |e: &&DeploymentSignals| e.arrivals <= deployment.arrivals && e.input_tokens <= deployment.input_tokens;
+            let earlier = base.and_then(|last| find(last, deployment)).filter(continues);
             if earlier.is_none() && base.is_none() && !within {
                 continue;
             }
@@ -308,10 +311,6 @@ fn sound(message: &Signals, before: Option<&Signals>) -> Result<(), Problem> {
         if counts.iter().any(|count| *count > ABSURD) || deployment.cached_tokens > deployment.input_tokens {
             return Err(Problem::Absurd("a count beyond anything a gateway can count"));
         }
-        let earlier = base.and_then(|last| find(last, deployment));
-        if earlier.is_some_and(|e| e.arrivals > deployment.arrivals || e.input_tokens > deployment.input_tokens) {
-            return Err(Problem::Absurd("a count went back without a restart"));
-        }
     }
     Ok(())
 }
@@ -427,7 +426,18 @@ mod tests {
         assert!(bad(&|s| s.deployments[0].mean_output_tokens = f64::NAN).contains("no number"));
         assert!(bad(&|s| s.deployments[0].queued = u64::MAX).contains("beyond"));
         assert!(bad(&|s| s.deployments[0].cached_tokens = u64::MAX).contains("beyond"));
-        assert!(bad(&|s| s.deployments[0].arrivals = 9).contains("went back"));
+    }
+
+    #[test]
+    fn deployment_that_a_gateway_met_again_is_counted_from_zero_and_stops_no_other() {
+        let mut book = book(&["g"]);
+        for (now, arrivals, want) in
+            [(1_000, 70, None), (2_000, 9, Some((1_000, 2_000, 9))), (3_000, 11, Some((2_000, 3_000, 2)))]
+        {
+            book.receive("g", message("e", now, arrivals, json!({})), now);
+            assert_eq!(taken(&mut book, now), want);
+            assert!(book.take(now).problems.is_empty());
+        }
     }
 
     #[test]

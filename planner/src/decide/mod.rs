@@ -299,7 +299,7 @@ impl<'a> Draft<'a> {
         let each = node.map(|at| self.placer.index.charges_of(at, owner)).unwrap_or_default();
         let mut sums: Vec<(TenantId, String, u64)> = Vec::new();
         for (tenant, class, x) in each {
-            match sums.iter_mut().find(|(t, c, _)| (&*t, &*c) == (&tenant, &class)) {
+            match sums.iter_mut().find(|(t, c, _)| *t == tenant && *c == class) {
                 Some((.., sum)) => *sum = sum.saturating_add(x),
                 None => sums.push((tenant, class, x)),
             }

@@ -42,6 +42,9 @@ struct Claim<'a> {
     victims: Vec<Candidate<'a>>,
 }
 
+/// Which victims are better: of a higher share, then fewer, then the first node.
+type Rank = (Reverse<u64>, usize, NodeAt);
+
 impl<'a> Draft<'a> {
     /// Decides which borrowed replicas drain, and for whom.
     pub(super) fn reclaim(&mut self) {
@@ -146,14 +149,14 @@ impl<'a> Draft<'a> {
         candidates: &BTreeMap<NodeAt, Vec<Candidate<'a>>>,
         kept: &Ledger,
     ) -> Option<Vec<Candidate<'a>>> {
-        let Some(tenant) = self.cases[at].d.tenant.clone() else { return None };
+        let tenant = self.cases[at].d.tenant.clone()?;
         let alternatives = self.cases[at].alternatives.clone();
         let own = |a: &&Alternative| match &a.ask.class {
             Some(class) => self.ledger.within_nominal(&tenant, class, a.charge),
             None => false,
         };
         let own: Vec<Alternative> = alternatives.iter().filter(own).cloned().collect();
-        let mut best: Option<((Reverse<u64>, usize, NodeAt), Vec<Candidate<'a>>)> = None;
+        let mut best: Option<(Rank, Vec<Candidate<'a>>)> = None;
         for (node, of) in candidates {
             if self.placer.is_excluded(&self.seeker(at, slot), *node) {
                 continue;
