@@ -262,7 +262,7 @@ pub async fn keys_that_give_no_access_are_named_and_their_values_are_not(w: Worl
         }
     };
     usable(&a.name, "True", "KeysUsable", "").await?;
-    let secret = format!("{}-keys", b.name);
+    let secret = b.name.clone();
     let write = |kind: &str, data: Value| {
         let object = json!({"apiVersion": "v1", "kind": "Secret", "type": kind, "stringData": data,
             "metadata": {"name": secret, "namespace": SYSTEM}});
