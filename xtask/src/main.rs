@@ -14,7 +14,6 @@ mod programs;
 mod suite;
 mod tidy;
 
-use base::paths;
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
@@ -87,7 +86,7 @@ fn codegen(check: bool) -> anyhow::Result<()> {
 fn codegen(check: bool) -> anyhow::Result<()> {
     let mut cargo = std::process::Command::new("cargo");
     cargo.args(["run", "--quiet", "--package=xtask", "--features=codegen", "--", "codegen"]);
-    cargo.args(check.then_some("--check")).current_dir(paths::repo());
+    cargo.args(check.then_some("--check")).current_dir(base::paths::repo());
     anyhow::ensure!(cargo.status()?.success(), "codegen failed");
     Ok(())
 }
