@@ -224,7 +224,7 @@ pub enum Problem {
     FromTheFuture {
         by_ms: u64,
     },
-    /// The interval is empty, or so long that its mean tells nothing of the present.
+    /// The interval is empty, or so long that its mean says nothing of the present.
     Interval {
         length_ms: u64,
     },
