@@ -21,6 +21,7 @@ need python3 python3
 need unshare util-linux
 need node nodejs
 need npm npm
+need promtool prometheus
 for more in "$@"; do need "$more" "$more"; done
 [ -e /usr/include/seccomp.h ] || missing="$missing libseccomp-dev"
 [ -x /bin/busybox ] || missing="$missing busybox-static"

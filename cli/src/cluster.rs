@@ -1,6 +1,6 @@
 //! The edge: everything that talks to the API server.
 //!
-//! Reads only, and asks for the account's rights. Errors name the read that failed and what to try; [`ClusterError::unreachable`] tells a refusal
+//! Reads only, and asks for the account's rights and for dry runs. Errors name the read that failed and what to try; [`ClusterError::unreachable`] tells a refusal
 //! from a cluster that does not answer.
 
 use std::fmt::Debug;
@@ -8,7 +8,9 @@ use std::path::Path;
 
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
 use k8s_openapi::api::coordination::v1::Lease;
-use kube::api::{ListParams, PostParams};
+use kube::api::{
+    ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams, PostParams,
+};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config, Resource};
 use serde::de::DeserializeOwned;
@@ -16,6 +18,7 @@ use stowage_crds::names;
 
 use crate::remedy::Right;
 
+#[derive(Clone)]
 pub struct Cluster {
     client: Client,
 }
@@ -62,6 +65,12 @@ impl ClusterError {
         self
     }
 
+    /// The same refusal in words that say which right is missing.
+    pub fn replaced(mut self, why: &str) -> Self {
+        self.source = why.into();
+        self
+    }
+
     /// No answer at all, in contrast to a refusal.
     pub fn unreachable(&self) -> bool {
         !self.answered
@@ -74,8 +83,27 @@ pub enum Read<T> {
     Got(T),
     /// The object or its whole kind does not exist.
     Absent,
-    /// The account may not, or the server failed; its message.
-    Failed(String),
+    /// The account may not, or the server failed.
+    Failed(Unreadable),
+}
+
+/// Why a read found nothing.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Unreadable {
+    /// The API server's message, or the connection's.
+    pub message: String,
+    /// The account may not.
+    pub forbidden: bool,
+}
+
+/// What the API server says to a change that it does not make.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Admitted,
+    /// By authorisation or by an admission policy; its message.
+    Forbidden(String),
+    /// By the schema, by an admission policy, or because something is missing; its message.
+    Refused(String),
 }
 
 impl<T> Read<T> {
@@ -131,7 +159,7 @@ impl Cluster {
             Ok(list) => Read::Got(
                 list.groups.iter().any(|g| g.name == group && g.versions.iter().any(|v| v.version == version)),
             ),
-            Err(e) => Read::Failed(e.to_string()),
+            Err(e) => refused(e),
         }
     }
 
@@ -215,15 +243,71 @@ impl Cluster {
         answer.is_ok_and(|answer| answer.status.is_some_and(|status| status.allowed))
     }
 
+    /// A dry run of applying (as a whole, whoever owns its fields) or deleting an object, whose `resource` is its
+    /// kind's plural: with the caller's rights and all admission, and nothing is stored.
+    pub async fn try_change(
+        &self,
+        object: &serde_json::Value,
+        resource: &str,
+        delete: bool,
+    ) -> Result<Verdict, ClusterError> {
+        let text = |at: &str| object.pointer(at).and_then(serde_json::Value::as_str).unwrap_or_default();
+        let (namespace, name) = (text("/metadata/namespace"), text("/metadata/name"));
+        let kind = GroupVersionKind::gvk(names::GROUP, names::VERSION, text("/kind"));
+        let resource = ApiResource::from_gvk_with_plural(&kind, resource);
+        let api: Api<DynamicObject> = match namespace {
+            "" => Api::all_with(self.client.clone(), &resource),
+            namespace => Api::namespaced_with(self.client.clone(), namespace, &resource),
+        };
+        let done = if delete {
+            api.delete(name, &DeleteParams::default().dry_run()).await.map(drop)
+        } else {
+            let mut params = PatchParams::apply("kubectl-stowage-plan").force().validation_strict();
+            params.dry_run = true;
+            api.patch(name, &params, &Patch::Apply(object)).await.map(drop)
+        };
+        match done {
+            Ok(()) => Ok(Verdict::Admitted),
+            Err(kube::Error::Api(status)) if status.code == 403 => Ok(Verdict::Forbidden(status.message.clone())),
+            Err(kube::Error::Api(status)) if refuses(&status) => Ok(Verdict::Refused(status.message.clone())),
+            Err(e) => Err(ClusterError::new(format!("asking the API server about {name}"), e)),
+        }
+    }
+
     /// One GET on the operator's admin port, through the API server's proxy. Asks the leader's pod if
     /// the Lease names one, because only the leader records decisions; otherwise any pod of the Service.
     pub async fn operator<T: DeserializeOwned>(&self, path_and_query: &str) -> Result<T, ClusterError> {
+        self.through_proxy(path_and_query, http::Method::GET, &[]).await
+    }
+
+    /// The same with a POST of `body` as JSON.
+    pub async fn ask_operator<B: serde::Serialize, T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &B,
+    ) -> Result<T, ClusterError> {
+        let body = serde_json::to_vec(body).unwrap_or_default();
+        self.through_proxy(path, http::Method::POST, &body).await
+    }
+
+    async fn through_proxy<T: DeserializeOwned>(
+        &self,
+        path_and_query: &str,
+        method: http::Method,
+        body: &[u8],
+    ) -> Result<T, ClusterError> {
         let mut last = None;
         for target in self.operator_targets().await {
             let uri = format!("/api/v1/namespaces/{}/{target}/proxy{path_and_query}", names::SYSTEM_NAMESPACE);
-            let Ok(request) = http_get(&uri) else { continue };
+            let request = http::Request::builder().method(method.clone()).uri(&uri);
+            let request = request.header(http::header::CONTENT_TYPE, "application/json").body(body.to_vec());
+            let Ok(request) = request else { continue };
             match self.client.request::<T>(request).await {
                 Ok(answer) => return Ok(answer),
+                // The operator's own answer: another one would say the same.
+                Err(kube::Error::Api(status)) if matches!(status.code, 400 | 413) => {
+                    return Err(ClusterError::new("asking the operator", kube::Error::Api(status)));
+                }
                 Err(e) => last = Some(ClusterError::new(format!("asking the operator ({target})"), e)),
             }
         }
@@ -251,6 +335,13 @@ impl Cluster {
     }
 }
 
+/// Whether the server answers that the object is wrong, and not that it cannot answer now. For a field that the schema does
+/// not have, server-side apply answers 500.
+fn refuses(status: &kube::core::Status) -> bool {
+    let unknown_field = status.message.contains("field not declared in schema");
+    (400..500).contains(&status.code) && status.code != 429 || unknown_field
+}
+
 fn selected(labels: &str) -> ListParams {
     if labels.is_empty() { ListParams::default() } else { ListParams::default().labels(labels) }
 }
@@ -258,13 +349,9 @@ fn selected(labels: &str) -> ListParams {
 fn refused<T>(error: kube::Error) -> Read<T> {
     match error {
         kube::Error::Api(status) if status.code == 404 => Read::Absent,
-        kube::Error::Api(status) => Read::Failed(status.message.clone()),
-        other => Read::Failed(other.to_string()),
+        kube::Error::Api(status) => {
+            Read::Failed(Unreadable { message: status.message.clone(), forbidden: status.code == 403 })
+        }
+        other => Read::Failed(Unreadable { message: other.to_string(), forbidden: false }),
     }
-}
-
-type Request = http::Request<Vec<u8>>;
-
-fn http_get(uri: &str) -> Result<Request, http::Error> {
-    http::Request::get(uri).body(Vec::new())
 }

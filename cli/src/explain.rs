@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use serde::{Deserialize, Serialize};
 use stowage_crds::{InferenceDeployment, names};
 use stowage_planner::render;
-use stowage_planner::report::{DecisionRecord, DecisionReport, DeploymentReport, Outcome, TenantReport};
+use stowage_planner::report::{DecisionRecord, DecisionReport, DeploymentReport, TenantReport};
 
 use crate::Answer;
 use crate::cluster::{Cluster, ClusterError};
@@ -117,15 +117,7 @@ fn remedies(explanation: &Explanation) -> Vec<Remedy> {
 
 /// Whether nothing prevents what is wanted.
 fn answered(r: &DeploymentReport) -> bool {
-    match r.outcome {
-        Outcome::OnTarget | Outcome::Starting | Outcome::Progressing | Outcome::Draining => true,
-        Outcome::WaitingForGPU
-        | Outcome::WaitingForQuota
-        | Outcome::NoTenant
-        | Outcome::BackOff
-        | Outcome::Refused
-        | Outcome::StaleInput => false,
-    }
+    r.outcome.well()
 }
 
 fn render(explanation: &Explanation, object: &InferenceDeployment, paint: Paint) -> String {

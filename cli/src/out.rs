@@ -41,7 +41,7 @@ pub enum Tone {
 }
 
 impl Paint {
-    #[cfg(test)]
+    /// Without colours.
     pub const OFF: Paint = Paint { on: false };
 
     /// On a terminal, unless `NO_COLOR` asks for none.
@@ -50,18 +50,44 @@ impl Paint {
         Paint { on: std::io::stdout().is_terminal() && !refused }
     }
 
+    pub fn is_on(self) -> bool {
+        self.on
+    }
+
     pub fn paint(self, tone: Tone, text: &str) -> String {
         if !self.on || text.is_empty() {
             return text.to_owned();
         }
-        let code = match tone {
-            Tone::Good => "32",
-            Tone::Warn => "33",
-            Tone::Bad => "31",
-            Tone::Strong => "1",
-            Tone::Faint => "2",
-        };
-        format!("\x1b[{code}m{text}\x1b[0m")
+        format!("\x1b[{}m{text}\x1b[{RESET}m", tone.code())
+    }
+}
+
+/// Where nothing says how wide text may be.
+const WIDTH: u16 = 120;
+
+/// Columns of the terminal.
+pub fn width() -> u16 {
+    let columns = std::env::var("COLUMNS").ok().and_then(|c| c.parse().ok());
+    let terminal = || ratatui::crossterm::terminal::size().ok().map(|(w, _)| w);
+    columns.or_else(terminal).unwrap_or(WIDTH).clamp(20, 400)
+}
+
+/// As every program finds out: the first of three variables that is set.
+pub fn unicode() -> bool {
+    let set = |name: &&str| std::env::var(name).is_ok_and(|v| !v.is_empty());
+    let name = ["LC_ALL", "LC_CTYPE", "LANG"].into_iter().find(|name| set(name));
+    let value = name.and_then(|name| std::env::var(name).ok()).unwrap_or_default().to_lowercase();
+    value.contains("utf-8") || value.contains("utf8")
+}
+
+const RESET: &str = "0";
+
+impl Tone {
+    /// All that [`Paint`] writes.
+    const CODES: [&str; 6] = ["32", "33", "31", "1", "2", RESET];
+
+    fn code(self) -> &'static str {
+        Self::CODES[self as usize]
     }
 }
 
@@ -114,10 +140,45 @@ impl Table {
     }
 }
 
+/// For terminals without UTF-8.
+pub fn ascii(text: &str) -> String {
+    let plain = |c: char| match c {
+        '·' => '-',
+        '→' => '>',
+        '×' => 'x',
+        '≤' | '≥' => '=',
+        '−' => '-',
+        c if c.is_ascii() => c,
+        _ => '?',
+    };
+    text.chars().map(plain).collect()
+}
+
 /// Writes the answer; a closed pipe (`| head`) is no error.
 pub fn print(text: &str) {
     let mut stdout = std::io::stdout().lock();
-    let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    let _ = stdout.write_all(harmless(text).as_bytes()).and_then(|()| stdout.flush());
+}
+
+/// Without what steers a terminal, but for line ends, tabs and our own colours: part of what is shown comes from
+/// tenants and their engines.
+pub fn harmless(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(c) = rest.chars().next() {
+        let colour = Tone::CODES.iter().map(|code| format!("\x1b[{code}m")).find(|colour| rest.starts_with(colour));
+        let length = colour.as_ref().map_or(c.len_utf8(), String::len);
+        if colour.is_some() || matches!(c, '\n' | '\t') || !steers(c) {
+            out.push_str(&rest[..length]);
+        }
+        rest = &rest[length..];
+    }
+    out
+}
+
+/// Control characters, and those that turn the direction of what follows.
+fn steers(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 #[cfg(test)]
@@ -130,6 +191,27 @@ mod tests {
         t.row(["NAME", "READY", ""]);
         t.row(["a-long-name", "1/1", "x"]);
         assert_eq!(t.render("", Paint::OFF), "NAME         READY\na-long-name  1/1    x\n");
+    }
+
+    #[test]
+    fn what_steers_a_terminal_is_left_out_and_our_colours_stay() {
+        let paint = Paint { on: true };
+        for tone in [Tone::Good, Tone::Warn, Tone::Bad, Tone::Strong, Tone::Faint] {
+            let painted = paint.paint(tone, "ok\tno\n");
+            assert_eq!(harmless(&painted), painted);
+        }
+        let cases = [
+            ("\x1b]0;title\x07x", "]0;titlex"),
+            ("\x1b[8mhidden\x1b[2Jgone", "[8mhidden[2Jgone"),
+            ("over\rwritten\x08", "overwritten"),
+            ("\u{9b}31mC1", "31mC1"),
+            ("a\u{202e}b\u{2066}c", "abc"),
+            ("模型 ß …", "模型 ß …"),
+            ("\x1b", ""),
+        ];
+        for (text, shown) in cases {
+            assert_eq!(harmless(text), shown, "{text:?}");
+        }
     }
 
     #[test]

@@ -79,6 +79,10 @@ pub(crate) fn remedy(change: &Change, deployment: &DeploymentId) -> Option<Remed
             },
             step: format!("kubectl -n {} scale infd/{} --replicas={to}", other.namespace, other.name),
         },
+        Change::LowerMaxReplicas { deployment: DeploymentId { namespace, name }, to, .. } => Remedy {
+            needs: right("patch", GROUP, "inferencedeployments", namespace, name),
+            step: format!("kubectl -n {namespace} edit infd {name} and set scaling.maxReplicas to {to}"),
+        },
         Change::RemoveClaim { claim } => {
             let (namespace, name) = claim.split_once('/').unwrap_or(("", claim));
             Remedy {
@@ -100,6 +104,7 @@ pub(crate) fn remedy(change: &Change, deployment: &DeploymentId) -> Option<Remed
             edit(format!("lower memory of its variant to {} or less", bytes(*to_bytes)))
         }
         Change::LowerCompute { to_percent } => edit(format!("lower compute of its variant to {to_percent} or less")),
+        Change::SmallerProfile { profile } => edit(format!("set migProfile of its variant to {profile}")),
         Change::AllowSoftSharing { class } => Remedy {
             needs: right("patch", GROUP, "gpuclasses", "", class),
             step: format!(
@@ -146,6 +151,11 @@ mod tests {
             Change::ScaleIn { deployment: DeploymentId::new("team-b", "code"), by: 1, to: 2 },
             "patch inferencedeploymentsscale team-b/code",
             "kubectl -n team-b scale infd/code --replicas=2",
+        );
+        check(
+            Change::LowerMaxReplicas { deployment: DeploymentId::new("team-b", "code"), by: 1, to: 2 },
+            "patch inferencedeployments team-b/code",
+            "kubectl -n team-b edit infd code and set scaling.maxReplicas to 2",
         );
         check(
             Change::LowerMemory { to_bytes: 2 << 30 },

@@ -106,6 +106,11 @@ pub mod reasons {
     /// The deployment is being deleted.
     pub const DELETING: &str = "Deleting";
 
+    /// A node agent reads the headers of the model's files, for `memory: Auto`.
+    pub const ESTIMATING_MEMORY: &str = "EstimatingMemory";
+    /// The headers cannot be read, or the bundled engine does not serve the model; the message has the cause.
+    pub const ESTIMATE_FAILED: &str = "EstimateFailed";
+
     // --- Reconciling ---
     /// The number of replicas changes.
     pub const SCALING: &str = "Scaling";

@@ -122,8 +122,8 @@ fn parse_milli_u128(text: &str) -> Result<u128, ParseError> {
     let kept = &fraction[..fraction.len().min(9)];
     let lost = fraction[kept.len()..].bytes().any(|b| b != b'0');
     let digits = format!("{whole}{kept:0<9}");
-    let mut nanos: u128 = digits.parse().map_err(|_| too_large())?;
-    nanos += u128::from(lost);
+    let nanos: u128 = digits.parse().map_err(|_| too_large())?;
+    let nanos = nanos.checked_add(lost.into()).ok_or_else(too_large)?;
     let (multiplier, divisor) = scale_of(suffix).ok_or_else(wrong)?;
     let scaled = nanos.checked_mul(multiplier).ok_or_else(too_large)?;
     // nanos → thousandths
@@ -209,6 +209,12 @@ mod tests {
         {
             assert_eq!(milli(text), Ok(expected), "{text}");
         }
+    }
+
+    #[test]
+    fn number_that_fits_until_its_lost_digits_are_rounded_up_is_too_large() {
+        let text = "340282366920938463463374607431.7682114551";
+        assert_eq!(bytes(text), Err(ParseError::TooLarge(shown(text))));
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! part may read or recommend a field that stands here; a field is honoured by removing its row.
 
 use crate::gpu_class::SharingMode;
-use crate::inference_deployment::{Accelerator, RolloutStrategy, ServiceClass, Sharing, Tier, Variant};
+use crate::inference_deployment::{PERCENTILE, RolloutStrategy, ServiceClass, Sharing, Tier};
 use crate::rules::Reason;
 use crate::{GpuClassSpec, InferenceBatchSpec, InferenceDeploymentSpec, InferenceRuntimeSpec, TenantQuotaSpec};
 
@@ -51,16 +51,6 @@ pub const DEPLOYMENT: &[Unsupported<InferenceDeploymentSpec>] = &[
         message: "LoRA adapters are not served; remove model.adapters",
     },
     Unsupported {
-        at: "spec.model.source",
-        fields: &["huggingFace", "s3"],
-        honoured: Honoured::Nothing,
-        given: |spec| {
-            let source = &spec.model.source;
-            source.hugging_face.is_some() || source.s3.is_some()
-        },
-        message: "huggingFace and s3 are not fetched; write source.http for one file, or pack the weights into an OCI image and write source.image",
-    },
-    Unsupported {
         at: "spec.runtime.options",
         fields: &["speculative"],
         honoured: Honoured::Nothing,
@@ -78,7 +68,7 @@ pub const DEPLOYMENT: &[Unsupported<InferenceDeploymentSpec>] = &[
         at: "spec.objectives",
         fields: &["percentile"],
         honoured: Honoured::Only(&["95"]),
-        given: |spec| spec.objectives.as_ref().and_then(|o| o.percentile).is_some_and(|percentile| percentile != 95),
+        given: |spec| spec.objectives.as_ref().and_then(|o| o.percentile).is_some_and(|share| share != PERCENTILE),
         message: "the scaling rule has one percentile, 95; remove objectives.percentile",
     },
     Unsupported {
@@ -96,16 +86,6 @@ pub const DEPLOYMENT: &[Unsupported<InferenceDeploymentSpec>] = &[
         message: "MIG devices are not created; write memory and compute instead of migProfile",
     },
     Unsupported {
-        at: "spec.variants[]",
-        fields: &["memory"],
-        honoured: Honoured::Where {
-            expression: "has(self.memory) ? self.memory != 'Auto' : !has(self.compute) || (has(self.accelerator) && self.accelerator == 'CPU')",
-            words: "a size; without `compute` it may be absent",
-        },
-        given: |spec| spec.variants.iter().any(needs_estimate),
-        message: "memory is not estimated here; write what `kubectl stowage model inspect` prints, for example memory: 2Gi, or neither memory nor compute for whole GPUs",
-    },
-    Unsupported {
         at: "spec.isolation",
         fields: &["sharing"],
         honoured: Honoured::Only(&["'Auto'", "'EngineBudget'"]),
@@ -116,15 +96,8 @@ pub const DEPLOYMENT: &[Unsupported<InferenceDeploymentSpec>] = &[
         at: "spec.scaling.idle",
         fields: &["tier"],
         honoured: Honoured::Only(&["'Cached'"]),
-        given: |spec| spec.scaling.idle.as_ref().is_some_and(|idle| idle.tier != Tier::Cached),
+        given: |spec| spec.scaling.idle.as_ref().is_some_and(|idle| idle.tier.is_some_and(|tier| tier != Tier::Cached)),
         message: "an idle replica ends, and its weights stay on the node; write tier: Cached",
-    },
-    Unsupported {
-        at: "spec.podTemplate",
-        fields: &["topologySpreadConstraints"],
-        honoured: Honoured::EmptyList,
-        given: |spec| spec.pod_template.as_ref().is_some_and(|pod| !pod.topology_spread_constraints.is_empty()),
-        message: "placement does not spread over topologies; remove topologySpreadConstraints",
     },
     Unsupported {
         at: "spec.rollout",
@@ -155,14 +128,6 @@ pub const DEPLOYMENT: &[Unsupported<InferenceDeploymentSpec>] = &[
         message: "a replica runs on one node; write nodes.count: 1",
     },
 ];
-
-/// A GPU variant whose memory the operator would have to estimate.
-fn needs_estimate(variant: &Variant) -> bool {
-    match &variant.memory {
-        Some(memory) => memory.0 == "Auto",
-        None => variant.compute.is_some() && variant.accelerator == Accelerator::GPU,
-    }
-}
 
 /// GpuClass.
 pub const CLASS: &[Unsupported<GpuClassSpec>] = &[Unsupported {

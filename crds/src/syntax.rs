@@ -65,6 +65,12 @@ pub fn is_http_url(text: &str) -> bool {
     end > 0 && matches!(rest.as_bytes().get(end), None | Some(b'/'))
 }
 
+/// Such an address without anything behind the host and port.
+pub fn is_endpoint(text: &str) -> bool {
+    let rest = text.split_once("://").map_or("", |(_, rest)| rest);
+    is_http_url(text) && !rest.strip_suffix('/').unwrap_or(rest).contains('/')
+}
+
 /// `[host[:port]/]path[:tag][@digest]`, as container runtimes parse it.
 pub fn is_image_reference(text: &str) -> bool {
     let (rest, digest) = match text.split_once('@') {

@@ -9,27 +9,33 @@ use axum::routing::get;
 use axum::{Json, Router};
 use stowage_contracts::load::LoadReport;
 use stowage_contracts::names::PATH_SIGNALS;
-use stowage_contracts::signals::{self, DeploymentSignals, EngineReport, ReplicaSignals, Signals, TenantSignals};
+use stowage_contracts::signals::{
+    self, DeploymentSignals, DrainSignals, EngineReport, ReplicaSignals, Signals, TenantSignals,
+};
 use stowage_telemetry::metrics::Registry;
 use stowage_telemetry::{health, metrics};
 
 use crate::gateway::Gateway;
+use crate::gauges::Gauges;
 use crate::outcome::Outcome;
 use crate::queue::pool::{PoolStatus, ReplicaStatus};
 
 /// `/healthz`, `/readyz`, `/metrics` and the signals.
-pub fn router(gateway: Arc<Gateway>, registry: Registry) -> Router {
+pub fn router(gateway: Arc<Gateway>, mut registry: Registry, healthz: health::Check) -> Router {
+    registry.register_collector(Box::new(Gauges(gateway.clone())));
     let readyz = gateway.readiness.check();
     Router::new()
         .route(PATH_SIGNALS, get(report))
         .with_state(gateway)
-        .merge(health::router(health::always(), readyz))
+        .merge(health::router(healthz, readyz))
         .merge(metrics::router(registry))
 }
 
 async fn report(State(gateway): State<Arc<Gateway>>) -> Json<Signals> {
     let view = gateway.directory.view();
-    let mut deployments: Vec<_> = view.pools().map(|pool| deployment(pool.status())).collect();
+    // A tenant may have thousands of deployments without replicas, and each operator reads this every second.
+    let listed = view.pools().map(|pool| pool.status()).filter(PoolStatus::has_something_to_report);
+    let mut deployments: Vec<_> = listed.map(deployment).collect();
     deployments.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
     Json(Signals {
         version: signals::VERSION,
@@ -38,6 +44,10 @@ async fn report(State(gateway): State<Arc<Gateway>>) -> Json<Signals> {
         deployments,
         tenants: tenants(&gateway),
         keys: view.world.key_faults.clone(),
+        salt_key: Some(view.world.salt_key.is_some()),
+        draining: Some(
+            gateway.directory.draining().into_iter().map(|(uid, in_flight)| DrainSignals { uid, in_flight }).collect(),
+        ),
     })
 }
 
@@ -49,6 +59,8 @@ fn deployment(status: PoolStatus) -> DeploymentSignals {
         uid: status.deployment.uid.clone(),
         model: status.deployment.model.to_string(),
         arrivals: status.arrivals,
+        sequences: Some(status.sequences),
+        placed: Some(status.placed),
         input_tokens: status.input_tokens as u64,
         cached_tokens: status.cached_tokens as u64,
         mean_output_tokens: status.mean_output,
@@ -73,6 +85,7 @@ fn replica(status: ReplicaStatus) -> ReplicaSignals {
 fn engine(report: &LoadReport, age: Duration) -> EngineReport {
     EngineReport {
         age_ms: millis(age),
+        sequences: Some(report.running.saturating_add(report.waiting)),
         unprefilled_tokens: report.prefill_backlog_tokens,
         kv_blocks_used: report.kv_blocks_used,
         kv_blocks_total: report.kv_blocks_total,

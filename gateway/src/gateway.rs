@@ -31,7 +31,7 @@ use crate::queue::client::EngineClient;
 use crate::queue::directory::{Directory, View};
 use crate::queue::limits::Wanted;
 use crate::queue::tenants::Tenants;
-use crate::relay::account::{Account, Charge};
+use crate::relay::account::{Account, Charge, Meters};
 use crate::relay::answers;
 use crate::relay::exchange::{Admitted, Exchanges};
 use crate::relay::outgoing::{self, Outgoing};
@@ -185,7 +185,8 @@ impl Gateway {
         let not_found = || Refused::new(Outcome::ModelNotFound, ApiError::model_not_found(&envelope.model));
         let deployment = view.world.resolve(&tenant.name, &envelope.model).ok_or_else(not_found)?.clone();
         let pool = view.pool(&deployment).ok_or_else(not_found)?.clone();
-        if tenant.salt.is_none() && deployment.tenant != tenant.name {
+        let salt = view.world.salt(&deployment, tenant);
+        if salt.is_none() && deployment.tenant != tenant.name {
             return Err(refusals::not_shared(&envelope.model));
         }
         let most = self.settings.max_sequences;
@@ -196,7 +197,7 @@ impl Gateway {
         }
         let prompt_tokens = (body.bytes.len() as f64 / BYTES_PER_TOKEN).ceil();
         let longest = envelope.max_tokens.map_or(f64::INFINITY, f64::from);
-        let output_tokens = pool.mean_output().min(longest) * f64::from(sequences);
+        let output_tokens = pool.expected_output(&tenant.name).min(longest) * f64::from(sequences);
         let reserved = Wanted { tokens: prompt_tokens + output_tokens, sequences };
         let handle = self.tenants.get(&tenant.name);
         handle
@@ -205,8 +206,13 @@ impl Gateway {
         let bounds =
             Bounds::new(body.bytes.len(), envelope.prompts, envelope.n, envelope.max_tokens, deployment.max_model_len);
         let charge = Charge { reserved, prompt_estimate: prompt_tokens as u64, bounds };
-        let series = self.metrics.series(&tenant.name, &deployment.model);
-        let account = Account::open(asking.id.to_owned(), series, pool.clone(), handle, asking.arrived, charge);
+        let meters = Meters {
+            series: self.metrics.series(&tenant.name, &deployment.model),
+            served: self.metrics.served(&deployment.tenant, &deployment.key.namespace, &deployment.key.name),
+            streamed: envelope.stream,
+            objectives: deployment.objectives.map(|objectives| pool.promised(objectives, prompt_tokens)),
+        };
+        let account = Account::open(asking.id.to_owned(), meters, pool.clone(), handle, asking.arrived, charge);
         let ask = Ask {
             tenant: tenant.name.clone(),
             request: RequestView { prompt_tokens, output_tokens },
@@ -219,7 +225,7 @@ impl Gateway {
             route,
             body: outgoing::body(body.bytes.clone(), &envelope.model, &deployment.model),
             stream: envelope.stream,
-            salt: tenant.salt.as_deref().map(header),
+            salt: salt.as_deref().map(header),
             request_id: header(asking.id),
             traceparent: asking.head.headers.get("traceparent").cloned(),
         };

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
-use stowage_contracts::names::{GATEWAY_ADMIN_PORT, GATEWAY_PORT};
+use stowage_contracts::names::{DEFAULT_DRAIN_SECONDS, GATEWAY_ADMIN_PORT, GATEWAY_PORT};
 use stowage_gateway::admin;
 use stowage_gateway::gateway::{Gateway, Settings};
 use stowage_gateway::listen::body::BodyLimits;
@@ -23,7 +23,9 @@ use stowage_gateway::queue::replica::Gate;
 use stowage_gateway::relay::stream::StreamPatience;
 use stowage_gateway::world::facts::Facts;
 use stowage_gateway::world::{static_file, watch};
+use stowage_telemetry::health::{Check, Heartbeat, always};
 use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
 
 /// The data plane: OpenAI clients on one side, engine pods on the other.
 #[derive(Debug, Parser)]
@@ -91,12 +93,15 @@ struct Options {
     #[arg(long, env = "STOWAGE_DRAIN_DELAY_SECONDS", default_value_t = 5)]
     drain_delay_seconds: u64,
     /// Seconds for open streams to end after that; the pod's grace period must cover both.
-    #[arg(long, env = "STOWAGE_DRAIN_TIMEOUT_SECONDS", default_value_t = 600)]
+    #[arg(long, env = "STOWAGE_DRAIN_TIMEOUT_SECONDS", default_value_t = DEFAULT_DRAIN_SECONDS)]
     drain_timeout_seconds: u64,
 }
 
 /// Headers of one request.
 const MAX_HEADERS: usize = 64;
+
+/// A gateway that has not looked at what changed for this long hangs: revoked keys would stay valid.
+const STUCK_AFTER: Duration = Duration::from_secs(60);
 
 fn main() -> anyhow::Result<()> {
     stowage_telemetry::install_crypto();
@@ -127,13 +132,13 @@ async fn run(options: Options) -> anyhow::Result<()> {
     let directory = Directory::new(options.pool(), client.clone(), metrics.clone());
     let gateway = Gateway::new(options.settings(), cors, directory.clone(), client, metrics.clone());
 
-    start_world(&options, &gateway, metrics).await?;
+    let (mut following, healthz) = start_world(&options, &gateway, metrics).await?;
     let listener =
         server::bind(options.listen).with_context(|| format!("cannot listen for clients on {}", options.listen))?;
     let admin_listener = TcpListener::bind(options.admin_listen)
         .await
         .with_context(|| format!("cannot listen for administration on {}", options.admin_listen))?;
-    let admin = admin::router(gateway.clone(), registry);
+    let admin = admin::router(gateway.clone(), registry, healthz);
     tokio::spawn(async move {
         if let Err(error) = axum::serve(admin_listener, admin).await {
             tracing::error!(%error, "the administrative port stopped");
@@ -142,19 +147,36 @@ async fn run(options: Options) -> anyhow::Result<()> {
     tracing::info!(listen = %options.listen, admin = %options.admin_listen, "serving");
     let server =
         Server { limits: options.server(), readiness: gateway.readiness.clone(), metrics: gateway.metrics.clone() };
-    server.serve(listener, gateway, shutdown).await;
+    let mut lost = None;
+    let stop = async {
+        tokio::select! {
+            _ = shutdown => {}
+            ended = &mut following => lost = Some(ended),
+        }
+    };
+    server.serve(listener, gateway, stop).await;
     tracing::info!("drained");
-    Ok(())
+    match lost {
+        None => Ok(()),
+        // Without it the last known keys and replicas would be served for ever.
+        Some(ended) => Err(ended.err().map_or_else(|| anyhow::anyhow!("a watch ended by itself"), Into::into))
+            .context("following the cluster ended; the process ends to be started again"),
+    }
 }
 
-/// Starts what fills the directory. The gateway is ready when the first state is complete.
-async fn start_world(options: &Options, gateway: &Arc<Gateway>, metrics: Arc<Metrics>) -> anyhow::Result<()> {
+/// Starts what fills the directory, and says how to see whether it still does. The gateway is ready when the first
+/// state is complete.
+async fn start_world(
+    options: &Options,
+    gateway: &Arc<Gateway>,
+    metrics: Arc<Metrics>,
+) -> anyhow::Result<(JoinHandle<()>, Check)> {
     let directory = gateway.directory.clone();
     if let Some(path) = &options.static_world {
         directory.apply(&static_file::read(path)?);
         gateway.readiness.set_ready();
-        tokio::spawn(static_file::follow(path.clone(), move |facts| directory.apply(facts)));
-        return Ok(());
+        let following = tokio::spawn(static_file::follow(path.clone(), move |facts| directory.apply(facts)));
+        return Ok((following, always()));
     }
     let client = kube::Client::try_default()
         .await
@@ -167,8 +189,9 @@ async fn start_world(options: &Options, gateway: &Arc<Gateway>, metrics: Arc<Met
             readiness.set_ready();
         }
     };
-    tokio::spawn(watch::follow(client, metrics, apply));
-    Ok(())
+    let heartbeat = Heartbeat::default();
+    let following = tokio::spawn(watch::follow(client, metrics, heartbeat.clone(), apply));
+    Ok((following, heartbeat.check(STUCK_AFTER, "look at what changed in the cluster")))
 }
 
 impl Options {

@@ -16,8 +16,8 @@ use crate::dra::plugin::{self, DeviceVerdicts, Sockets};
 use crate::dra::prepare::{Paths, Preparer, Refusals};
 use crate::dra::slices::{Publisher, by_device_name};
 use crate::models::{self, ModelsState};
-use crate::serve::http;
 use crate::serve::metrics::Metrics;
+use crate::serve::{estimates, http, preloads};
 use crate::usage::attribution::KernelAttribution;
 use crate::usage::view::{NodeState, NodeView, Trouble};
 
@@ -37,14 +37,13 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let paths = Paths { cdi: args.cdi_dir.clone(), state: args.state_dir.clone() };
     let claims = Arc::new(KubeClaims(client.clone()));
     let simulated = args.profile().is_some();
-    let (mut preparer, checkpoint, rebuilt) =
+    let (preparer, checkpoint, rebuilt) =
         Preparer::open(&args.node_name, simulated, paths.clone(), claims, gpus_seen.clone())
             .map_err(|err| anyhow::anyhow!("cannot use {}: {err}", args.state_dir.display()))?;
-    preparer.operator_pods_only = !args.any_pod;
     let preparer = Arc::new(preparer);
 
     let mut registry = telemetry_metrics::registry();
-    let metrics = Metrics::register(&mut registry);
+    let metrics = Metrics::register(&mut registry, &args.node_name);
     let (views, views_seen) = watch::channel(Arc::new(NodeView::empty(simulated, Timestamp::now())));
     let (verdicts, verdicts_seen) = watch::channel(DeviceVerdicts::default());
     let registered = watch::Sender::new(Err("the kubelet has not registered the driver yet".to_owned()));
@@ -73,7 +72,10 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let (messages, received) = mpsc::channel(64);
     let threads_stop = Arc::new(AtomicBool::new(false));
     sampler::start(args.library(), messages, Arc::clone(&threads_stop))?;
-    let models = models::task::start(args.models()?, paths.models(), checkpoint.clone());
+    let settings = args.models()?;
+    let estimator = Arc::new(settings.estimator(&paths.models()));
+    let (ahead, asked) = watch::channel(models::preloads::Asked::default());
+    let models = models::task::start(settings, paths.models(), checkpoint.clone(), asked);
     let updater = Updater {
         models,
         simulated,
@@ -93,6 +95,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
 
     let api = http::Api { node: args.node_name.clone(), views: views_seen.clone() };
     let router = http::router(api, registry, healthz(alive), readyz(registered, views_seen));
+    let router = router.merge(estimates::router(estimator)).merge(preloads::router(ahead));
     let listener = tokio::net::TcpListener::bind(&args.listen).await;
     let listener = listener.map_err(|err| anyhow::anyhow!("cannot listen on {}: {err}", args.listen))?;
     let serve = axum::serve(listener, router);

@@ -8,7 +8,11 @@ use stowage_fetch::Limits;
 use stowage_fetch::address::{Addresses, Cidr};
 use stowage_gpu_scenario::Profile;
 
+use crate::device::process::Processes;
 use crate::models::task::Settings;
+
+/// Where repositories are by default.
+const HUB: &str = "https://huggingface.co";
 
 /// Reads the GPUs of this node, publishes them, and prepares the claims on them.
 #[derive(Debug, Clone, Parser)]
@@ -50,12 +54,15 @@ pub struct Args {
     /// Size of the cache of models, in bytes [default: four fifths of the disk].
     #[arg(long, env = "STOWAGE_MODEL_CACHE_BYTES", default_value_t = 0)]
     pub model_cache_bytes: u64,
+    /// Per cent of the disk that fetches leave free. The kubelet ends pods when less than 15 per cent are.
+    #[arg(long, env = "STOWAGE_MODEL_DISK_RESERVE_PERCENT", default_value_t = 20, value_parser = clap::value_parser!(u8).range(0..=99))]
+    pub model_disk_reserve_percent: u8,
     /// Bytes per second of all fetches together; 0: no limit.
     #[arg(long, env = "STOWAGE_MODEL_BYTES_PER_SECOND", default_value_t = 0)]
     pub model_bytes_per_second: u64,
-    /// Prepare claims of any pod, not only of those made by the operator. For trying the driver alone.
-    #[arg(long, env = "STOWAGE_ANY_POD", default_value_t = false)]
-    pub any_pod: bool,
+    /// Address of the hub with model repositories: Hugging Face's, or a mirror's.
+    #[arg(long, env = "STOWAGE_MODEL_HUB", default_value = HUB)]
+    pub model_hub: String,
 }
 
 /// An empty value, as charts write it for "unset", means no simulation.
@@ -88,13 +95,18 @@ impl Args {
         };
         let mut refused = ranges(&self.model_refused_cidrs, "--model-refused-cidrs")?;
         // It may have a public address, and answers callers from inside.
-        let server =
-            std::env::var("KUBERNETES_SERVICE_HOST").ok().and_then(|host| host.parse::<std::net::IpAddr>().ok());
-        refused.extend(server.map(Cidr::from));
+        if let Ok(host) = std::env::var("KUBERNETES_SERVICE_HOST") {
+            let found = std::net::ToSocketAddrs::to_socket_addrs(&(host.as_str(), 443));
+            let found = found.map_err(|err| anyhow::anyhow!("cannot look up the API server {host}: {err}"))?;
+            refused.extend(found.map(|found| Cidr::from(found.ip())));
+        }
         Ok(Settings {
             addresses: Addresses { allowed: ranges(&self.model_allowed_cidrs, "--model-allowed-cidrs")?, refused },
+            hub: stowage_fetch::parse_url(&self.model_hub).map_err(|err| anyhow::anyhow!("--model-hub: {err}"))?,
+            processes: Processes::default(),
             limits: Limits { bytes_per_second: self.model_bytes_per_second, ..Limits::default() },
             cache_bytes: self.model_cache_bytes,
+            disk_reserve_percent: self.model_disk_reserve_percent,
         })
     }
 

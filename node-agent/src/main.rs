@@ -3,8 +3,12 @@
 use clap::Parser;
 use stowage_node_agent::agent;
 use stowage_node_agent::args::{Args, ensure_scenario};
+use stowage_node_agent::models::headers;
 
 fn main() -> anyhow::Result<()> {
+    if std::env::args_os().nth(1).is_some_and(|first| first == headers::READ_HEADERS) {
+        return Ok(headers::answer_and_end()?);
+    }
     stowage_telemetry::install_crypto();
     stowage_telemetry::init_tracing("node-agent");
     let args = Args::parse();

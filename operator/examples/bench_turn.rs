@@ -1,11 +1,17 @@
 //! How long one turn of the operator takes without its writes: objects → snapshot → plan → what each
 //! deployment still needs and is reported to have. One JSON line per scene and a last one with `"summary": true`.
 //!
+//! With `--nodes` a second scene: a fleet on which everything runs, and one deployment after another gets a replica more.
+//! Its turns follow one another as in the operator, with what it remembers from one to the next.
+//!
 //! ```text
 //! cargo run --release -p stowage-operator --example bench_turn -- [DEPLOYMENTS…]
+//! cargo run --release -p stowage-operator --example bench_turn -- --nodes 5000 --deployments 5000 --replicas 4
 //! ```
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+#[path = "support/fleet.rs"]
+mod fleet;
 #[path = "../tests/support/objects.rs"]
 mod objects;
 
@@ -84,6 +90,9 @@ fn write(view: &mut View, prepared: Vec<Prepared>) {
 }
 
 fn main() {
+    if std::env::args().any(|arg| arg == "--nodes") {
+        return fleet::main();
+    }
     let asked: Vec<usize> = std::env::args().skip(1).map(|n| n.parse().expect("DEPLOYMENTS are numbers")).collect();
     let sizes = if asked.is_empty() { vec![1, 200, 1000] } else { asked };
     let mut last = 0.0;

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
+use anyhow::Context;
 use clap::Parser;
+use k8s_openapi::api::networking::v1::NetworkPolicyPeer;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use stowage_crds::names::{LEASE, OPERATOR_ADMIN_PORT, SYSTEM_NAMESPACE};
 
 use crate::lead::Timing;
@@ -32,6 +35,9 @@ pub struct Config {
     /// How often the leader renews, in milliseconds.
     #[arg(long, env = "STOWAGE_RENEW_MS", default_value_t = 2000)]
     pub renew_ms: u64,
+    /// Who may read the engines' metrics: a JSON list of NetworkPolicyPeers. Empty: no one.
+    #[arg(long, env = "STOWAGE_METRICS_FROM", default_value = "")]
+    pub metrics_from: String,
     /// Do not print decisions as JSON lines on stdout.
     #[arg(long, env = "STOWAGE_QUIET_DECISIONS")]
     pub quiet_decisions: bool,
@@ -47,7 +53,52 @@ impl Config {
         }
     }
 
+    /// The peers that may read the engines' metrics. A peer that names pods and no namespace means those of ours, as
+    /// in the chart; in a policy of a tenant's namespace the same words would mean the tenant's own pods.
+    pub fn scrapers(&self) -> anyhow::Result<Vec<NetworkPolicyPeer>> {
+        if self.metrics_from.trim().is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut peers: Vec<NetworkPolicyPeer> = serde_json::from_str(&self.metrics_from).context(
+            "STOWAGE_METRICS_FROM is no JSON list of NetworkPolicyPeers; correct networkPolicies.metricsFrom",
+        )?;
+        for peer in peers.iter_mut().filter(|peer| peer.ip_block.is_none() && peer.namespace_selector.is_none()) {
+            let name = [("kubernetes.io/metadata.name".to_owned(), self.namespace.clone())];
+            peer.namespace_selector =
+                Some(LabelSelector { match_labels: Some(name.into()), ..LabelSelector::default() });
+        }
+        Ok(peers)
+    }
+
     pub fn period(&self) -> Duration {
         Duration::from_millis(self.plan_interval_ms.clamp(200, 60_000))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scrapers(text: &str) -> anyhow::Result<Vec<serde_json::Value>> {
+        let config = Config::parse_from(["operator", "--metrics-from", text]);
+        Ok(config.scrapers()?.iter().map(|peer| serde_json::to_value(peer).unwrap()).collect())
+    }
+
+    #[test]
+    fn pods_without_a_namespace_are_those_of_the_operators_own() {
+        let check = |text: &str, want: serde_json::Value| assert_eq!(scrapers(text).unwrap(), [want], "{text}");
+        let ours = serde_json::json!({"matchLabels": {"kubernetes.io/metadata.name": SYSTEM_NAMESPACE}});
+        let pods = serde_json::json!({"matchLabels": {"app": "prometheus"}});
+        check(
+            r#"[{"podSelector": {"matchLabels": {"app": "prometheus"}}}]"#,
+            serde_json::json!({"podSelector": pods, "namespaceSelector": ours}),
+        );
+        check(r#"[{"ipBlock": {"cidr": "10.0.0.1/32"}}]"#, serde_json::json!({"ipBlock": {"cidr": "10.0.0.1/32"}}));
+        check(
+            r#"[{"namespaceSelector": {"matchLabels": {"app": "prometheus"}}}]"#,
+            serde_json::json!({"namespaceSelector": pods}),
+        );
+        assert!(scrapers("").unwrap().is_empty());
+        assert!(scrapers("{}").unwrap_err().to_string().contains("metricsFrom"));
     }
 }

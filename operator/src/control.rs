@@ -9,30 +9,38 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use k8s_openapi::api::networking::v1::NetworkPolicyPeer;
 use stowage_crds::names::NODE_NAMESPACE;
 use stowage_planner::Prepared;
-use stowage_planner::snapshot::{DeploymentId, Hold, Policy, ScalingMode, Snapshot};
+use stowage_planner::snapshot::{DeploymentId, Freshness, Hold, Policy, ScalingMode, Snapshot};
 use stowage_planner::{DecisionReport, Plan};
-use stowage_telemetry::health::Readiness;
+use stowage_telemetry::health::{Heartbeat, Readiness};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::execute::cluster;
-use crate::execute::desk::{Desk, Held, Tools, shares};
+use crate::execute::desk::{Decided, Desk, Held, Tools, shares};
 use crate::execute::write::Writer;
 use crate::lead::{Fence, Term};
 use crate::observe::Sources;
 use crate::observe::agents::Agents;
+use crate::observe::agents::estimates::Estimates;
+use crate::observe::agents::preloads::Sayings;
 use crate::observe::causes::Causes;
+use crate::observe::clock::ClockWatch;
 use crate::observe::gateways::Gateways;
 use crate::observe::journal::Journals;
 use crate::observe::takeover::{confirm, take_over};
 use crate::observe::view::View;
 use crate::serve::decisions::{DecisionLog, write_lines};
 use crate::serve::metrics::Metrics;
-use crate::serve::published::Published;
+use crate::serve::metrics::startup::Startups;
+use crate::serve::published::{Basis, Published};
 use crate::translate::memory::Memory;
+use crate::translate::preloads::{Preloading, preloading};
 use crate::translate::snapshot::replicas::millis;
+use crate::translate::snapshot::strays;
+use crate::translate::validate::questions;
 use crate::translate::{Built, build};
 
 /// Changes within this time are decided on together.
@@ -48,11 +56,20 @@ pub struct Control {
     pub causes: Arc<Causes>,
     pub journals: Arc<Journals>,
     pub agents: Arc<Agents>,
+    pub estimates: Arc<Estimates>,
+    pub preloads: Sayings,
+    /// The lists as they were made last.
+    pub preloading: Option<(Instant, Preloading)>,
     pub gateways: Arc<Gateways>,
+    pub clock: ClockWatch,
+    /// Notified while a gateway lacks the key of the salts.
+    pub salt_key_missing: Arc<Notify>,
     pub http: reqwest::Client,
     pub log: Arc<DecisionLog>,
     pub metrics: Arc<Metrics>,
     pub readiness: Readiness,
+    /// Beats with each plan, and with each time that planning is found to be paused.
+    pub heartbeat: Heartbeat,
     pub writer: Writer,
     pub fence: Arc<Fence>,
     pub leading: watch::Receiver<Option<Term>>,
@@ -66,6 +83,10 @@ pub struct Control {
     pub prepared: Prepared,
     pub memory: Memory,
     pub desk: Desk,
+    /// Who may read the engines' metrics.
+    pub scrapers: Arc<Vec<NetworkPolicyPeer>>,
+    /// What became of the replicas that were created.
+    pub startups: Startups,
     pub sequence: u64,
     /// The term for which a fresh list has been taken in.
     pub taken_over: Option<Term>,
@@ -101,13 +122,19 @@ impl Control {
 
     /// One plan; answers how long it stays right by itself.
     async fn turn(&mut self) -> Duration {
+        self.heartbeat.beat();
         let term = *self.leading.borrow_and_update();
         self.metrics.leading.set(i64::from(term.is_some()));
         if term.is_none() {
             self.step_down();
         }
-        self.follow_agents();
+        let agents = self.follow_agents();
         let now = millis(Timestamp::now());
+        if let Some(by_ms) = self.clock.step(now, Instant::now()) {
+            tracing::warn!(by_ms, "the clock of this machine was set; intervals of signals begin anew");
+            self.gateways.clock_set(by_ms, now);
+            self.memory.clock_set(&self.sources.pods.all(), by_ms);
+        }
         self.gateways.follow(&self.sources.pods.all(), &self.http, &self.changed, now);
         if let Err(frozen) = self.sources.trusted(Instant::now()) {
             return self.freeze(term, frozen.to_string());
@@ -124,10 +151,19 @@ impl Control {
         }
         let mut view = self.sources.view(&self.journals, self.agents.reports());
         view.gateways = self.gateways.take(millis(view.now));
-        self.decide(term, &view)
+        if view.gateways.salt_key_missing {
+            self.salt_key_missing.notify_one();
+        }
+        view.scrapers = self.scrapers.clone();
+        if term.is_some() {
+            let addresses: Vec<String> = agents.values().cloned().collect();
+            self.estimates.ask(&questions(&view), &addresses, &self.http, &self.changed);
+        }
+        view.estimates = self.estimates.known();
+        self.decide(term, &Arc::new(view), &agents)
     }
 
-    fn decide(&mut self, term: Option<Term>, view: &View) -> Duration {
+    fn decide(&mut self, term: Option<Term>, view: &Arc<View>, agents: &BTreeMap<String, String>) -> Duration {
         let now = millis(view.now);
         for done in self.desk.carried_out() {
             done.actions.iter().for_each(|action| self.memory.decided(&done.uid, action, millis(done.at)));
@@ -138,21 +174,29 @@ impl Control {
         self.sequence += 1;
         let started = Instant::now();
         let built = build(view, &self.memory, self.sequence);
+        let basis = Basis { view: view.clone(), memory: self.memory.clone(), policy: self.policy.clone() };
         let (plan, report) = self.prepared.plan(&built.snapshot, &self.policy, now);
         self.memory.borrowed(&report.shares);
+        self.memory.unclaimed(&built.unclaimed, now);
+        self.memory.learn(&built.judged, &view.deployments);
         self.memory.remember(&built.snapshot, &plan);
+        let bottlenecks = self.memory.bottlenecks(&built.snapshot, now);
         self.gateways.watch(ruled(&built.snapshot));
         let violations = check(&built.snapshot, &plan);
-        self.metrics.planned(started.elapsed(), plan.actions.len(), &report);
-        for (source, age) in self.sources.ages(Instant::now()) {
-            self.metrics.age(source, age.unwrap_or_default());
-        }
-        let fresh = self.log.take(&report.records);
+        self.metrics.planned(started.elapsed(), plan.actions.len());
+        self.metrics.ages(ages(&self.sources, view, &built.snapshot));
+        let fresh = self.log.take(&report);
+        let started = self.startups.observe(&view.pods);
+        let happened: Vec<_> = started.iter().filter_map(|started| self.log.happened(started)).collect();
         if term.is_some() {
             if self.print_decisions {
-                write_lines(std::io::stdout().lock(), &fresh);
+                write_lines(std::io::stdout().lock(), fresh.iter().chain(&happened));
             }
-            fresh.iter().for_each(|record| self.metrics.decided(record));
+            fresh.iter().for_each(|logged| self.metrics.decided(&logged.record));
+            started.iter().for_each(|started| self.metrics.started(started));
+            self.metrics.leads(&built.snapshot, &report, Instant::now());
+        } else {
+            self.metrics.stands_by();
         }
         let pause = report
             .wake_at
@@ -167,9 +211,23 @@ impl Control {
         self.metrics.plan_outcome(if violations.is_empty() { "checked" } else { "refused" });
         let executable = term.filter(|_| violations.is_empty() && self.fence.check(Instant::now()).is_ok());
         if let Some(term) = executable {
-            self.execute(term, view, &built, &plan, &report, &fresh);
+            self.startups.predict(&plan, &report);
+            let fresh: Vec<_> = fresh.into_iter().map(|logged| logged.record).collect();
+            // It looks at all nodes, and nothing waits for it.
+            if self.preloading.as_ref().is_none_or(|(made, _)| made.elapsed() >= PERIOD) {
+                let preloading = preloading(&built);
+                self.preloads.say(&preloading.lists, agents, &self.http);
+                self.preloading = Some((Instant::now(), preloading));
+            }
+            let held = self.preloading.as_ref().map(|(_, preloading)| preloading.held.clone()).unwrap_or_default();
+            self.execute(
+                term,
+                view,
+                &built,
+                Decided { plan: &plan, report: &report, fresh: &fresh, bottlenecks, held },
+            );
         }
-        self.publish(term, None, Some(built), Some((plan, report)), violations);
+        self.publish(term, None, Some((built, basis)), Some((plan, report)), violations);
         pause
     }
 
@@ -188,21 +246,16 @@ impl Control {
         held.into_iter().filter_map(hold).collect()
     }
 
-    fn execute(
-        &mut self,
-        term: Term,
-        view: &View,
-        built: &Built,
-        plan: &Plan,
-        report: &DecisionReport,
-        fresh: &[stowage_planner::report::DecisionRecord],
-    ) {
+    fn execute(&mut self, term: Term, view: &View, built: &Built, decided: Decided<'_>) {
+        let Decided { plan, report, .. } = decided;
         self.desk.retain(|id| view.deployments.contains_key(&(id.namespace.clone(), id.name.clone())));
         let tools = Tools { writer: &self.writer, journals: &self.journals, sources: &self.sources };
-        for share in shares(view, built, plan, report, fresh, term) {
+        for share in shares(view, built, decided, term) {
             self.desk.dispatch(share, tools);
         }
-        self.desk.dispatch_strays(&built.strays, tools);
+        let mut strays = strays::ended_by(plan, &built.unclaimed);
+        strays.extend(built.strays.iter().filter(|stray| !strays.contains(stray)).cloned().collect::<Vec<_>>());
+        self.desk.dispatch_strays(&strays, tools);
         self.desk.dispatch_cluster(cluster::statuses(view, built, report), &self.writer);
     }
 
@@ -226,7 +279,8 @@ impl Control {
         }
     }
 
-    fn follow_agents(&self) {
+    /// Addresses of the node agents, by node.
+    fn follow_agents(&self) -> BTreeMap<String, String> {
         let mut addresses = BTreeMap::new();
         for pod in self.sources.pods.all().values() {
             let labels = pod.metadata.labels.as_ref();
@@ -243,6 +297,7 @@ impl Control {
             }
         }
         self.agents.follow(&addresses, &self.http, &self.changed);
+        addresses
     }
 
     fn freeze(&mut self, term: Option<Term>, why: String) -> Duration {
@@ -259,13 +314,14 @@ impl Control {
         &self,
         term: Option<Term>,
         frozen: Option<String>,
-        built: Option<Built>,
+        built: Option<(Built, Basis)>,
         decided: Option<(Plan, DecisionReport)>,
         violations: Vec<String>,
     ) {
         let (plan, report) =
             decided.map_or((None, None), |(plan, report)| (Some(Arc::new(plan)), Some(Arc::new(report))));
-        let snapshot = built.map(|built| Arc::new(built.snapshot));
+        let (snapshot, basis) =
+            built.map_or((None, None), |(built, basis)| (Some(Arc::new(built.snapshot)), Some(Arc::new(basis))));
         self.published.send_replace(Arc::new(Published {
             leading: term.is_some(),
             frozen,
@@ -273,8 +329,22 @@ impl Control {
             plan,
             report,
             violations,
+            basis,
         }));
     }
+}
+
+/// How old the inputs of a decision are: the watches, the node agents (the oldest), the gateways.
+fn ages(sources: &Sources, view: &View, snapshot: &Snapshot) -> Vec<(&'static str, Duration)> {
+    let watches = sources.ages(Instant::now()).into_iter().filter_map(|(source, age)| Some((source, age?)));
+    let agents = snapshot.nodes.iter().filter_map(|node| match node.freshness {
+        Freshness::Fresh { age_ms } | Freshness::Stale { age_ms } => Some(age_ms),
+        Freshness::Missing => None,
+    });
+    let counted = view.gateways.deployments.values().filter_map(|load| load.counted);
+    let gateways = counted.map(|counted| millis(view.now).saturating_sub(counted.to_ms));
+    let read = [("node_agents", agents.max()), ("gateways", gateways.max())];
+    watches.chain(read.into_iter().filter_map(|(source, age)| Some((source, Duration::from_millis(age?))))).collect()
 }
 
 /// Deployments whose count a rule decides or advises.

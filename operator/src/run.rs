@@ -7,9 +7,10 @@ use anyhow::Context;
 use kube::Client;
 use stowage_planner::Prepared;
 use stowage_planner::snapshot::Policy;
-use stowage_telemetry::health::Readiness;
+use stowage_telemetry::health::{Heartbeat, Readiness};
 use stowage_telemetry::shutdown_signal;
 use tokio::sync::{Notify, watch};
+use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
 
 use crate::cache_key;
@@ -20,10 +21,13 @@ use crate::execute::write::Writer;
 use crate::lead::{Elector, Fence};
 use crate::observe::Sources;
 use crate::observe::agents::Agents;
+use crate::observe::agents::preloads::Sayings;
 use crate::observe::causes::Causes;
+use crate::observe::clock::ClockWatch;
 use crate::serve::admin;
 use crate::serve::decisions::DecisionLog;
 use crate::serve::metrics::Metrics;
+use crate::serve::metrics::startup::Startups;
 use crate::serve::published::Published;
 use crate::translate::memory::Memory;
 
@@ -34,12 +38,17 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let clients = Clients::connect().await?;
     let stop = CancellationToken::new();
     let parts = Parts::start(&config, clients, &stop).await?;
-    tokio::select! {
-        _ = shutdown => {}
-        _ = parts.watches_ended() => tracing::error!("a watch ended by itself; stopping"),
-    }
+    until(parts, shutdown).await
+}
+
+/// Serves until `shutdown`. An error: a part ended by itself, so that the process must be started again.
+async fn until(mut parts: Parts, shutdown: impl Future) -> anyhow::Result<()> {
+    let result = tokio::select! {
+        _ = shutdown => Ok(()),
+        failed = parts.failed() => Err(failed),
+    };
     parts.stop().await;
-    Ok(())
+    result
 }
 
 /// Two connections, because reads may be retried behind our back and writes may not: each attempt of
@@ -68,7 +77,7 @@ pub struct Parts {
     stop_electing: CancellationToken,
     control: tokio::task::JoinHandle<()>,
     elector: tokio::task::JoinHandle<()>,
-    watches: tokio::sync::Mutex<tokio::task::JoinSet<()>>,
+    watches: tokio::task::JoinSet<()>,
     /// The last plan, for tests and the administrative port.
     pub published: watch::Receiver<Arc<Published>>,
 }
@@ -95,20 +104,34 @@ impl Parts {
         let listener = tokio::net::TcpListener::bind(&config.admin_address)
             .await
             .with_context(|| format!("cannot listen on {} (--admin-address)", config.admin_address))?;
-        let router = admin::router(&readiness, registry, log.clone(), published.clone());
+        let heartbeat = Heartbeat::default();
+        let router = admin::router(&readiness, &heartbeat, registry, log.clone(), published.clone());
         tokio::spawn(async move { axum::serve(listener, router).await });
         let writer = Writer::new(clients.write, fence.clone());
-        watches.spawn(cache_key::keep(writer.clone(), config.namespace.clone(), leading.clone(), stop.clone()));
+        let salt_key_missing = Arc::new(Notify::new());
+        watches.spawn(cache_key::keep(
+            writer.clone(),
+            config.namespace.clone(),
+            leading.clone(),
+            salt_key_missing.clone(),
+            stop.clone(),
+        ));
         let control = Control {
             sources,
             causes,
             journals: Arc::default(),
             agents: Arc::new(Agents::default()),
+            estimates: Arc::default(),
+            preloads: Sayings::default(),
+            preloading: None,
             gateways: Arc::default(),
+            clock: ClockWatch::default(),
+            salt_key_missing,
             http: http_client()?,
             log,
             metrics,
             readiness,
+            heartbeat,
             writer,
             fence,
             leading,
@@ -120,6 +143,8 @@ impl Parts {
             prepared: Prepared::default(),
             memory: Memory::default(),
             desk: Desk::default(),
+            scrapers: Arc::new(config.scrapers()?),
+            startups: Startups::default(),
             sequence: 0,
             taken_over: None,
         };
@@ -127,23 +152,30 @@ impl Parts {
         Ok(Self {
             control: tokio::spawn(control.run(stop.clone())),
             elector: tokio::spawn(elector.run(stop_electing.clone())),
-            watches: tokio::sync::Mutex::new(watches),
+            watches,
             stop: stop.clone(),
             stop_electing,
             published,
         })
     }
 
-    /// Resolves only if a watch task ended, which none does by design.
-    pub async fn watches_ended(&self) {
-        self.watches.lock().await.join_next().await;
+    /// Resolves only if a task ended that goes on for ever: it panicked. Without it the others would go on renewing
+    /// the lease and answering probes, and nothing would be planned.
+    pub async fn failed(&mut self) -> anyhow::Error {
+        let (part, ended) = tokio::select! {
+            ended = &mut self.control => ("planning", ended),
+            ended = &mut self.elector => ("the election", ended),
+            Some(ended) = self.watches.join_next() => ("a watch", ended),
+        };
+        let why = ended.map_or_else(|err: JoinError| err.to_string(), |()| "it returned".to_owned());
+        anyhow::anyhow!("{part} ended by itself: {why}; the process ends to be started again")
     }
 
     pub async fn stop(self) {
         self.stop.cancel();
-        let _ = self.control.await;
+        finish(self.control).await;
         self.stop_electing.cancel();
-        let _ = self.elector.await;
+        finish(self.elector).await;
     }
 
     /// Ends like a killed process: nothing is finished, nothing released. For tests.
@@ -153,10 +185,19 @@ impl Parts {
     }
 }
 
+/// Waits for its end; one that has been seen already must not be awaited again.
+async fn finish(task: tokio::task::JoinHandle<()>) {
+    if !task.is_finished() {
+        let _ = task.await;
+    }
+}
+
 fn http_client() -> anyhow::Result<reqwest::Client> {
     reqwest::Client::builder()
         .connect_timeout(Duration::from_secs(3))
         .no_proxy()
+        // Gateways and agents redirect nobody.
+        .redirect(reqwest::redirect::Policy::none())
         .build()
         .context("cannot make an HTTP client")
 }
@@ -165,4 +206,41 @@ fn http_client() -> anyhow::Result<reqwest::Client> {
 fn identity(name: &str) -> String {
     let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos());
     format!("{name}_{}-{:x}", std::process::id(), started & 0xffff_ffff)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic)]
+mod tests {
+    use std::future::{pending, ready};
+
+    use super::*;
+
+    /// Parts that go on until they are stopped, all but the named one.
+    fn parts(panics: &'static str) -> Parts {
+        let (stop, stop_electing) = (CancellationToken::new(), CancellationToken::new());
+        let part = |name: &'static str, stop: &CancellationToken| {
+            let stop = stop.clone();
+            async move {
+                assert_ne!(name, panics, "a sum was too large");
+                stop.cancelled().await;
+            }
+        };
+        Parts {
+            control: tokio::spawn(part("planning", &stop)),
+            elector: tokio::spawn(part("the election", &stop_electing)),
+            watches: tokio::task::JoinSet::from_iter([part("a watch", &stop)]),
+            stop,
+            stop_electing,
+            published: watch::channel(Arc::default()).1,
+        }
+    }
+
+    #[tokio::test]
+    async fn process_ends_with_an_error_when_a_part_panics() {
+        for part in ["planning", "the election", "a watch"] {
+            let why = until(parts(part), pending::<()>()).await.unwrap_err().to_string();
+            assert!(why.starts_with(part) && why.contains("a sum was too large"), "{why}");
+        }
+        until(parts("none"), ready(())).await.unwrap();
+    }
 }

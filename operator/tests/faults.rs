@@ -277,6 +277,46 @@ async fn replica_leaves_a_cordoned_node_only_when_its_replacement_is_ready() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replica_that_drains_is_routed_to_again_when_the_count_returns() {
+    let server = cluster();
+    let life = server.live();
+    // It cannot be asked what it has in flight, so that the drain lasts.
+    let gateway = "{apiVersion: v1, kind: Pod, metadata: {name: gateway-1, namespace: stowage-system, labels: {app.kubernetes.io/name: stowage-gateway}},
+        spec: {}, status: {phase: Running, podIP: 192.0.2.1, conditions: [{type: Ready, status: 'True'}]}}";
+    server.act(|store| put(store, "pods", "stowage-system", gateway));
+    let replicas = |server: &Server| -> Vec<Value> {
+        pods(server).into_iter().filter(|pod| pod["metadata"]["namespace"] == "team-a").collect()
+    };
+    let draining = |pod: &Value| !pod["metadata"]["annotations"]["stowage.dev/draining"].is_null();
+    let serving = |server: &Server, wanted: usize| {
+        let all = replicas(server);
+        all.len() == wanted && all.iter().all(|pod| pod["status"]["phase"] == "Running" && !draining(pod))
+    };
+    deployment(&server, "chat", 2);
+    patch(&server, "chat", json!({"spec": {"scaling": {"drainTimeout": "600s"}}}));
+    let operator = operator(&server, &Link::default()).await;
+    until(&server, "two replicas", |_| serving(&server, 2)).await;
+    let before = server.store().log.len();
+    patch(&server, "chat", json!({"spec": {"replicas": 1}}));
+    until(&server, "one of them drains", |_| replicas(&server).iter().any(draining)).await;
+    let drains = replicas(&server).into_iter().find(draining).unwrap();
+    assert_eq!(drains["metadata"]["annotations"]["stowage.dev/drain-reason"], "ScaleIn");
+    patch(&server, "chat", json!({"spec": {"replicas": 2}}));
+    until(&server, "both serve again", |_| serving(&server, 2)).await;
+    let (drained, now) = (&drains["metadata"]["uid"], replicas(&server));
+    let resumed = now.iter().find(|pod| &pod["metadata"]["uid"] == drained).unwrap();
+    for mark in ["draining", "drain-until", "drain-reason"] {
+        assert!(resumed["metadata"]["annotations"][format!("stowage.dev/{mark}")].is_null(), "{resumed}");
+    }
+    for (version, plural, event, object) in server.store().log.iter().skip(before).filter(|entry| entry.1 == "pods") {
+        assert_eq!(*event, "MODIFIED", "version {version}: no pod comes or goes: {plural} {object}");
+        assert!(object["metadata"]["deletionTimestamp"].is_null(), "version {version}: {object}");
+    }
+    operator.stop().await;
+    life.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replicas_leave_a_lost_node_and_its_return_doubles_none() {
     let server = cluster();
     let life = server.live();

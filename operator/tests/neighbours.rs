@@ -255,3 +255,23 @@ async fn leader_creates_the_key_of_the_salts_once_and_keeps_the_one_that_exists(
     assert_eq!((stored(), server.store().of("secrets").len()), (key, 1));
     second.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pods_that_request_absurd_amounts_stop_no_other_tenant() {
+    let server = cluster();
+    let life = server.live();
+    server.act(|store| {
+        for name in ["p", "q", "r"] {
+            let yaml = format!(
+                "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, namespace: team-b}}, spec: {{nodeName: node1, \
+                 containers: [{{name: c, image: i, resources: {{requests: {{cpu: '9223372036854775', memory: '9223372036854775807'}}}}}}]}}}}"
+            );
+            put(store, "pods", "team-b", &yaml);
+        }
+    });
+    deployment(&server, "chat", 1);
+    let operator = operator(&server, &Link::default()).await;
+    says(&server, "chat", "Ready", "True OnTarget").await;
+    operator.stop().await;
+    life.abort();
+}

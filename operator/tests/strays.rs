@@ -5,9 +5,9 @@
 mod objects;
 
 use objects::view;
-use stowage_operator::observe::view::View;
 use stowage_operator::translate::memory::Memory;
-use stowage_operator::translate::snapshot::strays::{PATIENCE_MS, due};
+use stowage_operator::translate::snapshot::strays::{PATIENCE_MS, due, unclaimed};
+use stowage_planner::snapshot::DeploymentId;
 
 const LABELS: &str = "labels: {app.kubernetes.io/managed-by: stowage, stowage.dev/deployment: chat}";
 
@@ -26,13 +26,22 @@ const DEPLOYMENT: &str = "---\n{apiVersion: stowage.dev/v1alpha1, kind: Inferenc
 
 /// Names of what is ended after a history of (objects, time since the first in ms).
 fn ended(history: &[(String, u64)]) -> Vec<String> {
+    ended_where(history, true)
+}
+
+/// `accepted`: whether the deployments' specs are.
+fn ended_where(history: &[(String, u64)], accepted: bool) -> Vec<String> {
     let mut memory = Memory::default();
-    let mut last = (View::default(), 0);
+    let mut last = Vec::new();
     for (objects, at) in history {
-        last = (view(objects), 1_000_000 + at);
-        memory.observe(&last.0, last.1);
+        let (view, now) = (view(objects), 1_000_000 + at);
+        let exists = |id: &DeploymentId| view.deployments.contains_key(&(id.namespace.clone(), id.name.clone()));
+        let unclaimed = unclaimed(&view, &|id| accepted && exists(id));
+        memory.observe(&view, now);
+        last = due(&view, &unclaimed, &|uid| memory.unclaimed_since(uid), now);
+        memory.unclaimed(&unclaimed, now);
     }
-    due(&last.0, &|uid| memory.unclaimed_since(uid), last.1).into_iter().map(|stray| stray.name).collect()
+    last.into_iter().map(|stray| stray.name).collect()
 }
 
 #[test]
@@ -41,7 +50,8 @@ fn orphan_is_ended_after_ten_minutes_the_claim_after_its_pod() {
     assert_eq!(ended(&[(both.clone(), 0)]), [""; 0]);
     assert_eq!(ended(&[(both.clone(), 0), (both.clone(), PATIENCE_MS - 1)]), [""; 0]);
     assert_eq!(ended(&[(both.clone(), 0), (both.clone(), PATIENCE_MS)]), ["chat-1"]);
-    assert_eq!(ended(&[(both, 0), (claim(), PATIENCE_MS + 1)]), ["stowage-chat-1"]);
+    // Without its pod nobody can take it over.
+    assert_eq!(ended(&[(both, 0), (claim(), 1_000)]), ["stowage-chat-1"]);
 }
 
 #[test]
@@ -62,4 +72,12 @@ fn ten_minutes_begin_anew_when_a_deployment_of_the_name_was_there_meanwhile() {
     let history = |last| ended(&[(pod(""), 0), (adopted.clone(), 500_000), (pod(""), 500_001), (pod(""), last)]);
     assert_eq!(history(PATIENCE_MS), [""; 0]);
     assert_eq!(history(500_001 + PATIENCE_MS), ["chat-1"]);
+}
+
+#[test]
+fn refused_deployment_of_the_name_keeps_no_orphan() {
+    let both = pod("") + DEPLOYMENT;
+    let history = [(both.clone(), 0), (both, PATIENCE_MS)];
+    assert_eq!(ended_where(&history, true), [""; 0]);
+    assert_eq!(ended_where(&history, false), ["chat-1"]);
 }

@@ -151,8 +151,7 @@ fn carry_out(snapshot: &mut Snapshot, n: usize, replica: &ReplicaId, placement: 
         node.gpus.iter_mut().find(|g| g.uuid == share.uuid).unwrap().slices.push(Slice {
             owner: SliceOwner::Replica(replica.clone()),
             tenant: d.tenant.clone(),
-            memory_bytes: share.memory_bytes,
-            sm_percent: share.sm_percent,
+            promise: share.promise.clone(),
             isolation: Isolation::Shared,
         });
     }
@@ -214,6 +213,7 @@ fn cluster(trace: &Trace, seed: u64) -> Snapshot {
                 sm_percent: 1000,
                 health: Health::Healthy,
                 island: Some("node".into()),
+                mig: None,
                 slices: Vec::new(),
             })
             .collect(),
@@ -248,8 +248,7 @@ fn deployment(trace: &Trace, n: usize, pod: &Pod) -> Deployment {
         accelerator: Accelerator::Gpu {
             class: class.clone(),
             count: pod.gpus as u32,
-            memory_bytes: Some(pod.milli as u64),
-            sm_percent: Some(pod.milli as u32),
+            partition: Partition::slice(pod.milli as u64, pod.milli as u32),
         },
         itl_us: None,
     };
@@ -275,6 +274,7 @@ fn deployment(trace: &Trace, n: usize, pod: &Pod) -> Deployment {
         needs: Needs { cpu_milli: pod.cpu as u64, memory_bytes: pod.memory as u64, host_ports: Vec::new() },
         node_selector: BTreeMap::new(),
         tolerations: Vec::new(),
+        spread: Vec::new(),
         isolation: Isolation::Shared,
         model_key: Default::default(),
         spec_hash: "v1".into(),

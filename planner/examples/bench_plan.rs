@@ -7,9 +7,10 @@
 //! ```
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
+use stowage_planner::difference::{Decision, difference};
 use stowage_planner::plan::Action;
 use stowage_planner::snapshot::*;
 use stowage_planner::{Prepared, check::check};
@@ -89,11 +90,28 @@ fn run(nodes: u32, gpus: u32, replicas: u32) -> (f64, f64) {
         s.nodes = s.nodes.iter().map(|n| Shared::new(Node::clone(n))).collect();
         s.deployments = s.deployments.iter().map(|d| Shared::new(Deployment::clone(d))).collect();
     });
+    let dry_run_ms = dry_run(&snapshot, &policy);
     println!(
-        "{{\"bench\":\"planner\",\"nodes\":{nodes},\"gpus\":{gpus},\"replicas\":{replicas},\"placed\":{placed},\"waiting_deployments\":{waiting},\"cold_ms\":{cold_ms:.1},\"carried_out_ms\":{settled:.1},\"incremental_p50_ms\":{p50:.1},\"incremental_p99_ms\":{p99:.1},\"read_again_p50_ms\":{again_p50:.1},\"read_again_p99_ms\":{again_p99:.1},\"rss_mib\":{}}}",
+        "{{\"bench\":\"planner\",\"nodes\":{nodes},\"gpus\":{gpus},\"replicas\":{replicas},\"dry_run_ms\":{dry_run_ms:.1},\"placed\":{placed},\"waiting_deployments\":{waiting},\"cold_ms\":{cold_ms:.1},\"carried_out_ms\":{settled:.1},\"incremental_p50_ms\":{p50:.1},\"incremental_p99_ms\":{p99:.1},\"read_again_p50_ms\":{again_p50:.1},\"read_again_p99_ms\":{again_p99:.1},\"rss_mib\":{}}}",
         rss_mib()
     );
     (cold_ms, p99)
+}
+
+/// Milliseconds of a dry run of one more replica: a plan that knows nothing of the one before, and the comparison.
+fn dry_run(snapshot: &Snapshot, policy: &Policy) -> f64 {
+    let (plan, report) = stowage_planner::plan(snapshot, policy, 1_000_000);
+    let before = Decision { snapshot, plan: &plan, report: &report };
+    let mut changed = before.snapshot.clone();
+    changed.deployments[0].wanted += 1;
+    let start = Instant::now();
+    let (next, next_report) = stowage_planner::plan(&changed, policy, 1_000_000);
+    let after = Decision { snapshot: &changed, plan: &next, report: &next_report };
+    let asked = BTreeSet::from([changed.deployments[0].id.clone()]);
+    let found = difference(&asked, &BTreeSet::new(), before, after);
+    let ms = start.elapsed().as_secs_f64() * 1000.0;
+    assert_eq!(found.deployments.len(), 1);
+    ms
 }
 
 /// Milliseconds of one plan, which is then carried out.
@@ -137,6 +155,7 @@ fn fleet(nodes: u32, gpus: u32, replicas: u32) -> Snapshot {
         sm_percent: 100,
         health: Health::Healthy,
         island: Some(format!("{}", index / 4)),
+        mig: None,
         slices: Vec::new(),
     };
     let node = |n: u32| Node {
@@ -193,8 +212,7 @@ fn deployment(n: u32) -> Deployment {
         accelerator: Accelerator::Gpu {
             class: class.to_owned(),
             count,
-            memory_bytes: (memory > 0).then_some(memory * GIB),
-            sm_percent: (sm > 0).then_some(sm),
+            partition: Partition::slice((memory > 0).then_some(memory * GIB), (sm > 0).then_some(sm)),
         },
         itl_us: None,
     };
@@ -220,6 +238,7 @@ fn deployment(n: u32) -> Deployment {
         needs: Needs { cpu_milli: 2_000, memory_bytes: 8 * GIB, host_ports: Vec::new() },
         node_selector: BTreeMap::new(),
         tolerations: Vec::new(),
+        spread: Vec::new(),
         isolation: Isolation::Shared,
         model_key: ModelKey::image(&format!("model-{}", n % 200)),
         spec_hash: "v1".to_owned(),
@@ -247,8 +266,7 @@ fn carry_out(s: &mut Snapshot, actions: &[Action]) {
             node.gpus.iter_mut().find(|g| g.uuid == share.uuid).unwrap().slices.push(Slice {
                 owner: SliceOwner::Replica(replica.clone()),
                 tenant: d.tenant.clone(),
-                memory_bytes: share.memory_bytes,
-                sm_percent: share.sm_percent,
+                promise: share.promise.clone(),
                 isolation: d.isolation,
             });
         }

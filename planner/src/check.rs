@@ -10,8 +10,8 @@ use std::fmt;
 use crate::plan::{Action, EndReason, Plan};
 use crate::snapshot::index::charge;
 use crate::snapshot::{
-    Deployment, DeploymentId, Freshness, Gpu, Health, Node, Phase, Placement, Quota, ReplicaId, SliceOwner, Snapshot,
-    Tenant, TenantId,
+    Deployment, DeploymentId, Freshness, Gpu, Health, Node, Partition, Phase, Placement, Promise, Quota, Replica,
+    ReplicaId, SliceOwner, Snapshot, Tenant, TenantId,
 };
 
 /// One invariant that the plan would break.
@@ -89,6 +89,16 @@ pub enum Violation {
     SplitIsland {
         replica: ReplicaId,
     },
+    /// A slice on a GPU in MIG mode, a MIG device on another, one that the GPU does not offer there, or another
+    /// than the variant asks.
+    WrongPartition {
+        replica: ReplicaId,
+        gpu: String,
+    },
+    /// Two MIG devices have a memory slice in common.
+    MigOverlap {
+        gpu: String,
+    },
     /// Two tenants on one GPU of a class that forbids it.
     TenantsMixedOnGpu {
         gpu: String,
@@ -96,7 +106,12 @@ pub enum Violation {
     NodeOverCommitted {
         node: String,
     },
-    /// A drain or removal of what is already on its way out.
+    /// A cancelled drain of what does not drain.
+    ResumedNotDraining {
+        replica: ReplicaId,
+    },
+    /// A drain or removal of what is already on its way out (a reclaim may end it sooner), or a pod that is both
+    /// ended and resumed.
     EndedTwice {
         replica: ReplicaId,
     },
@@ -134,8 +149,8 @@ struct Created<'a> {
     deployment: &'a Deployment,
 }
 
-/// Memory and SMs that one created replica adds to a GPU.
-type Added<'a> = (&'a Created<'a>, u64, u32);
+/// What one created replica adds to a GPU.
+type Added<'a> = (&'a Created<'a>, &'a Promise);
 
 impl<'a> Checker<'a> {
     fn creates(&self, plan: &'a Plan) -> Vec<Created<'a>> {
@@ -175,14 +190,20 @@ impl<'a> Checker<'a> {
                     }
                     self.placement(&replica, d, placement);
                 }
-                Action::Drain { .. } | Action::Remove { .. } => {
+                Action::Resume { .. } | Action::Drain { .. } | Action::Remove { .. } => {
                     let Some(existing) = existing else {
                         self.found.push(Violation::UnknownReplica { replica });
                         continue;
                     };
-                    let leaving = existing.phase == Phase::Terminating
-                        || matches!((&existing.phase, action), (Phase::Draining { .. }, Action::Drain { .. }));
-                    if leaving || !ended.insert(replica.clone()) {
+                    let draining = matches!(existing.phase, Phase::Draining { .. });
+                    if matches!(action, Action::Resume { .. }) && !draining {
+                        self.found.push(Violation::ResumedNotDraining { replica: replica.clone() });
+                    }
+                    let hastened = matches!(action, Action::Remove { .. })
+                        && matches!(existing.phase, Phase::Terminating { until_ms: Some(_) });
+                    let leaving = existing.phase.is_terminating() || draining && matches!(action, Action::Drain { .. });
+                    if leaving && !hastened && !reclaimed_sooner(d, existing, action) || !ended.insert(replica.clone())
+                    {
                         self.found.push(Violation::EndedTwice { replica });
                     }
                 }
@@ -218,6 +239,12 @@ impl<'a> Checker<'a> {
                 continue;
             };
             islands.insert(gpu.island.as_ref().unwrap_or(&gpu.uuid));
+            let asked = d.variants.iter().find(|v| v.name == placement.variant).and_then(partition);
+            let promise = placement.gpus.iter().find(|s| &s.uuid == uuid).map(|s| &s.promise);
+            if !asked.zip(promise).is_some_and(|(asked, promise)| is_a(gpu, asked, promise)) {
+                let (replica, gpu) = (replica.clone(), uuid.clone());
+                self.found.push(Violation::WrongPartition { replica, gpu });
+            }
             if matches!(gpu.health, Health::Unhealthy { .. }) || gpu.class.is_none() {
                 let (replica, gpu) = (replica.clone(), uuid.clone());
                 self.found.push(Violation::UnusableGpu { replica, gpu });
@@ -235,21 +262,30 @@ impl<'a> Checker<'a> {
         for c in &creates {
             for share in &c.placement.gpus {
                 let key = (c.placement.node.as_str(), share.uuid.as_str());
-                added.entry(key).or_default().push((c, share.memory_bytes, share.sm_percent));
+                added.entry(key).or_default().push((c, &share.promise));
             }
         }
         for ((node, uuid), shares) in added {
             let Some(gpu) = self.gpu(node, uuid) else { continue };
-            let memory = gpu.slices.iter().map(|s| s.memory_bytes).chain(shares.iter().map(|s| s.1));
-            let memory = memory.fold(0, u64::saturating_add);
-            let sm = gpu.slices.iter().map(|s| s.sm_percent).chain(shares.iter().map(|s| s.2));
-            let sm = sm.fold(0, u32::saturating_add);
+            let promises = || gpu.slices.iter().map(|s| &s.promise).chain(shares.iter().map(|s| s.1));
+            let memory = promises().map(|p| p.memory_bytes).fold(0, u64::saturating_add);
+            let sm = promises().map(|p| p.sm_percent).fold(0, u32::saturating_add);
+            // What was promised before is not this plan's, also where the GPU has shrunk since.
+            let adds_memory = shares.iter().any(|(_, promise)| promise.memory_bytes > 0);
+            let adds_sm = shares.iter().any(|(_, promise)| promise.sm_percent > 0);
             let gpu_id = uuid.to_owned();
-            if memory > gpu.memory_bytes {
+            if gpu.mig.is_some() {
+                // What the profiles add up to in memory and SMs is the hardware's affair.
+                if overlap(gpu, promises()) {
+                    self.found.push(Violation::MigOverlap { gpu: gpu_id });
+                }
+                continue;
+            }
+            if memory > gpu.memory_bytes && adds_memory {
                 let (promised, has) = (memory, gpu.memory_bytes);
                 self.found.push(Violation::MemoryOverPromised { gpu: gpu_id.clone(), promised, has });
             }
-            if sm > gpu.sm_percent {
+            if sm > gpu.sm_percent && adds_sm {
                 let (promised, has) = (sm, gpu.sm_percent);
                 self.found.push(Violation::ComputeOverPromised { gpu: gpu_id.clone(), promised, has });
             }
@@ -278,7 +314,7 @@ impl<'a> Checker<'a> {
                 Action::Drain { replica, reason, .. } | Action::Remove { replica, reason, .. } => {
                     (*reason == EndReason::Reclaimed).then_some(replica)
                 }
-                Action::Create { .. } => None,
+                Action::Create { .. } | Action::Resume { .. } => None,
             })
             .collect();
         if reclaimed.is_empty() {
@@ -290,7 +326,7 @@ impl<'a> Checker<'a> {
                     && reclaimed.contains(owner)
                 {
                     let sum = left.entry((tenant, class)).or_default();
-                    *sum = sum.saturating_sub(charge(gpu, s.memory_bytes, s.sm_percent));
+                    *sum = sum.saturating_sub(charge(gpu, &s.promise));
                     from.insert((tenant, class));
                 }
             }
@@ -315,7 +351,7 @@ impl<'a> Checker<'a> {
         for gpu in self.snapshot.nodes.iter().flat_map(|n| &n.gpus) {
             for s in &gpu.slices {
                 if let (Some(tenant), Some(class)) = (&s.tenant, &gpu.class) {
-                    add(&mut held, (tenant, class), charge(gpu, s.memory_bytes, s.sm_percent));
+                    add(&mut held, (tenant, class), charge(gpu, &s.promise));
                 }
             }
         }
@@ -327,7 +363,7 @@ impl<'a> Checker<'a> {
                 if let (Some(gpu), Some(tenant)) = (gpu, &c.deployment.tenant)
                     && let Some(class) = &gpu.class
                 {
-                    add(&mut held, (tenant, class), charge(gpu, s.memory_bytes, s.sm_percent));
+                    add(&mut held, (tenant, class), charge(gpu, &s.promise));
                     grows.insert((tenant, class));
                 }
             }
@@ -396,7 +432,7 @@ impl<'a> Checker<'a> {
                     if let (Some(tenant), Some(class)) = (&s.tenant, &gpu.class)
                         && let Some(held) = held.get_mut(&(tenant, class.as_str()))
                     {
-                        *held = held.saturating_sub(charge(gpu, s.memory_bytes, s.sm_percent));
+                        *held = held.saturating_sub(charge(gpu, &s.promise));
                     }
                 }
             }
@@ -425,14 +461,22 @@ impl<'a> Checker<'a> {
         }
         for (name, (cpu, memory, pods)) in added {
             let Some(n) = self.nodes.get(name) else { continue };
-            let over = n.used.cpu_milli.saturating_add(cpu) > n.allocatable.cpu_milli
-                || n.used.memory_bytes.saturating_add(memory) > n.allocatable.memory_bytes
-                || n.used.pods.saturating_add(pods) > n.allocatable.pods;
+            // Of what is over-committed already, only an ask of nothing more is allowed, as by the scheduler.
+            let over = |used: u64, more: u64, has: u64| more > 0 && used.saturating_add(more) > has;
+            let over = over(n.used.cpu_milli, cpu, n.allocatable.cpu_milli)
+                || over(n.used.memory_bytes, memory, n.allocatable.memory_bytes)
+                || over(n.used.pods.into(), pods.into(), n.allocatable.pods.into());
             if over {
                 self.found.push(Violation::NodeOverCommitted { node: name.to_owned() });
             }
         }
     }
+}
+
+/// Whether the action is a reclaim that brings the end of what is on its way out forward.
+fn reclaimed_sooner(d: &Deployment, existing: &Replica, action: &Action) -> bool {
+    let Action::Drain { deadline_ms, reason: EndReason::Reclaimed, .. } = action else { return false };
+    existing.phase.ends_ms(d.drain_timeout_ms).is_some_and(|end| *deadline_ms < end)
 }
 
 /// Charges by tenant and class, in thousandths of a GPU.
@@ -452,6 +496,43 @@ fn gpu_count(v: &crate::snapshot::Variant) -> u32 {
         crate::snapshot::Accelerator::Gpu { count, .. } => (*count).max(1),
         crate::snapshot::Accelerator::Cpu { .. } => 0,
     }
+}
+
+fn partition(v: &crate::snapshot::Variant) -> Option<&Partition> {
+    match &v.accelerator {
+        crate::snapshot::Accelerator::Gpu { partition, .. } => Some(partition),
+        crate::snapshot::Accelerator::Cpu { .. } => None,
+    }
+}
+
+/// Whether the promise is of the kind that is asked for, and one that the GPU has.
+fn is_a(gpu: &Gpu, asked: &Partition, promise: &Promise) -> bool {
+    match (asked, &gpu.mig, &promise.mig) {
+        (Partition::Slice { memory_bytes, sm_percent }, None, None) => {
+            promise.memory_bytes >= memory_bytes.unwrap_or(gpu.memory_bytes)
+                && promise.sm_percent >= sm_percent.unwrap_or(gpu.sm_percent)
+        }
+        (Partition::Mig { profile }, Some(profiles), Some(device)) => profiles.iter().any(|p| {
+            (&p.name, &p.name) == (profile, &device.profile)
+                && p.starts.contains(&device.start)
+                && (p.memory_bytes, p.sm_percent) == (promise.memory_bytes, promise.sm_percent)
+        }),
+        _ => false,
+    }
+}
+
+/// Whether two of the promises take one memory slice, or one takes what no device of the GPU can have.
+fn overlap<'a>(gpu: &Gpu, promises: impl Iterator<Item = &'a Promise>) -> bool {
+    let mut taken = BTreeSet::new();
+    for promise in promises {
+        let Some(device) = &promise.mig else { return true };
+        let profile = gpu.mig.iter().flatten().find(|p| p.name == device.profile);
+        let Some(slices) = profile.map(|p| p.slices.min(1 << 10)) else { return true };
+        if !(0..slices).all(|n| taken.insert(u64::from(device.start) + u64::from(n))) {
+            return true;
+        }
+    }
+    false
 }
 
 fn cpu_extra(v: &crate::snapshot::Variant) -> (u64, u64) {

@@ -30,7 +30,8 @@ pub mod snapshot;
 
 pub use decide::prepared::Prepared;
 pub use explain::report::DecisionReport;
-pub use explain::{render, report};
+pub use explain::{difference, overview, render, report};
+pub use place::preload::nodes as preload_nodes;
 pub use plan::{Action, Plan};
 pub use snapshot::{Policy, Snapshot, TimeMs};
 
@@ -46,7 +47,9 @@ impl Prepared {
         let findings = explain::whatif::counterfactuals(&mut draft, policy);
         draft.look_back();
         draft.note_pending();
-        let based_on = plan::BasedOn::of(snapshot);
+        let deployments = draft.cases.iter().map(|case| case.d);
+        self.based_on = plan::BasedOn::of(snapshot.sequence, deployments, &self.based_on);
+        let based_on = self.based_on.clone();
         let report = explain::assemble::report(snapshot, based_on.clone(), &mut draft, findings, now);
         let (ends, creates): (Vec<_>, Vec<_>) = draft.cases.iter().map(|c| c.actions()).unzip();
         let memory = draft.cases.iter().filter_map(|c| Some((c.d.id.clone(), c.memory()?))).collect();

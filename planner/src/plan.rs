@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::snapshot::{DeploymentId, Memory, Placement, ReplicaId, Snapshot, TimeMs};
+use crate::snapshot::{Deployment, DeploymentId, Memory, Placement, ReplicaId, Shared, TimeMs};
 
 /// Actions in the order in which they are carried out.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -27,8 +27,8 @@ pub struct Plan {
 #[allow(missing_docs, reason = "the names explain themselves")]
 pub struct BasedOn {
     pub snapshot: u64,
-    /// Sorted by deployment.
-    pub generations: Vec<(DeploymentId, u64)>,
+    /// Sorted by deployment. Shared by the plan, its report, and later plans of the same generations.
+    pub generations: Shared<Vec<(DeploymentId, u64)>>,
 }
 
 /// One thing to do.
@@ -45,7 +45,10 @@ pub enum Action {
         generation: u64,
         reason: CreateReason,
     },
-    /// Take the replica out of routing and let it finish until the deadline.
+    /// Route to the draining replica again: its drain is cancelled.
+    Resume { replica: ReplicaId, pod: String },
+    /// Take the replica out of routing and let it finish until the deadline. Where it already drains or is being
+    /// deleted: it may finish until this earlier deadline only.
     Drain { replica: ReplicaId, pod: String, deadline_ms: TimeMs, reason: EndReason },
     /// Delete the pod, then, when it is gone and unprepared, the claim.
     Remove {
@@ -76,6 +79,13 @@ pub enum CreateReason {
     Replace,
     /// The pod's specification changed.
     Rollout,
+}
+
+/// Why a drain is cancelled; a metric label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum ResumeReason {
+    /// More replicas are wanted again, or nobody claims its quota any more.
+    WantedAgain,
 }
 
 /// Why a pod ends; a metric label.
@@ -111,14 +121,31 @@ pub enum EndReason {
     DrainTimeout,
 }
 
-// === impl BasedOn, Action ===
+// === impl BasedOn, EndReason, Action ===
 
 impl BasedOn {
-    /// The state of this snapshot.
-    pub fn of(snapshot: &Snapshot) -> Self {
-        let mut generations: Vec<_> = snapshot.deployments.iter().map(|d| (d.id.clone(), d.generation)).collect();
+    /// The state of a snapshot with these deployments, which are sorted; `before`: of an earlier one.
+    pub(crate) fn of<'a>(
+        sequence: u64,
+        deployments: impl ExactSizeIterator<Item = &'a Deployment> + Clone,
+        before: &BasedOn,
+    ) -> Self {
+        let known = &before.generations;
+        let is = |(known, d): (&(DeploymentId, u64), &Deployment)| known.1 == d.generation && known.0 == d.id;
+        if known.len() == deployments.len() && known.iter().zip(deployments.clone()).all(is) {
+            return BasedOn { snapshot: sequence, generations: known.clone() };
+        }
+        let mut generations: Vec<_> = deployments.map(|d| (d.id.clone(), d.generation)).collect();
+        // There may be two with one name.
         generations.sort();
-        BasedOn { snapshot: snapshot.sequence, generations }
+        BasedOn { snapshot: sequence, generations: Shared::new(generations) }
+    }
+}
+
+impl EndReason {
+    /// As in JSON and in metric labels.
+    pub fn name(self) -> String {
+        format!("{self:?}")
     }
 }
 
@@ -126,7 +153,10 @@ impl Action {
     /// The replica that the action is about.
     pub fn replica(&self) -> &ReplicaId {
         match self {
-            Action::Create { replica, .. } | Action::Drain { replica, .. } | Action::Remove { replica, .. } => replica,
+            Action::Create { replica, .. }
+            | Action::Resume { replica, .. }
+            | Action::Drain { replica, .. }
+            | Action::Remove { replica, .. } => replica,
         }
     }
 }

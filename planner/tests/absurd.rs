@@ -1,12 +1,16 @@
 //! Absurd snapshots: contradictory quota, classes that exist nowhere, sizes of zero and beyond all bounds, clocks
 //! that jump, names twice. Each is planned and reported without a panic, keeps the invariants, and gives the same
-//! plan warm as cold. `STOWAGE_TEST_CASES` sets how many are tried.
+//! plan warm as cold. `STOWAGE_TEST_CASES` sets how many snapshots are tried at least.
 #![allow(clippy::unwrap_used)]
 
 mod common;
 
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Instant;
+
 use common::random::*;
 use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
 use stowage_planner::snapshot::*;
 use stowage_planner::{Prepared, check::check, plan};
 
@@ -33,7 +37,7 @@ fn absurd() -> impl Strategy<Value = Absurd> {
         0..5000u64,
         any::<u64>()
     ];
-    (0..34u8, 0..8usize, number).prop_map(|(field, at, number)| Absurd { field, at, number })
+    (0..39u8, 0..8usize, number).prop_map(|(field, at, number)| Absurd { field, at, number })
 }
 
 fn distort(s: &mut Snapshot, a: &Absurd) {
@@ -48,8 +52,8 @@ fn distort(s: &mut Snapshot, a: &Absurd) {
         0 => node.gpus.iter_mut().for_each(|g| g.memory_bytes = x),
         1 => node.gpus.iter_mut().for_each(|g| g.memory_step_bytes = x),
         2 => node.gpus.iter_mut().for_each(|g| g.sm_percent = small),
-        3 => node.gpus.iter_mut().flat_map(|g| &mut g.slices).for_each(|s| s.memory_bytes = x),
-        4 => node.gpus.iter_mut().flat_map(|g| &mut g.slices).for_each(|s| s.sm_percent = small),
+        3 => node.gpus.iter_mut().flat_map(|g| &mut g.slices).for_each(|s| s.promise.memory_bytes = x),
+        4 => node.gpus.iter_mut().flat_map(|g| &mut g.slices).for_each(|s| s.promise.sm_percent = small),
         5 => node.gpus.iter_mut().for_each(|g| g.class = None),
         6 => node.gpus.iter_mut().for_each(|g| g.class = Some("of nobody".into())),
         7 => node.gpus.iter_mut().for_each(|g| g.uuid = "the same".into()),
@@ -76,8 +80,7 @@ fn distort(s: &mut Snapshot, a: &Absurd) {
                 v.accelerator = Accelerator::Gpu {
                     class: "h".into(),
                     count: number as u32,
-                    memory_bytes: Some(number),
-                    sm_percent: Some(number as u32),
+                    partition: Partition::slice(number, number as u32),
                 };
             }
         }
@@ -88,43 +91,88 @@ fn distort(s: &mut Snapshot, a: &Absurd) {
         30 => d.tenant = Some(TenantId("unheard of".into())),
         31 => s.deployments.push(s.deployments[a.at % deployments].clone()),
         32 => s.classes.iter_mut().for_each(|c| c.price_per_hour_micros = Some(x)),
+        33 => node.gpus.iter_mut().for_each(|g| g.mig = if x % 2 == 0 { None } else { Some(Vec::new()) }),
+        34 => node.gpus.iter_mut().flat_map(|g| g.mig.iter_mut().flatten()).for_each(|p| p.slices = small),
+        35 => node.gpus.iter_mut().flat_map(|g| g.mig.iter_mut().flatten()).for_each(|p| p.starts.push(small)),
+        36 => node.gpus.iter_mut().flat_map(|g| g.mig.iter_mut().flatten()).for_each(|p| p.memory_bytes = x),
+        37 => {
+            let device = MigDevice { profile: "1g.10gb".into(), start: small };
+            node.gpus.iter_mut().flat_map(|g| &mut g.slices).for_each(|s| s.promise.mig = Some(device.clone()));
+        }
         _ => {
             s.shares = vec![DecayedShare { tenant: t.id.clone(), share_billionths: x, at_ms: x }];
         }
     }
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: cases(), failure_persistence: None, ..ProptestConfig::default() })]
+/// A history of one snapshot: what becomes absurd in it, and the time then.
+type Steps = Vec<(Vec<Absurd>, TimeMs)>;
 
-    #[test]
-    fn absurd_snapshot_is_planned_and_reported(
-        s in random_snapshot(),
-        steps in prop::collection::vec((prop::collection::vec(absurd(), 0..4), prop_oneof![Just(0u64), Just(u64::MAX), 0..1u64 << 45]), 1..5),
-    ) {
-        let mut s = s;
-        let mut prepared = Prepared::default();
-        for (absurds, now) in &steps {
-            absurds.iter().for_each(|a| distort(&mut s, a));
-            s.sequence += 1;
-            s.deployments.iter_mut().filter(|d| d.wanted > 20).for_each(|d| d.wanted = 20 + d.wanted % 3);
-            let (p, report) = prepared.plan(&s, &Policy::default(), *now);
-            let cold = plan(&s, &Policy::default(), *now);
-            prop_assert_eq!(&p, &cold.0);
-            let text = |r| serde_json::to_string(r).unwrap();
-            prop_assert_eq!(text(&report), text(&cold.1));
-            // Of two nodes, deployments or GPUs with one name the checker may see the other: it must not panic.
-            let found = check(&s, &p);
-            let twice = absurds.iter().any(|a| [7, 12, 22, 31].contains(&a.field));
-            let known_twice = steps.iter().flat_map(|(a, _)| a).any(|a| [7, 12, 22, 31].contains(&a.field));
-            prop_assert!(twice || known_twice || found.is_empty(), "{found:?}");
-            for r in &report.deployments {
-                let _ = stowage_planner::render::condition_message(r);
-                prop_assert!(r.counts.desired <= r.counts.wanted.max(r.counts.current), "{:?}", r.counts);
-            }
-            if !known_twice && p.actions.len() < 50 {
-                apply(&mut s, &p.actions, *now);
-            }
+fn steps() -> impl Strategy<Value = Steps> {
+    let time = prop_oneof![Just(0u64), Just(u64::MAX), 0..1u64 << 45];
+    prop::collection::vec((prop::collection::vec(absurd(), 0..4), time), 1..5)
+}
+
+fn is_planned_and_reported(mut s: Snapshot, steps: &Steps) -> Result<(), TestCaseError> {
+    let mut prepared = Prepared::default();
+    for (absurds, now) in steps {
+        absurds.iter().for_each(|a| distort(&mut s, a));
+        s.sequence += 1;
+        s.deployments.iter_mut().filter(|d| d.wanted > 20).for_each(|d| d.wanted = 20 + d.wanted % 3);
+        let (p, report) = prepared.plan(&s, &Policy::default(), *now);
+        let cold = plan(&s, &Policy::default(), *now);
+        prop_assert_eq!(&p, &cold.0);
+        let text = |r| serde_json::to_string(r).unwrap();
+        prop_assert_eq!(text(&report), text(&cold.1));
+        // Of two nodes, deployments or GPUs with one name the checker may see the other: it must not panic.
+        let found = check(&s, &p);
+        let known_twice = steps.iter().flat_map(|(a, _)| a).any(|a| [7, 12, 22, 31].contains(&a.field));
+        prop_assert!(known_twice || found.is_empty(), "{found:?}");
+        for r in &report.deployments {
+            let _ = stowage_planner::render::condition_message(r);
+            prop_assert!(r.counts.desired <= r.counts.wanted.max(r.counts.current), "{:?}", r.counts);
+        }
+        if !known_twice && p.actions.len() < 50 {
+            apply(&mut s, &p.actions, *now);
         }
     }
+    Ok(())
+}
+
+/// Each thread tries its part, from a seed of its own; snapshots are counted, not histories.
+#[test]
+fn absurd_snapshot_is_planned_and_reported() {
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
+    let (start, wanted) = (Instant::now(), cases());
+    let tried = AtomicU32::new(0);
+    let part = || {
+        let config = ProptestConfig { cases: u32::MAX, failure_persistence: None, ..ProptestConfig::default() };
+        let mut runner = TestRunner::new(config);
+        let strategy = (prop_oneof![2 => random_snapshot(), 1 => common::mig::snapshot()], steps());
+        while tried.load(Ordering::Relaxed) < wanted {
+            let case = strategy.new_tree(&mut runner).unwrap();
+            let run = |(s, steps): (Snapshot, Steps)| {
+                tried.fetch_add(steps.len() as u32, Ordering::Relaxed);
+                is_planned_and_reported(s, &steps)
+            };
+            if let Err(why) = runner.run_one(case, run) {
+                let before = tried.swap(wanted, Ordering::Relaxed);
+                panic!("{why}\nafter {before} snapshots");
+            }
+        }
+    };
+    std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(part))));
+    println!("{} snapshots in {:.0} s", tried.into_inner(), start.elapsed().as_secs_f64());
+}
+
+/// A GPU that shrank below what is promised on it takes a replica that asks nothing more of what is short.
+#[test]
+fn promises_that_were_made_before_are_not_the_plans() {
+    let mut s = common::parse(
+        "class h soft\nnode n1 gpu=h*1\nforeign n1 0 1Gi 1\ntenant a ns=a h=4\ndeployment a/d want=1 ask=h*1,1Gi",
+    );
+    s.nodes[0].gpus[0].sm_percent = 0;
+    let (p, _) = plan(&s, &Policy::default(), common::NOW);
+    assert_eq!(p.actions.len(), 1, "{:?}", p.actions);
+    assert_eq!(check(&s, &p), []);
 }

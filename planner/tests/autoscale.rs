@@ -17,6 +17,7 @@ fn measured(at: f64, rate: f64, count: u32) -> Measured {
         at,
         interval: TICK,
         arrivals,
+        sequences: arrivals,
         input_tokens: arrivals * 1000,
         mean_output_tokens: 200.0,
         queued_tokens: 0,
@@ -134,14 +135,24 @@ fn interval_that_was_counted_is_not_counted_again() {
 }
 
 #[test]
+fn each_sequence_of_a_request_makes_an_answer() {
+    let of = |times: u64| {
+        let one = measured(5.0, 20.0, 5);
+        decide(&mut Memory::default(), &Measured { sequences: times * one.arrivals, ..one }).unwrap().offered
+    };
+    // 20 requests a second with answers of 200 tokens: 0.05 ms each, and what they read of the KV cache.
+    assert!((of(4) - of(1) - 3.0 * 20.0 * 200.0 * 0.05 / 1000.0) > 0.0, "{} {}", of(4), of(1));
+}
+
+#[test]
 fn mean_is_over_time_whatever_the_length_of_the_intervals() {
     let level = |lengths: &[f64]| {
         let (mut memory, mut at, mut answer) = (Memory::default(), 0.0, Wanted::default());
         for interval in lengths {
             at += interval;
             let arrivals = (20.0 * interval).round() as u64;
-            let measured =
-                Measured { interval: *interval, arrivals, input_tokens: arrivals * 1000, ..measured(at, 0.0, 5) };
+            let (sequences, input_tokens) = (arrivals, arrivals * 1000);
+            let measured = Measured { interval: *interval, arrivals, sequences, input_tokens, ..measured(at, 0.0, 5) };
             answer = decide(&mut memory, &measured).unwrap();
         }
         answer
@@ -183,7 +194,7 @@ fn absurd_signals_freeze_the_count_and_leave_the_memory_alone() {
         (Measured { mean_output_tokens: f64::NAN, ..good }, Signal::Gateway, Problem::NotANumber),
         (Measured { mean_output_tokens: -1.0, ..good }, Signal::Gateway, Problem::NotANumber),
         (Measured { at: f64::INFINITY, ..good }, Signal::Gateway, Problem::NotANumber),
-        (Measured { input_tokens: u64::MAX, arrivals: u64::MAX, ..good }, Signal::Gateway, Problem::Absurd),
+        (Measured { input_tokens: u64::MAX, sequences: u64::MAX, ..good }, Signal::Gateway, Problem::Absurd),
         (Measured { queued_tokens: u64::MAX, ..good }, Signal::Gateway, Problem::Absurd),
         (Measured { interval: 0.0, ..good }, Signal::Gateway, Problem::Interval { length_ms: 0 }),
         (Measured { interval: f64::NAN, ..good }, Signal::Gateway, Problem::Interval { length_ms: 0 }),

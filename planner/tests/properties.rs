@@ -15,9 +15,9 @@ use stowage_planner::{check::check, plan};
 
 /// Whether one replica of `d` could stand on some node, by trying every set of GPUs. Quota aside.
 fn possible(s: &Snapshot, d: &Deployment) -> bool {
-    let Accelerator::Gpu { count, memory_bytes, sm_percent, .. } = &d.variants[0].accelerator else { return false };
-    let memory = memory_bytes.map_or(GPU, |m| m.div_ceil(STEP) * STEP);
-    let sm = sm_percent.unwrap_or(100);
+    let Accelerator::Gpu { count, partition, .. } = &d.variants[0].accelerator else { return false };
+    let memory = partition.memory_bytes().map_or(GPU, |m| m.div_ceil(STEP) * STEP);
+    let sm = partition.sm_percent().unwrap_or(100);
     let soft = s.classes[0].allow_soft_sharing;
     s.nodes.iter().any(|n| {
         let fresh = matches!(n.freshness, Freshness::Fresh { .. });
@@ -28,8 +28,8 @@ fn possible(s: &Snapshot, d: &Deployment) -> bool {
         });
         let good = |g: &Gpu| {
             g.health == Health::Healthy
-                && g.slices.iter().map(|x| x.memory_bytes).sum::<u64>() + memory <= g.memory_bytes
-                && g.slices.iter().map(|x| x.sm_percent).sum::<u32>() + sm <= 100
+                && g.slices.iter().map(|x| x.promise.memory_bytes).sum::<u64>() + memory <= g.memory_bytes
+                && g.slices.iter().map(|x| x.promise.sm_percent).sum::<u32>() + sm <= 100
                 && g.slices.iter().all(|x| {
                     let of_other = x.tenant.is_none() || x.tenant != d.tenant;
                     let other = !matches!(&x.owner, SliceOwner::Replica(r) if r.deployment == d.id);
@@ -163,8 +163,8 @@ proptest! {
             drop(report);
             apply(&mut s, &p.actions, now);
             for gpu in s.nodes.iter().flat_map(|n| &n.gpus) {
-                prop_assert!(gpu.slices.iter().map(|x| x.memory_bytes).sum::<u64>() <= gpu.memory_bytes);
-                prop_assert!(gpu.slices.iter().map(|x| x.sm_percent).sum::<u32>() <= gpu.sm_percent);
+                prop_assert!(gpu.slices.iter().map(|x| x.promise.memory_bytes).sum::<u64>() <= gpu.memory_bytes);
+                prop_assert!(gpu.slices.iter().map(|x| x.promise.sm_percent).sum::<u32>() <= gpu.sm_percent);
             }
         }
     }
@@ -185,14 +185,7 @@ proptest! {
         }
         let mut quiet = 0;
         for _ in 0..200 {
-            for d in 0..s.deployments.len() {
-                while let Some(at) = s.deployments[d].replicas.iter().position(|r| r.phase == Phase::Terminating) {
-                    vanish(&mut s, d, at);
-                }
-                for r in &mut s.deployments[d].replicas {
-                    if r.phase == Phase::Starting { r.phase = Phase::Ready; }
-                }
-            }
+            settle(&mut s);
             now += 3_000;
             let (p, _) = plan(&s, &policy, now);
             quiet = if p.actions.is_empty() { quiet + 1 } else { 0 };
@@ -216,7 +209,7 @@ fn never_too_few_ready(s: &Snapshot, actions: &[Action]) -> Result<(), TestCaseE
                         && (replica.index, replica.incarnation) == (r.index, r.incarnation)
                         && why(*reason)
                 }
-                Action::Create { .. } => false,
+                Action::Create { .. } | Action::Resume { .. } => false,
             })
         };
         let ready: Vec<&Replica> = d.replicas.iter().filter(|r| r.phase == Phase::Ready).collect();

@@ -9,8 +9,8 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use stowage_planner::check::{Violation, check};
-use stowage_planner::plan::Action;
-use stowage_planner::snapshot::Policy;
+use stowage_planner::plan::{Action, EndReason};
+use stowage_planner::snapshot::{Policy, ReplicaId};
 use stowage_planner::{plan, render};
 
 fn rendered(text: &str) -> String {
@@ -24,6 +24,7 @@ fn rendered(text: &str) -> String {
             Action::Create { replica, placement, reason, .. } => {
                 writeln!(out, "create {replica} {reason:?} on {}", render::placement(placement))
             }
+            Action::Resume { replica, pod } => writeln!(out, "resume {replica} {pod}"),
             Action::Drain { replica, pod, deadline_ms, reason } => {
                 writeln!(out, "drain  {replica} {reason:?} {pod} for {} ms", deadline_ms - common::NOW)
             }
@@ -85,4 +86,24 @@ fn plan_that_borrows_what_the_cohort_does_not_have_is_a_violation() {
     let found = check(&with(1), &plan_made);
     let expected = Violation::CohortExhausted { cohort: "p".to_owned(), class: "h100".to_owned(), missing: 1000 };
     assert_eq!(found, [expected]);
+}
+
+#[test]
+fn second_drain_is_a_violation_unless_a_reclaim_ends_it_sooner() {
+    let judged = |phase: &str, reason: EndReason, in_ms: u64| {
+        let s = common::parse(&format!(
+            "class h100\nnode n1 gpu=h100*1\ntenant a ns=a cohort=p h100=0\ntenant b ns=b cohort=p h100=1\n\
+             deployment a/chat want=0 ask=h100*1\nreplica a/chat 0 n1 0 {phase}"
+        ));
+        let (mut made, _) = plan(&s, &Policy::default(), common::NOW);
+        let replica = ReplicaId { deployment: s.deployments[0].id.clone(), index: 0, incarnation: 0 };
+        made.actions = vec![Action::Drain { replica, pod: "chat-00".into(), deadline_ms: common::NOW + in_ms, reason }];
+        check(&s, &made).is_empty()
+    };
+    for phase in ["draining inflight=1 until=60000", "draining inflight=1", "terminating until=60000"] {
+        assert!(judged(phase, EndReason::Reclaimed, 30_000), "{phase}");
+        assert!(!judged(phase, EndReason::Reclaimed, 60_000), "{phase}: no sooner");
+        assert!(!judged(phase, EndReason::ScaleIn, 30_000), "{phase}: no reclaim");
+    }
+    assert!(!judged("terminating", EndReason::Reclaimed, 30_000), "when it ends is not known");
 }

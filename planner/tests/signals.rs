@@ -74,6 +74,50 @@ fn signal_that_cannot_be_believed_freezes_the_count_by_its_name() {
     frozen(|d| d.signals.history = Some(history), Signal::History, Problem::NotANumber);
 }
 
+/// What `plan` says of one idle replica after the clock was set, tick by tick of five seconds.
+fn idle_after_a_step(by_ms: i64) -> Vec<bool> {
+    let s = common::parse(
+        "class h100\nnode n1 gpu=h100*8\ntenant t ns=t h100=8\ndeployment t/chat want=1 ask=h100*1\n\
+         scale t/chat Active min=0 max=8 hold=60000 idle=20000\ncost t/chat only fitted\ncold t/chat remote=3000\n\
+         replica t/chat 0 n1 0 ready\nsignals t/chat rate=1",
+    );
+    idle(s, by_ms)
+}
+
+fn idle(mut s: Snapshot, by_ms: i64) -> Vec<bool> {
+    let mut seen = Vec::new();
+    for tick in 0..8u64 {
+        let now = if tick == 0 { NOW } else { NOW.saturating_add_signed(by_ms) + tick * 5_000 };
+        let d = &mut s.deployments[0];
+        let from_ms = if tick < 2 { now - 5_000 } else { gateway(d).to_ms };
+        let arrivals = u64::from(tick == 0);
+        *gateway(d) = GatewaySignals { from_ms, to_ms: now, arrivals, input_tokens: arrivals, ..*gateway(d) };
+        engines(d).at_ms = now;
+        let (made, report) = plan(&s, &Policy::default(), now);
+        let scale = &report.deployments[0].scale;
+        seen.push(matches!(scale, ScaleVerdict::Active { advice } if advice.reason == ScaleReason::Idle));
+        s.deployments[0].memory = made.memory[0].1.clone();
+    }
+    seen
+}
+
+#[test]
+fn clock_that_is_set_makes_no_idle_time() {
+    let want = [false, false, false, false, false, true, true, true];
+    assert_eq!(idle_after_a_step(3_600_000), want, "the idle time begins anew");
+    assert_eq!(idle_after_a_step(0)[4..6], [true, true], "without a step it began with the request");
+}
+
+#[test]
+fn model_that_is_slower_than_its_objectives_rests_all_the_same() {
+    let s = common::parse(
+        "class h100\nnode n1 gpu=h100*8\ntenant t ns=t h100=8\ndeployment t/chat want=1 ask=h100*1\n\
+         scale t/chat Active min=0 max=8 hold=60000 idle=20000 itl=1\ncost t/chat only fitted\ncold t/chat remote=3000\n\
+         replica t/chat 0 n1 0 ready\nsignals t/chat rate=1",
+    );
+    assert_eq!(idle(s, 0), [false, false, false, false, true, true, true, true]);
+}
+
 #[test]
 fn engines_that_do_not_report_are_not_needed_while_none_is_ready() {
     let answer = verdict(|d| {
@@ -174,12 +218,14 @@ prop_compose! {
         let gateway = GatewaySignals {
             from_ms: times[0], to_ms: times[1], arrivals: counts[0], input_tokens: counts[1], cached_tokens: counts[2],
             mean_output_tokens: floats[0], queued: counts[3], queued_tokens: counts[4], held: counts[5],
+            sequences: Some(counts[6]), placed: Some(counts[0]),
         };
         let steps = vec![StepSample {
             variant: "only".into(), decodes: counts[6], kv_tokens: counts[0], prefill_tokens: counts[1], millis: floats[1],
         }];
         let engines = EngineSignals {
             at_ms: times[2], unprefilled_tokens: engine[0], kv_used_milli: engine[1], kv_bound: engine[2] as u32, steps,
+            replicas: Vec::new(),
         };
         let [_, _, a, d, k, p, now] = floats;
         let cost = VariantCost {

@@ -39,12 +39,14 @@ fn make(s: &mut Snapshot, of: &DeploymentId, change: &Change) -> Option<()> {
         }
         Change::AllowSoftSharing { .. } => s.classes[0].allow_soft_sharing = true,
         Change::LowerMemory { to_bytes } => match &mut own(s, of).variants[0].accelerator {
-            Accelerator::Gpu { memory_bytes, .. } => *memory_bytes = Some(*to_bytes),
-            Accelerator::Cpu { .. } => return None,
+            Accelerator::Gpu { partition: Partition::Slice { memory_bytes, .. }, .. } => {
+                *memory_bytes = Some(*to_bytes)
+            }
+            _ => return None,
         },
         Change::LowerCompute { to_percent } => match &mut own(s, of).variants[0].accelerator {
-            Accelerator::Gpu { sm_percent, .. } => *sm_percent = Some(*to_percent),
-            Accelerator::Cpu { .. } => return None,
+            Accelerator::Gpu { partition: Partition::Slice { sm_percent, .. }, .. } => *sm_percent = Some(*to_percent),
+            _ => return None,
         },
         Change::AddNode { like, count } => {
             let like = s.nodes.iter().find(|n| &n.name == like).unwrap().clone();

@@ -30,11 +30,17 @@ fn runtime(adapter: AdapterName) -> AcceptedRuntime {
 }
 
 fn slice() -> AcceptedAccelerator {
-    AcceptedAccelerator::Gpu { class: "h100-80g".into(), count: 1, memory_bytes: Some(2 << 30), sm_percent: Some(10) }
+    AcceptedAccelerator::Gpu {
+        class: "h100-80g".into(),
+        count: 1,
+        memory_bytes: Some(2 << 30),
+        estimated: false,
+        sm_percent: Some(10),
+    }
 }
 
 fn whole(count: u32) -> AcceptedAccelerator {
-    AcceptedAccelerator::Gpu { class: "h100-80g".into(), count, memory_bytes: None, sm_percent: None }
+    AcceptedAccelerator::Gpu { class: "h100-80g".into(), count, memory_bytes: None, estimated: false, sm_percent: None }
 }
 
 fn cpu() -> AcceptedAccelerator {
@@ -46,6 +52,7 @@ fn deployment(options: AcceptedOptions) -> AcceptedDeployment {
         model_name: "chat".into(),
         source: AcceptedSource::Image(AcceptedImage { reference: "models/m:1".into(), path: "/model.gguf".into() }),
         access: vec![],
+        preload_nodes: 0,
         runtime: "r".into(),
         options,
         extra_args: vec![],

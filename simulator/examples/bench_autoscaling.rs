@@ -2,13 +2,12 @@
 
 use std::process::ExitCode;
 use stowage_planner::snapshot::{Policy as Constants, Room, Rule};
-use stowage_simulator::planned::Stowage;
-use stowage_simulator::policy::{Hpa, Kpa, Oracle, Policy, Static};
+use stowage_simulator::contender::Contender;
 use stowage_simulator::run::{Protocol, run};
-use stowage_simulator::trace::{self, Arrival};
+use stowage_simulator::site::Subject;
+use stowage_simulator::trace::{self, Limits, Trace};
 
-const USAGE: &str = "usage: bench_autoscaling --arrivals FILE --cold-start SECONDS \
-[--policy stowage|stowage-tight|kpa[:SHARE:COOLDOWN]|hpa[:SHARE]|static:N|oracle] [--no-gate]";
+const USAGE: &str = "usage: bench_autoscaling --arrivals FILE --cold-start SECONDS [--policy NAME] [--no-gate]";
 
 struct Options {
     arrivals: String,
@@ -60,14 +59,15 @@ fn number(text: &str) -> Result<f64, String> {
 
 fn bench(options: &Options) -> Result<String, String> {
     let file = std::fs::File::open(&options.arrivals).map_err(|err| format!("open {}: {err}", options.arrivals))?;
-    let trace = trace::read(file).map_err(|err| format!("{}: {err}", options.arrivals))?;
+    let Trace { arrivals, .. } =
+        trace::read(file, &Limits::NONE).map_err(|err| format!("{}: {err}", options.arrivals))?;
     let protocol = Protocol { gate: options.gate, ..Protocol::published(options.cold_start) };
-    let mut start = protocol.replicas_at_start(&trace);
-    if let Some(count) = options.policy.strip_prefix("static:") {
-        start = number(count)? as usize;
-    }
-    let mut policy = policy(options, &protocol, &trace)?;
-    let outcome = run(&trace, &mut *policy, &protocol, start);
+    let contender: Contender = options.policy.parse()?;
+    let constants = Constants { standard_rule: options.rule, ..Constants::default() };
+    let subject = Subject::published(&protocol, Room::Standard);
+    let mut policy = contender.policy(&arrivals, &protocol, &subject, constants);
+    let start = contender.replicas_at_start(protocol.replicas_at_start(&arrivals));
+    let outcome = run(&arrivals, &mut *policy, &protocol, start);
     let line = serde_json::json!({
         "bench": "autoscaling", "summary": true, "policy": options.policy, "cold_start_s": options.cold_start,
         "slo_percent": (outcome.slo_percent * 1000.0).round() / 1000.0, "replica_hours": (outcome.replica_hours * 1000.0).round() / 1000.0,
@@ -75,23 +75,4 @@ fn bench(options: &Options) -> Result<String, String> {
         "peak": outcome.peak, "changes": outcome.changes,
     });
     Ok(line.to_string())
-}
-
-fn policy(options: &Options, protocol: &Protocol, trace: &[Arrival]) -> Result<Box<dyn Policy>, String> {
-    let constants = Constants { standard_rule: options.rule, ..Constants::default() };
-    let stowage = |room| Box::new(Stowage::new(protocol, room, constants.clone()));
-    let kpa = |share: f64, cooldown| Box::new(Kpa::new(share * protocol.concurrency(trace), cooldown));
-    let words: Vec<&str> = options.policy.split(':').collect();
-    Ok(match words[..] {
-        ["stowage"] => stowage(Room::Standard),
-        ["stowage-tight"] => stowage(Room::Tight),
-        // The best single setting of the reference over its traces.
-        ["kpa"] => kpa(0.3, 300.0),
-        ["kpa", share, cooldown] => kpa(number(share)?, number(cooldown)?),
-        ["hpa"] => Box::new(Hpa::new(0.6)),
-        ["hpa", share] => Box::new(Hpa::new(number(share)?)),
-        ["static", count] => Box::new(Static(number(count)? as usize)),
-        ["oracle"] => Box::new(Oracle::new(trace, &protocol.cost, protocol.objective, options.cold_start, 0.8)),
-        _ => return Err(format!("unknown policy {}; {USAGE}", options.policy)),
-    })
 }

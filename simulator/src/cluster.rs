@@ -48,6 +48,8 @@ struct Replica {
     batch: Batch,
     /// When the running iteration ends; absent: idle.
     iteration_end: Option<f64>,
+    /// Its iterations take so many times as long as they should.
+    slowdown: f64,
     /// Sum of all iterations so far.
     busy: f64,
     since: f64,
@@ -65,6 +67,10 @@ pub struct Cluster {
     /// In arrival order from here on; what has waited too long moves to `late`.
     head: usize,
     late: VecDeque<usize>,
+    /// Prompt tokens of what waits.
+    queued_tokens: u64,
+    /// Requests that arrived while no replica served.
+    held: usize,
     replicas: Vec<Replica>,
     finished: usize,
     finished_output: u64,
@@ -89,6 +95,8 @@ pub enum Change {
     Start(usize),
     /// It is off as soon as its requests are done.
     End(usize),
+    /// It takes requests again, if it was not off yet.
+    Resume(usize),
 }
 
 /// What a replica does, for policies that look at each.
@@ -150,8 +158,15 @@ pub struct Observation {
 impl Cluster {
     /// `ready` replicas serve from the start.
     pub fn new(setting: Setting, requests: Vec<Request>, ready: usize) -> Self {
-        let off =
-            Replica { phase: Phase::Off, batch: Batch::default(), iteration_end: None, busy: 0.0, since: 0.0, on: 0.0 };
+        let off = Replica {
+            phase: Phase::Off,
+            batch: Batch::default(),
+            iteration_end: None,
+            slowdown: 1.0,
+            busy: 0.0,
+            since: 0.0,
+            on: 0.0,
+        };
         let mut replicas = vec![off; setting.max_replicas];
         replicas.iter_mut().take(ready).for_each(|replica| replica.phase = Phase::Ready);
         Self {
@@ -161,6 +176,8 @@ impl Cluster {
             arrived: 0,
             head: 0,
             late: VecDeque::new(),
+            queued_tokens: 0,
+            held: 0,
             replicas,
             finished: 0,
             finished_output: 0,
@@ -183,6 +200,11 @@ impl Cluster {
         self.changes
     }
 
+    /// Requests that arrived while no replica served.
+    pub fn held(&self) -> usize {
+        self.held
+    }
+
     /// Replicas that serve or start.
     pub fn count(&self) -> usize {
         self.replicas.iter().filter(|r| matches!(r.phase, Phase::Starting { .. } | Phase::Ready)).count()
@@ -197,13 +219,11 @@ impl Cluster {
     /// What a policy may see.
     pub fn observe(&self) -> Observation {
         let ready = || self.replicas.iter().filter(|r| r.phase == Phase::Ready);
-        let waiting = self.requests[self.head..self.arrived].iter();
-        let late = self.late.iter().map(|index| &self.requests[*index]);
         Observation {
             now: self.now,
             arrived: self.arrived,
             queued: self.arrived - self.head + self.late.len(),
-            queued_tokens: waiting.chain(late).map(|r| u64::from(r.input)).sum(),
+            queued_tokens: self.queued_tokens,
             running: self.replicas.iter().map(|r| r.batch.running()).sum(),
             unprefilled: ready().map(|r| r.batch.unprefilled()).sum(),
             ready: ready().count(),
@@ -229,12 +249,18 @@ impl Cluster {
             self.now = at;
             match event {
                 Some((ends, replica)) if ends < arrival => self.on_event(replica),
-                _ => self.arrived += 1,
+                _ => self.arrive(),
             }
             self.dispatch();
             self.start_iterations();
         }
         self.now = until;
+    }
+
+    fn arrive(&mut self) {
+        self.queued_tokens += u64::from(self.requests[self.arrived].input);
+        self.held += usize::from(!self.replicas.iter().any(|r| r.phase == Phase::Ready));
+        self.arrived += 1;
     }
 
     fn next_event(&self) -> Option<(f64, usize)> {
@@ -278,6 +304,7 @@ impl Cluster {
             } else {
                 self.head += 1;
             }
+            self.queued_tokens -= u64::from(self.requests[index].input);
             self.replicas[replica].batch.admit(index, &mut self.requests[index]);
         }
     }
@@ -313,7 +340,7 @@ impl Cluster {
         for replica in &mut self.replicas {
             let serves = matches!(replica.phase, Phase::Ready | Phase::Draining);
             if serves && replica.iteration_end.is_none() && replica.batch.running() > 0 {
-                let length = replica.batch.start_iteration(&self.requests, &self.setting.cost);
+                let length = replica.batch.start_iteration(&self.requests, &self.setting.cost) * replica.slowdown;
                 replica.iteration_end = Some(self.now + length);
                 replica.busy += length;
             }
@@ -333,12 +360,13 @@ impl Cluster {
     }
 
     fn change(&mut self, change: Change) {
-        let (Change::Start(position) | Change::End(position)) = change;
+        let (Change::Start(position) | Change::End(position) | Change::Resume(position)) = change;
         let Some(replica) = self.replicas.get_mut(position) else { return };
         match (change, replica.phase) {
             (Change::Start(_), Phase::Off) => replica.start(self.now, self.setting.cold_start),
             (Change::End(_), Phase::Starting { .. } | Phase::Ready) => replica.end(self.now),
-            (Change::Start(_) | Change::End(_), _) => {}
+            (Change::Resume(_), Phase::Draining) => replica.phase = Phase::Ready,
+            (Change::Start(_) | Change::End(_) | Change::Resume(_), _) => {}
         }
     }
 
@@ -387,6 +415,11 @@ impl Cluster {
         }
     }
 
+    /// From its next iteration on the replica takes so many times as long as its cost says.
+    pub fn slow_down(&mut self, replica: usize, times: f64) {
+        self.replicas[replica].slowdown = times;
+    }
+
     /// Breaks the replica: it is off at once, and its requests go back to the head of the queue.
     /// Returns how many these were; zero for one that is not on.
     pub fn fail(&mut self, replica: usize) -> usize {
@@ -396,6 +429,7 @@ impl Cluster {
         replica.turn_off(self.now);
         for index in lost.iter().rev() {
             self.requests[*index].restart();
+            self.queued_tokens += u64::from(self.requests[*index].input);
             self.late.push_front(*index);
         }
         lost.len()

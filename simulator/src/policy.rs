@@ -20,6 +20,20 @@ pub struct Totals {
 pub trait Policy {
     /// What is to become of the replicas now.
     fn decide(&mut self, seen: &Observation, totals: &Totals) -> Decision;
+
+    /// Why the last decision was made; `None`: the policy gives no reasons.
+    fn reason(&self) -> Option<Reason> {
+        None
+    }
+}
+
+/// Why a decision was made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reason {
+    /// As the policy says it.
+    pub text: String,
+    /// The policy could not decide, and the count stays.
+    pub frozen: bool,
 }
 
 // === impl Totals ===

@@ -1,6 +1,6 @@
 //! One run: a trace, a policy, the figures.
 
-use crate::cluster::{Cluster, Gate, Setting};
+use crate::cluster::{Cluster, Gate, Observation, Setting};
 use crate::engine::{MAX_SEQUENCES, Request};
 use crate::policy::{Policy, Totals, work};
 use crate::trace::Arrival;
@@ -44,9 +44,9 @@ impl Protocol {
         }
     }
 
-    /// Replicas that a run starts with: the mean load at 60 % each.
+    /// Replicas that a run starts with: the mean load at 60 % each. Over less than a minute there is no mean.
     pub fn replicas_at_start(&self, trace: &[Arrival]) -> usize {
-        let end = trace.last().map_or(1.0, |arrival| arrival.at_s.max(1e-9));
+        let end = trace.last().map_or(60.0, |arrival| arrival.at_s.max(60.0));
         let load = trace.iter().map(|arrival| work(&self.cost, arrival)).sum::<f64>() / end;
         ((load / 0.6).ceil() as usize).clamp(1, self.max_replicas)
     }
@@ -65,7 +65,7 @@ impl Protocol {
 
     fn setting(&self, trace: &[Arrival]) -> Setting {
         let sample = &trace[..trace.len().min(20_000)];
-        let sequences = (self.concurrency_by(sample, trace) as usize).min(MAX_SEQUENCES);
+        let sequences = (self.concurrency_by(sample, trace) as usize).clamp(1, MAX_SEQUENCES);
         let gate = Gate { patience: self.objective.ttft_ms / 2.0, max_sequences: sequences };
         Setting {
             cost: self.cost,
@@ -98,23 +98,55 @@ pub struct Outcome {
     pub peak: usize,
     /// Changes of the count.
     pub changes: usize,
+    /// Of these, to more and to fewer.
+    pub scale_outs: usize,
+    /// As above.
+    pub scale_ins: usize,
+    /// Requests of the whole trace that arrived while no replica served.
+    pub held: usize,
+}
+
+/// One decision of a run, as it is made.
+pub struct Tick<'a> {
+    /// What the policy saw.
+    pub seen: &'a Observation,
+    /// Replicas that serve or start, before the decision and after it.
+    pub before: usize,
+    /// As above.
+    pub after: usize,
+    /// Who decided.
+    pub policy: &'a dyn Policy,
 }
 
 /// Replays the trace under the policy.
 pub fn run(trace: &[Arrival], policy: &mut dyn Policy, protocol: &Protocol, ready_at_start: usize) -> Outcome {
+    watched(trace, policy, protocol, ready_at_start, &mut |_| {})
+}
+
+/// [`run`], with each of its decisions shown to `watch`.
+pub fn watched(
+    trace: &[Arrival],
+    policy: &mut dyn Policy,
+    protocol: &Protocol,
+    ready_at_start: usize,
+    watch: &mut dyn FnMut(&Tick<'_>),
+) -> Outcome {
     let totals = Totals::of(trace);
     let mut cluster = Cluster::new(protocol.setting(trace), trace.iter().map(request).collect(), ready_at_start);
     let end = trace.last().map_or(0.0, |arrival| arrival.at_s) + 1.0;
-    let (mut now, mut peak) = (0.0, ready_at_start);
+    let (mut now, mut peak, mut outs, mut ins) = (0.0, ready_at_start, 0, 0);
     while now < end {
         now += protocol.tick;
         cluster.advance(now * 1000.0);
-        cluster.apply(&policy.decide(&cluster.observe(), &totals));
-        peak = peak.max(cluster.count());
+        let (seen, before) = (cluster.observe(), cluster.count());
+        cluster.apply(&policy.decide(&seen, &totals));
+        let after = cluster.count();
+        (peak, outs, ins) = (peak.max(after), outs + usize::from(after > before), ins + usize::from(after < before));
+        watch(&Tick { seen: &seen, before, after, policy });
     }
     let replica_hours = cluster.replica_time() / 3_600_000.0;
     finish(&mut cluster, now, end);
-    outcome(&cluster, protocol, replica_hours, peak)
+    Outcome { scale_outs: outs, scale_ins: ins, ..outcome(&cluster, protocol, replica_hours, peak) }
 }
 
 /// Lets what is still open end, for at most an hour.
@@ -142,6 +174,9 @@ fn outcome(cluster: &Cluster, protocol: &Protocol, replica_hours: f64, peak: usi
         ttft_p99: percentile(0.99),
         peak,
         changes: cluster.changes(),
+        scale_outs: 0,
+        scale_ins: 0,
+        held: cluster.held(),
     }
 }
 

@@ -1,7 +1,7 @@
-//! Writes what is generated from the types: the CRDs' YAML and the page of unsupported fields. The files are
-//! committed, so a change of a type is visible in a diff.
+//! Writes what is generated: the CRDs' YAML and the page of unsupported fields from the types, dashboards and alerts
+//! from the catalog of metrics. The files are committed, so a change of a type is visible in a diff.
 //!
-//! `cargo test -p stowage-crds` compares too; this is the command that its message names.
+//! `cargo test -p stowage-crds -p stowage-dashboards` compares too; this is the command that its message names.
 
 use std::path::Path;
 
@@ -13,7 +13,8 @@ const CRDS: &str = "charts/stowage-crds/templates";
 /// Writes the files, or with `check` fails when one would change.
 pub fn run(check: bool) -> anyhow::Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let wanted = stowage_crds::crd::generated();
+    let mut wanted = stowage_crds::crd::generated();
+    wanted.extend(stowage_dashboards::files());
     let mut stale = Vec::new();
     for (file, content) in &wanted {
         let path = root.join(file);
@@ -28,19 +29,23 @@ pub fn run(check: bool) -> anyhow::Result<()> {
             println!("wrote {file}");
         }
     }
-    for name in orphans(&root.join(CRDS), &stowage_crds::crd::manifests())? {
-        stale.push(format!("{CRDS}/{name} (no kind of this name)"));
+    for folder in [CRDS, stowage_dashboards::DASHBOARDS] {
+        for name in orphans(&root, folder, &wanted)? {
+            stale.push(format!("{folder}/{name} (nothing makes it)"));
+        }
     }
     ensure!(!check || stale.is_empty(), "out of date: {}; run `cargo xtask codegen` and commit", stale.join(", "));
     Ok(())
 }
 
-/// Files that no kind makes any more; a person removes them.
-fn orphans(folder: &Path, wanted: &[(String, String)]) -> anyhow::Result<Vec<String>> {
+/// Files in the folder that nothing makes any more; a person removes them.
+fn orphans(root: &Path, folder: &str, wanted: &[(String, String)]) -> anyhow::Result<Vec<String>> {
     let mut orphans = Vec::new();
-    for entry in std::fs::read_dir(folder).with_context(|| format!("reading {CRDS}"))? {
+    for entry in std::fs::read_dir(root.join(folder)).with_context(|| format!("reading {folder}"))? {
         let name = entry?.file_name().to_string_lossy().into_owned();
-        if name.ends_with(".yaml") && !wanted.iter().any(|(known, _)| *known == name) {
+        let path = format!("{folder}/{name}");
+        let generated = name.ends_with(".yaml") || name.ends_with(".json");
+        if generated && !wanted.iter().any(|(known, _)| *known == path) {
             orphans.push(name);
         }
     }

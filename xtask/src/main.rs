@@ -33,6 +33,8 @@ enum Command {
     Model,
     /// Check the dependency rule; hint at long files
     Tidy,
+    /// The kubectl plugin's archive and its manifest for krew, in target/krew
+    Krew(product::krew::Args),
     /// The demo: from a clean clone to an answer (`make demo`)
     Demo(product::demo::Args),
     /// Every suite, and one last line that counts (`make test`)
@@ -61,6 +63,7 @@ fn main() -> std::process::ExitCode {
         Command::Model => image::model::run(),
         Command::Tidy => tidy::run(),
         Command::Demo(args) => product::demo::run(&args),
+        Command::Krew(args) => product::krew::run(&args),
         Command::Test(args) => suite::test(&args),
         Command::E2e(args) => suite::e2e(&args),
         Command::Fuzz(args) => suite::fuzz::run(&args),
@@ -84,7 +87,8 @@ fn codegen(check: bool) -> anyhow::Result<()> {
 /// Builds this program with the API types, and lets that one do it.
 #[cfg(not(feature = "codegen"))]
 fn codegen(check: bool) -> anyhow::Result<()> {
-    let mut cargo = std::process::Command::new("cargo");
+    // Not with the variables of this program: build scripts of dependencies look at them, and would run anew.
+    let mut cargo = base::sh::cargo(&[]);
     cargo.args(["run", "--quiet", "--package=xtask", "--features=codegen", "--", "codegen"]);
     cargo.args(check.then_some("--check")).current_dir(base::paths::repo());
     anyhow::ensure!(cargo.status()?.success(), "codegen failed");

@@ -50,7 +50,7 @@ imagePullSecrets:
 
 {{/* (dict "env" .Values.x.env "log" "info") */}}
 {{- define "stowage.env" -}}
-- {name: RUST_LOG, value: {{ .log | quote }}}
+- {name: STOWAGE_LOG, value: {{ .log | quote }}}
 {{- range $name, $value := .env }}
 - {name: {{ $name }}, value: {{ $value | quote }}}
 {{- end }}

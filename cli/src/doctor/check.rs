@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::cluster::Read;
+use crate::cluster::{Read, Unreadable};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -61,21 +61,25 @@ impl Check {
         Check::bad(name, Finding::Warn, found, means, fix)
     }
 
-    pub(super) fn unknown(name: &'static str, why: &str) -> Check {
-        Check::bad(
-            name,
-            Finding::Unknown,
-            "could not be read",
-            why,
-            "ask for read access, or run as a cluster administrator",
-        )
+    pub(super) fn unknown(name: &'static str, why: &Unreadable) -> Check {
+        let fix = match why.forbidden {
+            true => "ask for read access, or run as a cluster administrator",
+            false => "run this again; if it stays, look at the API server: kubectl get --raw /readyz?verbose",
+        };
+        Check::bad(name, Finding::Unknown, "could not be read", why.message.as_str(), fix)
+    }
+
+    /// The API server does not know the kind.
+    pub(super) fn absent(name: &'static str, why: &str) -> Check {
+        let fix = "the checks of Kubernetes, the device API and the CRDs say what is missing";
+        Check::bad(name, Finding::Unknown, "could not be read", why, fix)
     }
 }
 
 pub(super) fn read_list<'a, T>(name: &'static str, read: &'a Read<Vec<T>>) -> Result<&'a [T], Check> {
     match read {
         Read::Got(list) => Ok(list),
-        Read::Absent => Err(Check::unknown(name, "the kind is not installed")),
+        Read::Absent => Err(Check::absent(name, "the kind is not installed")),
         Read::Failed(why) => Err(Check::unknown(name, why)),
     }
 }

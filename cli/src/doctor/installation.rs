@@ -44,7 +44,7 @@ pub(super) fn dra(f: &Facts) -> Check {
 pub(super) fn crds(f: &Facts) -> Check {
     let installed = match &f.crds {
         Read::Got(list) => list,
-        Read::Absent => return Check::unknown("CRDs", "the API server serves no CustomResourceDefinitions"),
+        Read::Absent => return Check::absent("CRDs", "the API server serves no CustomResourceDefinitions"),
         Read::Failed(why) => return Check::unknown("CRDs", why),
     };
     let established = |name: &str| {
@@ -87,6 +87,7 @@ pub(super) const POLICIES: &[&str] = &[
     "stowage-claims-unchanged",
     "stowage-pods",
     "stowage-pods-unchanged",
+    "stowage-shared",
 ];
 
 /// A policy without a binding does nothing.
@@ -94,7 +95,7 @@ pub(super) fn policies(f: &Facts) -> Check {
     let (policies, bindings) = match (&f.policies, &f.bindings) {
         (Read::Got(p), Read::Got(b)) => (p, b),
         (Read::Failed(why), _) | (_, Read::Failed(why)) => return Check::unknown("policies", why),
-        _ => return Check::unknown("policies", "the API server serves no admission policies"),
+        _ => return Check::absent("policies", "the API server serves no admission policies"),
     };
     let in_force = |name: &&str| {
         policies.iter().any(|p| p.metadata.name.as_deref() == Some(*name))

@@ -81,7 +81,7 @@ fn all(f: &Facts, now: jiff::Timestamp) -> Vec<Check> {
 pub(crate) async fn run(cluster: &Cluster, format: Option<Format>, paint: Paint) -> Result<Answer, ClusterError> {
     let facts = gather(cluster).await?;
     let checks = all(&facts, jiff::Timestamp::now());
-    let yes = checks.iter().all(|c| c.finding != Finding::Fail);
+    let yes = checks.iter().all(|c| matches!(c.finding, Finding::Ok | Finding::Warn));
     let text = match out::machine(format, &checks) {
         Some(text) => text,
         None => render(&checks, paint),

@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::DaemonSet;
 use stowage_crds::gpu_node::{GpuDevice, Health};
 use stowage_crds::quantity::parse_bytes;
+use stowage_crds::validate::validate_class;
 use stowage_crds::{GpuClass, GpuNode, names};
 use stowage_planner::render::{age, short_uuid};
 
@@ -11,8 +12,6 @@ use super::check::{Check, ago, join, read_list};
 use super::{Facts, helm};
 use crate::cluster::Read;
 
-/// Beyond this an agent is silent: it writes its GpuNode once a minute at least.
-const GPU_NODE_SILENCE_MS: u64 = 180_000;
 /// Label of the agents' pods.
 const AGENT_PODS: &str = "app.kubernetes.io/name=stowage-node-agent";
 
@@ -91,7 +90,7 @@ pub(super) fn gpu_nodes(f: &Facts, now: Timestamp) -> Check {
                 None => Some(format!("{name} (never)")),
                 Some(t) => {
                     let ms = ago(t.0, now);
-                    (ms > GPU_NODE_SILENCE_MS).then(|| format!("{name} ({} ago)", age(ms)))
+                    (ms > names::GPU_NODE_STALE_AFTER_MS).then(|| format!("{name} ({} ago)", age(ms)))
                 }
             }
         })
@@ -206,14 +205,8 @@ fn create_class(product: &str) -> String {
     format!("echo '{class}' | kubectl apply -f -")
 }
 
+/// As the operator decides it: a class that it refuses selects nothing.
 fn selects(class: &GpuClass, d: &GpuDevice) -> bool {
-    let s = &class.spec.selector;
-    let product = s.product_names.is_empty() || s.product_names.contains(&d.product);
-    let architecture =
-        s.architectures.is_empty() || d.architecture.as_ref().is_some_and(|a| s.architectures.contains(a));
-    let memory = match &s.min_memory {
-        None => true,
-        Some(min) => matches!((parse_bytes(min), parse_bytes(&d.memory)), (Ok(min), Ok(has)) if has >= min),
-    };
-    product && architecture && memory
+    let bytes = parse_bytes(&d.memory).unwrap_or(0);
+    validate_class(&class.spec).is_ok_and(|accepted| accepted.selects(d, bytes))
 }

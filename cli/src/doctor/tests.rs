@@ -199,7 +199,9 @@ fn every_fault_is_noticed_by_its_check() {
     });
     notices("DeviceClass", Finding::Fail, |f| f.device_class = Read::Absent);
     notices("policies", Finding::Fail, |f| f.bindings = Read::Got(vec![]));
-    notices("policies", Finding::Unknown, |f| f.policies = Read::Failed("forbidden".into()));
+    notices("policies", Finding::Unknown, |f| {
+        f.policies = Read::Failed(crate::cluster::Unreadable { message: "forbidden".into(), forbidden: true })
+    });
     notices("leader", Finding::Fail, |f| {
         f.lease = Read::Got(yaml(
             "{metadata: {}, spec: {holderIdentity: x, leaseDurationSeconds: 8, renewTime: '2026-03-01T11:59:00.000000Z'}}",

@@ -134,7 +134,7 @@ pub(super) fn leftovers(f: &Facts) -> Check {
     let (objects, deployments) = match (&f.owned, read_list("leftovers", &f.deployments)) {
         (Read::Got(objects), Ok(deployments)) => (objects, deployments),
         (Read::Failed(why), _) => return Check::unknown("leftovers", why),
-        (Read::Absent, _) => return Check::unknown("leftovers", "the API server does not serve one of the kinds"),
+        (Read::Absent, _) => return Check::absent("leftovers", "the API server does not serve one of the kinds"),
         (_, Err(check)) => return check,
     };
     let living: BTreeSet<&str> = deployments.iter().filter_map(|d| d.metadata.uid.as_deref()).collect();

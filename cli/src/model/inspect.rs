@@ -3,10 +3,9 @@
 use serde::Serialize;
 use stowage_crds::names::MEMORY_STEP_BYTES;
 use stowage_crds::quantity::bytes_quantity;
-use stowage_engine_models::Memory;
 use stowage_engine_models::inspect::{Facts, Needs, Served};
+use stowage_engine_models::{Memory, chain};
 
-use super::chain;
 use crate::out::{Format, Paint, Table, Tone, machine};
 
 /// Context lengths that are shown where none is asked for, below the model's own.
@@ -31,18 +30,27 @@ struct Report<'a> {
     memory: Vec<Estimate>,
 }
 
-/// The memory of one sequence of a context, in bytes.
+/// The memory of so many sequences of a context, in bytes.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Estimate {
     context_len: usize,
+    sequences: usize,
     #[serde(flatten)]
     parts: Memory,
     /// What to write as a variant's `memory`.
     memory: String,
 }
 
-pub fn render(source: &str, facts: &Facts, contexts: &[usize], format: Option<Format>, paint: Paint) -> String {
+/// What is to be estimated.
+#[derive(Clone, Copy)]
+pub struct Asked<'a> {
+    /// Empty: some usual ones.
+    pub contexts: &'a [usize],
+    pub sequences: usize,
+}
+
+pub fn render(source: &str, facts: &Facts, asked: Asked<'_>, format: Option<Format>, paint: Paint) -> String {
     let report = Report {
         source,
         format: facts.format.name(),
@@ -55,12 +63,13 @@ pub fn render(source: &str, facts: &Facts, contexts: &[usize], format: Option<Fo
         licence: facts.licence.as_deref(),
         file_bytes: facts.file_bytes,
         refused: facts.engine.as_ref().err().map(|e| chain(e)),
-        memory: facts.engine.as_ref().map(|needs| estimates(needs, contexts)).unwrap_or_default(),
+        memory: facts.engine.as_ref().map(|needs| estimates(needs, asked)).unwrap_or_default(),
     };
-    machine(format, &report).unwrap_or_else(|| text(&report, paint))
+    machine(format, &report).unwrap_or_else(|| text(&report, asked.sequences, paint))
 }
 
-fn estimates(needs: &Needs, contexts: &[usize]) -> Vec<Estimate> {
+fn estimates(needs: &Needs, asked: Asked<'_>) -> Vec<Estimate> {
+    let Asked { contexts, sequences } = asked;
     let own = needs.context_len();
     let mut lengths: Vec<usize> =
         if contexts.is_empty() { CONTEXTS.into_iter().chain([own]).collect() } else { contexts.to_vec() };
@@ -68,8 +77,8 @@ fn estimates(needs: &Needs, contexts: &[usize]) -> Vec<Estimate> {
     lengths.sort_unstable();
     lengths.dedup();
     let estimate = |context_len| {
-        let parts = needs.memory(Served::one(context_len));
-        Estimate { context_len, parts, memory: slice(parts.total()) }
+        let parts = needs.memory(Served { sequences, ..Served::one(context_len) });
+        Estimate { context_len, sequences, parts, memory: slice(parts.total()) }
     };
     lengths.into_iter().map(estimate).collect()
 }
@@ -79,7 +88,7 @@ pub fn slice(bytes: u64) -> String {
     bytes_quantity(bytes.next_multiple_of(MEMORY_STEP_BYTES)).0
 }
 
-fn text(report: &Report<'_>, paint: Paint) -> String {
+fn text(report: &Report<'_>, sequences: usize, paint: Paint) -> String {
     let mut table = Table::default();
     table.row(["model", report.name.unwrap_or("(no name)")]);
     table.row(["file", &format!("{}, {}", report.format, bytes(report.file_bytes))]);
@@ -94,10 +103,11 @@ fn text(report: &Report<'_>, paint: Paint) -> String {
         out += &paint.paint(Tone::Bad, &format!("\nThe bundled engine does not serve it: {why}\n"));
         return out;
     }
-    out += "\nMemory in the bundled engine, one sequence of the whole context:\n";
+    let kept = if sequences == 1 { "one sequence".to_owned() } else { format!("{sequences} sequences") };
+    out += &format!("\nMemory in the bundled engine, KV cache of {kept} of the whole context:\n");
     let mut table = Table::default();
     table.row(["CONTEXT", "WEIGHTS", "KV CACHE", "SCRATCH", "TOTAL", "WRITE"]);
-    for Estimate { context_len, parts, memory } in &report.memory {
+    for Estimate { context_len, sequences: _, parts, memory } in &report.memory {
         let cells = [parts.weights, parts.kv, parts.scratch, parts.total()].map(bytes);
         table.row([vec![context_len.to_string()], cells.to_vec(), vec![format!("memory: {memory}")]].concat());
     }

@@ -6,10 +6,10 @@ mod inspect;
 mod pack;
 mod source;
 
-use std::error::Error;
 use std::path::Path;
 
 use clap::Subcommand;
+use stowage_contracts::estimate::SEQUENCES;
 
 use crate::out::{Format, Paint};
 use crate::{Answer, Failure};
@@ -23,6 +23,9 @@ pub enum Command {
         /// Context lengths to estimate, in tokens.
         #[arg(long, value_delimiter = ',')]
         context: Vec<usize>,
+        /// Sequences of the whole context that the KV cache is to hold.
+        #[arg(long, default_value_t = SEQUENCES, value_parser = clap::value_parser!(u32).range(1..=4096))]
+        sequences: u32,
     },
     /// Write an image of a model, and print a deployment that serves it.
     Pack(pack::Args),
@@ -30,23 +33,42 @@ pub enum Command {
 
 pub async fn run(command: &Command, output: Option<&str>, paint: Paint) -> Result<Answer, Failure> {
     match command {
-        Command::Inspect { source, context } => {
+        Command::Inspect { source, context, sequences } => {
             let facts = source::facts(source).await?;
+            if let Ok(needs) = &facts.engine {
+                context.iter().try_for_each(|context| within(*context, needs.context_len()))?;
+            }
             let yes = facts.engine.is_ok();
             let format = Format::asked(output)?;
-            Ok(Answer { text: inspect::render(source, &facts, context, format, paint), yes })
+            let asked = inspect::Asked { contexts: context, sequences: *sequences as usize };
+            Ok(Answer { text: inspect::render(source, &facts, asked, format, paint), yes })
         }
         Command::Pack(args) => pack::run(args, output.map(Path::new)),
     }
 }
 
-/// An error with its causes, on one line.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
+/// Refuses a context that the model was not made for.
+fn within(context: usize, own: usize) -> Result<(), Failure> {
+    if (1..=own).contains(&context) {
+        return Ok(());
     }
-    text
+    Err(Failure::Usage(format!("--context {context}: the model was made for 1 to {own} tokens")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn context_beyond_the_model_is_refused_with_its_own() {
+        for (context, fits) in [(1, true), (2048, true), (0, false), (2049, false)] {
+            let refused = match within(context, 2048) {
+                Ok(()) => None,
+                Err(Failure::Usage(text)) => Some(text),
+                Err(other) => panic!("{context}: {other:?}"),
+            };
+            assert_eq!(refused.is_none(), fits, "{context}");
+            assert!(refused.is_none_or(|text| text.contains("1 to 2048 tokens")), "{context}");
+        }
+    }
 }

@@ -2,19 +2,19 @@
 
 use std::path::{Path, PathBuf};
 
+use stowage_contracts::estimate::SEQUENCES;
 use stowage_crds::syntax::{is_dns_label, is_image_reference};
+use stowage_engine_models::chain;
 use stowage_engine_models::inspect::{self, Facts, Served};
 use stowage_oci::OciError;
 use stowage_oci::model::Packed;
 
-use super::chain;
 use super::inspect::slice;
+use super::within;
 use crate::{Answer, Failure};
 
 /// Context of the deployment where the model's is longer, in tokens.
 const CONTEXT: usize = 8192;
-/// Sequences of the whole context that its KV cache holds.
-const SEQUENCES: usize = 4;
 /// Names of deployments are at most this long: pods are named after them.
 const MAX_NAME: usize = stowage_crds::names::MAX_DEPLOYMENT_NAME;
 
@@ -80,10 +80,8 @@ fn memory(facts: &Facts, context: Option<usize>) -> Result<Asked, Failure> {
         .map_err(|e| Failure::Model(format!("the bundled engine does not serve it: {}", chain(e))))?;
     let own = needs.context_len();
     let context = context.unwrap_or(own.min(CONTEXT));
-    if !(1..=own).contains(&context) {
-        return Err(Failure::Usage(format!("--context {context}: the model was made for 1 to {own} tokens")));
-    }
-    let parts = needs.memory(Served { sequences: SEQUENCES, ..Served::one(context) });
+    within(context, own)?;
+    let parts = needs.memory(Served { sequences: SEQUENCES as usize, ..Served::one(context) });
     let mib = |bytes: u64| bytes.div_ceil(1 << 20);
     let remark = format!(
         "{} MiB weights, {} MiB KV cache for {SEQUENCES} × {context} tokens, {} MiB scratch",

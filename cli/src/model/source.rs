@@ -4,8 +4,8 @@ use std::path::Path;
 
 use stowage_engine_models::inspect::{self, Facts, HeadError, MAX_HEAD};
 
-use super::chain;
 use crate::Failure;
+use stowage_engine_models::chain;
 
 /// The first range; most headers fit in it. Each further one is as long as all before it together.
 const FIRST: u64 = 1 << 20;

@@ -46,8 +46,8 @@ fn readable<T>(read: Read<Vec<T>>, kinds: &'static str, missing: &'static str, u
             unread.push(Unread { kinds, missing, message: "the kind is not installed".to_owned() });
             Vec::new()
         }
-        Read::Failed(message) => {
-            unread.push(Unread { kinds, missing, message });
+        Read::Failed(why) => {
+            unread.push(Unread { kinds, missing, message: why.message });
             Vec::new()
         }
     }

@@ -4,15 +4,20 @@ use std::fmt::Write as _;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use stowage_crds::conditions::types;
-use stowage_crds::deployment_status::{InferenceDeploymentStatus, PlacedGpu, Placement};
+use stowage_crds::deployment_status::{
+    Bottleneck, InferenceDeploymentStatus, MemoryEstimate, PlacedGpu, Placement, ServedLoad,
+};
+use stowage_crds::inference_deployment::PERCENTILE;
 use stowage_crds::quantity::{parse_bytes, parse_milli};
 use stowage_crds::{GpuNode, TenantQuota, names};
-use stowage_planner::render::{bytes, gpus, short_uuid};
+use stowage_planner::render::{bytes, gpus, latency, short_uuid};
 
 use super::list::money;
 use super::{View, short_age};
+use crate::bottleneck::verdict;
 use crate::out::{Paint, Table, Tone};
 
 pub(crate) fn render(view: &View, wide: bool, now: Timestamp, paint: Paint) -> String {
@@ -29,17 +34,19 @@ pub(crate) fn render(view: &View, wide: bool, now: Timestamp, paint: Paint) -> S
     let mut out = headline(view, status, paint);
     let mut lines: Vec<(&str, String)> = Vec::new();
     lines.extend(conditions(status, wide, paint).into_iter().map(|text| ("state", text)));
+    lines.extend(objectives(view, status).map(|text| ("objective", text)));
+    lines.extend(status.load.as_ref().map(|found| ("load", load(found))));
     let replicas = replicas(view, status, now, paint);
     if !replicas.is_empty() {
         lines.push(("replicas", replicas));
     }
     lines.extend(view.tenant_quota.as_ref().and_then(budget).map(|text| ("budget", text)));
     lines.extend(view.tenant_quota.as_ref().and_then(keys).map(|text| ("keys", text)));
+    lines.extend(status.memory_estimate.as_ref().map(|found| ("memory", estimate(found))));
     lines.extend(status.cost.as_ref().map(|c| ("cost", cost(c))));
     lines.extend(last(status, &namespace, &name, paint).map(|text| ("last", text)));
     if let Some(b) = &status.bottleneck {
-        let advice = b.suggestion.as_ref().map_or(String::new(), |s| format!("; {s}"));
-        lines.push(("bottleneck", format!("{:?} ({}){advice}", b.stage, b.evidence)));
+        lines.push(("bottleneck", bottleneck(b, paint)));
     }
     lines.extend(status.url.clone().map(|url| ("url", url)));
     if wide {
@@ -54,6 +61,50 @@ pub(crate) fn render(view: &View, wide: bool, now: Timestamp, paint: Paint) -> S
         let _ = writeln!(out, "{shown:<10} {text}");
     }
     out
+}
+
+/// `TTFT p95 ≤ 800ms (mean 212 ms) · ITL p95 ≤ 60ms (mean 9.1 ms)`: those of the spec, with what was measured.
+fn objectives(view: &View, status: &InferenceDeploymentStatus) -> Option<String> {
+    let asked = view.deployment.spec.objectives.as_ref()?;
+    let each = |name: &str, limit: &Option<String>, micros: Option<u64>| {
+        let now = micros.map_or(String::new(), |micros| format!(" (mean {})", latency(micros)));
+        limit.as_ref().map(|limit| format!("{name} p{} ≤ {limit}{now}", asked.percentile.unwrap_or(PERCENTILE)))
+    };
+    let load = status.load.as_ref();
+    let ttft = each("TTFT", &asked.ttft, load.map(|load| load.time_to_first_token_micros));
+    let itl = each("ITL", &asked.itl, load.map(|load| load.inter_token_micros));
+    let both: Vec<String> = ttft.into_iter().chain(itl).collect();
+    (!both.is_empty()).then(|| both.join(" · "))
+}
+
+fn load(found: &ServedLoad) -> String {
+    let ServedLoad { requests_per_second, running, waiting, prefix_hit_percent, .. } = found;
+    format!(
+        "{requests_per_second} requests/s · {running} running · {waiting} waiting · prefix cache held \
+         {prefix_hit_percent} % of the prompt tokens"
+    )
+}
+
+/// One line; `kubectl stowage bottleneck` has the evidence.
+fn bottleneck(found: &Bottleneck, paint: Paint) -> String {
+    let advice = found.suggestion.as_ref().map_or(String::new(), |text| format!("; {text}"));
+    format!("{}{advice}", verdict(found, paint))
+}
+
+/// What `memory: Auto` became.
+fn estimate(found: &MemoryEstimate) -> String {
+    let MemoryEstimate { key: _, weights, kv_cache, scratch, context_len, sequences, memory } = found;
+    let mib = |quantity: &Quantity| match parse_bytes(quantity) {
+        Ok(bytes) => format!("{} MiB", bytes.div_ceil(1 << 20)),
+        Err(_) => quantity.0.clone(),
+    };
+    format!(
+        "{} (Auto: {} weights, {} KV cache for {sequences} × {context_len} tokens, {} scratch)",
+        memory.0,
+        mib(weights),
+        mib(kv_cache),
+        mib(scratch)
+    )
 }
 
 fn headline(view: &View, status: &InferenceDeploymentStatus, paint: Paint) -> String {
@@ -387,10 +438,13 @@ kind: InferenceDeployment
 metadata: {name: chat, namespace: team-a, creationTimestamp: 2026-03-01T11:48:00Z, generation: 2}
 spec:
   model: {name: smollm2-135m-instruct, source: {image: {reference: 'models/smollm2:q4', path: /model.gguf}}}
+  objectives: {ttft: 800ms, itl: 60ms}
   variants: [{name: small, class: h100-80g, memory: 2Gi, compute: 10}]
   replicas: 3
   scaling: {mode: Manual}
 status:
+  load: {requestsPerSecond: '41.2', running: 118, waiting: 14, timeToFirstTokenMicros: 1212000, interTokenMicros: 9140, prefixHitPercent: 63}
+  bottleneck: {stage: Queue, sharePercent: 71, evidence: 'queue 71 %', suggestion: 'replicas: 4 instead of 3; predicted time to first token 98.0 ms'}
   observedGeneration: 2
   replicas: 2
   readyReplicas: 1

@@ -3,6 +3,7 @@
 //! - [`names`]: labels, annotations, ports, paths, headers, environment variables
 //! - [`tenancy`]: which tenant owns a namespace
 //! - [`charge`]: what a GPU slice costs, in milli-GPU
+//! - [`hold`]: how long a request waits for a replica to start
 //! - [`lists`]: when an empty list of the API server is trusted
 //! - [`load`]: the engine's load report, for gateways
 //! - [`model`]: which files of a model are data
@@ -19,6 +20,7 @@
 
 pub mod charge;
 pub mod fit;
+pub mod hold;
 pub mod lists;
 pub mod load;
 pub mod model;
@@ -27,3 +29,5 @@ pub mod signals;
 pub mod summary;
 pub mod tenancy;
 pub mod usage;
+
+pub use model::{estimate, hub, preload, s3};

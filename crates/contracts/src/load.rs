@@ -2,8 +2,18 @@
 //!
 //! The long form is a JSON line of `GET /stowage/v1/load`, the short form the header
 //! [`HEADER_LOAD`](crate::names::HEADER_LOAD) of each response.
+//!
+//! An engine may run a tenant's own code, and what it reports is added up with what others report. So readers refuse
+//! figures that no engine can have: [`LoadReport::plausible`] and [`LoadHeader::parse`] name them.
 
 use serde::{Deserialize, Serialize};
+
+/// Beyond these a figure is no engine's, whatever the hardware.
+const MAX_SEQUENCES: u32 = 1 << 20;
+const MAX_BLOCKS: u64 = 1 << 40;
+const MAX_BLOCK_TOKENS: u64 = 1 << 20;
+pub(crate) const MAX_TOKENS: u64 = 1 << 40;
+const MAX_COEFFICIENT: f64 = 1e6;
 
 /// Cost of one iteration in milliseconds; zero is unknown, never free.
 ///
@@ -25,6 +35,11 @@ impl Coefficients {
     /// Llama-3.1-70B FP8 on four H100: the reference row of the evaluation protocols. What a pool of
     /// unknown replicas is ranked by; within one pool only the proportions matter.
     pub const REFERENCE: Self = Self { a: 11.020, d: 0.0547, k: 0.02791, p: 44.571 };
+
+    /// Whether an engine can have learned them.
+    pub(crate) fn plausible(self) -> bool {
+        [self.a, self.d, self.k, self.p].iter().all(|value| value.abs() <= MAX_COEFFICIENT)
+    }
 
     /// A fitted zero, a negative or a NaN means *unknown*, never free: those come from `fallback`.
     #[must_use]
@@ -88,6 +103,13 @@ pub struct LoadHeader {
 }
 
 impl LoadReport {
+    /// Whether an engine can have made it. Readers ask this first.
+    pub fn plausible(&self) -> bool {
+        self.header().plausible()
+            && self.block_tokens <= MAX_BLOCK_TOKENS
+            && self.coefficients.is_none_or(Coefficients::plausible)
+    }
+
     /// The short form of this report.
     pub fn header(&self) -> LoadHeader {
         LoadHeader {
@@ -109,7 +131,8 @@ impl LoadReport {
 }
 
 impl LoadHeader {
-    /// Unknown keys are skipped. `None` when any value is unreadable: then nothing of it is believed.
+    /// Unknown keys are skipped. `None` when any value is unreadable, or none that an engine can have: then nothing of
+    /// it is believed.
     pub fn parse(text: &str) -> Option<Self> {
         let mut header = Self::default();
         for pair in text.split(',') {
@@ -125,8 +148,21 @@ impl LoadHeader {
                 _ => {}
             }
         }
-        Some(header)
+        header.plausible().then_some(header)
     }
+
+    fn plausible(self) -> bool {
+        let Self { running, waiting, kv_blocks, backlog_tokens } = self;
+        let sequences = [running, waiting].into_iter().flatten().all(|count| count <= MAX_SEQUENCES);
+        sequences
+            && kv_blocks.is_none_or(|(used, total)| plausible_blocks(used, total))
+            && backlog_tokens.is_none_or(|tokens| tokens <= MAX_TOKENS)
+    }
+}
+
+/// A total of zero is one that is not reported.
+pub(crate) fn plausible_blocks(used: u64, total: u64) -> bool {
+    used.max(total) <= MAX_BLOCKS && (total == 0 || used <= total)
 }
 
 impl std::fmt::Display for LoadHeader {
@@ -159,6 +195,10 @@ mod tests {
         }
     }
 
+    fn parse(text: &str) -> Option<LoadReport> {
+        serde_json::from_str(text).ok().filter(LoadReport::plausible)
+    }
+
     #[test]
     fn long_form_round_trips_and_keeps_its_names() {
         let text = serde_json::to_string(&report()).unwrap();
@@ -170,8 +210,34 @@ mod tests {
     }
 
     #[test]
+    fn report_that_no_engine_can_make_is_refused_and_the_largest_possible_one_is_read() {
+        let line = |field: &str| format!(r#"{{"running":1,"waiting":0,{field}}}"#);
+        let read = |field: &str| parse(&line(field)).is_some();
+        for good in [
+            r#""kvBlocksUsed":1099511627776,"kvBlocksTotal":1099511627776,"blockTokens":1048576"#,
+            r#""kvBlocksUsed":7,"kvBlocksTotal":0"#,
+            r#""prefillBacklogTokens":1099511627776,"coefficients":{"a":-1,"d":0,"k":1e6}"#,
+        ] {
+            assert!(read(good), "{good}");
+        }
+        for bad in [
+            r#""kvBlocksUsed":18446744073709551615,"kvBlocksTotal":1"#,
+            r#""kvBlocksUsed":2,"kvBlocksTotal":1"#,
+            r#""kvBlocksUsed":18446744073709551615"#,
+            r#""kvBlocksTotal":1099511627777"#,
+            r#""blockTokens":18446744073709551615"#,
+            r#""prefillBacklogTokens":18446744073709551615"#,
+            r#""coefficients":{"p":1e300}"#,
+        ] {
+            assert!(!read(bad), "{bad}");
+        }
+        assert_eq!(parse(r#"{"running":4294967295,"waiting":1}"#), None);
+        assert_eq!(parse(r#"{"running":1,"waiting":4294967295}"#), None);
+    }
+
+    #[test]
     fn short_report_is_enough_and_garbage_is_refused() {
-        let read = |text: &str| serde_json::from_str::<LoadReport>(text).ok();
+        let read = parse;
         assert!(read(r#"{"running":0,"waiting":0,"coefficients":{"a":1}}"#).is_some());
         for bad in ["", "{}", "hello", r#"{"running":-1,"waiting":0}"#, "[]"] {
             assert_eq!(read(bad), None, "{bad}");
@@ -190,7 +256,16 @@ mod tests {
 
     #[test]
     fn unreadable_header_is_refused_whole() {
-        for bad in ["", "running", "running=x", "running=1,kv=1", "waiting=1,backlog=-4"] {
+        for bad in [
+            "",
+            "running",
+            "running=x",
+            "running=1,kv=1",
+            "waiting=1,backlog=-4",
+            "running=4294967295",
+            "waiting=1,kv=18446744073709551615/1",
+            "backlog=18446744073709551615",
+        ] {
             assert_eq!(LoadHeader::parse(bad), None, "{bad}");
         }
     }

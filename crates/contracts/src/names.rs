@@ -14,9 +14,6 @@ pub const API_VERSION: &str = "stowage.dev/v1alpha1";
 pub const DRIVER: &str = "gpu.stowage.dev";
 /// The DeviceClass that our claims name.
 pub const DEVICE_CLASS: &str = "stowage-gpu";
-/// The extended resource by which Kubernetes would hand out a device of our class without a claim
-/// of ours; a policy refuses it.
-pub const EXTENDED_RESOURCE: &str = "deviceclass.resource.kubernetes.io/stowage-gpu";
 /// Name of the single request in a claim, and of the pod's `resourceClaims` entry.
 pub const CLAIM_REQUEST: &str = "gpu";
 /// Device attribute (driver's domain): the GPU's UUID, as NVML prints it.
@@ -36,12 +33,8 @@ pub const SYSTEM_NAMESPACE: &str = "stowage-system";
 pub const NODE_NAMESPACE: &str = "stowage-node";
 /// ServiceAccount of the operator, in [`SYSTEM_NAMESPACE`].
 pub const OPERATOR_SERVICE_ACCOUNT: &str = "stowage-operator";
-/// ServiceAccount of the gateway, in [`SYSTEM_NAMESPACE`].
-pub const GATEWAY_SERVICE_ACCOUNT: &str = "stowage-gateway";
-/// ServiceAccount of the node agent, in [`NODE_NAMESPACE`].
-pub const NODE_AGENT_SERVICE_ACCOUNT: &str = "stowage-node-agent";
 
-/// On every InferenceDeployment: pods end only after their work has.
+/// On an InferenceDeployment for which something was made: pods end only after their work has.
 pub const DRAIN_FINALIZER: &str = "stowage.dev/drain";
 /// Set to `"true"` it skips the drain on deletion; requests in flight are lost.
 pub const FORCE_DELETE_ANNOTATION: &str = "stowage.dev/force-delete";
@@ -67,6 +60,8 @@ pub const RESERVED_KEY_PREFIX: &str = "stowage.dev/";
 pub const ANNOTATION_DRAINING: &str = "stowage.dev/draining";
 /// Pod annotation: RFC 3339 time at which its drain must be over.
 pub const ANNOTATION_DRAIN_UNTIL: &str = "stowage.dev/drain-until";
+/// Pod annotation: why it drains. A drain for want of demand or quota is cancelled when it is wanted again.
+pub const ANNOTATION_DRAIN_REASON: &str = "stowage.dev/drain-reason";
 /// Pod annotation: the model's name as clients send it.
 pub const ANNOTATION_MODEL: &str = "stowage.dev/model";
 /// Pod annotation: how often this replica index was created, from 0.
@@ -129,8 +124,18 @@ pub const PATH_SIGNALS: &str = "/stowage/v1/signals";
 pub const PATH_DECISIONS: &str = "/stowage/v1/decisions";
 /// Operator: dry run.
 pub const PATH_PLAN: &str = "/stowage/v1/plan";
+/// Kinds whose manifests a dry run takes.
+pub const PLANNED_KINDS: [&str; 2] = ["InferenceDeployment", "TenantQuota"];
+/// Most manifests of one dry run.
+pub const MAX_PLAN_MANIFESTS: usize = 100;
+/// Most bytes of one dry run's request.
+pub const MAX_PLAN_BYTES: usize = 1 << 20;
 /// Node agent: readings, once or `?watch=1`.
 pub const PATH_SUMMARY: &str = "/stowage/v1/summary";
+/// Node agent: the memory of a model that is not on the node, by POST.
+pub const PATH_ESTIMATE: &str = "/stowage/v1/estimate";
+/// Node agent: the models that the node is to hold ahead of need, by PUT.
+pub const PATH_PRELOADS: &str = "/stowage/v1/preloads";
 
 /// Bytes of GPU memory that were granted (`consumedCapacity`).
 pub const ENV_GPU_MEMORY_BYTES: &str = "STOWAGE_GPU_MEMORY_BYTES";
@@ -156,8 +161,14 @@ pub const HEADER_LOAD: &str = "x-stowage-load";
 /// Request header from gateway to engine: salt of the prefix cache.
 pub const HEADER_TENANT_SALT: &str = "x-stowage-tenant-salt";
 
-/// How long a gateway holds a request for a model without a replica where the deployment's `coldStart.hold` is absent.
-pub const DEFAULT_HOLD_MS: u64 = 120_000;
+/// Seconds that requests have to finish before their replica or gateway ends, where nothing else is written.
+pub const DEFAULT_DRAIN_SECONDS: u64 = 600;
+/// Milliseconds within which a node agent writes `GpuNode.status.observedTime` anew.
+pub const GPU_NODE_WRITTEN_EVERY_MS: u64 = 60_000;
+/// Milliseconds after which a GpuNode says nothing any more: one and a half times that.
+pub const GPU_NODE_STALE_AFTER_MS: u64 = 90_000;
+/// An engine's exit code where the model itself is refused: another start would end the same way.
+pub const EXIT_MODEL_REFUSED: i32 = 78;
 
 /// Type of the Secrets that hold hashed API keys, in [`SYSTEM_NAMESPACE`].
 pub const API_KEYS_SECRET_TYPE: &str = "stowage.dev/api-keys";

@@ -1,12 +1,12 @@
 //! What a gateway reports to the operator: `GET /stowage/v1/signals`, read every second.
 //!
 //! Counts grow from the start of the gateway's process; the reader takes differences, and only between two messages
-//! of the same [`Signals::epoch`]. What is missing in a message is not zero: a deployment that a gateway does not name
-//! is one that it does not know.
+//! of the same [`Signals::epoch`]. A deployment is named once it has a replica, a waiting request or a count; of one
+//! that a gateway does not name it has let in no request.
 
 use serde::{Deserialize, Serialize};
 
-use crate::load::Coefficients;
+use crate::load::{Coefficients, MAX_TOKENS, plausible_blocks};
 
 /// The form of the message. A reader takes no other.
 pub const VERSION: u32 = 1;
@@ -30,6 +30,23 @@ pub struct Signals {
     /// Tenants whose API keys cannot all be used.
     #[serde(default)]
     pub keys: Vec<KeyFault>,
+    /// Pods that drain or are being deleted, as this gateway sees them: it sends nothing new there. Sorted by UID.
+    /// Absent: a gateway of a release that does not report them; which is not the same as none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub draining: Option<Vec<DrainSignals>>,
+    /// Whether this gateway has the key of the salts; absent: a gateway of a release that does not report it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub salt_key: Option<bool>,
+}
+
+/// A pod that is out of routing, for good or until its drain is cancelled.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DrainSignals {
+    /// UID of the pod.
+    pub uid: String,
+    /// Sequences that this gateway still has in flight there. Never more than in an earlier message of the same drain.
+    pub in_flight: u32,
 }
 
 /// One InferenceDeployment.
@@ -46,6 +63,13 @@ pub struct DeploymentSignals {
     pub model: String,
     /// Requests let in since the start.
     pub arrivals: u64,
+    /// Sequences that they ask for: prompts times choices. Absent: a gateway of a release that does not report them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sequences: Option<u64>,
+    /// Requests that got a place on a replica since the start, each once: the others wait, or left without one (refused,
+    /// timed out, given up). Absent: as above.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub placed: Option<u64>,
     /// Their prompt tokens, estimated at arrival from the body's size and from what engines counted in recent answers.
     pub input_tokens: u64,
     /// Part of [`Self::input_tokens`] that prefix caches hold, as in recent answers.
@@ -88,6 +112,9 @@ pub struct ReplicaSignals {
 pub struct EngineReport {
     /// Since it came.
     pub age_ms: u64,
+    /// Sequences that run or wait there, of whichever caller; absent: a gateway of a release that does not report them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sequences: Option<u32>,
     /// Prompt tokens accepted and not computed.
     pub unprefilled_tokens: u64,
     /// Of the KV cache.
@@ -154,7 +181,16 @@ pub enum Fault {
     Unknown,
 }
 
-// === impl KeyFault ===
+// === impl EngineReport, KeyFault ===
+
+impl EngineReport {
+    /// Whether an engine can have reported it: a gateway of another version may not have looked.
+    pub fn plausible(&self) -> bool {
+        plausible_blocks(self.kv_blocks_used, self.kv_blocks_total)
+            && self.unprefilled_tokens <= MAX_TOKENS
+            && self.coefficients.is_none_or(Coefficients::plausible)
+    }
+}
 
 impl std::fmt::Display for KeyFault {
     /// One clause; the tenant is not in it.
@@ -189,12 +225,15 @@ mod tests {
             uptime_ms: 5,
             deployments: vec![DeploymentSignals {
                 name: "chat".into(),
+                sequences: Some(4),
+                placed: Some(1),
                 replicas: vec![ReplicaSignals {
                     engine: Some(EngineReport { age_ms: 3, ..EngineReport::default() }),
                     ..ReplicaSignals::default()
                 }],
                 ..DeploymentSignals::default()
             }],
+            draining: Some(vec![DrainSignals { uid: "u".into(), in_flight: 2 }]),
             keys: vec![KeyFault {
                 tenant: "a".into(),
                 secret: "a-keys".into(),
@@ -208,12 +247,19 @@ mod tests {
             r#""meanOutputTokens":0.0"#,
             r#""engine":{"ageMs":3"#,
             r#""kind":"notAHash","key":"ci""#,
+            r#""draining":[{"uid":"u","inFlight":2}]"#,
         ] {
             assert!(text.contains(part), "{part} in {text}");
         }
         assert!(!text.contains("coefficients") && !text.contains("refused"), "{text}");
         assert_eq!(serde_json::from_str::<Signals>(&text).unwrap(), signals);
         assert!(serde_json::from_str::<Signals>(r#"{"deployments":[]}"#).is_err(), "without version and epoch");
+        let older: Signals = serde_json::from_str(r#"{"version":1,"epoch":"e","uptimeMs":5}"#).unwrap();
+        assert_eq!(older.draining, None, "not reported is not none");
+        let older = text.replace(r#""arrivals":0,"sequences":4,"placed":1,"#, r#""arrivals":0,"#);
+        assert_ne!(older, text);
+        let older: Signals = serde_json::from_str(&older).unwrap();
+        assert_eq!((older.deployments[0].sequences, older.deployments[0].placed), (None, None));
     }
 
     #[test]

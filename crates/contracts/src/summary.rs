@@ -132,6 +132,9 @@ pub struct Claim {
     pub stage: Stage,
     /// Its part of each GPU.
     pub devices: Vec<ClaimDevice>,
+    /// The commit to which the agent resolved the revision of its model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model_commit: Option<String>,
 }
 
 /// A claim's part of one GPU.
@@ -333,6 +336,7 @@ mod tests {
                 used_bytes: Some(50),
                 used_sm_percent: None,
             }],
+            model_commit: Some("a".repeat(40)),
         };
         let refused = Refused {
             namespace: "team-a".into(),

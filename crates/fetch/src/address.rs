@@ -74,7 +74,7 @@ impl Addresses {
         match ip {
             IpAddr::V4(ip) => inside_v4(ip),
             IpAddr::V6(ip) => match carried(ip) {
-                Some(carried) => inside_v4(carried),
+                Some(carried) => self.refusal(carried.into()),
                 None => inside_v6(ip),
             },
         }
@@ -219,6 +219,8 @@ mod tests {
             ("10.96.0.1", true),
             ("10.96.0.2", false),
             ("8.8.8.8", true),
+            ("64:ff9b::808:808", true),
+            ("2002:808:808::1", true),
             ("8.9.0.1", false),
         ] {
             assert_eq!(refused(&rules, ip), expect, "{ip}");

@@ -2,10 +2,36 @@
 
 use std::time::Duration;
 
-/// Failures in a row, without one byte between them, after which a fetch is given up.
+/// Failures in a row after which a fetch is given up.
 pub const ATTEMPTS: u32 = 8;
+/// Bytes between two failures that make the second one a first one again. A source that sends less and ends the connection
+/// would be asked for a day.
+pub const PROGRESS: u64 = 256 << 10;
 /// Longest pause.
 const LONGEST: Duration = Duration::from_secs(60);
+
+/// Failures in a row, and the bytes that came since the first of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Failures {
+    count: u32,
+    bytes: u64,
+}
+
+impl Failures {
+    /// Bytes came.
+    pub fn received(&mut self, bytes: u64) {
+        self.bytes = self.bytes.saturating_add(bytes);
+        if self.bytes >= PROGRESS {
+            *self = Self::default();
+        }
+    }
+
+    /// Another failure; how many in a row.
+    pub fn failed(&mut self) -> u32 {
+        self.count += 1;
+        self.count
+    }
+}
 
 /// The pause after this many failures in a row (1 is the first), or `None` to give up. `asked`: what the server asks
 /// for. `spread` in 0..1 keeps many nodes from asking at the same moment.
@@ -29,6 +55,18 @@ mod tests {
         let expect = [500, 1000, 2000, 4000, 8000, 16_000, 32_000].map(Some);
         assert_eq!(pauses[..7], expect);
         assert_eq!(pauses[7], None);
+    }
+
+    #[test]
+    fn failures_are_forgotten_after_progress_and_not_after_a_byte() {
+        for (received, expect) in [(0, 3), (1, 3), (PROGRESS / 2 - 1, 3), (PROGRESS / 2, 1), (PROGRESS, 1)] {
+            let mut failures = Failures::default();
+            failures.failed();
+            failures.received(received);
+            failures.failed();
+            failures.received(received);
+            assert_eq!(failures.failed(), expect, "{received} bytes between failures");
+        }
     }
 
     #[test]

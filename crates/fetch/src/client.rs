@@ -6,14 +6,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-use reqwest::header::{CONTENT_RANGE, ETAG, IF_RANGE, LOCATION, RANGE, RETRY_AFTER};
+use reqwest::header::{CONTENT_RANGE, ETAG, HeaderName, IF_RANGE, LOCATION, RANGE, RETRY_AFTER};
 use reqwest::{Response, StatusCode, Url};
 
 use crate::address::Addresses;
-use crate::error::FetchError;
+use crate::error::{FetchError, shown};
+use crate::login::Login;
 use crate::{Limits, parse_url};
 
 const REDIRECTS: usize = 5;
+/// Bytes by which a length is asked for: some servers read `bytes=0-0` as a range without an end.
+pub const ASKED: u64 = 2;
 
 /// Asks for ranges of one file.
 #[derive(Clone)]
@@ -21,6 +24,7 @@ pub struct Client {
     http: reqwest::Client,
     addresses: Arc<Addresses>,
     refused: Arc<Mutex<Option<FetchError>>>,
+    login: Option<Login>,
 }
 
 /// What an answer says about the file.
@@ -39,7 +43,8 @@ pub struct Answer {
 }
 
 impl Client {
-    pub fn new(addresses: Arc<Addresses>, limits: &Limits) -> Result<Self, FetchError> {
+    /// `login`: for the host that it is for, and for no other.
+    pub fn new(addresses: Arc<Addresses>, limits: &Limits, login: Option<Login>) -> Result<Self, FetchError> {
         let refused = Arc::new(Mutex::new(None));
         let resolver = Resolver { addresses: Arc::clone(&addresses), refused: Arc::clone(&refused) };
         let http = reqwest::Client::builder()
@@ -54,38 +59,86 @@ impl Client {
             .http1_only()
             .build()
             .map_err(|e| FetchError::Connection { host: "the client".into(), why: cause(&e) })?;
-        Ok(Self { http, addresses, refused })
+        Ok(Self { http, addresses, refused, login })
     }
 
     /// Asks for `from..to` of the file, if it is still the one with this validator.
     pub async fn range(&self, url: &Url, from: u64, to: u64, etag: Option<&str>) -> Result<Answer, FetchError> {
+        let range = format!("bytes={from}-{}", to.saturating_sub(1));
+        let headers: Vec<_> = [(RANGE, range.as_str())].into_iter().chain(etag.map(|etag| (IF_RANGE, etag))).collect();
+        let (last, response) = self.get(url, &headers).await?;
+        answer(&last, response, from, to).map_err(|e| self.denied(url, e))
+    }
+
+    /// How long the file is.
+    pub async fn length(&self, url: &Url) -> Result<u64, FetchError> {
+        let Answer { host, total, .. } = self.range(url, 0, ASKED, None).await?;
+        total.ok_or_else(|| FetchError::Broken { host, what: "does not say how long the file is".into() })
+    }
+
+    /// A whole document of at most `limit` bytes.
+    pub async fn document(&self, url: &Url, limit: u64) -> Result<Vec<u8>, FetchError> {
+        let (last, mut response) = self.get(url, &[]).await?;
+        let host = host(&last);
+        if response.status() != StatusCode::OK {
+            return Err(self.denied(url, refusal(host, &response)));
+        }
+        let mut document = Vec::new();
+        loop {
+            let chunk = response.chunk().await;
+            let chunk = chunk.map_err(|e| FetchError::Connection { host: host.clone(), why: cause(&e) })?;
+            let Some(chunk) = chunk else { return Ok(document) };
+            document.extend_from_slice(&chunk);
+            if document.len() as u64 > limit {
+                return Err(FetchError::LongAnswer { host, limit });
+            }
+        }
+    }
+
+    /// The answer of the last of all redirects, and where it came from.
+    async fn get(&self, url: &Url, headers: &[(HeaderName, &str)]) -> Result<(Url, Response), FetchError> {
         let mut url = url.clone();
         for _ in 0..=REDIRECTS {
             self.check_literal(&url)?;
-            let mut request =
-                self.http.get(url.clone()).header(RANGE, format!("bytes={from}-{}", to.saturating_sub(1)));
-            if let Some(etag) = etag {
-                request = request.header(IF_RANGE, etag);
+            let mut request = self.http.get(url.clone());
+            for (name, value) in headers {
+                request = request.header(name, *value);
+            }
+            if let Some(login) = &self.login {
+                for (name, value) in login.headers(&url)? {
+                    request = request.header(name, value);
+                }
             }
             let response = match request.send().await {
                 Ok(response) => response,
                 Err(e) => return Err(self.failed(&url, &e)),
             };
-            if !response.status().is_redirection() {
-                return answer(&url, response, from, to);
+            // A store answers so where its bucket is in another region: to whom it does not say.
+            let leads_nowhere = !response.headers().contains_key(LOCATION);
+            if !response.status().is_redirection() || leads_nowhere {
+                return Ok((url, response));
             }
             url = next(&url, &response)?;
         }
         Err(FetchError::Redirects(REDIRECTS))
     }
 
+    /// Stores do not tell a missing object from one that the keys may not read.
+    fn denied(&self, url: &Url, e: FetchError) -> FetchError {
+        let with_keys = self.login.as_ref().is_some_and(|login| login.has_keys_for(url));
+        match e {
+            FetchError::Refused { host, status } if with_keys => FetchError::Denied { host, status },
+            e => e,
+        }
+    }
+
     /// Hosts that are addresses already are not resolved.
     fn check_literal(&self, url: &Url) -> Result<(), FetchError> {
-        let text = host(url);
+        let text = url.host_str().unwrap_or_default();
         let Ok(address) = text.trim_matches(['[', ']']).parse::<IpAddr>() else { return Ok(()) };
         match self.addresses.refusal(address) {
             None => Ok(()),
-            Some(what) => Err(FetchError::Address { host: text, address, what }),
+            Some(what) => Err(FetchError::Address { host: host(url), address, what }),
         }
     }
 
@@ -117,25 +170,28 @@ fn answer(url: &Url, response: Response, from: u64, to: u64) -> Result<Answer, F
     let (ranged, end, total) = match status {
         StatusCode::PARTIAL_CONTENT => {
             let said = header(CONTENT_RANGE).unwrap_or_default().to_owned();
-            let parsed = content_range(&said).ok_or_else(|| broken(format!("sends the range {said:?}")))?;
+            let parsed = content_range(&said).ok_or_else(|| broken(format!("sends the range {:?}", shown(&said))))?;
             if parsed.0 != from || parsed.1 > to {
                 return Err(broken(format!("sends the bytes {}..{} when asked for {from}..{to}", parsed.0, parsed.1)));
             }
             (true, parsed.1, Some(parsed.2))
         }
         StatusCode::OK => (false, response.content_length().unwrap_or(u64::MAX), response.content_length()),
-        StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => {
-            return Err(unavailable(host, status, header(RETRY_AFTER)));
-        }
-        _ if status.is_server_error() => return Err(unavailable(host, status, header(RETRY_AFTER))),
-        _ => return Err(FetchError::Refused { host, status: status.as_u16() }),
+        _ => return Err(refusal(host, &response)),
     };
     Ok(Answer { body: response, host, ranged, end, total, etag })
 }
 
-fn unavailable(host: String, status: StatusCode, after: Option<&str>) -> FetchError {
-    let after = after.and_then(|seconds| seconds.trim().parse().ok()).map(Duration::from_secs);
-    FetchError::Unavailable { host, status: status.as_u16(), after }
+/// Of an answer that is none: whether another attempt may get one.
+fn refusal(host: String, response: &Response) -> FetchError {
+    let status = response.status();
+    let passes =
+        matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS) || status.is_server_error();
+    if !passes {
+        return FetchError::Refused { host, status: status.as_u16() };
+    }
+    let after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
+    FetchError::Unavailable { host, status: status.as_u16(), after: after.map(Duration::from_secs) }
 }
 
 /// `bytes 0-9/100` as first byte, end and length of the file.
@@ -147,7 +203,7 @@ fn content_range(text: &str) -> Option<(u64, u64, u64)> {
 }
 
 pub fn host(url: &Url) -> String {
-    url.host_str().unwrap_or_default().to_owned()
+    shown(url.host_str().unwrap_or_default())
 }
 
 /// The innermost cause; the outer ones repeat the URL.
@@ -188,7 +244,7 @@ impl Resolve for Resolver {
 /// could give the other one next time.
 fn judged(addresses: &Addresses, host: &str, found: Vec<SocketAddr>) -> Result<Vec<SocketAddr>, FetchError> {
     match found.iter().find_map(|found| Some((found.ip(), addresses.refusal(found.ip())?))) {
-        Some((address, what)) => Err(FetchError::Address { host: host.to_owned(), address, what }),
+        Some((address, what)) => Err(FetchError::Address { host: shown(host), address, what }),
         None => Ok(found),
     }
 }

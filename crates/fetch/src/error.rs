@@ -59,6 +59,54 @@ pub enum FetchError {
         /// The cause.
         why: String,
     },
+    /// A description without an end.
+    #[error("{host} describes it in more than {limit} bytes; use a source with fewer files")]
+    LongAnswer {
+        /// Of the URL that was asked.
+        host: String,
+        /// The limit.
+        limit: u64,
+    },
+    /// An object store refuses the keys, or what they ask for.
+    #[error(
+        "{host} answers {status} to the keys; check that they are valid and may read the object, and that bucket, key and region are right"
+    )]
+    Denied {
+        /// Of the URL that was asked.
+        host: String,
+        /// HTTP status.
+        status: u16,
+    },
+    /// The token or the keys cannot be used or were not found.
+    #[error("the token or keys cannot be used: {why}; correct the Secret")]
+    Login {
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A repository of a hub.
+    #[error("repository {name}: {why}")]
+    Repository {
+        /// `owner/name`.
+        name: String,
+        /// What is wrong with it, and what to do.
+        why: String,
+    },
+    /// A directory with a list of digests.
+    #[error("the directory at {host}: {why}")]
+    Directory {
+        /// Of its URL.
+        host: String,
+        /// What is wrong with it, and what to do.
+        why: String,
+    },
+    /// The same kind of failure again and again.
+    #[error("{last}; that was attempt {attempts} without progress between them: check the source")]
+    GivenUp {
+        /// In a row.
+        attempts: u32,
+        /// The last one.
+        last: Box<FetchError>,
+    },
     /// What the server sends contradicts what it says.
     #[error("{host} {what}")]
     Broken {
@@ -89,9 +137,19 @@ pub enum FetchError {
         /// Free beyond the reserve.
         free: u64,
     },
+    /// No room beside what is in use.
+    #[error(
+        "the file needs {needed} more bytes, the node's cache has {free} beside the models in use; use a smaller model, or have the platform raise nodeAgent.models.cacheBytes"
+    )]
+    CacheFull {
+        /// Bytes still to be written.
+        needed: u64,
+        /// Left in the cache.
+        free: u64,
+    },
     /// Another file.
     #[error(
-        "the file has the sha256 {found}, not {wanted}; it is another file or damaged: correct the digest or the address"
+        "the file has the digest {found}, not {wanted}; it is another file or damaged: correct the digest or the address"
     )]
     Digest {
         /// Of what was fetched.
@@ -102,9 +160,32 @@ pub enum FetchError {
     /// Too slow.
     #[error("not complete after {0:?}; use a faster source")]
     TooSlow(Duration),
+    /// Hardly anything comes.
+    #[error("only {bytes} bytes came in {within:?}; use a faster source")]
+    Trickle {
+        /// Received.
+        bytes: u64,
+        /// In this time.
+        within: Duration,
+    },
+    /// One of the files of a repository.
+    #[error("{name}: {cause}")]
+    OfFile {
+        /// Its name.
+        name: String,
+        /// What happened to it.
+        cause: Box<FetchError>,
+    },
     /// The partial file.
     #[error("cannot write the file: {0}; free space on the node's disk or repair it")]
     File(#[from] std::io::Error),
+}
+
+/// The beginning of what a server wrote: an error goes into objects and logs.
+pub(crate) fn shown(text: &str) -> String {
+    const LONGEST: usize = 100;
+    let plain = text.chars().filter(|c| !c.is_control());
+    if text.len() <= LONGEST { plain.collect() } else { plain.take(LONGEST).chain(['…']).collect() }
 }
 
 /// What follows from an error.
@@ -119,10 +200,32 @@ pub enum Kind {
 }
 
 impl FetchError {
+    /// The same of one file of many.
+    pub(crate) fn of_file(self, name: &str) -> Self {
+        match self {
+            // Errors about the disk and the whole are not about this file.
+            e @ (Self::DiskFull { .. }
+            | Self::CacheFull { .. }
+            | Self::TooSlow(_)
+            | Self::Trickle { .. }
+            | Self::Address { .. }) => e,
+            e => Self::OfFile { name: name.to_owned(), cause: Box::new(e) },
+        }
+    }
+
+    /// What happened, without the file to which it did.
+    pub fn root(&self) -> &Self {
+        match self {
+            Self::OfFile { cause, .. } => cause.root(),
+            other => other,
+        }
+    }
+
     /// What follows from it.
     pub fn kind(&self) -> Kind {
         match self {
-            Self::Unavailable { .. } | Self::Connection { .. } => Kind::Transient,
+            Self::OfFile { cause, .. } => cause.kind(),
+            Self::Unavailable { .. } | Self::Connection { .. } | Self::GivenUp { .. } => Kind::Transient,
             Self::Changed { .. } | Self::Broken { .. } => Kind::Restart,
             Self::Url { .. }
             | Self::Address { .. }
@@ -130,9 +233,16 @@ impl FetchError {
             | Self::Downgrade { .. }
             | Self::Refused { .. }
             | Self::TooLarge { .. }
+            | Self::LongAnswer { .. }
+            | Self::Denied { .. }
+            | Self::Login { .. }
+            | Self::Repository { .. }
+            | Self::Directory { .. }
             | Self::DiskFull { .. }
+            | Self::CacheFull { .. }
             | Self::Digest { .. }
             | Self::TooSlow(_)
+            | Self::Trickle { .. }
             | Self::File(_) => Kind::Permanent,
         }
     }

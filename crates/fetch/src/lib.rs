@@ -1,47 +1,68 @@
-//! Fetches one file from a URL that a tenant wrote: resumable, in parallel ranges, verified, and to no address that
-//! it should not reach.
+//! Fetches files from where a tenant says they are, a URL, a directory, an object store or a hub's repository: resumable, in parallel ranges, verified,
+//! and from no address that it should not reach.
 //!
 //! Decided in values: which addresses may be connected to ([`address`]), which pieces are missing ([`pieces`]), when to
-//! try again ([`backoff`]). Done at the edge: requests (`client`), the file (`partial`), both together
-//! ([`Fetcher::fetch`]). A file is complete and has its digest, or it has no final name: what is fetched lies beside its
-//! journal until the caller renames it.
+//! try again ([`backoff`]), which files of a repository or directory are fetched
+//! ([`hub`], [`directory`]), how requests to an object store are signed (`login`). Done at the edge: requests (`client`), the
+//! file (`partial`), both together ([`Fetcher`]). A file is complete and has its digest, or it has no final name: what is
+//! fetched lies beside its journal until it is renamed.
 //!
-//! Deliberately absent: credentials, caches, and any other source than HTTP.
+//! Deliberately absent: caches, where credentials come from, and protocols other than HTTP.
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod address;
 pub mod backoff;
+mod beginning;
 mod client;
+pub mod directory;
 mod error;
 mod fetch;
+pub mod hub;
+mod login;
 mod partial;
 pub mod pieces;
+mod room;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use beginning::Beginning;
 pub use error::{FetchError, Kind};
 pub use fetch::Fetcher;
+pub use hub::{Files, RemoteFile};
+pub use login::{Keys, Login, Token};
 pub use partial::discard;
 pub use reqwest::Url;
+pub use room::Room;
 
 /// What to fetch.
 #[derive(Clone, Debug)]
 pub struct Request {
     /// As [`parse_url`] accepts it.
     pub url: Url,
-    /// SHA-256 of the file.
-    pub sha256: [u8; 32],
+    /// What the file must hash to.
+    pub digest: FileDigest,
     /// Where it is put together; beside it lies the journal, with the ending `.journal`.
     pub partial: PathBuf,
+    /// Who may read it; `None`: everybody.
+    pub login: Option<Login>,
+}
+
+/// What a file hashes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileDigest {
+    /// SHA-256 of its bytes.
+    Sha256([u8; 32]),
+    /// Its name in git: SHA-1 of a header with its length, and its bytes. For small files of hubs, which have no other one.
+    GitBlob([u8; 20]),
 }
 
 /// What the fetcher keeps to.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Longest file, in bytes.
+    /// Longest file, and most bytes of a repository's files together.
     pub file_bytes: u64,
     /// Bytes that must stay free on the disk.
     pub disk_reserve_bytes: u64,
@@ -49,6 +70,8 @@ pub struct Limits {
     pub total: Duration,
     /// A connection without a byte for so long is closed.
     pub stall: Duration,
+    /// A fetch that gets fewer bytes than these in that time is given up.
+    pub slowest: (u64, Duration),
     /// Time to connect.
     pub connect: Duration,
     /// Ranges at once.
@@ -66,6 +89,7 @@ impl Default for Limits {
             disk_reserve_bytes: 1 << 30,
             total: Duration::from_secs(24 * 3600),
             stall: Duration::from_secs(30),
+            slowest: (4 << 20, Duration::from_secs(600)),
             connect: Duration::from_secs(10),
             parallel: 4,
             bytes_per_second: 0,

@@ -5,8 +5,10 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
+use crate::FileDigest;
 use crate::error::FetchError;
 use crate::pieces::Journal;
 
@@ -54,21 +56,31 @@ impl Partial {
     }
 
     /// Reads the file back and compares its digest.
-    pub fn verify(&mut self, wanted: [u8; 32]) -> Result<(), FetchError> {
+    pub fn verify(&mut self, wanted: FileDigest) -> Result<(), FetchError> {
         self.file.sync_all()?;
-        self.file.seek(SeekFrom::Start(0))?;
-        let (mut hasher, mut buffer) = (Sha256::new(), vec![0; 1 << 20]);
-        loop {
-            match self.file.read(&mut buffer)? {
-                0 => break,
-                read => hasher.update(&buffer[..read]),
+        let (found, wanted) = match wanted {
+            FileDigest::Sha256(wanted) => (self.digest(Sha256::new())?, wanted.to_vec()),
+            // A file in git is hashed with what it is and how long it is before it.
+            FileDigest::GitBlob(wanted) => {
+                let head = format!("blob {}\0", self.file.metadata()?.len());
+                (self.digest(Sha1::new().chain_update(head))?, wanted.to_vec())
             }
-        }
-        let found: [u8; 32] = hasher.finalize().into();
+        };
         if found == wanted {
             return Ok(());
         }
         Err(FetchError::Digest { found: hex(&found), wanted: hex(&wanted) })
+    }
+
+    fn digest<D: Digest>(&mut self, mut hasher: D) -> io::Result<Vec<u8>> {
+        self.file.seek(SeekFrom::Start(0))?;
+        let mut buffer = vec![0; 1 << 20];
+        loop {
+            match self.file.read(&mut buffer)? {
+                0 => return Ok(hasher.finalize().to_vec()),
+                read => hasher.update(&buffer[..read]),
+            }
+        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! Which parts of a file are on disk: the journal of a fetch, so that it goes on where it was after a restart.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 /// Bytes of a piece: what is fetched again at most when a node is killed, per range.
@@ -13,13 +15,13 @@ pub struct Journal {
     /// Its strong validator. Without one a fetch does not go on after a restart.
     pub etag: Option<String>,
     /// Numbers of the pieces that are on disk.
-    done: Vec<u64>,
+    done: BTreeSet<u64>,
 }
 
 impl Journal {
     /// Nothing of the file yet.
     pub fn new(total: u64, etag: Option<String>) -> Self {
-        Self { total, etag, done: Vec::new() }
+        Self { total, etag, done: BTreeSet::new() }
     }
 
     /// This journal where it describes the same file as one of `total` bytes with this validator; else an empty one.
@@ -36,10 +38,7 @@ impl Journal {
 
     /// A piece is on disk.
     pub fn complete(&mut self, piece: u64) {
-        if !self.done.contains(&piece) {
-            self.done.push(piece);
-            self.done.sort_unstable();
-        }
+        self.done.insert(piece);
     }
 
     /// Bytes on disk.
@@ -89,7 +88,7 @@ mod tests {
     fn journal_with_impossible_pieces_is_not_sound() {
         let mut journal = Journal::new(PIECE, None);
         assert!(journal.is_sound());
-        journal.done = vec![1];
+        journal.done = [1].into();
         assert!(!journal.is_sound());
     }
 }

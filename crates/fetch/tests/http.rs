@@ -12,7 +12,7 @@ use server::{Behaviour, Server, content};
 use sha2::{Digest, Sha256};
 use stowage_fetch::address::Addresses;
 use stowage_fetch::pieces::PIECE;
-use stowage_fetch::{FetchError, Fetcher, Limits, Phase, Progress, Request, parse_url};
+use stowage_fetch::{FetchError, Fetcher, FileDigest, Keys, Limits, Login, Phase, Progress, Request, parse_url};
 use tokio::sync::watch;
 
 /// A little more than two pieces.
@@ -33,7 +33,12 @@ fn loopback() -> Addresses {
 }
 
 fn request(dir: &Path, url: &str, bytes: &[u8]) -> Request {
-    Request { url: parse_url(url).unwrap(), sha256: Sha256::digest(bytes).into(), partial: dir.join("model.partial") }
+    Request {
+        url: parse_url(url).unwrap(),
+        digest: FileDigest::Sha256(Sha256::digest(bytes).into()),
+        partial: dir.join("model.partial"),
+        login: None,
+    }
 }
 
 async fn fetch_with(limits: Limits, addresses: Addresses, request: &Request) -> Result<Progress, FetchError> {
@@ -53,7 +58,11 @@ async fn check(behaviour: Behaviour, len: usize, expected: Result<(), &str>) -> 
             assert_eq!(std::fs::read(&request.partial).unwrap(), bytes);
             assert_eq!(progress, Progress { phase: Phase::Verify, bytes: len as u64, total: len as u64 });
         }
-        (Err(e), Err(part)) => assert!(e.to_string().contains(part), "{e}"),
+        (Err(e), Err(part)) => {
+            let text = e.to_string();
+            assert!(text.contains(part), "{text}");
+            assert!(text.len() < 1000, "{} bytes", text.len());
+        }
         (found, _) => panic!("{found:?} instead of {expected:?}"),
     }
     server
@@ -86,10 +95,28 @@ async fn server_that_never_recovers_is_given_up() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn server_that_sends_next_to_nothing_is_given_up_and_what_came_is_kept() {
+    let server = check(Behaviour::OneByteEach, LEN, Err("attempt 8 without progress")).await;
+    let requests = server.seen.requests.load(Ordering::Relaxed);
+    assert!(requests < 50, "{requests} requests");
+
+    let (dir, bytes) = (tempfile::tempdir().unwrap(), content(LEN));
+    let server = Server::start(Behaviour::Drips, bytes.clone());
+    let request = request(dir.path(), &server.url(), &bytes);
+    let slow = Limits { slowest: (1000, Duration::from_millis(700)), ..limits() };
+    let e = fetch_with(slow, loopback(), &request).await.unwrap_err();
+    assert!(e.to_string().contains("bytes came in 700ms"), "{e}");
+    assert!(request.partial.exists());
+    server.set(Behaviour::Good);
+    fetch_with(limits(), loopback(), &request).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn server_that_lies_is_refused() {
     check(Behaviour::SendsAnotherRange, 100, Err("sends the bytes")).await;
     check(Behaviour::LongerThanSaid, 100, Err("more bytes than")).await;
     check(Behaviour::NoLength, 100, Err("does not say how long")).await;
+    check(Behaviour::LongRange, 100, Err("sends the range")).await;
     check(Behaviour::Missing, 100, Err("answers 404")).await;
 }
 
@@ -150,6 +177,32 @@ async fn limits_of_size_disk_time_and_bandwidth_hold() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn two_files_that_fit_alone_do_not_fill_the_disk_together() {
+    let bytes = content(200_000);
+    let (dir, server) = (tempfile::tempdir().unwrap(), Server::start(Behaviour::Drips, bytes.clone()));
+    let fetcher = Fetcher::new(loopback(), limits());
+    fetcher.room.set_limit(300_000);
+    let first = request(dir.path(), &server.url(), &bytes);
+    let progress = watch::Sender::new(Progress::default());
+    let running = tokio::spawn({
+        let fetcher = fetcher.clone();
+        async move { fetcher.fetch(&first, &progress).await }
+    });
+    while fetcher.room.reserved() == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let second = Request { partial: dir.path().join("second.partial"), ..request(dir.path(), &server.url(), &bytes) };
+    let progress = watch::Sender::new(Progress::default());
+    let e = fetcher.fetch(&second, &progress).await.unwrap_err();
+    assert!(matches!(e, FetchError::CacheFull { .. }), "{e}");
+    running.abort();
+    let _ = running.await;
+    server.set(Behaviour::Good);
+    fetcher.fetch(&second, &progress).await.unwrap();
+    assert_eq!(fetcher.room.reserved(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn addresses_inside_are_reached_by_no_way() {
     let bytes = content(100);
     let inside = Server::start(Behaviour::Good, bytes.clone());
@@ -176,6 +229,7 @@ async fn redirects_are_followed_and_each_is_judged() {
     let target = Server::start(Behaviour::Good, bytes.clone());
     let to = |location: String| Server::start(Behaviour::Redirects(location), vec![]);
     let dir = tempfile::tempdir().unwrap();
+    let keys = |url: &str| Login::keys(Keys::new("i", "s", None).unwrap(), "us-east-1", &parse_url(url).unwrap());
     let fine = to(target.url());
     let fetched = request(dir.path(), &fine.url(), &bytes);
     fetch_with(limits(), loopback(), &fetched).await.unwrap();
@@ -189,7 +243,10 @@ async fn redirects_are_followed_and_each_is_judged() {
     ] {
         let server = to(location.clone());
         let request = request(dir.path(), &server.url(), &bytes);
-        let e = fetch_with(limits(), loopback(), &request).await.unwrap_err();
-        assert!(e.to_string().contains(part), "{location}: {e}");
+        let with_keys = Request { login: Some(keys(&server.url())), ..request.clone() };
+        for request in [request, with_keys] {
+            let e = fetch_with(limits(), loopback(), &request).await.unwrap_err();
+            assert!(e.to_string().contains(part), "{location}: {e}");
+        }
     }
 }

@@ -5,6 +5,7 @@
 //! not healthy restarts it. So only what a restart cures belongs in `healthz`.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::http::StatusCode;
@@ -55,6 +56,32 @@ impl Readiness {
     }
 }
 
+/// When a loop last came round, for a `healthz` that fails once the loop hangs: only a restart ends that.
+#[derive(Debug, Clone)]
+pub struct Heartbeat(watch::Sender<Instant>);
+
+impl Default for Heartbeat {
+    /// Beats now.
+    fn default() -> Self {
+        Self(watch::Sender::new(Instant::now()))
+    }
+}
+
+impl Heartbeat {
+    pub fn beat(&self) {
+        self.0.send_replace(Instant::now());
+    }
+
+    /// Fails once the last beat is older than `limit`. `of`: what the loop makes, for the reason.
+    pub fn check(&self, limit: Duration, of: &'static str) -> Check {
+        let this = self.clone();
+        Arc::new(move || {
+            let silent = this.0.borrow().elapsed();
+            if silent <= limit { Ok(()) } else { Err(format!("no {of} for {} s", silent.as_secs())) }
+        })
+    }
+}
+
 /// A check that always passes: for processes whose answering is all the health there is.
 pub fn always() -> Check {
     Arc::new(|| Ok(()))
@@ -88,6 +115,15 @@ mod tests {
         assert_eq!(check(), Ok(()));
         ready.set_not_ready("draining");
         assert_eq!(check(), Err("draining".to_owned()));
+    }
+
+    #[test]
+    fn loop_that_hangs_is_not_healthy() {
+        let heartbeat = Heartbeat::default();
+        let (patient, impatient) =
+            (heartbeat.check(Duration::from_secs(60), "plan"), heartbeat.check(Duration::ZERO, "plan"));
+        while heartbeat.0.borrow().elapsed().is_zero() {}
+        assert_eq!((patient(), impatient()), (Ok(()), Err("no plan for 0 s".to_owned())));
     }
 
     #[test]

@@ -5,7 +5,9 @@
 //! and `/readyz` answer with the reason. This crate knows nothing of what the processes do.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod catalog;
 pub mod health;
+pub mod labels;
 mod logging;
 pub mod metrics;
 mod shutdown;

@@ -1,6 +1,6 @@
 //! What the operator reports about an InferenceDeployment.
 //!
-//! Written on material change only. `decision`, `bottleneck` and `cost` change at most every 30 s.
+//! Written on material change only. `load` and `bottleneck` change at most every 30 s.
 
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -42,13 +42,28 @@ pub struct InferenceDeploymentStatus {
     #[schemars(length(max = 64))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub placements: Vec<Placement>,
+    /// The commit of a model from a hub.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<ResolvedModel>,
+    /// What `memory: Auto` became, in its parts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_estimate: Option<MemoryEstimate>,
+    /// How long a replica takes to start, once three starts were measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cold_start: Option<MeasuredStart>,
+    /// What of `model.preload` is on nodes; absent until a revision's commit is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preload: Option<PreloadedNodes>,
     /// What really runs, after defaults and templates.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub effective: Option<Effective>,
     /// The last decision about this deployment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decision: Option<Decision>,
-    /// What limits it now.
+    /// What it serves now; absent with fewer than 20 requests a minute.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub load: Option<ServedLoad>,
+    /// What limits it now; absent with fewer than 20 requests a minute, and while no engine reports what a step costs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bottleneck: Option<Bottleneck>,
     /// What it costs.
@@ -58,6 +73,16 @@ pub struct InferenceDeploymentStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]
     pub url: Option<String>,
+}
+
+/// Nodes that hold weights ahead of need.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PreloadedNodes {
+    /// That are to hold the weights: as many as were asked for, or as there are.
+    pub nodes: u32,
+    /// That do.
+    pub cached: u32,
 }
 
 /// One line's worth, because a printer column can show a single field only.
@@ -115,6 +140,55 @@ pub struct PlacedGpu {
     pub memory: Quantity,
     /// Per cent of its streaming multiprocessors promised.
     pub compute: u32,
+}
+
+/// What a revision named when it was resolved. Later replicas get the same commit; another revision in the spec is resolved anew.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ResolvedModel {
+    /// `owner/name`.
+    #[schemars(length(max = 256))]
+    pub repo: String,
+    /// As in the spec.
+    #[schemars(length(max = 128))]
+    pub revision: String,
+    /// 40 hexadecimal digits.
+    #[schemars(length(max = 40))]
+    pub commit: String,
+}
+
+/// The memory that the bundled engine takes for the model, from the headers of its files.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MemoryEstimate {
+    /// Of what it was computed; it is computed anew when model or options change.
+    #[schemars(length(max = 16))]
+    pub key: String,
+    /// Weights.
+    #[schemars(schema_with = "schema::quantity")]
+    pub weights: Quantity,
+    /// KV cache of so many sequences of the whole context.
+    #[schemars(schema_with = "schema::quantity")]
+    pub kv_cache: Quantity,
+    /// Activations of one step.
+    #[schemars(schema_with = "schema::quantity")]
+    pub scratch: Quantity,
+    /// The context, in tokens.
+    pub context_len: u32,
+    /// Sequences of that length.
+    pub sequences: u32,
+    /// The slice's memory: the sum, in steps of 256Mi.
+    #[schemars(schema_with = "schema::quantity")]
+    pub memory: Quantity,
+}
+
+/// How long a replica takes to start.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MeasuredStart {
+    /// Nine of ten of the last starts were over within this time, for example 42s. Gateways tell clients by it when to come again.
+    #[schemars(schema_with = "schema::duration")]
+    pub expected: String,
 }
 
 /// What really runs.
@@ -175,16 +249,38 @@ pub struct Decision {
     pub counterfactual: Option<String>,
 }
 
+/// Means of the last half minute, written when they are clearly others than before.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServedLoad {
+    /// Requests that arrive, with one decimal, for example 41.2.
+    #[schemars(length(max = 32))]
+    pub requests_per_second: String,
+    /// Sequences that engines have.
+    pub running: u32,
+    /// Requests that wait for an engine.
+    pub waiting: u32,
+    /// Mean time to first token, microseconds.
+    pub time_to_first_token_micros: u64,
+    /// Mean time between two tokens, microseconds.
+    pub inter_token_micros: u64,
+    /// Prompt tokens that a prefix cache held, per cent.
+    pub prefix_hit_percent: u32,
+}
+
 /// What limits a deployment.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Bottleneck {
     /// Where requests spend their time.
     pub stage: Stage,
+    /// The stage's share of a request's time, per cent; absent: no stage limits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub share_percent: Option<u32>,
     /// What was measured.
     #[schemars(length(max = 1024))]
     pub evidence: String,
-    /// What to change.
+    /// What to change, and what is predicted then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub suggestion: Option<String>,
@@ -196,13 +292,13 @@ pub struct Bottleneck {
 pub enum Stage {
     /// Requests wait in the gateway.
     Queue,
-    /// Prompts are read more slowly than they arrive.
+    /// Prompts take the time of the engines.
     Prefill,
-    /// The KV cache is full.
+    /// Requests wait for room in the KV cache.
     KVCache,
     /// Tokens are produced more slowly than wanted.
     Decode,
-    /// Time is spent between gateway and engine.
+    /// Time is spent between gateway and engine; not measured yet.
     Network,
     /// A GPU is unhealthy or throttled.
     GPUHealth,

@@ -12,7 +12,8 @@ use crate::{names, rules};
 
 pub use super::deployment_status::Tier;
 pub use super::model::{
-    Access, Adapter, HttpSource, HuggingFaceSource, ImageSource, Model, ModelSource, S3Source, SecretRef, VolumeSource,
+    Access, Adapter, HttpSource, HuggingFaceSource, ImageSource, Model, ModelSource, S3Source, SecretName, SecretRef,
+    VolumeSource,
 };
 pub use super::pod_template::{
     EnvVar, PodTemplate, PullSecret, Resources, TaintEffect, Toleration, TolerationOperator, TopologySpread,
@@ -59,7 +60,8 @@ pub use super::pod_template::{
 )]
 #[x_kube(validation = rules::deployment::REPLICAS_OUTSIDE_MANUAL.cel())]
 #[x_kube(validation = rules::deployment::MANUAL_HAS_NO_RULE.cel())]
-#[x_kube(validation = rules::deployment::HTTP_NEEDS_GPU.cel())]
+#[x_kube(validation = rules::deployment::FETCHED_NEEDS_GPU.cel())]
+#[x_kube(validation = rules::deployment::AUTO_SOURCE.cel())]
 #[serde(rename_all = "camelCase")]
 pub struct InferenceDeploymentSpec {
     /// What is served.
@@ -199,6 +201,9 @@ pub enum ServiceClass {
     Batch,
 }
 
+/// Share of the requests, in per cent, that must attain the objectives.
+pub const PERCENTILE: u32 = 95;
+
 /// What the autoscaler and the gateway aim for.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -245,7 +250,8 @@ pub struct Variant {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 64))]
     pub count: Option<u32>,
-    /// Memory on each GPU, for example 20Gi, or Auto. Absent, and compute too: whole GPUs. On CPU: the container's memory.
+    /// Memory on each GPU, for example 20Gi, or Auto: estimated from the headers of the model's files, see status.memoryEstimate. Absent: Auto
+    /// with compute, whole GPUs without. On CPU: the container's memory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::quantity")]
     #[x_kube(validation = rules::deployment::MEMORY.cel())]
@@ -360,7 +366,7 @@ pub struct Scaling {
 }
 
 fn default_drain_timeout() -> String {
-    "600s".to_owned()
+    format!("{}s", names::DEFAULT_DRAIN_SECONDS)
 }
 
 impl Default for Scaling {
@@ -404,23 +410,27 @@ pub enum ScalingObjective {
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Idle {
-    /// How long there must be no request.
+    /// How long there must be no request. Absent: learned from the gaps between requests.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::duration")]
-    pub after: String,
-    /// Where the replica goes.
-    pub tier: Tier,
+    pub after: Option<String>,
+    /// Where the replica goes. Absent: Cached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tier: Option<Tier>,
 }
 
 /// What happens to requests for a model at zero.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ColdStart {
-    /// Longest time that the gateway holds a request.
+    /// Longest time that the gateway holds a request. Absent: 120s, and more where starts were measured to take longer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::duration")]
-    pub hold: String,
-    /// Most requests that it holds.
+    pub hold: Option<String>,
+    /// Most requests that it holds. Absent: 200.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 100000))]
-    pub max_held: u32,
+    pub max_held: Option<u32>,
 }
 
 /// How a change reaches the replicas.

@@ -7,6 +7,7 @@ use crate::rules;
 
 /// What is served.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[x_kube(validation = rules::deployment::PRELOAD_SOURCE.cel())]
 #[serde(rename_all = "camelCase")]
 pub struct Model {
     /// The model's name as clients send it. Absent: the object's name. Resolved inside the caller's tenant first.
@@ -27,6 +28,19 @@ pub struct Model {
     /// Who beside the owning tenant may call it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access: Option<Access>,
+
+    /// Nodes that hold the weights before a replica needs them, at zero replicas too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preload: Option<Preload>,
+}
+
+/// Where weights are held ahead of need.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Preload {
+    /// How many nodes, of those with GPUs that a variant names. Only what a node's cache has free is used.
+    #[schemars(range(min = 1, max = 64))]
+    pub nodes: u32,
 }
 
 /// Where weights come from: exactly one of the fields.
@@ -37,10 +51,10 @@ pub struct ModelSource {
     /// An OCI image, mounted read-only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<ImageSource>,
-    /// A repository on the Hugging Face hub.
+    /// A repository on the Hugging Face hub, or on the mirror that the platform set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hugging_face: Option<HuggingFaceSource>,
-    /// A file behind a URL.
+    /// A file or directory behind a URL.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http: Option<HttpSource>,
     /// An object, or all objects under a prefix.
@@ -71,13 +85,21 @@ pub struct ImageSource {
 pub struct HuggingFaceSource {
     /// `owner/name`.
     #[schemars(length(min = 1, max = 256))]
+    #[x_kube(validation = rules::deployment::HUB_REPO.cel())]
     pub repo: String,
-    /// Branch, tag or commit.
+    /// Branch, tag or commit; main where it is absent. What it names is resolved once, and status.model has the commit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 128))]
+    #[schemars(length(min = 1, max = 128))]
+    #[x_kube(validation = rules::deployment::HUB_REVISION.cel())]
     pub revision: Option<String>,
-    /// Key of a Secret in the same namespace that holds the access token.
+    /// A GGUF file of the repository, of a split model the first part. Absent: the model in safetensors.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 256))]
+    #[x_kube(validation = rules::deployment::HUB_PATH.cel())]
+    pub path: Option<String>,
+    /// Secret in the same namespace with the access token; its key is `token` where none is named. Node agents alone read it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = rules::deployment::TOKEN_SECRET.cel())]
     pub token_secret_ref: Option<SecretRef>,
 }
 
@@ -85,11 +107,12 @@ pub struct HuggingFaceSource {
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct HttpSource {
-    /// `https://` or `http://` address of one GGUF file.
+    /// `https://` or `http://` address of one GGUF file; with `/` at its end, of a directory with a model in safetensors and the
+    /// list `SHA256SUMS`, as `sha256sum` writes it.
     #[schemars(length(min = 1, max = 2048))]
     #[x_kube(validation = rules::deployment::HTTP_URL.cel())]
     pub url: String,
-    /// Lower-case hex digest of the file.
+    /// Lower-case hex digest of the file; of a directory, that of its list.
     #[schemars(length(min = 1, max = 64))]
     #[x_kube(validation = rules::deployment::SHA256.cel())]
     pub sha256: String,
@@ -100,18 +123,33 @@ pub struct HttpSource {
 #[serde(rename_all = "camelCase")]
 pub struct S3Source {
     /// Bucket.
-    #[schemars(length(min = 1, max = 128))]
+    #[schemars(length(min = 1, max = 63))]
+    #[x_kube(validation = rules::deployment::S3_BUCKET.cel())]
     pub bucket: String,
-    /// Object key, or prefix ending in `/`.
+    /// Key of one GGUF file; or a prefix ending in `/`, below which are a model in safetensors and the list `SHA256SUMS`, as
+    /// `sha256sum` writes it.
     #[schemars(length(min = 1, max = 1024))]
+    #[x_kube(validation = rules::deployment::S3_KEY.cel())]
     pub key: String,
+    /// Lower-case hex digest of the file; of a prefix, that of its list.
+    #[schemars(length(min = 1, max = 64))]
+    #[x_kube(validation = rules::deployment::SHA256.cel())]
+    pub sha256: String,
     /// Address of the store where it is not AWS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 512))]
+    #[schemars(length(min = 1, max = 512))]
+    #[x_kube(validation = rules::deployment::S3_ENDPOINT.cel())]
     pub endpoint: Option<String>,
-    /// Secret in the same namespace with the credentials.
+    /// Region of the bucket; us-east-1 where it is absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub secret_ref: Option<SecretRef>,
+    #[schemars(length(min = 1, max = 64))]
+    #[x_kube(validation = rules::deployment::S3_REGION.cel())]
+    pub region: Option<String>,
+    /// Secret in the same namespace with the keys AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, of temporary ones
+    /// AWS_SESSION_TOKEN too. Absent: everybody may read it. Node agents alone read the Secret.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = rules::deployment::S3_SECRET.cel())]
+    pub secret_ref: Option<SecretName>,
 }
 
 /// Weights on a volume.
@@ -139,6 +177,15 @@ pub struct SecretRef {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
     pub key: Option<String>,
+}
+
+/// A Secret in the same namespace, whose keys have fixed names.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SecretName {
+    /// Name of the Secret.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
 }
 
 /// A LoRA adapter.

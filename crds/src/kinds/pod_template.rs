@@ -37,9 +37,10 @@ pub struct PodTemplate {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub tolerations: Vec<Toleration>,
-    /// Even spread over zones or nodes.
+    /// Even spread over zones or nodes, as far as there is room.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["topologyKey".into()]))]
     pub topology_spread_constraints: Vec<TopologySpread>,
     /// Name of a PriorityClass.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -109,14 +110,15 @@ pub enum TaintEffect {
     NoExecute,
 }
 
-/// Even spread of replicas over a topology.
+/// Even spread of replicas over a topology: a preference, as with whenUnsatisfiable ScheduleAnyway of a pod.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TopologySpread {
     /// Node label whose values are the domains.
     #[schemars(length(min = 1, max = 316))]
+    #[x_kube(validation = rules::pod::TOPOLOGY_KEY.cel())]
     pub topology_key: String,
-    /// Largest difference between two domains, in replicas.
+    /// Replicas that a domain may have more than the emptiest one.
     #[schemars(range(min = 1, max = 1000))]
     pub max_skew: u32,
 }

@@ -47,17 +47,62 @@ pub const IMAGE_PATH: CelRule = invalid(
 /// Fetched by the node agent; credentials would be readable in the object.
 pub const HTTP_URL: CelRule = invalid(
     "self.matches('^https?://[^/?#@\\\\s]+(/[^\\\\s]*)?$')",
-    "url is the http or https address of one file, without a user's name; write for example https://models.example.com/smollm2.gguf",
+    "url is the http or https address of one file, or of a directory with '/' at its end, without a user's name; write for example https://models.example.com/smollm2.gguf",
 );
 /// Without it a file could change behind its address.
 pub const SHA256: CelRule = invalid(
     "self.matches('^[0-9a-f]{64}$')",
-    "sha256 is the file's digest, 64 lower-case hexadecimal digits; write what `sha256sum` prints",
+    "sha256 is the digest of the file, or of the directory's SHA256SUMS, 64 lower-case hexadecimal digits; write what `sha256sum` prints",
+);
+/// One segment or two of the hub's address.
+pub const HUB_REPO: CelRule = invalid(
+    "self.matches('^([A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?/)?[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?$') && !self.contains('..')",
+    "repo is the name of a repository on the hub; write for example HuggingFaceTB/SmolLM2-135M-Instruct, without an address",
+);
+/// A name in git.
+pub const HUB_REVISION: CelRule = invalid(
+    "self.matches('^[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?(/[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?)*$') && !self.contains('..')",
+    "revision is a branch, a tag or a commit; write for example main or a commit's 40 digits",
+);
+/// Below the repository.
+pub const HUB_PATH: CelRule = invalid(
+    "self.matches('^([A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?/)*[A-Za-z0-9_][A-Za-z0-9_.-]*[.]gguf$') && !self.contains('..')",
+    "path is a GGUF file of the repository; write for example model-q4_0.gguf, or leave path out for safetensors",
+);
+/// A Secret and a key in it.
+pub const TOKEN_SECRET: CelRule = invalid(
+    "!format.dns1123Subdomain().validate(self.name).hasValue() && (!has(self.key) || (self.key.matches('^[-._a-zA-Z0-9]+$') && self.key != '.' && !self.key.startsWith('..')))",
+    "tokenSecretRef names a Secret of this namespace and a key in it; write for example {name: hub, key: token}",
+);
+/// Part of the store's address.
+pub const S3_BUCKET: CelRule = invalid(
+    "self.matches('^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$') && !self.contains('..')",
+    "bucket is the name of a bucket: 3 to 63 lower-case letters, digits, '-' and '.'; write for example models",
+);
+/// Part of the store's address.
+pub const S3_KEY: CelRule = invalid(
+    "self.matches('^[A-Za-z0-9_.~-]+(/[A-Za-z0-9_.~-]+)*/?$') && !self.matches('(^|/)[.][.]?(/|$)')",
+    "key is names of letters, digits, '_', '-', '.' and '~' joined by '/', none of them '.' or '..'; write for example smollm2/model.gguf, or smollm2/ for all files of a model",
+);
+/// The store alone; what comes after it is bucket and key.
+pub const S3_ENDPOINT: CelRule = invalid(
+    "self.matches('^https?://[^/?#@\\\\s]+/?$')",
+    "endpoint is the http or https address of the store, without a bucket; write for example https://store.example.com:9000",
+);
+/// Part of what is signed, and of AWS's address.
+pub const S3_REGION: CelRule = invalid(
+    "self.matches('^[a-z0-9-]+$')",
+    "region is lower-case letters, digits and '-'; write for example eu-west-1",
+);
+/// A Secret.
+pub const S3_SECRET: CelRule = invalid(
+    "!format.dns1123Subdomain().validate(self.name).hasValue()",
+    "secretRef names a Secret of this namespace with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; write for example {name: store}",
 );
 /// A fetched model reaches its engine through the claim on a GPU.
-pub const HTTP_NEEDS_GPU: CelRule = invalid(
-    "!has(self.model.source.http) || self.variants.all(variant, !has(variant.accelerator) || variant.accelerator != 'CPU')",
-    "a model from source.http reaches engines on GPUs only; remove the variant with accelerator CPU, or write source.image",
+pub const FETCHED_NEEDS_GPU: CelRule = invalid(
+    "!(has(self.model.source.http) || has(self.model.source.huggingFace) || has(self.model.source.s3)) || self.variants.all(variant, !has(variant.accelerator) || variant.accelerator != 'CPU')",
+    "a model from source.http, source.huggingFace or source.s3 reaches engines on GPUs only; remove the variant with accelerator CPU, or write source.image",
 );
 /// Of the PersistentVolumeClaim.
 pub const CLAIM_NAME: CelRule = invalid(
@@ -84,6 +129,16 @@ pub const OBJECT_NAME: CelRule = invalid(
 pub const EXTRA_ARGS: CelRule =
     invalid("self.all(arg, arg.startsWith('--'))", "each entry is one flag with its value; write for example --seed=7");
 
+/// An estimate needs the headers before there is a place for the model.
+pub const AUTO_SOURCE: CelRule = invalid(
+    "self.variants.all(variant, (has(variant.accelerator) && variant.accelerator == 'CPU') || !((has(variant.memory) && variant.memory == 'Auto') || (!has(variant.memory) && has(variant.compute)))) || has(self.model.source.http) || (has(self.model.source.huggingFace) && !has(self.model.source.huggingFace.tokenSecretRef)) || (has(self.model.source.s3) && !has(self.model.source.s3.secretRef))",
+    "memory: Auto, or compute without memory, needs headers that can be read before placement: source.http, or source.huggingFace or source.s3 without a Secret; write a size, as `kubectl stowage model inspect` prints it",
+);
+/// Nodes fetch ahead only what everybody may read: a token is read from the pod that needs it.
+pub const PRELOAD_SOURCE: CelRule = invalid(
+    "!has(self.preload) || has(self.source.http) || (has(self.source.huggingFace) && !has(self.source.huggingFace.tokenSecretRef)) || (has(self.source.s3) && !has(self.source.s3.secretRef))",
+    "preload needs weights that node agents fetch without a login: source.http, or source.huggingFace or source.s3 without a Secret; remove model.preload",
+);
 /// A GPU variant names a class.
 pub const GPU_CLASS: CelRule = invalid(
     "(has(self.accelerator) && self.accelerator == 'CPU') || has(self.class)",
@@ -91,7 +146,7 @@ pub const GPU_CLASS: CelRule = invalid(
 );
 /// A CPU variant has nothing of a GPU.
 pub const CPU_FIELDS: CelRule = invalid(
-    "!has(self.accelerator) || self.accelerator != 'CPU' || (has(self.cpu) && has(self.memory) && !has(self.class) && !has(self.count) && !has(self.compute) && !has(self.migProfile))",
+    "!has(self.accelerator) || self.accelerator != 'CPU' || (has(self.cpu) && has(self.memory) && self.memory != 'Auto' && !has(self.class) && !has(self.count) && !has(self.compute) && !has(self.migProfile))",
     "a CPU variant has cpu and memory and nothing of a GPU; write for example cpu: \"8\", memory: 16Gi",
 );
 /// The cores beside a GPU are the container's.

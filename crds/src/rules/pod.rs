@@ -67,6 +67,11 @@ pub const TOLERATION_TAINT: CelRule = invalid(
     "(!has(self.key) || !format.qualifiedName().validate(self.key).hasValue()) && (!has(self.value) || !format.labelValue().validate(self.value).hasValue())",
     "a taint's key and value are at most 63 letters, digits, '-', '_' and '.', the key perhaps after a domain and '/'; write for example key: gpu",
 );
+/// Label of nodes over which replicas are spread.
+pub const TOPOLOGY_KEY: CelRule = invalid(
+    "!format.qualifiedName().validate(self).hasValue()",
+    "no node can have this label: a key is at most 63 letters, digits, '-', '_' and '.', perhaps after a domain and '/'; write for example topology.kubernetes.io/zone",
+);
 /// Names of PriorityClasses, ServiceAccounts and Secrets.
 pub const OBJECT_NAME: CelRule = invalid(
     "!format.dns1123Subdomain().validate(self).hasValue()",

@@ -3,18 +3,20 @@
 use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use stowage_contracts::model::{ClaimModel, FETCHED_FILE, ModelKey};
+use stowage_contracts::model::{FETCHED_DIRECTORY, FileModel};
+use stowage_contracts::{hub, s3};
 
 use super::pod::{self, AcceptedPod};
 use super::{Refusal, Refusals, unique};
 use crate::inference_deployment::{
-    Accelerator, Access, ColdStart, HttpSource, Idle, ImageSource, Isolation, IsolationLevel, Model, ModelSource,
-    Nodes, Objectives, Rollout, Runtime, RuntimeOptions, Scaling, ScalingMode, ScalingObjective, Variant, VolumeSource,
+    Accelerator, Access, ColdStart, HttpSource, HuggingFaceSource, Idle, ImageSource, Isolation, IsolationLevel, Model,
+    ModelSource, Nodes, Objectives, Rollout, Runtime, RuntimeOptions, S3Source, Scaling, ScalingMode, ScalingObjective,
+    SecretName, SecretRef, Variant, VolumeSource,
 };
 use crate::names::MAX_DEPLOYMENT_NAME;
 use crate::quantity::{MAX_MEMORY_BYTES, MIN_MEMORY_BYTES, ParseError, parse_bytes, parse_duration, parse_milli};
 use crate::rules::{Reason, deployment as rules};
-use crate::syntax::{is_dns_subdomain, is_http_url, is_image_reference, is_model_name};
+use crate::syntax::{is_dns_subdomain, is_endpoint, is_http_url, is_image_reference, is_model_name};
 use crate::{InferenceDeploymentSpec, support};
 
 /// Longest drain: a pod that drains keeps its GPUs.
@@ -31,6 +33,8 @@ pub struct AcceptedDeployment {
     pub source: AcceptedSource,
     /// Tenants beside the owner that may call it.
     pub access: Vec<String>,
+    /// Nodes that are to hold the weights ahead of need.
+    pub preload_nodes: u32,
     /// Name of an InferenceRuntime.
     pub runtime: String,
     /// Engine options.
@@ -94,7 +98,11 @@ pub enum AcceptedSource {
     /// Mounted by the kubelet.
     Image(AcceptedImage),
     /// Fetched by the node agent and mounted through the claim.
-    Http(ClaimModel),
+    Http(FileModel),
+    /// Fetched by the node agent and mounted through the claim.
+    S3(AcceptedS3),
+    /// Fetched by the node agent and mounted through the claim.
+    Hub(AcceptedHub),
     /// Mounted by the kubelet.
     Volume(AcceptedVolume),
 }
@@ -104,19 +112,38 @@ impl AcceptedSource {
     pub fn path(&self) -> String {
         match self {
             Self::Image(image) => image.path.clone(),
-            Self::Http(_) => format!("/{FETCHED_FILE}"),
+            Self::Http(file) | Self::S3(AcceptedS3 { file, .. }) => file.path(),
+            Self::Hub(AcceptedHub { path: None, .. }) => format!("/{FETCHED_DIRECTORY}"),
+            Self::Hub(AcceptedHub { path: Some(path), .. }) => {
+                format!("/{FETCHED_DIRECTORY}/{}", path.rsplit('/').next().unwrap_or_default())
+            }
             Self::Volume(volume) => volume.path.clone(),
         }
     }
+}
 
-    /// What identifies the weights; unknown for a volume, whose content anyone may change.
-    pub fn key(&self) -> ModelKey {
-        match self {
-            Self::Image(image) => ModelKey::image(&image.reference),
-            Self::Http(model) => model.key(),
-            Self::Volume(_) => ModelKey::default(),
-        }
-    }
+/// Weights in an object store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AcceptedS3 {
+    /// As everybody may read it.
+    pub file: FileModel,
+    /// Of the bucket.
+    pub region: String,
+    /// Name of a Secret of the namespace.
+    pub secret: Option<String>,
+}
+
+/// Weights on a hub.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AcceptedHub {
+    /// `owner/name`.
+    pub repo: String,
+    /// A branch, tag or commit.
+    pub revision: String,
+    /// A GGUF file; `None`: the model in safetensors.
+    pub path: Option<String>,
+    /// Name of a Secret of the namespace, and a key in it.
+    pub token: Option<(String, String)>,
 }
 
 /// Most replicas where the spec names none and no higher minimum.
@@ -174,8 +201,10 @@ pub enum AcceptedAccelerator {
         class: String,
         /// At least 1.
         count: u32,
-        /// On each GPU, above 0; `None`: the whole GPU.
+        /// On each GPU, above 0; `None`: the whole GPU, or to be estimated.
         memory_bytes: Option<u64>,
+        /// The memory is estimated from the model.
+        estimated: bool,
         /// Per cent of each GPU's SMs, 1 to 100; `None`: all.
         sm_percent: Option<u32>,
     },
@@ -220,7 +249,15 @@ pub fn validate_deployment(name: &str, spec: &InferenceDeploymentSpec) -> Result
     let pod = pod_template.as_ref().map(|template| pod::accepted(&mut refusals, template)).unwrap_or_default();
 
     let on_cpu = variants.iter().any(|variant| variant.accelerator == Accelerator::CPU);
-    refusals.require(!(on_cpu && model.source.http.is_some()), "spec", &rules::HTTP_NEEDS_GPU);
+    let ModelSource { http, hugging_face, s3, image: _, persistent_volume_claim: _ } = &model.source;
+    let fetched = http.is_some() || hugging_face.is_some() || s3.is_some();
+    refusals.require(!(on_cpu && fetched), "spec", &rules::FETCHED_NEEDS_GPU);
+
+    let readable = http.is_some()
+        || hugging_face.as_ref().is_some_and(|hub| hub.token_secret_ref.is_none())
+        || s3.as_ref().is_some_and(|s3| s3.secret_ref.is_none());
+    refusals.require(readable || !variants.iter().any(is_estimated), "spec", &rules::AUTO_SOURCE);
+    refusals.require(readable || model.preload.is_none(), "spec.model", &rules::PRELOAD_SOURCE);
 
     let (model_name, source, access) = served;
     let accepted =
@@ -228,6 +265,7 @@ pub fn validate_deployment(name: &str, spec: &InferenceDeploymentSpec) -> Result
             model_name,
             source,
             access,
+            preload_nodes: model.preload.as_ref().map_or(0, |preload| preload.nodes),
             runtime: runtime.r#ref.clone(),
             options: engine,
             extra_args: runtime.extra_args.clone(),
@@ -253,7 +291,7 @@ fn object_name(refusals: &mut Refusals, name: &str) {
 }
 
 fn served(refusals: &mut Refusals, object: &str, model: &Model) -> (String, Option<AcceptedSource>, Vec<String>) {
-    let Model { name, source, adapters: _, access } = model;
+    let Model { name, source, adapters: _, access, preload: _ } = model;
     let source = source_of(refusals, "spec.model.source", source);
     let access = access.as_ref().map(|Access { tenants }| tenants.clone()).unwrap_or_default();
     let tenants_sound = access.iter().all(|tenant| is_dns_subdomain(tenant));
@@ -276,11 +314,15 @@ fn source_of(refusals: &mut Refusals, field: &str, source: &ModelSource) -> Opti
     }
     if let Some(HttpSource { url, sha256 }) = http {
         refusals.require(is_http_url(url), format!("{field}.http.url"), &rules::HTTP_URL);
-        let model = ClaimModel { url: url.clone(), sha256: sha256.clone() };
-        let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
-        let sound = sha256.len() == 64 && sha256.bytes().all(hex);
-        refusals.require(sound, format!("{field}.http.sha256"), &rules::SHA256);
+        let model = FileModel::open(url, sha256);
+        refusals.require(is_sha256(sha256), format!("{field}.http.sha256"), &rules::SHA256);
         return Some(AcceptedSource::Http(model));
+    }
+    if let Some(source) = hugging_face {
+        return Some(AcceptedSource::Hub(on_hub(refusals, field, source)));
+    }
+    if let Some(source) = s3 {
+        return Some(AcceptedSource::S3(in_store(refusals, field, source)));
     }
     let VolumeSource { claim_name, path } = persistent_volume_claim.as_ref()?;
     refusals.require(
@@ -290,6 +332,41 @@ fn source_of(refusals: &mut Refusals, field: &str, source: &ModelSource) -> Opti
     );
     refusals.require(absolute(path), format!("{field}.persistentVolumeClaim.path"), &rules::VOLUME_PATH);
     Some(AcceptedSource::Volume(AcceptedVolume { claim_name: claim_name.clone(), path: path.clone() }))
+}
+
+fn is_sha256(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+}
+
+fn in_store(refusals: &mut Refusals, field: &str, source: &S3Source) -> AcceptedS3 {
+    let S3Source { bucket, key, sha256, endpoint, region, secret_ref } = source;
+    let at = |name: &str| format!("{field}.s3.{name}");
+    let region = region.clone().unwrap_or_else(|| s3::DEFAULT_REGION.to_owned());
+    refusals.require(s3::is_bucket(bucket), at("bucket"), &rules::S3_BUCKET);
+    refusals.require(s3::is_key(key), at("key"), &rules::S3_KEY);
+    refusals.require(is_sha256(sha256), at("sha256"), &rules::SHA256);
+    refusals.require(endpoint.as_deref().is_none_or(is_endpoint), at("endpoint"), &rules::S3_ENDPOINT);
+    refusals.require(s3::is_region(&region), at("region"), &rules::S3_REGION);
+    let secret = secret_ref.as_ref().map(|SecretName { name }| name.clone());
+    refusals.require(secret.as_deref().is_none_or(is_dns_subdomain), at("secretRef"), &rules::S3_SECRET);
+    let file = FileModel::open(s3::url(endpoint.as_deref(), &region, bucket, key), sha256);
+    AcceptedS3 { file, region, secret }
+}
+
+fn on_hub(refusals: &mut Refusals, field: &str, source: &HuggingFaceSource) -> AcceptedHub {
+    let HuggingFaceSource { repo, revision, path, token_secret_ref } = source;
+    let at = |name: &str| format!("{field}.huggingFace.{name}");
+    let revision = revision.clone().unwrap_or_else(|| hub::DEFAULT_REVISION.to_owned());
+    refusals.require(hub::is_repo(repo), at("repo"), &rules::HUB_REPO);
+    refusals.require(hub::is_revision(&revision), at("revision"), &rules::HUB_REVISION);
+    refusals.require(path.as_deref().is_none_or(hub::is_gguf_path), at("path"), &rules::HUB_PATH);
+    let token = token_secret_ref.as_ref().map(|SecretRef { name, key }| {
+        let key = key.clone().unwrap_or_else(|| hub::DEFAULT_TOKEN_KEY.to_owned());
+        let sound = is_dns_subdomain(name) && hub::is_secret_key(&key);
+        refusals.require(sound, at("tokenSecretRef"), &rules::TOKEN_SECRET);
+        (name.clone(), key)
+    });
+    AcceptedHub { repo: repo.clone(), revision, path: path.clone(), token }
 }
 
 fn engine(refusals: &mut Refusals, runtime: &Runtime) -> AcceptedOptions {
@@ -360,14 +437,25 @@ fn gpu(refusals: &mut Refusals, at: &str, variant: &Variant) -> Option<AcceptedA
         class: class.clone()?,
         count: count.unwrap_or(1),
         memory_bytes,
+        estimated: is_estimated(variant),
         sm_percent: *compute,
     })
+}
+
+/// Whether the operator has to estimate the variant's memory.
+fn is_estimated(variant: &Variant) -> bool {
+    let auto = variant.memory.as_ref().map_or(variant.compute.is_some(), |memory| memory.0 == "Auto");
+    auto && variant.accelerator == Accelerator::GPU
 }
 
 fn cpu(refusals: &mut Refusals, at: &str, variant: &Variant) -> Option<AcceptedAccelerator> {
     let Variant { name: _, accelerator: _, class, count, memory, compute, mig_profile, cpu } = variant;
     let plain = class.is_none() && count.is_none() && compute.is_none() && mig_profile.is_none();
-    refusals.require(plain && cpu.is_some() && memory.is_some(), at, &rules::CPU_FIELDS);
+    let sized = memory.as_ref().is_some_and(|memory| memory.0 != "Auto");
+    refusals.require(plain && cpu.is_some() && sized, at, &rules::CPU_FIELDS);
+    if !sized {
+        return None;
+    }
     let cores = format!("{at}.cpu");
     let cpu_milli = positive(refusals, cores.clone(), parse_milli(cpu.as_ref()?), &rules::CPU);
     refusals.require(cpu_milli.is_none_or(|milli| milli <= MAX_CPU_MILLI), cores, &rules::CPU_RANGE);
@@ -408,8 +496,8 @@ fn scaled(
     refusals.require(!manual || !for_the_rule, "spec.scaling", &rules::MANUAL_HAS_NO_RULE);
     let ordered = min_replicas.zip(*max_replicas).is_none_or(|(least, most)| least <= most);
     refusals.require(ordered, "spec.scaling", &rules::MIN_MAX);
-    let idle = idle.as_ref().map(|Idle { after, tier: _ }| after);
-    let hold = cold_start.as_ref().map(|ColdStart { hold, max_held: _ }| hold);
+    let idle = idle.as_ref().and_then(|Idle { after, tier: _ }| after.as_ref());
+    let hold = cold_start.as_ref().and_then(|ColdStart { hold, max_held: _ }| hold.as_ref());
     let objective_of = |of: fn(&Objectives) -> &Option<String>| objectives.and_then(|o| of(o).as_ref());
     let ttft = positive_time(refusals, "spec.objectives.ttft", objective_of(|o| &o.ttft))?;
     let itl = positive_time(refusals, "spec.objectives.itl", objective_of(|o| &o.itl))?;
@@ -424,6 +512,20 @@ fn scaled(
         ttft: ttft.unwrap_or(DEFAULT_TTFT),
         itl: itl.unwrap_or(DEFAULT_ITL),
     })
+}
+
+/// Time to first token and mean time between two tokens that a spec promises. `None`: nothing is promised in mode
+/// Manual, and a time that cannot be read is no promise.
+pub fn objectives(spec: &InferenceDeploymentSpec) -> Option<(Duration, Duration)> {
+    if spec.scaling.mode == ScalingMode::Manual {
+        return None;
+    }
+    let objectives = spec.objectives.clone().unwrap_or_default();
+    let time = |text: Option<String>, default| match text {
+        Some(text) => parse_duration(&text).ok().filter(|time| !time.is_zero()),
+        None => Some(default),
+    };
+    Some((time(objectives.ttft, DEFAULT_TTFT)?, time(objectives.itl, DEFAULT_ITL)?))
 }
 
 /// A time above zero, if one is given. `None`: it was refused.

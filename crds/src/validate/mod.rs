@@ -20,8 +20,8 @@ use serde::{Deserialize, Serialize};
 
 pub use class::{AcceptedClass, validate_class};
 pub use deployment::{
-    AcceptedAccelerator, AcceptedDeployment, AcceptedImage, AcceptedOptions, AcceptedScaling, AcceptedSource,
-    AcceptedVariant, AcceptedVolume, validate_deployment,
+    AcceptedAccelerator, AcceptedDeployment, AcceptedHub, AcceptedImage, AcceptedOptions, AcceptedS3, AcceptedScaling,
+    AcceptedSource, AcceptedVariant, AcceptedVolume, objectives, validate_deployment,
 };
 pub use pod::{AcceptedPod, AcceptedResources};
 pub use quota::{AcceptedGpuQuota, AcceptedQuota, validate_quota};

@@ -6,7 +6,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use super::{Refusals, unique};
 use crate::names::{LABEL_MANAGED_BY, RESERVED_ENV_PREFIX, RESERVED_KEY_PREFIX};
-use crate::pod_template::{EnvVar, PodTemplate, PullSecret, Resources, Toleration, TolerationOperator};
+use crate::pod_template::{EnvVar, PodTemplate, PullSecret, Resources, Toleration, TolerationOperator, TopologySpread};
 use crate::quantity::{parse_bytes, parse_milli};
 use crate::rules::pod as rules;
 use crate::syntax::{is_dns_subdomain, is_env_name, is_label_value, is_qualified_name};
@@ -22,6 +22,8 @@ pub struct AcceptedPod {
     pub node_selector: BTreeMap<String, String>,
     /// Taints that do not matter.
     pub tolerations: Vec<Toleration>,
+    /// Over which domains the replicas are spread; each label once.
+    pub topology_spread_constraints: Vec<TopologySpread>,
     /// `None`: the cluster's default.
     pub priority_class_name: Option<String>,
     /// Secrets in the deployment's namespace.
@@ -66,7 +68,7 @@ pub(super) fn accepted(refusals: &mut Refusals, template: &PodTemplate) -> Accep
         annotations,
         node_selector,
         tolerations,
-        topology_spread_constraints: _,
+        topology_spread_constraints: spread,
         priority_class_name,
         image_pull_secrets,
         service_account_name,
@@ -91,6 +93,11 @@ pub(super) fn accepted(refusals: &mut Refusals, template: &PodTemplate) -> Accep
     for (index, toleration) in tolerations.iter().enumerate() {
         tolerated(refusals, at(&format!("tolerations[{index}]")), toleration);
     }
+    for (index, TopologySpread { topology_key, max_skew: _ }) in spread.iter().enumerate() {
+        let at = at(&format!("topologySpreadConstraints[{index}].topologyKey"));
+        refusals.require(is_qualified_name(topology_key), at, &rules::TOPOLOGY_KEY);
+    }
+    unique(refusals, &at("topologySpreadConstraints"), spread.iter().map(|s| s.topology_key.as_str()));
     let secrets = image_pull_secrets.iter().map(|PullSecret { name }| ("imagePullSecrets", name));
     let named = priority_class_name.iter().map(|name| ("priorityClassName", name));
     let account = service_account_name.iter().map(|name| ("serviceAccountName", name));
@@ -102,6 +109,7 @@ pub(super) fn accepted(refusals: &mut Refusals, template: &PodTemplate) -> Accep
         annotations: annotations.clone(),
         node_selector: node_selector.clone(),
         tolerations: tolerations.clone(),
+        topology_spread_constraints: spread.clone(),
         priority_class_name: priority_class_name.clone(),
         image_pull_secrets: image_pull_secrets.iter().map(|PullSecret { name }| name.clone()).collect(),
         service_account_name: service_account_name.clone(),

@@ -80,3 +80,18 @@ fn table_of_conditions_has_every_type_and_only_existing_reasons() {
     let found: Vec<&str> = table.iter().map(|(kind, _)| kind.as_str()).collect();
     assert_eq!(found, wanted);
 }
+
+#[test]
+fn every_reason_of_a_deployment_that_does_not_serve_has_advice() {
+    let page = std::fs::read_to_string(repository().join("docs/spec/v1alpha1/inferencedeployment.md")).unwrap();
+    let row = page.lines().find(|line| line.starts_with("| `Ready` |")).unwrap();
+    let reasons = row.split('|').nth(3).unwrap().split('`').skip(1).step_by(2);
+    let advice = std::fs::read_to_string(repository().join("docs/operations.md")).unwrap();
+    let (_, table) = advice.split_once("## Troubleshooting").unwrap();
+    let table = table.split("\n## ").next().unwrap();
+    // They say that it works, or repeat another condition.
+    let plain = ["Starting", "PartlyReady", "NotAccepted", "Deleting"];
+    let missing: Vec<&str> =
+        reasons.filter(|reason| !plain.contains(reason) && !table.contains(&format!("`{reason}`"))).collect();
+    assert!(missing.is_empty(), "docs/operations.md, Troubleshooting, has no row for {missing:?}");
+}

@@ -5,9 +5,12 @@
 //! namespaces and tenants that it makes (`World`); they are removed when it ends, passed or not.
 //! Nothing here waits on a clock: every wait is for a condition with a deadline.
 
+mod external_metrics;
 mod reserved;
 mod run;
+mod scale;
 mod schedule;
+mod terminal;
 mod tests;
 mod tools;
 
@@ -67,13 +70,20 @@ fn main() -> anyhow::Result<()> {
     if let Some(request) = disk::Request::of(std::env::args()) {
         return request.carry_out();
     }
-    tokio::runtime::Runtime::new().context("start the runtime")?.block_on(tests())
-}
-
-async fn tests() -> anyhow::Result<()> {
+    if let Some(request) = external_metrics::Request::of(std::env::args()) {
+        return request.carry_out();
+    }
     if rustls::crypto::ring::default_provider().install_default().is_err() {
         anyhow::bail!("another TLS provider was installed before ours");
     }
+    let runtime = tokio::runtime::Runtime::new().context("start the runtime")?;
+    match scale::Request::of(std::env::args()) {
+        Some(request) => runtime.block_on(request.carry_out()),
+        None => runtime.block_on(tests()),
+    }
+}
+
+async fn tests() -> anyhow::Result<()> {
     let options = Options::parse();
     let chosen: Vec<_> = tests::all()
         .into_iter()
@@ -82,13 +92,18 @@ async fn tests() -> anyhow::Result<()> {
                 && (options.filter.is_empty() || options.filter.iter().any(|f| t.name.contains(f.as_str())))
         })
         .collect();
+    anyhow::ensure!(
+        !chosen.is_empty(),
+        "no test has {:?} in its name; --list shows all (with --long, the long ones too)",
+        options.filter
+    );
     if options.list {
         chosen.iter().for_each(|t| println!("{}", t.name));
         return Ok(());
     }
     let mut env =
         world::Env::connect(&options).await.context("connect to the cluster (is it up? `cargo xtask cluster up`)")?;
-    if chosen.iter().any(|t| t.needs == Needs::Node) {
+    if chosen.iter().any(|t| matches!(t.needs, Needs::Node | Needs::Cluster)) {
         env.reserved = reserved::nodes(&env.cluster).await?.into_iter().skip(2).collect();
         reserved::reserve(&env).await.context("reserve nodes for tests that need one")?;
     }

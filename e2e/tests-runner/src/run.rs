@@ -44,7 +44,10 @@ pub async fn all(env: &Env, mut waiting: Vec<Test>, beside: usize) -> Count {
             if test.needs == Needs::Cluster {
                 count.failed += left(&mut leaving).await;
             }
-            let node = if test.needs == Needs::Node { free.pop() } else { None };
+            let node = match test.needs {
+                Needs::Node | Needs::Cluster => free.pop(),
+                Needs::Nothing | Needs::Agents => None,
+            };
             running.push(test.needs);
             tests.push(one(World::new(env.clone(), test.name, node.clone()), test, node));
             continue;

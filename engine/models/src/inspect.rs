@@ -170,15 +170,19 @@ fn gguf_parts(path: &Path, parts: &[(PathBuf, &[u8], u64)]) -> Result<Facts, Hea
     }
     let text = |key: &str| first.as_ref().and_then(|gguf| gguf.text(key)).map(str::to_owned);
     let architecture = text("general.architecture").unwrap_or_default();
-    let context = first.as_ref().and_then(|gguf| gguf.uint(&format!("{architecture}.context_length")));
+    let context_len = first.as_ref().and_then(|gguf| gguf.uint(&format!("{architecture}.context_length")));
+    let (name, licence) = (text("general.name"), text("general.license"));
+    let chat_template = text("tokenizer.chat_template").is_some();
+    // A table is large, and the next step reads them all.
+    drop(first);
     Ok(Facts {
         format: Format::Gguf,
-        name: text("general.name"),
+        name,
         parameters: types.values().sum(),
         types,
-        context_len: context,
-        chat_template: text("tokenizer.chat_template").is_some(),
-        licence: text("general.license"),
+        context_len,
+        chat_template,
+        licence,
         file_bytes: parts.iter().map(|(_, _, len)| len).sum(),
         engine: gguf_needs(path, parts),
         architecture,

@@ -25,7 +25,7 @@ mod weights;
 pub use file::shown;
 pub use load::{KvChoice, LoadOptions, SERVER_STEP_TOKENS, load};
 pub use meta::{AddedToken, GgufTokenizer, HfTokenizer, ModelMeta, Setting, TokenType, TokenizerSource};
-pub use read::error::LoadError;
+pub use read::error::{LoadError, chain};
 pub use read::{gguf, safetensors};
 pub use run::Memory;
 pub use run::oracle::Oracle;

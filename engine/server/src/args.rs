@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use stowage_contracts::names::DEFAULT_DRAIN_SECONDS;
 use stowage_engine_models::{KvChoice, SERVER_STEP_TOKENS};
 
 /// Serves one model over an OpenAI-compatible API.
@@ -81,7 +82,7 @@ pub struct Serve {
     #[arg(long, default_value_t = 60)]
     pub stuck_after: u64,
     /// Seconds that running requests have to finish after SIGTERM.
-    #[arg(long, default_value_t = 600)]
+    #[arg(long, default_value_t = DEFAULT_DRAIN_SECONDS)]
     pub drain_timeout: u64,
 }
 

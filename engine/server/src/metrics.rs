@@ -1,4 +1,4 @@
-//! What the engine counts. Names and units as in the observability design; label values are closed.
+//! What the engine counts. Names, labels and help texts: [`stowage_telemetry::catalog`].
 
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
@@ -6,7 +6,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use stowage_engine_core::engine::{Load, StepStats};
-use stowage_telemetry::metrics::{LATENCY_SECONDS, Registry, STEP_SECONDS, Unit, histogram};
+use stowage_telemetry::catalog::engine as catalog;
+use stowage_telemetry::metrics::{LATENCY_SECONDS, Registry, STEP_SECONDS, histogram};
 
 /// How a request ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -125,50 +126,25 @@ impl Metrics {
     }
 
     fn register(&self, registry: &mut Registry) {
-        let seconds = Unit::Seconds;
-        registry.register("requests", "Requests by how they ended", self.requests.clone());
-        registry.register("tokens", "Tokens in and out, and prompt tokens from the prefix cache", self.tokens.clone());
-        registry.register_with_unit(
-            "request_duration",
-            "From request to last token",
-            seconds.clone(),
-            self.duration.clone(),
-        );
-        registry.register_with_unit(
-            "time_to_first_token",
-            "From request to first token",
-            seconds.clone(),
-            self.first_token.clone(),
-        );
-        registry.register_with_unit(
-            "inter_token_latency",
-            "Between two tokens of a request",
-            seconds.clone(),
-            self.inter_token.clone(),
-        );
-        registry.register_with_unit(
-            "queue_wait",
-            "From request to its first step",
-            seconds.clone(),
-            self.queue_wait.clone(),
-        );
-        registry.register_with_unit("engine_step_duration", "One step of the engine", seconds, self.steps.clone());
-        registry.register("engine_running_requests", "Requests being computed", self.running.clone());
-        registry.register("engine_waiting_requests", "Requests waiting for room", self.waiting.clone());
-        registry.register("engine_kv_blocks_used", "KV blocks held by requests", self.blocks_used.clone());
-        registry.register("engine_kv_blocks", "KV blocks there are", self.blocks_total.clone());
-        registry.register("engine_kv_blocks_touched", "KV blocks that occupy memory", self.blocks_touched.clone());
-        registry.register(
-            "engine_prefill_backlog_tokens",
-            "Prompt tokens not computed yet",
-            self.prefill_backlog.clone(),
-        );
-        registry.register("engine_draining", "1 while no new requests are taken", self.draining.clone());
-        registry.register("engine_preemptions", "Requests that gave up their KV blocks", self.preemptions.clone());
-        registry.register("engine_kv_evictions", "Cached KV blocks given up for others", self.evictions.clone());
-        registry.register("engine_step_failures", "Steps that the device failed", self.step_failures.clone());
-        registry.register("engine_batch_sequences", "Sequences in a step", self.batch.clone());
-        registry.register("engine_connections", "Open HTTP connections", self.connections.clone());
+        catalog::REQUESTS.register(registry, self.requests.clone());
+        catalog::TOKENS.register(registry, self.tokens.clone());
+        catalog::REQUEST_DURATION.register(registry, self.duration.clone());
+        catalog::TIME_TO_FIRST_TOKEN.register(registry, self.first_token.clone());
+        catalog::INTER_TOKEN_LATENCY.register(registry, self.inter_token.clone());
+        catalog::QUEUE_WAIT.register(registry, self.queue_wait.clone());
+        catalog::STEP_DURATION.register(registry, self.steps.clone());
+        catalog::RUNNING.register(registry, self.running.clone());
+        catalog::WAITING.register(registry, self.waiting.clone());
+        catalog::KV_BLOCKS_USED.register(registry, self.blocks_used.clone());
+        catalog::KV_BLOCKS.register(registry, self.blocks_total.clone());
+        catalog::KV_BLOCKS_TOUCHED.register(registry, self.blocks_touched.clone());
+        catalog::PREFILL_BACKLOG.register(registry, self.prefill_backlog.clone());
+        catalog::DRAINING.register(registry, self.draining.clone());
+        catalog::PREEMPTIONS.register(registry, self.preemptions.clone());
+        catalog::KV_EVICTIONS.register(registry, self.evictions.clone());
+        catalog::STEP_FAILURES.register(registry, self.step_failures.clone());
+        catalog::BATCH.register(registry, self.batch.clone());
+        catalog::CONNECTIONS.register(registry, self.connections.clone());
     }
 
     pub fn finished(&self, outcome: Outcome) {

@@ -13,6 +13,7 @@ use stowage_contracts::names::{ENV_GPU_MEMORY_BYTES, ENV_GPU_REPORT_DIR, ENV_GPU
 use stowage_engine_core::engine::EngineConfig;
 use stowage_engine_core::executor::{Executor, ModelInfo};
 use stowage_engine_core::sim::{CostModel, SimConfig, SimExecutor};
+use stowage_engine_models::chain;
 use stowage_engine_models::{LoadOptions, ModelMeta};
 use stowage_telemetry::{health, metrics as telemetry_metrics, shutdown_signal};
 use tokio::net::TcpListener;
@@ -26,7 +27,7 @@ use crate::http;
 use crate::load::Identity;
 use crate::metrics::Metrics;
 use crate::report::Reporter;
-use crate::startup::{StartError, chain};
+use crate::startup::StartError;
 use crate::text::{self, ParseSpecial, TextModel};
 
 /// How long responses may take to be read after the last request has finished.

@@ -26,7 +26,7 @@ pub enum Exit {
     /// A bug in the engine.
     Software = 70,
     /// Model, arguments or environment are wrong; another start fails in the same way.
-    Config = 78,
+    Config = stowage_contracts::names::EXIT_MODEL_REFUSED as isize,
 }
 
 impl StartError {
@@ -53,17 +53,6 @@ pub fn wait_for(file: &Path) {
     while !file.exists() {
         std::thread::sleep(LOOK);
     }
-}
-
-/// An error with its causes, in one line.
-pub fn chain(err: &dyn std::error::Error) -> String {
-    let mut text = err.to_string();
-    let mut source = err.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text.replace(['\n', '\r'], " ")
 }
 
 /// Where Kubernetes reads the termination message; another place for tests and other runtimes.

@@ -11,6 +11,7 @@ use serde_json::Value;
 use stowage_engine::process::Model;
 use stowage_engine::text::{self, TextModel};
 use stowage_engine_core::executor::{ExecError, Executor, ModelInfo, StepBatch};
+use stowage_telemetry::catalog::{Process, page};
 use support::{CHAT, MODEL, TEXT, chat_body, completion_body, model_info, receive, start, start_with, stream_text};
 
 #[test]
@@ -237,10 +238,10 @@ fn a_client_that_leaves_is_cancelled_at_once() {
         server.wait(Duration::from_secs(30), "it is cancelled", |server| server.running() == 0);
     }
     let metrics = server.get("/metrics").body;
-    let line = r#"stowage_tokens_total{direction="output",cached="false"} "#;
+    let line = r#"stowage_engine_tokens_total{direction="output",cached="false"} "#;
     let computed = metrics.lines().find_map(|metric| metric.strip_prefix(line)).unwrap();
     assert!(computed.parse::<u32>().unwrap() < 8000, "neither request was computed to its end: {computed} tokens");
-    assert!(metrics.contains(r#"stowage_requests_total{outcome="cancelled"} 2"#), "{metrics}");
+    assert!(metrics.contains(r#"stowage_engine_requests_total{outcome="cancelled"} 2"#), "{metrics}");
 }
 
 #[test]
@@ -325,15 +326,17 @@ fn metrics_count_what_happened() {
     server.complete(r#","n":999"#);
     let page = server.get("/metrics").body;
     for line in [
-        r#"stowage_requests_total{outcome="ok"} 1"#,
-        r#"stowage_requests_total{outcome="invalid"} 1"#,
-        r#"stowage_tokens_total{direction="output",cached="false"} 5"#,
-        r#"stowage_tokens_total{direction="input",cached="false"} 5"#,
-        "stowage_time_to_first_token_seconds_count 1",
+        r#"stowage_engine_requests_total{outcome="ok"} 1"#,
+        r#"stowage_engine_requests_total{outcome="invalid"} 1"#,
+        r#"stowage_engine_tokens_total{direction="output",cached="false"} 5"#,
+        r#"stowage_engine_tokens_total{direction="input",cached="false"} 5"#,
+        "stowage_engine_time_to_first_token_seconds_count 1",
         "stowage_engine_running_requests 0",
-        "stowage_queue_wait_seconds_count 1",
+        "stowage_engine_queue_wait_seconds_count 1",
     ] {
         assert!(page.contains(line), "{line} is not in\n{page}");
     }
-    assert!(page.contains("# TYPE stowage_requests_total counter"));
+    assert!(page.contains("# TYPE stowage_engine_requests_total counter"));
+    page::assert_clean(Process::Engine, &page);
+    assert_eq!(page::missing(Process::Engine, &page), Vec::<&str>::new());
 }

@@ -4,8 +4,8 @@
 //! swaps in the next: pools live on across worlds (what waits in them keeps waiting), new replicas get a
 //! monitor, and pools of deleted deployments turn their waiters away.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 use crate::metrics::Metrics;
 use crate::queue::client::EngineClient;
@@ -19,6 +19,8 @@ pub struct Directory {
     current: RwLock<Arc<View>>,
     /// Serialises `apply`.
     applying: Mutex<Vec<String>>,
+    /// Pools of deployments that are not served any more. One lives while a request of it runs.
+    closed: Mutex<Vec<Weak<Pool>>>,
     settings: PoolSettings,
     client: EngineClient,
     metrics: Arc<Metrics>,
@@ -34,7 +36,7 @@ pub struct View {
 impl Directory {
     pub fn new(settings: PoolSettings, client: EngineClient, metrics: Arc<Metrics>) -> Arc<Self> {
         let current = RwLock::new(Arc::new(View::default()));
-        Arc::new(Self { current, applying: Mutex::default(), settings, client, metrics })
+        Arc::new(Self { current, applying: Mutex::default(), closed: Mutex::default(), settings, client, metrics })
     }
 
     pub fn view(&self) -> Arc<View> {
@@ -62,9 +64,28 @@ impl Directory {
         }
         for (_, pool) in before.pools.iter().filter(|(key, _)| !pools.contains_key(*key)) {
             pool.close();
+            // Before the new view is there: what runs is counted at any moment.
+            let mut closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
+            closed.retain(|pool| pool.strong_count() > 0);
+            closed.push(Arc::downgrade(pool));
         }
+        self.metrics.keep(world.deployments.iter().map(|d| (&*d.key.namespace, &*d.key.name, &*d.model)));
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(View { world, pools });
         self.metrics.world_changes.inc();
+    }
+
+    /// Sequences in flight on each pod that is out of routing for good, by its UID: those of deployments that are
+    /// not served any more too. A request keeps its pool alive, so none is missed.
+    pub fn draining(&self) -> BTreeMap<String, u32> {
+        let view = self.view();
+        let mut counts: BTreeMap<String, u32> = view.world.draining.iter().map(|uid| (uid.clone(), 0)).collect();
+        if counts.is_empty() {
+            return counts;
+        }
+        view.pools().for_each(|pool| pool.count_in_flight(&mut counts));
+        let closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        closed.iter().filter_map(Weak::upgrade).for_each(|pool| pool.count_in_flight(&mut counts));
+        counts
     }
 }
 

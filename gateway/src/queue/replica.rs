@@ -7,7 +7,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use stowage_contracts::load::LoadReport;
 use stowage_planner::route::{Refusal, ReplicaView};
@@ -230,6 +230,12 @@ impl Slot {
         }
     }
 
+    /// Time to first token of a prompt while nothing else runs; `None`: the engine has learned no costs.
+    pub fn alone(&self, prompt_tokens: f64) -> Option<Duration> {
+        let known = self.load.as_ref().and_then(load::coefficients).filter(|known| known.a > 0.0 && known.p > 0.0)?;
+        Duration::try_from_secs_f64((known.a + known.p * prompt_tokens / 1000.0) / 1000.0).ok()
+    }
+
     /// Un-prefilled tokens: those reported, and those sent since then.
     pub fn backlog_tokens(&self) -> f64 {
         self.load.as_ref().map_or(0.0, |report| report.prefill_backlog_tokens as f64 + self.sent_tokens)
@@ -252,7 +258,10 @@ impl Slot {
             id: self.replica.id,
             coefficients: report.and_then(load::coefficients),
             // Other gateways' requests show in the report, ours since then only here.
-            running: (report.map_or(0, |report| report.running + report.waiting) + self.sent).max(self.in_flight),
+            running: report
+                .map_or(0, |report| report.running.saturating_add(report.waiting))
+                .saturating_add(self.sent)
+                .max(self.in_flight),
             kv_tokens: report.map_or(0.0, load::kv_tokens) + self.sent_tokens,
             kv_capacity: report.map_or(0.0, load::kv_capacity),
             backlog_tokens,

@@ -6,9 +6,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use crate::metrics::{Series, Tokens};
+use crate::metrics::{Objective, Series, Served, Tokens};
 use crate::outcome::Outcome;
 use crate::queue::limits::Wanted;
 use crate::queue::pool::Pool;
@@ -25,11 +25,22 @@ pub struct Charge {
     pub bounds: Bounds,
 }
 
+/// Where a request is counted, and what was promised of it.
+#[derive(Debug)]
+pub struct Meters {
+    pub series: Arc<Series>,
+    pub served: Arc<Served>,
+    /// The answer comes in parts: only then has it a first token, and times between tokens.
+    pub streamed: bool,
+    /// Time to first token and mean time between tokens; `None`: nothing is promised.
+    pub objectives: Option<(Duration, Duration)>,
+}
+
 /// The entry.
 #[derive(Debug)]
 pub struct Account {
     request_id: String,
-    series: Arc<Series>,
+    meters: Meters,
     pool: Arc<Pool>,
     tenant: TenantHandle,
     arrived: Instant,
@@ -43,18 +54,18 @@ pub struct Account {
 impl Account {
     pub fn open(
         request_id: String,
-        series: Arc<Series>,
+        meters: Meters,
         pool: Arc<Pool>,
         tenant: TenantHandle,
         arrived: Instant,
         charge: Charge,
     ) -> Self {
-        pool.arrived(charge.prompt_estimate);
-        series.arrivals.fetch_add(1, Ordering::Relaxed);
-        series.arrived_tokens.fetch_add(charge.prompt_estimate, Ordering::Relaxed);
+        pool.arrived(&meters.series.tenant, charge.prompt_estimate, charge.reserved.sequences);
+        meters.series.arrivals.fetch_add(1, Ordering::Relaxed);
+        meters.series.arrived_tokens.fetch_add(charge.prompt_estimate, Ordering::Relaxed);
         Self {
             request_id,
-            series,
+            meters,
             pool,
             tenant,
             arrived,
@@ -71,7 +82,7 @@ impl Account {
     }
 
     pub fn model(&self) -> &str {
-        &self.series.model
+        &self.meters.series.model
     }
 
     pub fn estimated_prompt(&self) -> u64 {
@@ -83,14 +94,17 @@ impl Account {
         if std::mem::replace(&mut self.placed, true) {
             return;
         }
-        self.series.queue_wait.observe(self.arrived.elapsed().as_secs_f64());
+        self.pool.placed();
+        self.meters.served.queue_wait.observe(self.arrived.elapsed().as_secs_f64());
     }
 
     /// The first byte for the client is in hand.
     pub fn on_first_byte(&mut self) {
         let now = Instant::now();
         self.first_byte = Some(now);
-        self.series.first_token.observe(now.duration_since(self.arrived).as_secs_f64());
+        if self.meters.streamed {
+            self.meters.served.first_token.observe(now.duration_since(self.arrived).as_secs_f64());
+        }
     }
 
     /// So many events have passed.
@@ -104,21 +118,20 @@ impl Account {
         if std::mem::replace(&mut self.settled, true) {
             return;
         }
-        self.series.count(outcome);
-        self.series.duration.observe(self.arrived.elapsed().as_secs_f64());
-        if let (Some(first), 2..) = (self.first_byte, self.events) {
-            self.series.inter_token.observe(first.elapsed().as_secs_f64() / (self.events - 1) as f64);
-        }
+        self.meters.series.count(outcome);
+        self.meters.served.duration.observe(self.arrived.elapsed().as_secs_f64());
+        self.measure(outcome);
         let believed = tokens.filter(|tokens| self.charge.bounds.allow(*tokens));
         if believed.is_none() && tokens.is_some() {
-            self.series.implausible_usage.inc();
+            self.meters.series.implausible_usage.inc();
         }
         let used = match believed {
             Some(tokens) => {
-                self.series.count_tokens(tokens);
+                self.meters.series.count_tokens(tokens);
                 if outcome == Outcome::Ok {
                     let Charge { prompt_estimate, reserved, .. } = self.charge;
-                    self.pool.answered(prompt_estimate, tokens, reserved.sequences);
+                    let tenant = &self.meters.series.tenant;
+                    self.pool.answered(tenant, prompt_estimate, tokens, reserved.sequences);
                 }
                 (tokens.prompt + tokens.output) as f64
             }
@@ -127,10 +140,74 @@ impl Account {
         };
         self.tenant.settle(self.charge.reserved, used);
     }
+
+    /// The times of a stream, and whether they are within the objectives.
+    fn measure(&self, outcome: Outcome) {
+        let Meters { served, streamed, objectives, .. } = &self.meters;
+        if !streamed {
+            return;
+        }
+        let between = match (self.first_byte, self.events) {
+            (Some(first), 2..) => Some(first.elapsed().div_f64((self.events - 1) as f64)),
+            _ => None,
+        };
+        if let Some(between) = between {
+            served.inter_token.observe(between.as_secs_f64());
+        }
+        let Some((ttft, itl)) = *objectives else { return };
+        let first = self.first_byte.map(|at| at.duration_since(self.arrived));
+        if let Some(attained) = first_token_attained(first, self.arrived.elapsed(), ttft, outcome) {
+            served.judged(Objective::FirstToken, attained);
+        }
+        if let Some(between) = between {
+            served.judged(Objective::InterToken, between <= itl);
+        }
+    }
+}
+
+/// Whether the first token of a stream came in time; `None`: that cannot be said of it. A request that was lost or
+/// found no room has missed the objective, and so has one whose client gave up later than that; a refusal for the
+/// request's own or its tenant's sake counts for nothing.
+fn first_token_attained(
+    first: Option<Duration>,
+    ended: Duration,
+    objective: Duration,
+    outcome: Outcome,
+) -> Option<bool> {
+    match (first, outcome) {
+        (Some(first), _) => Some(first <= objective),
+        (None, Outcome::QueueFull | Outcome::NoReplica | Outcome::EngineFailed | Outcome::StreamBroken) => Some(false),
+        (None, Outcome::ClientGone) => (ended > objective).then_some(false),
+        (None, _) => None,
+    }
 }
 
 impl Drop for Account {
     fn drop(&mut self) {
         self.finish(Outcome::ClientGone, None);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn first_token_counts_by_its_time_and_without_one_by_why_there_is_none() {
+        let check = |first: Option<u64>, ended: u64, outcome, want| {
+            let millis = Duration::from_millis;
+            let found = first_token_attained(first.map(millis), millis(ended), millis(800), outcome);
+            assert_eq!(found, want, "{first:?} {ended} {outcome:?}");
+        };
+        check(Some(800), 5000, Outcome::Ok, Some(true));
+        check(Some(801), 5000, Outcome::Ok, Some(false));
+        check(Some(10), 20, Outcome::StreamBroken, Some(true));
+        check(None, 20, Outcome::QueueFull, Some(false));
+        check(None, 20, Outcome::NoReplica, Some(false));
+        check(None, 20, Outcome::EngineFailed, Some(false));
+        check(None, 900, Outcome::ClientGone, Some(false));
+        check(None, 700, Outcome::ClientGone, None);
+        check(None, 900, Outcome::TenantLimited, None);
+        check(None, 900, Outcome::EngineRefused, None);
     }
 }

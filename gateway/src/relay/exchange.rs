@@ -51,7 +51,7 @@ impl Exchanges {
         loop {
             let lease = match pool.acquire(ask.clone(), attempts.tried().to_vec()).await {
                 Ok(lease) => lease,
-                Err(reason) => return refuse(&mut account, refusals::unplaced(reason, &deployment)),
+                Err(reason) => return refuse(&mut account, refusals::unplaced(reason, &deployment, pool.ready_in())),
             };
             account.on_placed();
             if let Some(reason) = attempts.give_up(|incarnation| pool.has_ended(incarnation)) {

@@ -25,9 +25,11 @@ pub fn not_shared(model: &str) -> Refused {
     Refused::new(Outcome::NoReplica, ApiError::unavailable("sharing_unavailable", message, 30))
 }
 
-/// The refusal of a request that got no replica.
-pub fn unplaced(reason: Unplaced, deployment: &Deployment) -> Refused {
+/// The refusal of a request that got no replica. `ready_in`: when a first one is expected, as far as starts of the model
+/// were measured; without that the client comes again soon.
+pub fn unplaced(reason: Unplaced, deployment: &Deployment, ready_in: Option<Duration>) -> Refused {
     let model = &deployment.model;
+    let again = |otherwise: u32| ready_in.map_or(otherwise, whole_seconds);
     match reason {
         Unplaced::SwitchedOff => Refused::new(
             Outcome::NoReplica,
@@ -55,7 +57,7 @@ pub fn unplaced(reason: Unplaced, deployment: &Deployment) -> Refused {
                 format!(
                     "{limit} requests of your tenant wait for {model} already, as many as its quota lets wait (tokens.maxQueued)."
                 ),
-                2,
+                again(2),
             ),
         ),
         Unplaced::TenantPart => Refused::new(
@@ -66,7 +68,7 @@ pub fn unplaced(reason: Unplaced, deployment: &Deployment) -> Refused {
                     "So many requests of your tenant wait for {model} already that the rest of the queue is kept for others. \
                      Send fewer at once."
                 ),
-                2,
+                again(2),
             ),
         ),
         Unplaced::QueueTimeout { waited } => Refused::new(
@@ -77,8 +79,11 @@ pub fn unplaced(reason: Unplaced, deployment: &Deployment) -> Refused {
             Outcome::NoReplica,
             ApiError::unavailable(
                 "model_waking",
-                format!("{model} has no ready replica, and {limit} requests wait for one already."),
-                5,
+                format!(
+                    "{model} has no ready replica, and {limit} requests wait for one already.{}",
+                    expected(ready_in)
+                ),
+                again(5),
             ),
         ),
         Unplaced::NoReplica { waited, starting: true } => Refused::new(
@@ -86,10 +91,11 @@ pub fn unplaced(reason: Unplaced, deployment: &Deployment) -> Refused {
             ApiError::unavailable(
                 "model_waking",
                 format!(
-                    "{model} has no ready replica; the request was held for {}. It is starting or waits for a GPU (kubectl stowage explain shows which).",
-                    seconds(waited)
+                    "{model} has no ready replica; the request was held for {}. It is starting or waits for a GPU (kubectl stowage explain shows which).{}",
+                    seconds(waited),
+                    expected(ready_in)
                 ),
-                5,
+                again(5),
             ),
         ),
         Unplaced::NoReplica { waited, starting: false } => Refused::new(
@@ -168,10 +174,54 @@ pub fn stream_broken(model: &str) -> ApiError {
     )
 }
 
+fn expected(ready_in: Option<Duration>) -> String {
+    ready_in.map_or(String::new(), |left| format!(" By its last starts one is expected in {} s.", whole_seconds(left)))
+}
+
 fn whole_seconds(wait: Duration) -> u32 {
     (wait.as_secs_f64().ceil() as u32).max(1)
 }
 
 fn seconds(wait: Duration) -> String {
     if wait < Duration::from_secs(1) { format!("{} ms", wait.as_millis()) } else { format!("{} s", wait.as_secs()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::world::facts::{DeploymentFact, Facts, QuotaFact, SecretKeys};
+    use crate::world::snapshot::World;
+
+    fn deployment() -> std::sync::Arc<Deployment> {
+        let quota = QuotaFact { name: "t".into(), namespaces: vec!["a".into()], ..QuotaFact::default() };
+        let fact = DeploymentFact { namespace: "a".into(), model: "m".into(), ..DeploymentFact::default() };
+        let mut facts = Facts { quotas: vec![quota], deployments: vec![fact], ..Facts::default() };
+        facts.secrets.insert("k".into(), SecretKeys::default());
+        World::build(&facts).deployments[0].clone()
+    }
+
+    #[test]
+    fn client_comes_again_when_a_replica_is_expected() {
+        let waited = Duration::from_secs(30);
+        let starting = Unplaced::NoReplica { waited, starting: true };
+        let broken = Unplaced::NoReplica { waited, starting: false };
+        let full = Unplaced::HoldFull { limit: 2 };
+        for (reason, ready_in_ms, expect) in [
+            (starting, None, 5),
+            (starting, Some(41_200), 42),
+            (starting, Some(1), 1),
+            (full, None, 5),
+            (full, Some(12_000), 12),
+            (Unplaced::TenantPart, None, 2),
+            (Unplaced::TenantPart, Some(12_000), 12),
+            (Unplaced::TenantQueueFull { limit: 1 }, Some(12_000), 12),
+            (broken, Some(12_000), 5),
+            (Unplaced::QueueTimeout { waited }, Some(12_000), 5),
+        ] {
+            let refused = unplaced(reason, &deployment(), ready_in_ms.map(Duration::from_millis));
+            assert_eq!(refused.error.retry_after, Some(expect), "{reason:?}, {ready_in_ms:?}");
+        }
+        let words = unplaced(full, &deployment(), Some(waited)).error.message;
+        assert!(words.ends_with("By its last starts one is expected in 30 s."), "{words}");
+    }
 }

@@ -57,7 +57,10 @@ impl Bounds {
     pub fn new(body_bytes: usize, prompts: u32, choices: u32, max_tokens: Option<u32>, model_len: Option<u32>) -> Self {
         let (prompts, choices) = (u64::from(prompts), u64::from(choices));
         let longest = [max_tokens, model_len].into_iter().flatten().map(u64::from).min().unwrap_or(LONGEST_OUTPUT);
-        Self { prompt: body_bytes as u64 + TEMPLATE_TOKENS * prompts, output: longest * prompts * choices }
+        Self {
+            prompt: (body_bytes as u64).saturating_add(TEMPLATE_TOKENS.saturating_mul(prompts)),
+            output: longest.saturating_mul(prompts).saturating_mul(choices),
+        }
     }
 
     /// Whether the report can be true.

@@ -63,11 +63,15 @@ pub struct DeploymentFact {
     pub access: Vec<String>,
     pub hold: Option<Duration>,
     pub max_held: Option<usize>,
+    /// Within which a replica starts; `None`: not measured.
+    pub cold_start: Option<Duration>,
     /// No replica will be started: Manual mode with `replicas: 0`.
     pub switched_off: bool,
     /// Its deletion has begun: what runs there finishes, nothing new begins.
     pub deleting: bool,
     pub max_model_len: Option<u32>,
+    /// Time to first token and between tokens; `None`: nothing is promised.
+    pub objectives: Option<(Duration, Duration)>,
 }
 
 /// A pod of ours.

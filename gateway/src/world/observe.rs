@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt;
@@ -16,12 +16,16 @@ use stowage_contracts::names;
 use stowage_crds::conditions::types;
 use stowage_crds::gpu_node::Health;
 use stowage_crds::inference_deployment::ScalingMode;
+use stowage_crds::validate::objectives;
 use stowage_crds::{GpuNode, InferenceDeployment, TenantQuota, quantity};
 use stowage_planner::snapshot::Placement;
 
 use crate::listen::credentials::parse_hash;
 use crate::world::facts::{DeploymentFact, Facts, PodFact, QuotaFact, SecretKeys, TokenLimits};
 use crate::world::salt::SaltKey;
+
+/// See [`cold_start`].
+const LONGEST_START: Duration = Duration::from_secs(3600);
 
 /// A Pod with the fields that routing reads: the full type costs a megabyte per few hundred pods.
 pub type LeanPod = Object<LeanPodSpec, LeanPodStatus>;
@@ -227,12 +231,21 @@ pub fn deployment(object: &InferenceDeployment) -> Option<DeploymentFact> {
         created: created(object),
         model: spec.model.name.clone().unwrap_or_else(|| object.name_any()),
         access: access(object),
-        hold: cold.and_then(|cold| quantity::parse_duration(&cold.hold).ok()),
-        max_held: cold.map(|cold| cold.max_held as usize),
+        hold: cold.and_then(|cold| quantity::parse_duration(cold.hold.as_ref()?).ok()),
+        max_held: cold.and_then(|cold| Some(cold.max_held? as usize)),
+        cold_start: cold_start(object),
         switched_off: spec.scaling.mode == ScalingMode::Manual && spec.replicas == 0,
         deleting: object.metadata.deletion_timestamp.is_some(),
         max_model_len: spec.runtime.options.as_ref().and_then(|options| options.max_model_len),
+        objectives: objectives(spec),
     })
+}
+
+/// What the operator measured of its starts. Longer than it ever believes one to be is nonsense.
+fn cold_start(object: &InferenceDeployment) -> Option<Duration> {
+    let measured = object.status.as_ref()?.cold_start.as_ref()?;
+    let expected = quantity::parse_duration(&measured.expected).ok()?;
+    Some(expected).filter(|expected| !expected.is_zero() && *expected <= LONGEST_START)
 }
 
 /// The tenants that may call the model. None when the operator refuses the object: its runtime may be one that
@@ -296,7 +309,6 @@ mod tests {
     use super::*;
     use crate::listen::credentials::hash_key;
     use serde::de::DeserializeOwned;
-    use std::time::Duration;
 
     fn object<T: DeserializeOwned>(yaml: &str) -> T {
         serde_yaml::from_str(yaml).unwrap()
@@ -327,6 +339,42 @@ mod tests {
         .unwrap();
         assert_eq!((fact.model.as_str(), fact.access, fact.max_held), ("m", vec!["b".to_owned()], Some(7)));
         assert_eq!((fact.hold, fact.switched_off), (Some(Duration::from_secs(90)), false));
+        assert_eq!(fact.objectives, None, "nothing is promised in mode Manual");
+    }
+
+    #[test]
+    fn time_of_a_start_is_believed_within_an_hour() {
+        let check = |status: &str, want: Option<u64>| {
+            let fact = deployment(&object(&format!(
+                "{{apiVersion: stowage.dev/v1alpha1, kind: InferenceDeployment, metadata: {{name: chat, namespace: a}},
+                  spec: {{model: {{source: {{image: {{reference: x, path: /m}}}}}}, variants: [{{name: v, class: h}}]}},
+                  status: {status}}}"
+            )));
+            assert_eq!(fact.unwrap().cold_start.map(|time| time.as_secs()), want, "{status}");
+        };
+        check("{}", None);
+        check("{coldStart: {expected: 42s}}", Some(42));
+        check("{coldStart: {expected: 1h}}", Some(3600));
+        check("{coldStart: {expected: 61m}}", None);
+        check("{coldStart: {expected: 0s}}", None);
+        check("{coldStart: {expected: soon}}", None);
+    }
+
+    #[test]
+    fn objectives_are_read_and_have_defaults() {
+        let check = |objectives: &str, want: Option<(u64, u64)>| {
+            let fact = deployment(&object(&format!(
+                "{{apiVersion: stowage.dev/v1alpha1, kind: InferenceDeployment, metadata: {{name: chat, namespace: a}},
+                  spec: {{model: {{source: {{image: {{reference: x, path: /m}}}}}}, variants: [{{name: v, class: h}}],
+                         scaling: {{mode: Active}}{objectives}}}}}"
+            )));
+            let millis = |(ttft, itl): (Duration, Duration)| (ttft.as_millis() as u64, itl.as_millis() as u64);
+            assert_eq!(fact.unwrap().objectives.map(millis), want, "{objectives}");
+        };
+        check("", Some((1000, 100)));
+        check(", objectives: {ttft: 800ms}", Some((800, 100)));
+        check(", objectives: {ttft: 2s, itl: 60ms}", Some((2000, 60)));
+        check(", objectives: {ttft: soon}", None);
     }
 
     #[test]

@@ -2,8 +2,9 @@
 //!
 //! An engine shares cached blocks among requests of one salt. The owner of a shared model can reach its own
 //! engine without a gateway, and send any salt there. So another tenant's salt must not be guessable: it is a
-//! keyed hash of the tenant's name, and the key is a Secret that gateways alone read. Another key gives other
-//! salts, which costs cached prefixes and nothing else.
+//! keyed hash of both names, and the key is a Secret that gateways alone read. One owner sees the salts of its
+//! callers in its own engine; they differ from those that another owner's engine is sent. Another key gives
+//! other salts, which costs cached prefixes and nothing else.
 
 use std::fmt;
 
@@ -22,9 +23,9 @@ impl SaltKey {
         (secret.len() >= SHORTEST).then(|| Self(blake3::derive_key(CONTEXT, secret)))
     }
 
-    /// The salt of a tenant, as a header's value.
-    pub fn salt(&self, tenant: &str) -> String {
-        blake3::keyed_hash(&self.0, tenant.as_bytes()).to_hex().to_string()
+    /// The salt of a caller in the engines of an owner, as a header's value. Names of objects have no NUL.
+    pub fn salt(&self, owner: &str, caller: &str) -> String {
+        blake3::keyed_hash(&self.0, format!("{owner}\0{caller}").as_bytes()).to_hex().to_string()
     }
 }
 
@@ -43,11 +44,19 @@ mod tests {
     }
 
     #[test]
-    fn salt_depends_on_the_tenant_and_on_the_key() {
-        assert_eq!(key(1).salt("team-a"), key(1).salt("team-a"));
-        assert_ne!(key(1).salt("team-a"), key(1).salt("team-b"));
-        assert_ne!(key(1).salt("team-a"), key(2).salt("team-a"));
-        assert_eq!(key(1).salt("team-a").len(), 64);
+    fn salt_depends_on_both_tenants_and_on_the_key() {
+        let salt = key(1).salt("owner", "team-a");
+        assert_eq!(salt, key(1).salt("owner", "team-a"));
+        assert_eq!(salt.len(), 64);
+        let others = [
+            ("another caller", key(1).salt("owner", "team-b")),
+            ("another owner", key(1).salt("owner-2", "team-a")),
+            ("the two exchanged", key(1).salt("team-a", "owner")),
+            ("another key", key(2).salt("owner", "team-a")),
+        ];
+        for (what, other) in others {
+            assert_ne!(salt, other, "{what}");
+        }
     }
 
     #[test]

@@ -11,22 +11,22 @@
 //! whose owner shares it is called `<tenant>/<model>`. A name that one deployment of the caller holds is never
 //! looked up elsewhere, not even while that deployment is being deleted.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use stowage_contracts::names::{CACHE_KEY_ENTRY, CACHE_KEY_SECRET, DEFAULT_HOLD_MS, SYSTEM_NAMESPACE};
+use stowage_contracts::hold::default_hold;
+use stowage_contracts::names::{CACHE_KEY_ENTRY, CACHE_KEY_SECRET, SYSTEM_NAMESPACE};
 use stowage_contracts::signals::{Fault, KeyFault};
 use stowage_contracts::tenancy::{NamespaceClaim, Tenancy};
 use stowage_planner::route::Refusal;
 
 use crate::listen::credentials::KeyTable;
 use crate::world::facts::{DeploymentFact, Facts, PodFact, QuotaFact, TokenLimits};
+use crate::world::salt::SaltKey;
 
-/// How long a request waits for a model without a ready replica, where its deployment sets no hold.
-pub const DEFAULT_HOLD: Duration = Duration::from_millis(DEFAULT_HOLD_MS);
-/// How many requests wait so, where the deployment sets no bound.
+/// How many requests wait for a model without a ready replica, where its deployment sets no bound.
 pub const DEFAULT_MAX_HELD: usize = 200;
 
 /// Namespace and name of an InferenceDeployment.
@@ -46,8 +46,6 @@ impl std::fmt::Display for DeploymentKey {
 #[derive(Debug, PartialEq)]
 pub struct Tenant {
     pub name: Arc<str>,
-    /// Sent to engines; keeps prefix caches apart. `None` without a key: then the tenant uses its own models only.
-    pub salt: Option<String>,
     /// Tenants whose shared models are found by their bare names, in this order.
     models_from: Vec<Arc<str>>,
     pub limits: TokenLimits,
@@ -64,10 +62,14 @@ pub struct Deployment {
     pub access: Vec<String>,
     pub hold: Duration,
     pub max_held: usize,
+    /// Within which a replica starts; `None`: not measured.
+    pub cold_start: Option<Duration>,
     pub switched_off: bool,
     /// Gone for new requests; those that wait are served while a replica takes them.
     pub deleting: bool,
     pub max_model_len: Option<u32>,
+    /// Time to first token and between tokens; `None`: nothing is promised.
+    pub objectives: Option<(Duration, Duration)>,
     /// Ordered by pod name.
     pub replicas: Vec<ReplicaFact>,
 }
@@ -102,6 +104,10 @@ pub struct World {
     pub complaints: Vec<String>,
     /// API keys that give no client access, sorted.
     pub key_faults: Vec<KeyFault>,
+    /// UIDs of pods that drain or are being deleted, of whichever deployment: nothing new is sent there.
+    pub draining: BTreeSet<String>,
+    /// The key of the salts. Without one a tenant uses its own models only.
+    pub salt_key: Option<SaltKey>,
 }
 
 // === impl World ===
@@ -118,6 +124,9 @@ impl World {
             ));
         }
         world.key_faults.sort();
+        world.salt_key = facts.salt_key.clone();
+        let draining = facts.pods.iter().filter(|pod| pod.draining && !pod.uid.is_empty());
+        world.draining = draining.map(|pod| pod.uid.clone()).collect();
         let faults = world.key_faults.iter().map(|fault| format!("tenant {}: {fault}", fault.tenant));
         world.complaints.extend(faults);
         world
@@ -125,6 +134,11 @@ impl World {
 
     pub fn tenant(&self, name: &str) -> Option<&Arc<Tenant>> {
         self.tenants.get(name)
+    }
+
+    /// What keeps the caller's cached prefixes apart in the deployment's engines. `None` without a key.
+    pub fn salt(&self, deployment: &Deployment, caller: &Tenant) -> Option<String> {
+        self.salt_key.as_ref().map(|key| key.salt(&deployment.tenant, &caller.name))
     }
 
     /// The deployment that `model` means to `tenant`. What is not found does not exist for that tenant.
@@ -180,7 +194,6 @@ impl World {
             self.add_keys(facts, quota, &name);
             let tenant = Tenant {
                 name: name.clone(),
-                salt: facts.salt_key.as_ref().map(|key| key.salt(&name)),
                 models_from: quota.models_from.iter().map(|from| from.as_str().into()).collect(),
                 limits: quota.limits.clone(),
             };
@@ -271,11 +284,13 @@ fn deployment(fact: &DeploymentFact, tenant: Arc<str>, pods: &[&PodFact], unheal
         tenant,
         created: fact.created,
         access: fact.access.clone(),
-        hold: fact.hold.unwrap_or(DEFAULT_HOLD),
+        hold: fact.hold.unwrap_or_else(|| default_hold(fact.cold_start)),
+        cold_start: fact.cold_start,
         max_held: fact.max_held.unwrap_or(DEFAULT_MAX_HELD),
         switched_off: fact.switched_off,
         deleting: fact.deleting,
         max_model_len: fact.max_model_len,
+        objectives: fact.objectives,
         replicas,
     }
 }
@@ -305,7 +320,6 @@ mod tests {
     use super::*;
     use crate::listen::credentials::hash_key;
     use crate::world::facts::SecretKeys;
-    use crate::world::salt::SaltKey;
 
     fn quota(name: &str, created: i64, namespaces: &[&str]) -> QuotaFact {
         QuotaFact {
@@ -464,7 +478,8 @@ mod tests {
         let salts = |key: Option<u8>| {
             let salt_key = key.and_then(|byte| SaltKey::new(&[byte; 32]));
             let world = World::build(&Facts { salt_key, ..two_tenants() });
-            ["a", "b"].map(|tenant| world.tenant(tenant).unwrap().salt.clone())
+            let deployment = &world.deployments[0];
+            ["a", "b"].map(|tenant| world.salt(deployment, world.tenant(tenant).unwrap()))
         };
         assert_eq!(salts(None), [None, None]);
         let [a, b] = salts(Some(1));

@@ -157,7 +157,7 @@ cacheKey: 0123456789abcdef0123456789abcdef",
         let world = World::build(&facts.unwrap());
         assert_eq!(world.keys.tenant_of("sk-a").map(|t| &**t), Some("a"));
         assert_eq!(world.tenant("a").and_then(|t| t.limits.per_minute), Some(100));
-        assert!(world.tenant("a").is_some_and(|t| t.salt.is_some()));
+        assert!(world.salt_key.is_some());
         let deployment = world.resolve(&"b".into(), "a/m").unwrap();
         assert_eq!((deployment.replicas.len(), deployment.hold), (2, Duration::from_secs(5)));
     }

@@ -19,7 +19,9 @@ use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use stowage_contracts::lists::{LIST_AGAIN_AFTER, Untrusted};
 use stowage_crds::{GpuNode, InferenceDeployment, TenantQuota, names};
+use stowage_telemetry::health::Heartbeat;
 use tokio::sync::Notify;
+use tokio::task::JoinSet;
 
 use crate::metrics::Metrics;
 use crate::world::facts::Facts;
@@ -29,6 +31,8 @@ use crate::world::observe::{self, LeanPod, Observed, Table};
 const SETTLE: Duration = Duration::from_millis(10);
 /// A watch is asked for this long, so that a connection that died in silence is noticed.
 const WATCH_SECONDS: u32 = 30;
+/// The heartbeat beats this often while nothing changes.
+const BEAT: Duration = Duration::from_secs(5);
 
 /// What the watches share.
 struct Shared {
@@ -50,12 +54,17 @@ struct Kind<K, F> {
 }
 
 /// Follows the cluster and passes each new state to `apply`, the first one when every kind has been
-/// listed once. Never returns.
-pub async fn follow(client: Client, metrics: Arc<Metrics>, mut apply: impl FnMut(&Facts)) {
+/// listed once. Returns only if a watch ended by itself, which none does unless it panicked.
+pub async fn follow(client: Client, metrics: Arc<Metrics>, heartbeat: Heartbeat, mut apply: impl FnMut(&Facts)) {
     let shared = Arc::new(Shared { observed: Mutex::default(), changed: Notify::new(), metrics });
-    spawn_watches(&client, &shared);
+    let mut watches = spawn_watches(&client, &shared);
     loop {
-        shared.changed.notified().await;
+        heartbeat.beat();
+        tokio::select! {
+            () = shared.changed.notified() => {}
+            () = tokio::time::sleep(BEAT) => continue,
+            _ = watches.join_next() => return,
+        }
         tokio::time::sleep(SETTLE).await;
         let facts = {
             let observed = shared.lock();
@@ -69,10 +78,11 @@ pub async fn follow(client: Client, metrics: Arc<Metrics>, mut apply: impl FnMut
     }
 }
 
-fn spawn_watches(client: &Client, shared: &Arc<Shared>) {
+fn spawn_watches(client: &Client, shared: &Arc<Shared>) -> JoinSet<()> {
+    let mut watches = JoinSet::new();
     let everything = || watcher::Config::default().timeout(WATCH_SECONDS);
     let quotas = Kind { name: "TenantQuota", table: |o| &mut o.quotas, read: observe::quota };
-    tokio::spawn(watch(
+    watches.spawn(watch(
         Api::<DeserializeGuard<TenantQuota>>::all(client.clone()),
         everything(),
         quotas,
@@ -80,7 +90,7 @@ fn spawn_watches(client: &Client, shared: &Arc<Shared>) {
     ));
 
     let deployments = Kind { name: "InferenceDeployment", table: |o| &mut o.deployments, read: observe::deployment };
-    tokio::spawn(watch(
+    watches.spawn(watch(
         Api::<DeserializeGuard<InferenceDeployment>>::all(client.clone()),
         everything(),
         deployments,
@@ -88,22 +98,23 @@ fn spawn_watches(client: &Client, shared: &Arc<Shared>) {
     ));
 
     let nodes = Kind { name: "GpuNode", table: |o| &mut o.nodes, read: observe::unhealthy_gpus };
-    tokio::spawn(watch(Api::<DeserializeGuard<GpuNode>>::all(client.clone()), everything(), nodes, shared.clone()));
+    watches.spawn(watch(Api::<DeserializeGuard<GpuNode>>::all(client.clone()), everything(), nodes, shared.clone()));
 
     let ours = format!("{}={}", names::LABEL_MANAGED_BY, names::MANAGED_BY);
     let pods = Kind::<LeanPod, _> { name: "Pod", table: |o| &mut o.pods, read: observe::pod };
     let api = Api::<DeserializeGuard<LeanPod>>::all_with(client.clone(), &ApiResource::erase::<Pod>(&()));
-    tokio::spawn(watch(api, everything().labels(&ours), pods, shared.clone()));
+    watches.spawn(watch(api, everything().labels(&ours), pods, shared.clone()));
 
     let cache_key = format!("metadata.name={}", names::CACHE_KEY_SECRET);
     let salts = Kind { name: "Secret", table: |o| &mut o.salt_keys, read: observe::salt_key };
     let api = Api::<DeserializeGuard<Secret>>::namespaced(client.clone(), names::SYSTEM_NAMESPACE);
-    tokio::spawn(watch(api, everything().fields(&cache_key), salts, shared.clone()));
+    watches.spawn(watch(api, everything().fields(&cache_key), salts, shared.clone()));
 
     let type_of_keys = format!("type={}", names::API_KEYS_SECRET_TYPE);
     let secrets = Kind { name: "Secret", table: |o| &mut o.secrets, read: observe::secret };
     let api = Api::<DeserializeGuard<Secret>>::namespaced(client.clone(), names::SYSTEM_NAMESPACE);
-    tokio::spawn(watch(api, everything().fields(&type_of_keys), secrets, shared.clone()));
+    watches.spawn(watch(api, everything().fields(&type_of_keys), secrets, shared.clone()));
+    watches
 }
 
 async fn watch<K, F>(api: Api<DeserializeGuard<K>>, config: watcher::Config, kind: Kind<K, F>, shared: Arc<Shared>)

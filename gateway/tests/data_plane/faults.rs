@@ -2,11 +2,13 @@
 
 use std::time::{Duration, Instant};
 
+use serde_json::json;
+use stowage_gateway::world::facts::{DeploymentFact, PodFact};
 use stowage_planner::route::Refusal;
 use tokio::io::AsyncReadExt;
 
 use crate::support::engine::{Behaviour, Heart, MockEngine, event};
-use crate::support::harness::{Harness, OK, pod, read, until};
+use crate::support::harness::{Harness, OK, model_m, pod, read, until};
 
 const DRAINING: &str =
     r#"{"error":{"message":"bye","type":"service_unavailable_error","param":null,"code":"draining"}}"#;
@@ -219,5 +221,52 @@ async fn a_client_that_leaves_cancels_the_engines_work_within_a_tenth_of_a_secon
         drop(socket);
         until("the work ends", || engine.cancelled() == 1 && gateway.in_flight() == 0).await;
         assert!(left.elapsed() < Duration::from_millis(100), "{behaviour:?}: {:?}", left.elapsed());
+    }
+}
+
+#[tokio::test]
+async fn engine_that_reports_absurd_figures_is_not_used_and_stops_nobody_else() {
+    let (absurd, good) = (MockEngine::start(Behaviour::Whole).await, MockEngine::start(Behaviour::Whole).await);
+    absurd.set_heart(Heart::Beating);
+    let mut gateway = Harness::start(&[&absurd]).await;
+    gateway.until_routable("chat-0", true).await;
+    let most = u64::MAX;
+    for load in [
+        format!(r#"{{"running":0,"waiting":0,"kvBlocksUsed":{most},"kvBlocksTotal":{most},"blockTokens":{most}}}"#),
+        r#"{"running":4294967295,"waiting":4294967295}"#.to_owned(),
+    ] {
+        absurd.set_load(&load);
+        gateway.until_routable("chat-0", false).await;
+        // It waits in the pool while the world changes.
+        let waits = gateway.chat_later(false);
+        until("it waits", || gateway.waiting() == 1).await;
+        let other = DeploymentFact {
+            namespace: "b".into(),
+            name: "own".into(),
+            uid: "v".into(),
+            model: "n".into(),
+            ..model_m()
+        };
+        let served = PodFact {
+            namespace: "b".into(),
+            deployment: "own".into(),
+            owner_uid: Some("v".into()),
+            ..pod("own-0", good.address)
+        };
+        gateway.facts.deployments.push(other);
+        gateway.facts.pods.push(served);
+        gateway.apply();
+        let ask = json!({"model": "n", "messages": [{"role": "user", "content": "hello"}]});
+        assert_eq!(gateway.post("sk-b", &ask).await.status, OK);
+        let keys = gateway.facts.secrets.remove("b-keys").unwrap();
+        gateway.apply();
+        assert_eq!(gateway.post("sk-b", &ask).await.status, 401);
+        gateway.facts.secrets.insert("b-keys".into(), keys);
+        gateway.facts.deployments.pop();
+        gateway.facts.pods.pop();
+        gateway.apply();
+        assert_eq!(waits.await.unwrap(), 503);
+        absurd.set_load(r#"{"running":0,"waiting":0}"#);
+        gateway.until_routable("chat-0", true).await;
     }
 }

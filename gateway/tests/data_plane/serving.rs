@@ -65,7 +65,7 @@ async fn an_engine_gets_the_body_as_it_came_and_only_our_headers() {
         names,
         ["content-length", "content-type", "host", "traceparent", "x-request-id", "x-stowage-tenant-salt"]
     );
-    assert_eq!(seen.headers["x-stowage-tenant-salt"], salt("a").as_str());
+    assert_eq!(seen.headers["x-stowage-tenant-salt"], salt("a", "a").as_str());
 }
 
 #[tokio::test]
@@ -92,11 +92,11 @@ async fn a_tenants_model_does_not_exist_for_others() {
     let sent: serde_json::Value = serde_json::from_slice(&engine.seen()[0].body).unwrap();
     assert_eq!(sent["model"], "m", "the engine knows the model by the owner's name");
     let salts: Vec<_> = engine.seen().iter().map(|seen| seen.headers["x-stowage-tenant-salt"].clone()).collect();
-    assert_eq!(salts, [salt("b").as_str()]);
+    assert_eq!(salts, [salt("a", "b").as_str()]);
 }
 
-fn salt(tenant: &str) -> String {
-    SaltKey::new(SALT_KEY).unwrap().salt(tenant)
+fn salt(owner: &str, caller: &str) -> String {
+    SaltKey::new(SALT_KEY).unwrap().salt(owner, caller)
 }
 
 #[tokio::test]
@@ -182,6 +182,8 @@ async fn more_than_a_replica_takes_is_queued_and_more_than_the_queue_holds_is_re
         answers.iter().map(|a| if a.status == OK { "ok".to_owned() } else { a.code() }).collect();
     outcomes.sort_unstable();
     assert_eq!(outcomes, ["ok", "ok", "ok", "queue_full"]);
+    let status = gateway.gateway.directory.view().pools().next().unwrap().status();
+    assert_eq!((status.arrivals, status.placed), (4, 3));
 }
 
 #[tokio::test]

@@ -1,24 +1,40 @@
 //! Which pod a process of this node belongs to: its control group, from the kernel. The
 //! process itself cannot change it.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::fd::OwnedFd;
+use rustix::fs::{Mode, OFlags};
 
 /// The node's processes, from `/proc` of the host's pid namespace.
 #[derive(Debug, Clone)]
 pub struct Processes {
     proc: PathBuf,
+    /// How long a look at all processes serves those who ask for pods' roots.
+    looks_every: Duration,
+    looked: Arc<Mutex<Option<Look>>>,
+}
+
+/// The processes of each pod at some time.
+#[derive(Debug, Clone)]
+struct Look {
+    at: Instant,
+    pods: Arc<BTreeMap<String, Vec<u32>>>,
 }
 
 impl Default for Processes {
     fn default() -> Self {
-        Self::at(Path::new("/proc"))
+        Self { looks_every: Duration::from_millis(500), ..Self::at(Path::new("/proc")) }
     }
 }
 
 impl Processes {
-    /// Of another directory of the same form, for tests.
+    /// Of another directory of the same form, for tests: each look is a new one.
     pub fn at(proc: &Path) -> Self {
-        Self { proc: proc.to_owned() }
+        Self { proc: proc.to_owned(), looks_every: Duration::ZERO, looked: Arc::default() }
     }
 
     /// UID of the pod that a process belongs to.
@@ -26,11 +42,45 @@ impl Processes {
         pod_in_cgroups(&std::fs::read_to_string(self.proc.join(pid.to_string()).join("cgroup")).ok()?)
     }
 
+    /// The root directories of the processes of these pods.
+    pub fn roots_of_pods(&self, pods: &[String]) -> Vec<OwnedFd> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let open = |pid: u32| {
+            // Kept open, so that all that follows is about one process even if its number is given away.
+            let process = rustix::fs::open(self.proc.join(pid.to_string()), flags, Mode::empty()).ok()?;
+            let root = rustix::fs::openat(&process, "root", flags, Mode::empty()).ok()?;
+            let group = rustix::fs::openat(&process, "cgroup", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+            let group = std::io::read_to_string(std::fs::File::from(group)).ok()?;
+            pod_in_cgroups(&group).filter(|pod| pods.contains(pod)).map(|_| root)
+        };
+        let seen = self.by_pod();
+        pods.iter().filter_map(|pod| seen.get(pod)).flatten().copied().filter_map(open).collect()
+    }
+
+    /// The processes of each pod: many models that wait for a login look once.
+    fn by_pod(&self) -> Arc<BTreeMap<String, Vec<u32>>> {
+        let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(look) = looked.as_ref().filter(|look| look.at.elapsed() < self.looks_every) {
+            return Arc::clone(&look.pods);
+        }
+        let mut pods: BTreeMap<String, Vec<u32>> = BTreeMap::new();
+        for pid in self.pids() {
+            if let Some(pod) = self.pod_of(pid) {
+                pods.entry(pod).or_default().push(pid);
+            }
+        }
+        let look = looked.insert(Look { at: Instant::now(), pods: Arc::new(pods) });
+        Arc::clone(&look.pods)
+    }
+
+    fn pids(&self) -> Vec<u32> {
+        let entries = std::fs::read_dir(&self.proc).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+    }
+
     /// Whether a process of the pod runs on this node.
     pub fn any_of_pod(&self, pod_uid: &str) -> bool {
-        let Ok(entries) = std::fs::read_dir(&self.proc) else { return false };
-        let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-        pids.filter_map(|pid| self.pod_of(pid)).any(|uid| uid == pod_uid)
+        self.pids().into_iter().filter_map(|pid| self.pod_of(pid)).any(|uid| uid == pod_uid)
     }
 }
 

@@ -43,7 +43,7 @@ pub enum Refusal {
     BadCapacity { claim: String, what: String },
     #[error("claim {0} asks for isolation {1}, which this agent cannot enforce")]
     Isolation(String, String),
-    #[error("claim {0} names a model without address and digest, which this agent cannot fetch")]
+    #[error("claim {0} names a model that this agent cannot fetch")]
     BadModel(String),
     #[error("claim {0} is not reserved for exactly one pod")]
     Reserved(String),
@@ -137,13 +137,13 @@ pub fn grant(
         tenant: tenant.cloned().unwrap_or_default(),
         stage: Stage::PrepareStarted,
         devices,
-        model: model(claim, &asked.name)?,
+        model: model(claim, asked)?,
     })
 }
 
 /// Modes in which this agent needs to do nothing but pass the budget on. MIG would have to be cut,
 /// MPS needs its daemon; neither is there yet.
-const ENFORCED: [&str; 2] = ["EngineBudget", "TimeSlice"];
+const ENFORCED: [&str; 1] = ["EngineBudget"];
 
 /// `isolation` of our opaque configuration, where there is one.
 fn isolation(claim: &ResourceClaim) -> Option<String> {
@@ -160,11 +160,11 @@ fn parameter<'a>(claim: &'a ResourceClaim, name: &str) -> Option<&'a serde_json:
 }
 
 /// The model that is to be fetched for the claim.
-fn model(claim: &ResourceClaim, name: &str) -> Result<Option<ClaimModel>, Refusal> {
+fn model(claim: &ResourceClaim, asked: &ClaimRef) -> Result<Option<ClaimModel>, Refusal> {
     let Some(value) = parameter(claim, "model") else { return Ok(None) };
     let parsed = serde_json::from_value::<ClaimModel>(value.clone()).ok();
-    let sound = parsed.filter(|model| model.digest().is_some() && model.key().directory().is_some());
-    sound.map(Some).ok_or_else(|| Refusal::BadModel(name.to_owned()))
+    let sound = parsed.filter(|model| model.is_sound(&asked.namespace));
+    sound.map(Some).ok_or_else(|| Refusal::BadModel(asked.name.clone()))
 }
 
 fn device(result: &DeviceRequestAllocationResult, claim: &str, gpus: &[Promisable]) -> Result<GrantedDevice, Refusal> {
@@ -219,6 +219,7 @@ fn is_dns_name(name: &str) -> bool {
 mod tests {
     use super::*;
     use serde_json::{Value, json};
+    use stowage_contracts::model::FileModel;
 
     const UID: &str = "11111111-2222-3333-4444-555555555555";
 
@@ -296,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn model_of_a_claim_has_an_address_and_a_digest() {
+    fn model_of_a_claim_has_an_address_and_a_digest_or_is_of_a_hub() {
         let with = |model: Value| {
             let results = claim().pointer("/status/allocation/devices/results").unwrap().clone();
             let parameters = json!({"isolation": "EngineBudget", "model": model});
@@ -307,12 +308,25 @@ mod tests {
         assert_eq!(granted(claim()).unwrap().model, None);
         let sha256 = "0f".repeat(32);
         let entry = with(json!({"url": "https://h/m", "sha256": sha256})).unwrap();
-        assert_eq!(entry.model, Some(ClaimModel { url: "https://h/m".into(), sha256: sha256.clone() }));
+        assert_eq!(entry.model, Some(ClaimModel::File(FileModel::open("https://h/m", &sha256))));
         for bad in [json!({}), json!("x"), json!({"url": "https://h/m"}), json!({"url": "https://h/m", "sha256": "0f"})]
         {
             assert!(matches!(with(bad.clone()), Err(Refusal::BadModel(_))), "{bad}");
         }
         assert!(with(json!({"url": "https://h/m", "sha256": sha256.to_uppercase()})).is_err());
+        let hub = |namespace: &str, repo: &str| {
+            let token = json!({"namespace": namespace, "secret": "hub", "key": "token"});
+            with(json!({"repo": repo, "revision": "main", "token": token}))
+        };
+        assert!(matches!(hub("a", "o/n").unwrap().model, Some(ClaimModel::Hub(_))));
+        assert!(matches!(hub("b", "o/n"), Err(Refusal::BadModel(_))), "another namespace's Secret");
+        assert!(matches!(hub("a", "../n"), Err(Refusal::BadModel(_))));
+        let store = |namespace: &str| {
+            let login = json!({"region": "us-east-1", "namespace": namespace, "secret": "store"});
+            with(json!({"url": "https://h/b/m", "sha256": sha256, "s3": login}))
+        };
+        assert!(matches!(store("a").unwrap().model, Some(ClaimModel::File(FileModel { s3: Some(_), .. }))));
+        assert!(matches!(store("b"), Err(Refusal::BadModel(_))), "another namespace's Secret");
     }
 
     #[test]

@@ -4,7 +4,13 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use stowage_contracts::model::{COMPLETE, FETCHED_FILE};
+use stowage_contracts::hub::is_commit;
+use stowage_contracts::model::{COMPLETE, FETCHED_DIRECTORY};
+
+use crate::dra::files::write_atomically;
+
+/// In the directory of a claim: the commit to which its model's revision was resolved.
+const COMMIT: &str = ".commit";
 
 /// The directory with a directory per claim.
 #[derive(Debug, Clone)]
@@ -50,13 +56,51 @@ impl ClaimDirectories {
         self.of(uid).join(COMPLETE).exists()
     }
 
-    /// Puts the cached file into the claim's directory. The engine starts when the mark is there.
+    /// The commit that was resolved for the claim.
+    pub fn commit(&self, uid: &str) -> Option<String> {
+        std::fs::read_to_string(self.of(uid).join(COMMIT)).ok().filter(|text| is_commit(text))
+    }
+
+    /// Notes the commit that was resolved for the claim: it stays with it over restarts.
+    pub fn set_commit(&self, uid: &str, commit: &str) -> io::Result<()> {
+        self.make(uid)?;
+        write_atomically(&self.of(uid).join(COMMIT), commit.as_bytes())
+    }
+
+    /// Puts the files of a cached model into the claim's directory. The engine starts when the mark is there.
     pub fn complete(&self, uid: &str, cached: &Path) -> io::Result<()> {
         let directory = self.of(uid);
-        match std::fs::hard_link(cached, directory.join(FETCHED_FILE)) {
-            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
-            _ => {}
+        let files = files_of(cached)?;
+        if files.iter().any(|(name, _)| name.starts_with(FETCHED_DIRECTORY)) {
+            let below = directory.join(FETCHED_DIRECTORY);
+            std::fs::create_dir_all(&below)?;
+            std::fs::set_permissions(below, std::fs::Permissions::from_mode(0o755))?;
+        }
+        for (name, path) in files {
+            match std::fs::hard_link(path, directory.join(name)) {
+                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
+                _ => {}
+            }
         }
         std::fs::write(directory.join(COMPLETE), b"")
     }
+}
+
+/// The files of a model: names below its directory, and where they are.
+pub fn files_of(directory: &Path) -> io::Result<Vec<(PathBuf, PathBuf)>> {
+    let mut files = Vec::new();
+    for below in [PathBuf::new(), PathBuf::from(FETCHED_DIRECTORY)] {
+        let entries = match std::fs::read_dir(directory.join(&below)) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            entries => entries?,
+        };
+        for entry in entries {
+            let entry = entry?;
+            if entry.file_type()?.is_file() && !entry.file_name().to_string_lossy().starts_with('.') {
+                files.push((below.join(entry.file_name()), entry.path()));
+            }
+        }
+    }
+    files.sort();
+    Ok(files)
 }

@@ -123,8 +123,6 @@ pub struct Preparer {
     pub node: String,
     pub simulated: bool,
     pub paths: Paths,
-    /// Off only where the driver is tried without an operator.
-    pub operator_pods_only: bool,
     /// Where processes of pods are looked up.
     pub processes: Processes,
     claims: Arc<dyn ClaimSource>,
@@ -158,7 +156,6 @@ impl Preparer {
             node: node.to_owned(),
             simulated,
             paths,
-            operator_pods_only: true,
             processes: Processes::default(),
             claims,
             gpus,
@@ -253,10 +250,8 @@ impl Preparer {
         let claim = self.claims.claim(&asked.namespace, &asked.name).await?;
         let claim = claim.ok_or_else(|| Refusal::NoClaim(asked.name.clone()))?;
         let (pod, pod_uid) = grant::reserved_pod(&claim, asked)?;
-        if self.operator_pods_only {
-            let found = self.claims.pod(&asked.namespace, &pod).await?;
-            grant::check_pod(found.as_ref(), &pod_uid, &claim, &self.node)?;
-        }
+        let found = self.claims.pod(&asked.namespace, &pod).await?;
+        grant::check_pod(found.as_ref(), &pod_uid, &claim, &self.node)?;
         let gpus = inventory::promisable(&self.gpus.borrow());
         Ok(grant::grant(&claim, asked, (&pod, &pod_uid), &self.node, &gpus)?)
     }

@@ -16,21 +16,30 @@ pub struct Cached {
 /// Share of the limit down to which models are removed once it is exceeded, in per cent: not one more per fetch.
 const LOW: u64 = 90;
 
+/// Most models that are kept: small ones fill no disk, but each is looked at.
+const MAX_MODELS: usize = 1000;
+
+/// The models to remove for a file for which the disk has `bytes` too few; none where all that is unused would not do.
+pub fn make_free(cached: &[Cached], bytes: u64) -> Vec<ModelKey> {
+    let unused: u64 = cached.iter().filter(|model| !model.in_use).map(|model| model.bytes).sum();
+    let held = cached.iter().map(|model| model.bytes).sum();
+    if unused < bytes { Vec::new() } else { evict(cached, held, bytes) }
+}
+
 /// The models to remove so that the rest takes at most `limit` bytes, and `room` bytes more fit.
 pub fn evict(cached: &[Cached], limit: u64, room: u64) -> Vec<ModelKey> {
     let mut held: u64 = cached.iter().map(|model| model.bytes).sum();
-    if held.saturating_add(room) <= limit {
-        return Vec::new();
-    }
-    let low = (limit / 100 * LOW).saturating_sub(room);
+    let mut count = cached.len();
+    let low = if held.saturating_add(room) <= limit { u64::MAX } else { (limit / 100 * LOW).saturating_sub(room) };
     let mut unused: Vec<&Cached> = cached.iter().filter(|model| !model.in_use).collect();
     unused.sort_by_key(|model| (model.used_at, &model.key));
     let mut gone = Vec::new();
     for model in unused {
-        if held <= low {
+        if held <= low && count <= MAX_MODELS {
             break;
         }
         held -= model.bytes;
+        count -= 1;
         gone.push(model.key.clone());
     }
     gone
@@ -70,5 +79,25 @@ mod tests {
         check(&[("a", 400, true, 1), ("b", 400, false, 2), ("c", 400, true, 3)], 100, 0, &["b"]);
         check(&[("a", 400, true, 1)], 0, 0, &[]);
         check(&[], 0, 1000, &[]);
+    }
+
+    #[test]
+    fn file_for_which_nothing_would_make_room_removes_nothing() {
+        let models = [("a", 400, true, 1), ("b", 400, false, 2), ("c", 400, false, 3)];
+        let cached: Vec<Cached> = models
+            .map(|(name, bytes, in_use, used_at)| Cached { key: ModelKey::read(name), bytes, in_use, used_at })
+            .into();
+        let gone = |bytes| make_free(&cached, bytes).iter().map(|key| key.as_str().to_owned()).collect::<Vec<_>>();
+        assert_eq!(gone(2 << 40), Vec::<String>::new());
+        assert_eq!(gone(801), Vec::<String>::new());
+        assert_eq!(gone(800), ["b", "c"]);
+        assert_eq!(gone(10), ["b"]);
+    }
+
+    #[test]
+    fn number_of_models_is_limited_too() {
+        let many: Vec<String> = (0..MAX_MODELS + 2).map(|n| format!("m{n:05}")).collect();
+        let models: Vec<(&str, u64, bool, u64)> = many.iter().map(|name| (name.as_str(), 1, false, 1)).collect();
+        check(&models, 1 << 40, 0, &["m00000", "m00001"]);
     }
 }

@@ -6,14 +6,22 @@
 //!
 //! On disk, below the state directory's `models/`:
 //!
-//! - `cached/<key>/model.gguf`: complete and verified; the name appears by a rename
-//! - `partial/<key>.partial` and `.journal`: being fetched
+//! - `cached/<key>/model.gguf`, or `model/` with the files of a repository or directory: complete and verified; the key's name appears by
+//!   a rename
+//! - `partial/<key>.partial` and `.journal`, or `<key>.files/` with such a pair per file: being fetched
 //! - `claims/<uid>/`: mounted into the claim's containers, read-only; hard links to the cached files, and `.complete` last.
 //!   A file whose link count is above one is in use.
 
+pub mod estimate;
 pub mod evict;
+pub mod headers;
+mod job;
+mod login;
+pub mod preloads;
 pub mod store;
 pub mod task;
+mod turns;
+mod wanted;
 
 use std::collections::BTreeMap;
 
@@ -27,4 +35,6 @@ pub struct ModelsState {
     pub cached: BTreeMap<ModelKey, u64>,
     /// Models that claims wait for.
     pub fetches: Vec<ModelFetch>,
+    /// Commits to which revisions were resolved, by the claim's uid.
+    pub commits: BTreeMap<String, String>,
 }

@@ -7,40 +7,69 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use stowage_contracts::model::{ClaimModel, ModelKey};
+use stowage_contracts::hub::HubModel;
+use stowage_contracts::model::{ClaimModel, FileModel, ModelKey};
 use stowage_contracts::summary::{FetchPhase, ModelFetch};
 use stowage_fetch::address::Addresses;
-use stowage_fetch::{FetchError, Fetcher, Kind, Limits, Phase, Progress, Request, parse_url};
+use stowage_fetch::{
+    FetchError, Fetcher, FileDigest, Kind, Limits, Login, Progress, Request, Url, directory, parse_url,
+};
 use tokio::sync::{mpsc, watch};
-use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+use crate::device::process::Processes;
 use crate::dra::checkpoint::Checkpoint;
 use crate::dra::model_dirs::ClaimDirectories;
-use crate::models::ModelsState;
-use crate::models::evict::{Cached, evict};
+use crate::models::estimate::Estimator;
+use crate::models::evict::{Cached, evict, make_free};
+use crate::models::job::{Active, Done, Job, Todo};
+use crate::models::preloads::{Asked, has_room};
 use crate::models::store::Store;
+use crate::models::turns::{AT_ONCE, Turns, Waiting};
+use crate::models::wanted::{Commits, Wanted, wanted};
+use crate::models::{ModelsState, login};
 
-/// Models that are fetched at the same time; the others wait.
-const AT_ONCE: usize = 2;
+/// Models that are reported: as many as the status of a GpuNode may hold.
+pub const MAX_CACHED: usize = 256;
 /// How often a fetch is looked at.
 const TICK: Duration = Duration::from_millis(250);
-/// What is shown of a fetch changes when it has come so many per cent further, or after so long.
-const SHOWN_PERCENT: u64 = 5;
-const SHOWN_AFTER: Duration = Duration::from_secs(10);
+/// How often it is looked whether what is wanted ahead of need can be fetched now.
+const AHEAD_TICK: Duration = Duration::from_secs(5);
 /// A failed fetch is tried again after this time; one that needs a change elsewhere, after the longer one.
 const RETRY: Duration = Duration::from_secs(60);
 const RETRY_LATER: Duration = Duration::from_secs(300);
+/// One that fetched everything in vain waits twice as long each time, up to this.
+const RETRY_LATEST: Duration = Duration::from_secs(6 * 3600);
+/// Longest error that is shown, in characters.
+const MAX_ERROR: usize = 400;
+/// Threads that fetch and write: none of those that answer the kubelet.
+const THREADS: usize = 2;
+const DISK_THREADS: usize = 8;
 /// The directory of a claim that is unknown for so long was left by a crash.
 const ABANDONED: Duration = Duration::from_secs(600);
 
 /// How models are fetched and kept.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Settings {
     pub addresses: Addresses,
     pub limits: Limits,
+    /// Address of the hub whose repositories deployments name.
+    pub hub: Url,
+    /// Where tokens and keys are read.
+    pub processes: Processes,
     /// 0: four fifths of the disk.
     pub cache_bytes: u64,
+    /// Per cent of the disk that stay free: the kubelet ends pods when too little is.
+    pub disk_reserve_percent: u8,
+}
+
+impl Settings {
+    /// Estimates models of the same sources within the same limits.
+    pub fn estimator(&self, models: &Path) -> Estimator {
+        let fetcher = Fetcher::new(self.addresses.clone(), self.limits.clone());
+        // The file that runs now, also where it was replaced.
+        Estimator::new(fetcher, self.hub.clone(), models, PathBuf::from("/proc/self/exe"))
+    }
 }
 
 /// Starts the task; what it does is seen in the state.
@@ -48,15 +77,29 @@ pub fn start(
     settings: Settings,
     models: PathBuf,
     checkpoint: watch::Receiver<Arc<Checkpoint>>,
+    ahead: watch::Receiver<Asked>,
 ) -> watch::Receiver<ModelsState> {
     let (state, seen) = watch::channel(ModelsState::default());
-    tokio::spawn(async move {
+    let work = async move {
         let _lock = lock(&models).await;
         match Store::open(&models) {
-            Ok(store) => Task::new(settings, &models, store, checkpoint, state).run().await,
+            Ok(store) => Task::new(settings, &models, store, checkpoint, ahead, state).run().await,
             Err(err) => {
                 tracing::error!(%err, models = %models.display(), "models cannot be fetched: the cache cannot be used")
             }
+        }
+    };
+    // Its own threads: a disk that is slow to write, or a name server that is slow to answer, holds no claim.
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(THREADS)
+            .max_blocking_threads(DISK_THREADS)
+            .thread_name("models")
+            .enable_all()
+            .build();
+        match runtime {
+            Ok(runtime) => runtime.block_on(work),
+            Err(err) => tracing::error!(%err, "models cannot be fetched: no threads"),
         }
     });
     seen
@@ -83,39 +126,32 @@ struct Task {
     store: Store,
     claims: ClaimDirectories,
     fetcher: Fetcher,
+    hub: Url,
+    processes: Processes,
+    commits: Commits,
     limit: u64,
     checkpoint: watch::Receiver<Arc<Checkpoint>>,
+    ahead: watch::Receiver<Asked>,
     state: watch::Sender<ModelsState>,
     active: BTreeMap<ModelKey, Active>,
+    turns: Turns,
+    /// Jobs so far.
+    jobs: u64,
     failed: BTreeMap<ModelKey, Failed>,
     /// Claims that were in the checkpoint when this task last looked.
     known: BTreeSet<String>,
     finished: (mpsc::Sender<Finished>, mpsc::Receiver<Finished>),
 }
 
-/// A fetch that ended.
-type Finished = (ModelKey, Result<(), FetchError>);
-
-/// A fetch that runs.
-struct Active {
-    progress: watch::Receiver<Progress>,
-    began: Instant,
-    /// Bytes that were there when it began: they are no measure of its rate.
-    began_at: Option<u64>,
-    shown: Progress,
-    shown_at: Instant,
-    task: AbortHandle,
-}
+/// A job that ended: its model, its number, what came of it.
+type Finished = (ModelKey, u64, Result<Done, FetchError>);
 
 struct Failed {
     error: String,
+    /// When nothing but the operator's list wanted the model: that keeps no claim waiting.
+    ahead: bool,
+    in_a_row: u32,
     again: Instant,
-}
-
-/// A model and the claims that read it.
-struct Wanted {
-    model: ClaimModel,
-    claims: Vec<String>,
 }
 
 impl Task {
@@ -124,20 +160,30 @@ impl Task {
         models: &Path,
         store: Store,
         checkpoint: watch::Receiver<Arc<Checkpoint>>,
+        ahead: watch::Receiver<Asked>,
         state: watch::Sender<ModelsState>,
     ) -> Self {
+        let mut limits = settings.limits;
+        let reserve = store.share_of_disk(settings.disk_reserve_percent).unwrap_or(0);
+        limits.disk_reserve_bytes = limits.disk_reserve_bytes.max(reserve);
         let limit = match settings.cache_bytes {
             0 => store.default_limit().unwrap_or(u64::MAX),
             bytes => bytes,
         };
         Self {
             claims: ClaimDirectories::new(models),
-            fetcher: Fetcher::new(settings.addresses, settings.limits),
+            fetcher: Fetcher::new(settings.addresses, limits),
+            hub: settings.hub,
+            processes: settings.processes,
+            commits: Commits::new(),
             store,
             limit,
             checkpoint,
+            ahead,
             state,
             active: BTreeMap::new(),
+            turns: Turns::default(),
+            jobs: 0,
             failed: BTreeMap::new(),
             known: BTreeSet::new(),
             finished: mpsc::channel(AT_ONCE),
@@ -146,39 +192,69 @@ impl Task {
 
     async fn run(mut self) {
         self.remove_abandoned();
+        let resolved = |uid: String| Some((self.claims.commit(&uid)?, uid)).map(|(commit, uid)| (uid, commit));
+        self.commits = self.claims.all().unwrap_or_default().into_iter().filter_map(resolved).collect();
         loop {
-            let wanted = wanted(&self.checkpoint.borrow_and_update());
+            let wanted = self.wanted();
             if let Err(err) = self.step(&wanted) {
                 tracing::error!(%err, "the cache of models cannot be read or written");
             }
-            let waits = !self.active.is_empty() || wanted.keys().any(|key| !self.is_there(key));
-            let tick = async { if waits { tokio::time::sleep(TICK).await } else { std::future::pending().await } };
+            let tick = self.tick(&wanted);
+            let tick = async {
+                match tick {
+                    Some(after) => tokio::time::sleep(after).await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 changed = self.checkpoint.changed() => if changed.is_err() { return },
-                Some((key, result)) = self.finished.1.recv() => self.finish(&key, result),
+                // Without a sender nothing is wanted ahead any more.
+                Ok(()) = self.ahead.changed() => {}
+                Some((key, number, result)) = self.finished.1.recv() => self.finish(&key, number, result),
                 () = tick => {}
             }
         }
     }
 
-    fn is_there(&self, key: &ModelKey) -> bool {
-        self.store.file(key).is_some()
+    /// After which time there is something to look at; `None`: when something changes.
+    fn tick(&self, wanted: &BTreeMap<ModelKey, Wanted>) -> Option<Duration> {
+        let waiting = wanted.iter().filter(|(key, wanted)| !self.is_done(key, wanted));
+        let ticks = waiting.map(|(_, wanted)| if wanted.is_ahead() { AHEAD_TICK } else { TICK });
+        if self.active.is_empty() { ticks.min() } else { Some(TICK) }
+    }
+
+    /// What the checkpoint and the list of the operator ask for now.
+    fn wanted(&mut self) -> BTreeMap<ModelKey, Wanted> {
+        let checkpoint = Arc::clone(&self.checkpoint.borrow_and_update());
+        self.commits.retain(|uid, _| checkpoint.claims.contains_key(uid));
+        wanted(&checkpoint, &self.commits, self.ahead.borrow_and_update().at(Instant::now()))
+    }
+
+    /// Whether all claims have it; without claims, whether it is here.
+    fn is_done(&self, key: &ModelKey, wanted: &Wanted) -> bool {
+        match wanted.is_ahead() {
+            true => self.store.model(key).is_some(),
+            false => wanted.claims.iter().all(|uid| self.claims.is_complete(uid)),
+        }
     }
 
     fn step(&mut self, wanted: &BTreeMap<ModelKey, Wanted>) -> std::io::Result<()> {
         self.stop_unwanted(wanted)?;
         self.remove_directories(wanted)?;
-        for (key, Wanted { model, claims }) in wanted {
-            match self.store.file(key) {
-                Some(file) => self.hand_out(key, &file, claims)?,
-                None => self.start_fetch(key, model),
+        for (key, wanted) in wanted.iter().filter(|(key, wanted)| !self.is_done(key, wanted)) {
+            let handed = self.cached(key, wanted).map_or(Ok(()), |cached| self.hand_out(key, &cached, &wanted.claims));
+            if let Err(err) = handed {
+                tracing::error!(model = %key, %err, "cannot hand out a model");
             }
         }
+        self.start_jobs(wanted);
+        self.start_ahead(wanted);
+        self.stop_without_room(wanted)?;
         let cached = self.make_room(wanted)?;
-        let fetches =
-            wanted.iter().filter(|(key, _)| !cached.contains_key(key)).map(|(key, w)| self.shown(key, w)).collect();
-        let state =
-            ModelsState { cached: cached.into_iter().map(|(key, model)| (key, model.bytes)).collect(), fetches };
+        let waiting: Vec<_> = wanted.iter().filter(|(key, w)| !w.is_ahead() && !self.is_done(key, w)).collect();
+        let fetches = waiting.into_iter().map(|(key, wanted)| self.shown(key, wanted)).collect();
+        let cached = most_recent(cached);
+        let state = ModelsState { cached, fetches, commits: self.commits.clone() };
         self.state.send_if_modified(|old| {
             let changed = *old != state;
             *old = state;
@@ -188,7 +264,7 @@ impl Task {
     }
 
     fn stop_unwanted(&mut self, wanted: &BTreeMap<ModelKey, Wanted>) -> std::io::Result<()> {
-        self.failed.retain(|key, _| wanted.contains_key(key));
+        self.failed.retain(|key, failed| wanted.get(key).is_some_and(|wanted| !failed.ahead || wanted.is_ahead()));
         self.active.retain(|key, active| {
             let keep = wanted.contains_key(key);
             if !keep {
@@ -210,65 +286,170 @@ impl Task {
         Ok(())
     }
 
-    fn hand_out(&self, key: &ModelKey, file: &Path, claims: &[String]) -> std::io::Result<()> {
+    /// The directory of a complete model, if these claims may have it: what one login could read, another may not.
+    fn cached(&self, key: &ModelKey, wanted: &Wanted) -> Option<PathBuf> {
+        let cached = self.store.model(key)?;
+        let may = match self.login(wanted) {
+            Ok(Some(None)) => true,
+            Ok(Some(Some(login))) => self.store.reader(key) == Some(login.digest()),
+            Ok(None) | Err(_) => false,
+        };
+        may.then_some(cached)
+    }
+
+    /// Starts what is to be done for models that claims wait for, as far as there are places.
+    fn start_jobs(&mut self, wanted: &BTreeMap<ModelKey, Wanted>) {
+        let mut waiting: Vec<Waiting> = wanted
+            .iter()
+            .filter(|(key, wanted)| {
+                !wanted.is_ahead() && !self.is_done(key, wanted) && self.cached(key, wanted).is_none()
+            })
+            .filter(|(key, _)| !self.active.contains_key(key) && !self.pauses(key))
+            .map(|(key, wanted)| Waiting { key: key.clone(), tenants: wanted.tenants.clone() })
+            .collect();
+        self.turns.waits(&waiting);
+        while let Some((key, tenant)) = self.turns.next(&waiting, &self.running()) {
+            waiting.retain(|model| model.key != key);
+            let Some(wanted) = wanted.get(&key) else { continue };
+            match self.job(&key, wanted) {
+                Ok(Some(job)) => self.start(&key, &tenant, job),
+                // It keeps its turn.
+                Ok(None) => {}
+                Err(err) => self.fail(&key, &err),
+            }
+        }
+    }
+
+    /// Starts one fetch ahead of need while no claim waits and none is fetched.
+    fn start_ahead(&mut self, wanted: &BTreeMap<ModelKey, Wanted>) {
+        if !self.active.is_empty() {
+            return;
+        }
+        let due =
+            |(key, wanted): &(&ModelKey, &Wanted)| wanted.is_ahead() && !self.is_done(key, wanted) && !self.pauses(key);
+        let next = wanted.iter().find(due).and_then(|(key, wanted)| Some((key, wanted, wanted.tenants.first()?)));
+        let Some((key, wanted, tenant)) = next else { return };
+        match self.job(key, wanted) {
+            Ok(Some(job)) => self.start(key, &tenant.clone(), job),
+            Ok(None) => {}
+            Err(err) => self.fail(key, &err),
+        }
+    }
+
+    /// Ends a fetch ahead of need that turns out to be larger than what is free for such. Before anything makes room for it.
+    fn stop_without_room(&mut self, wanted: &BTreeMap<ModelKey, Wanted>) -> std::io::Result<()> {
+        let ahead = |key: &&ModelKey| wanted.get(key).is_some_and(Wanted::is_ahead);
+        let Some(key) = self.active.keys().find(ahead).cloned() else { return Ok(()) };
+        let held = self.store.list()?.values().map(|model| model.bytes).sum();
+        let total = self.active.get(&key).map_or(0, |active| active.progress.borrow().total);
+        if !has_room(held, total, self.limit) {
+            self.active.remove(&key).into_iter().for_each(|active| active.task.abort());
+            self.fail(&key, &FetchError::CacheFull { needed: total, free: self.limit.saturating_sub(held) });
+        }
+        Ok(())
+    }
+
+    /// Whether it failed a short time ago.
+    fn pauses(&self, key: &ModelKey) -> bool {
+        self.failed.get(key).is_some_and(|failed| Instant::now() < failed.again)
+    }
+
+    /// Running jobs of each tenant.
+    fn running(&self) -> BTreeMap<String, usize> {
+        let mut running = BTreeMap::new();
+        self.active.values().for_each(|active| *running.entry(active.tenant.clone()).or_default() += 1);
+        running
+    }
+
+    /// The next step towards a model that claims wait for; `None`: the pod that has its login is not there yet.
+    fn job(&self, key: &ModelKey, wanted: &Wanted) -> Result<Option<Job>, FetchError> {
+        let Some(login) = self.login(wanted)? else { return Ok(None) };
+        match &wanted.model {
+            ClaimModel::File(model) => self.file(key, model, login).map(Some),
+            ClaimModel::Hub(hub) => {
+                let todo = match self.store.folder(key) {
+                    _ if self.store.model(key).is_some() => Todo::Ask,
+                    Some(folder) if hub.commit().is_some() => Todo::Fetch(folder),
+                    _ => Todo::Resolve,
+                };
+                Ok(Some(Job::Repository { endpoint: self.hub.clone(), model: hub.clone(), login, todo }))
+            }
+        }
+    }
+
+    /// Who may read the source, `Some(None)` where everybody may; `None`: the pod that has it is not there yet.
+    fn login(&self, wanted: &Wanted) -> Result<Option<Option<Login>>, FetchError> {
+        let found = match &wanted.model {
+            ClaimModel::Hub(HubModel { token: Some(named), .. }) => {
+                let token = login::token(&self.processes, &wanted.pods, named)?;
+                token.map(|token| Login::token(token, &self.hub))
+            }
+            ClaimModel::File(FileModel { s3: Some(named), url, .. }) => {
+                let (keys, to) = (login::keys(&self.processes, &wanted.pods, named)?, parse_url(url)?);
+                keys.map(|keys| Login::keys(keys, &named.region, &to))
+            }
+            ClaimModel::Hub(_) | ClaimModel::File(_) => return Ok(Some(None)),
+        };
+        Ok(found.map(Some))
+    }
+
+    fn file(&self, key: &ModelKey, model: &FileModel, login: Option<Login>) -> Result<Job, FetchError> {
+        let bad = || FetchError::Url { why: "its digest is no SHA-256".into() };
+        let (url, digest) = (parse_url(&model.url)?, model.digest().ok_or_else(bad)?);
+        let first = if model.is_directory() { directory::manifest_url(&url)? } else { url.clone() };
+        match login {
+            Some(login) if self.store.model(key).is_some() => Ok(Job::Ask { url: first, login }),
+            login if model.is_directory() => {
+                Ok(Job::Directory { url, digest, folder: self.store.folder(key).ok_or_else(bad)?, login })
+            }
+            login => {
+                let (digest, partial) = (FileDigest::Sha256(digest), self.store.partial(key).ok_or_else(bad)?);
+                Ok(Job::File(Request { url, digest, partial, login }))
+            }
+        }
+    }
+
+    fn hand_out(&self, key: &ModelKey, cached: &Path, claims: &[String]) -> std::io::Result<()> {
         for uid in claims.iter().filter(|uid| !self.claims.is_complete(uid)) {
             self.claims.make(uid)?;
-            self.claims.complete(uid, file)?;
+            self.claims.complete(uid, cached)?;
             self.store.touch(key);
             tracing::info!(model = %key, claim = uid, "the model is handed to the claim");
         }
         Ok(())
     }
 
-    fn start_fetch(&mut self, key: &ModelKey, model: &ClaimModel) {
-        let waits = self.failed.get(key).is_some_and(|failed| Instant::now() < failed.again);
-        if waits || self.active.contains_key(key) || self.active.len() >= AT_ONCE {
-            return;
-        }
-        let request = match self.request(key, model) {
-            Ok(request) => request,
-            Err(err) => return self.fail(key, &err),
-        };
+    fn start(&mut self, key: &ModelKey, tenant: &str, job: Job) {
         tracing::info!(model = %key, "fetching a model");
         let (sender, progress) = watch::channel(Progress::default());
         let (fetcher, finished, name) = (self.fetcher.clone(), self.finished.0.clone(), key.clone());
+        self.jobs += 1;
+        let number = self.jobs;
         let task = tokio::spawn(async move {
-            let result = fetcher.fetch(&request, &sender).await;
+            let result = job.run(&fetcher, &sender).await;
             // The receiver lives as long as the agent.
-            let _ = finished.send((name, result)).await;
+            let _ = finished.send((name, number, result)).await;
         });
-        let now = Instant::now();
-        let active = Active {
-            progress,
-            began: now,
-            began_at: None,
-            shown: Progress::default(),
-            shown_at: now,
-            task: task.abort_handle(),
-        };
-        self.active.insert(key.clone(), active);
+        self.active.insert(key.clone(), Active::new(progress, tenant, number, task.abort_handle()));
+        self.turns.started(key, tenant);
     }
 
-    fn request(&self, key: &ModelKey, model: &ClaimModel) -> Result<Request, FetchError> {
-        let bad = |why: &str| FetchError::Url { why: why.to_owned() };
-        Ok(Request {
-            url: parse_url(&model.url)?,
-            sha256: model.digest().ok_or_else(|| bad("its digest is no SHA-256"))?,
-            partial: self.store.partial(key).ok_or_else(|| bad("its digest is no SHA-256"))?,
-        })
-    }
-
-    fn finish(&mut self, key: &ModelKey, result: Result<(), FetchError>) {
+    fn finish(&mut self, key: &ModelKey, number: u64, result: Result<Done, FetchError>) {
         // One that was stopped may have finished all the same; its file is removed with the other partial ones.
+        if self.active.get(key).is_none_or(|active| active.number != number) {
+            return;
+        }
         let Some(active) = self.active.remove(key) else { return };
         let seconds = active.began.elapsed().as_secs_f64();
-        match result.and_then(|()| Ok(self.store.publish(key)?)) {
-            Ok(()) => {
+        match result.and_then(|done| Ok(self.take(key, done)?)) {
+            Ok(what) => {
                 self.failed.remove(key);
-                tracing::info!(model = %key, bytes = active.progress.borrow().total, seconds, "a model is complete");
+                tracing::info!(model = %key, bytes = active.progress.borrow().total, seconds, "{what}");
             }
             Err(err) => {
-                if let FetchError::DiskFull { needed, free } = err {
+                if let FetchError::DiskFull { needed, free } = err
+                    && !self.wanted().get(key).is_some_and(Wanted::is_ahead)
+                {
                     self.free(needed.saturating_sub(free));
                 }
                 self.fail(key, &err);
@@ -276,41 +457,66 @@ impl Task {
         }
     }
 
+    /// Keeps what was done; what that is.
+    fn take(&mut self, key: &ModelKey, done: Done) -> std::io::Result<&'static str> {
+        match done {
+            Done::Fetched(reader) => self.store.publish(key, reader.as_ref()).map(|()| "a model is complete"),
+            Done::MayRead(reader) => {
+                reader.map_or(Ok(()), |reader| self.store.set_reader(key, &reader)).map(|()| "a login may read a model")
+            }
+            Done::Commit(commit) => {
+                let claims = self.wanted().remove(key).map(|wanted| wanted.claims).unwrap_or_default();
+                for uid in claims {
+                    self.claims.set_commit(&uid, &commit)?;
+                    self.commits.insert(uid, commit.clone());
+                }
+                Ok("a revision is resolved")
+            }
+        }
+    }
+
     fn fail(&mut self, key: &ModelKey, err: &FetchError) {
         tracing::warn!(model = %key, %err, "a model cannot be fetched");
-        let pause = if err.kind() == Kind::Permanent && !matches!(err, FetchError::DiskFull { .. }) {
-            RETRY_LATER
-        } else {
-            RETRY
-        };
-        self.failed.insert(key.clone(), Failed { error: err.to_string(), again: Instant::now() + pause });
+        let in_a_row = self.failed.get(key).map_or(1, |failed| failed.in_a_row.saturating_add(1));
+        let error = err.to_string().chars().take(MAX_ERROR).collect();
+        let ahead = self.wanted().get(key).is_some_and(Wanted::is_ahead);
+        let again = Instant::now() + pause(err, in_a_row);
+        self.failed.insert(key.clone(), Failed { error, ahead, in_a_row, again });
     }
 
     /// Keeps the cache within its limit; what is left.
     fn make_room(&self, wanted: &BTreeMap<ModelKey, Wanted>) -> std::io::Result<BTreeMap<ModelKey, Cached>> {
         let mut cached = self.store.list()?;
         for (key, model) in &mut cached {
-            model.in_use |= wanted.contains_key(key);
+            model.in_use |= wanted.get(key).is_some_and(|wanted| !wanted.is_ahead());
         }
         let models: Vec<Cached> = cached.values().cloned().collect();
-        for key in evict(&models, self.limit, 0) {
-            self.store.remove(&key)?;
-            cached.remove(&key);
-            tracing::info!(model = %key, "removed an unused model, the cache is full");
+        for key in evict(&models, self.limit, self.fetcher.room.reserved()) {
+            match self.store.remove(&key) {
+                Ok(()) => tracing::info!(model = %key, "removed an unused model, the cache is full"),
+                Err(err) => tracing::error!(model = %key, %err, "cannot remove a model"),
+            }
+            if self.store.model(&key).is_none() {
+                cached.remove(&key);
+            }
         }
+        let in_use: u64 = cached.values().filter(|model| model.in_use).map(|model| model.bytes).sum();
+        self.fetcher.room.set_limit(self.limit.saturating_sub(in_use).saturating_sub(self.store.partial_bytes()?));
         Ok(cached)
     }
 
     /// Removes unused models for a file that does not fit on the disk.
-    fn free(&self, bytes: u64) {
-        let wanted = wanted(&self.checkpoint.borrow());
+    fn free(&mut self, bytes: u64) {
+        let wanted = self.wanted();
         let Ok(cached) = self.store.list() else { return };
         let models: Vec<Cached> = cached
             .into_values()
-            .map(|model| Cached { in_use: model.in_use || wanted.contains_key(&model.key), ..model })
+            .map(|model| {
+                let claimed = wanted.get(&model.key).is_some_and(|wanted| !wanted.is_ahead());
+                Cached { in_use: model.in_use || claimed, ..model }
+            })
             .collect();
-        let held = models.iter().map(|model| model.bytes).sum();
-        for key in evict(&models, held, bytes) {
+        for key in make_free(&models, bytes) {
             tracing::info!(model = %key, "removing an unused model, the disk is full");
             if let Err(err) = self.store.remove(&key) {
                 tracing::error!(model = %key, %err, "cannot remove a model");
@@ -351,44 +557,58 @@ impl Task {
     }
 }
 
-impl Active {
-    /// What is reported moves in steps: each report is a write to the API server.
-    fn shown(&mut self, base: ModelFetch) -> ModelFetch {
-        let now = *self.progress.borrow();
-        if now.total > 0 {
-            self.began_at.get_or_insert(now.bytes);
-        }
-        let percent = |progress: Progress| progress.bytes.saturating_mul(100).checked_div(progress.total).unwrap_or(0);
-        let moved = now.phase != self.shown.phase
-            || now.total != self.shown.total
-            || percent(now) >= percent(self.shown) + SHOWN_PERCENT
-            || self.shown_at.elapsed() >= SHOWN_AFTER;
-        if moved {
-            (self.shown, self.shown_at) = (now, Instant::now());
-        }
-        let seconds = self.shown_at.duration_since(self.began).as_secs_f64();
-        let fetched = self.shown.bytes.saturating_sub(self.began_at.unwrap_or(0));
-        let rate = if seconds > 0.5 { fetched as f64 / seconds } else { 0.0 };
-        let phase = if self.shown.phase == Phase::Verify { FetchPhase::Verifying } else { FetchPhase::Fetching };
-        ModelFetch {
-            phase,
-            bytes: self.shown.bytes,
-            total_bytes: self.shown.total,
-            bytes_per_second: rate as u64,
-            ..base
-        }
+/// What is reported of the cache: what is in use or was used last, as far as there is room for it.
+fn most_recent(cached: BTreeMap<ModelKey, Cached>) -> BTreeMap<ModelKey, u64> {
+    let mut models: Vec<Cached> = cached.into_values().collect();
+    models.sort_by_key(|model| std::cmp::Reverse((model.in_use, model.used_at, model.key.clone())));
+    models.into_iter().take(MAX_CACHED).map(|model| (model.key, model.bytes)).collect()
+}
+
+/// The pause after this many failures in a row.
+fn pause(err: &FetchError, in_a_row: u32) -> Duration {
+    let in_vain =
+        matches!(err.root(), FetchError::Digest { .. } | FetchError::TooLarge { .. } | FetchError::Changed { .. })
+            || err.kind() == Kind::Restart;
+    match err {
+        _ if in_vain => RETRY_LATER.saturating_mul(1 << (in_a_row - 1).min(16)).min(RETRY_LATEST),
+        FetchError::DiskFull { .. } | FetchError::CacheFull { .. } => RETRY,
+        _ if err.kind() == Kind::Permanent => RETRY_LATER,
+        _ => RETRY,
     }
 }
 
-fn wanted(checkpoint: &Checkpoint) -> BTreeMap<ModelKey, Wanted> {
-    let mut wanted: BTreeMap<ModelKey, Wanted> = BTreeMap::new();
-    for (uid, entry) in &checkpoint.claims {
-        let Some(model) = &entry.model else { continue };
-        let claims = &mut wanted
-            .entry(model.key())
-            .or_insert_with(|| Wanted { model: model.clone(), claims: Vec::new() })
-            .claims;
-        claims.push(uid.clone());
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_for_what_was_fetched_in_vain() {
+        let digest = || FetchError::Digest { found: String::new(), wanted: String::new() };
+        let unavailable = || FetchError::Unavailable { host: String::new(), status: 503, after: None };
+        let refused = || FetchError::Refused { host: String::new(), status: 404 };
+        for (err, in_a_row, seconds) in [
+            (digest(), 1, 300),
+            (digest(), 2, 600),
+            (digest(), 5, 4800),
+            (digest(), 50, 6 * 3600),
+            (FetchError::OfFile { name: String::new(), cause: Box::new(digest()) }, 2, 600),
+            (unavailable(), 9, 60),
+            (refused(), 9, 300),
+            (FetchError::DiskFull { needed: 1, free: 0 }, 9, 60),
+        ] {
+            assert_eq!(pause(&err, in_a_row).as_secs(), seconds, "{err} × {in_a_row}");
+        }
     }
-    wanted
+
+    #[test]
+    fn models_in_use_and_the_last_used_are_reported() {
+        let model = |n: usize| {
+            let (key, used_at) = (ModelKey::read(&format!("m{n:04}")), n as u64);
+            (key.clone(), Cached { key, bytes: 1, in_use: n == 0, used_at })
+        };
+        let shown = most_recent((0..2 * MAX_CACHED).map(model).collect());
+        assert_eq!(shown.len(), MAX_CACHED);
+        assert!(shown.contains_key(&ModelKey::read("m0000")) && shown.contains_key(&ModelKey::read("m0511")));
+        assert!(!shown.contains_key(&ModelKey::read("m0001")));
+    }
 }

@@ -12,7 +12,7 @@ use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use serde_json::json;
 use stowage_contracts::model::ModelKey;
-use stowage_contracts::names::API_VERSION;
+use stowage_contracts::names::{API_VERSION, GPU_NODE_WRITTEN_EVERY_MS};
 use stowage_crds::conditions::types;
 use stowage_crds::gpu_node::CachedModel;
 use stowage_crds::quantity::bytes_quantity;
@@ -24,7 +24,7 @@ use crate::dra::slices::{FIELD_MANAGER, owner};
 use crate::usage::view::{NodeView, Trouble};
 
 /// As the type's documentation promises: at most so long without a write.
-const QUIET: Duration = Duration::from_secs(60);
+const QUIET: Duration = Duration::from_millis(GPU_NODE_WRITTEN_EVERY_MS);
 const RETRY: Duration = Duration::from_secs(2);
 /// For one write, which is one or three requests. A verdict must not wait for a dead connection.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -38,7 +38,7 @@ pub async fn run(client: Client, node: String, mut views: watch::Receiver<Arc<No
         if !view.facts.is_empty() {
             let devices =
                 inventory::node_status(&view.facts, &view.verdicts, view.driver_version.clone(), view.simulated);
-            let cached_models = view.models.cached.iter().take(MAX_CACHED).map(cached).collect();
+            let cached_models = view.models.cached.iter().map(cached).collect();
             let status = GpuNodeStatus { conditions: degraded(&view.troubles), cached_models, ..devices };
             let due = written.as_ref().is_none_or(|(last, at)| *last != status || at.elapsed() >= QUIET);
             if due {
@@ -60,9 +60,6 @@ pub async fn run(client: Client, node: String, mut views: watch::Receiver<Arc<No
         }
     }
 }
-
-/// As many as the status may hold.
-const MAX_CACHED: usize = 256;
 
 fn cached((key, bytes): (&ModelKey, &u64)) -> CachedModel {
     CachedModel { source: key.as_str().to_owned(), size: bytes_quantity(*bytes) }

@@ -9,6 +9,7 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
+use stowage_telemetry::catalog::agent as catalog;
 use stowage_telemetry::metrics::Registry;
 
 use crate::device::inventory;
@@ -18,6 +19,14 @@ use crate::usage::view::{NodeView, Trouble};
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Gpu {
     uuid: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct GpuInfo {
+    uuid: String,
+    node: String,
+    product: String,
+    index: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -50,6 +59,9 @@ type F64Gauge = Gauge<f64, AtomicU64>;
 /// Handles of everything that is exported.
 #[derive(Debug, Default)]
 pub struct Metrics {
+    /// The node's name.
+    node: String,
+    info: Family<GpuInfo, Gauge>,
     memory: Family<Gpu, Gauge>,
     memory_used: Family<Gpu, Gauge>,
     memory_promised: Family<GpuTenant, Gauge>,
@@ -69,36 +81,25 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    pub fn register(registry: &mut Registry) -> Self {
-        let m = Self::default();
-        registry.register("gpu_memory_bytes", "Memory of the GPU that can be promised", m.memory.clone());
-        registry.register("gpu_memory_used_bytes", "Memory in use on the GPU", m.memory_used.clone());
-        registry.register("gpu_memory_promised_bytes", "Memory promised to claims", m.memory_promised.clone());
-        registry.register(
-            "gpu_memory_claimed_bytes",
-            "Memory in use by the processes of claims",
-            m.memory_claimed.clone(),
-        );
-        registry.register(
-            "gpu_memory_unclaimed_bytes",
-            "Memory in use by processes of no claim",
-            m.memory_unclaimed.clone(),
-        );
-        registry.register("gpu_sm_promised_ratio", "Share of the SMs promised to claims", m.sm_promised.clone());
-        registry.register("gpu_busy_ratio", "Share of time in which some kernel ran", m.sm_used.clone());
-        registry.register("gpu_health", "1 for the current verdict", m.health.clone());
-        registry.register("gpu_xid_errors", "Xid errors since the agent started", m.xid.clone());
-        registry.register("gpu_temperature_celsius", "Temperature of the GPU", m.temperature.clone());
-        registry.register("gpu_power_watts", "Power drawn by the GPU", m.power.clone());
-        registry.register(
-            "gpu_slowed_down",
-            "1 while heat or the power supply holds the clocks down",
-            m.slowed.clone(),
-        );
-        registry.register("agent_claims", "Claims prepared on this node", m.claims.clone());
-        registry.register("agent_overshoots", "Claims that use more memory than promised", m.overshoots.clone());
-        registry.register("agent_trouble", "1 while the agent has this trouble", m.troubles.clone());
-        registry.register("agent_reading_age_seconds", "Age of the oldest GPU reading", m.reading_age.clone());
+    pub fn register(registry: &mut Registry, node: &str) -> Self {
+        let m = Self { node: node.to_owned(), ..Self::default() };
+        catalog::INFO.register(registry, m.info.clone());
+        catalog::MEMORY.register(registry, m.memory.clone());
+        catalog::MEMORY_USED.register(registry, m.memory_used.clone());
+        catalog::MEMORY_PROMISED.register(registry, m.memory_promised.clone());
+        catalog::MEMORY_CLAIMED.register(registry, m.memory_claimed.clone());
+        catalog::MEMORY_UNCLAIMED.register(registry, m.memory_unclaimed.clone());
+        catalog::SM_PROMISED.register(registry, m.sm_promised.clone());
+        catalog::BUSY.register(registry, m.sm_used.clone());
+        catalog::HEALTH.register(registry, m.health.clone());
+        catalog::XID.register(registry, m.xid.clone());
+        catalog::TEMPERATURE.register(registry, m.temperature.clone());
+        catalog::POWER.register(registry, m.power.clone());
+        catalog::SLOWED.register(registry, m.slowed.clone());
+        catalog::CLAIMS.register(registry, m.claims.clone());
+        catalog::OVERSHOOTS.register(registry, m.overshoots.clone());
+        catalog::TROUBLE.register(registry, m.troubles.clone());
+        catalog::READING_AGE.register(registry, m.reading_age.clone());
         m
     }
 
@@ -109,6 +110,13 @@ impl Metrics {
             let gpu = Gpu { uuid: facts.uuid.clone() };
             let memory = promisable.iter().find(|p| p.uuid == facts.uuid).map_or(0, |p| p.memory_bytes);
             self.memory.get_or_create(&gpu).set(signed(memory));
+            let info = GpuInfo {
+                uuid: facts.uuid.clone(),
+                node: self.node.clone(),
+                product: facts.product.clone(),
+                index: facts.index,
+            };
+            self.info.get_or_create(&info).set(1);
             let unclaimed = view.unattributed.get(&facts.uuid).copied().unwrap_or(0);
             self.memory_unclaimed.get_or_create(&gpu).set(signed(unclaimed));
             let health = view.verdicts.get(&facts.uuid).map_or(Health::Healthy, |verdict| verdict.health);
@@ -129,6 +137,7 @@ impl Metrics {
     }
 
     fn clear(&self) {
+        self.info.clear();
         self.memory.clear();
         self.memory_used.clear();
         self.memory_promised.clear();
@@ -191,4 +200,39 @@ const HEALTHS: [(Health, &str); 3] =
 
 fn signed(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use prometheus_client::encoding::text::encode;
+    use stowage_telemetry::catalog::{Process, page};
+    use stowage_telemetry::metrics::{registry, to_prometheus_text};
+
+    use crate::device::model::{GpuReading, Reach};
+    use crate::usage::fixtures::{gpu, promised};
+    use crate::usage::view::ClaimUse;
+
+    #[test]
+    fn page_is_as_the_catalog_lists() {
+        let mut registry = registry();
+        let metrics = Metrics::register(&mut registry, "node1");
+        let now = jiff::Timestamp::UNIX_EPOCH;
+        let mut reading = GpuReading::unreachable("g", Reach::Ok);
+        (reading.used_bytes, reading.sm_percent) = (Some(1 << 30), Some(40));
+        (reading.temperature_celsius, reading.power_milliwatts) = (Some(50), Some(60_000));
+        let mut view = NodeView::empty(true, now);
+        view.facts = vec![gpu()];
+        view.readings = [("g".to_owned(), (now, reading))].into();
+        view.checkpoint = promised(&[2]);
+        view.uses = vec![ClaimUse { claim_uid: "c1".to_owned(), gpu: "g".to_owned(), used: None }];
+        view.xids = [(("g".to_owned(), "application"), 2)].into();
+        metrics.set(&view, now);
+        let mut text = String::new();
+        encode(&mut text, &registry).unwrap();
+        let text = to_prometheus_text(&text);
+        page::assert_clean(Process::NodeAgent, &text);
+        assert_eq!(page::missing(Process::NodeAgent, &text), Vec::<&str>::new());
+        assert!(text.contains(r#"stowage_gpu_info{uuid="g",node="node1",product="NVIDIA L4",index="0"} 1"#), "{text}");
+    }
 }

@@ -85,6 +85,7 @@ fn claims(view: &NodeView) -> Vec<Claim> {
         name: entry.name.clone(),
         pod: entry.pod.clone(),
         stage: entry.stage,
+        model_commit: view.models.commits.get(uid).cloned(),
         devices: entry
             .devices
             .iter()

@@ -24,9 +24,11 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use stowage_crds::InferenceDeployment;
-use stowage_crds::names::{ANNOTATION_DRAIN_UNTIL, ANNOTATION_DRAINING, ANNOTATION_WOKEN, DRAIN_FINALIZER};
+use stowage_crds::names::{
+    ANNOTATION_DRAIN_REASON, ANNOTATION_DRAIN_UNTIL, ANNOTATION_DRAINING, ANNOTATION_WOKEN, DRAIN_FINALIZER,
+};
 use stowage_planner::plan::Action;
-use stowage_planner::snapshot::ReplicaId;
+use stowage_planner::snapshot::{ReplicaId, TimeMs};
 
 use super::backoff::Part;
 use super::build::{End, Make, Prepared, PreparedReplica, Shared, Target};
@@ -43,6 +45,8 @@ pub struct Applied {
     pub writes: u32,
     /// Replicas whose pod was created.
     pub created: BTreeSet<ReplicaId>,
+    /// Pods whose drain was cancelled.
+    pub resumed: BTreeSet<String>,
     /// Pods that were marked as draining or deleted.
     pub ended: BTreeSet<String>,
     pub failures: Vec<Failure>,
@@ -95,14 +99,31 @@ impl<'a> Applier<'a> {
     }
 
     async fn end(&mut self, end: End) {
-        let End { drain, wake, remove, release, retire, unguard: _ } = end;
-        for (target, deadline_ms) in drain {
-            let until = i64::try_from(deadline_ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
+        let End { resume, drain, hasten, wake, remove, release, retire, unguard: _ } = end;
+        for target in resume {
+            let annotations = json!({
+                ANNOTATION_DRAINING: null,
+                ANNOTATION_DRAIN_UNTIL: null,
+                ANNOTATION_DRAIN_REASON: null,
+            });
+            if self.stamp(&target, annotations, "cancel the drain of the pod").await {
+                self.applied.resumed.insert(target.name);
+            }
+        }
+        for (target, deadline_ms, reason) in drain {
             let annotations = json!({
                 ANNOTATION_DRAINING: Timestamp::now().to_string(),
-                ANNOTATION_DRAIN_UNTIL: until.map(|until| until.to_string()),
+                ANNOTATION_DRAIN_UNTIL: written(deadline_ms),
+                ANNOTATION_DRAIN_REASON: reason.name(),
             });
             if self.stamp(&target, annotations, "mark as draining the pod").await {
+                self.applied.ended.insert(target.name);
+            }
+        }
+        for (target, deadline_ms) in hasten {
+            // Why it drains stays: what was wrong with the pod is not cured by a reclaim.
+            let annotations = json!({ANNOTATION_DRAIN_UNTIL: written(deadline_ms)});
+            if self.stamp(&target, annotations, "shorten the drain of the pod").await {
                 self.applied.ended.insert(target.name);
             }
         }
@@ -278,7 +299,7 @@ impl<'a> Applier<'a> {
         }
     }
 
-    /// Writes the present time into an annotation of a pod.
+    /// Writes annotations of a pod; `null` takes one away.
     async fn stamp(&mut self, target: &Target, annotations: serde_json::Value, what: &'static str) -> bool {
         let api: Api<Pod> = self.api();
         let patch = json!({"metadata": {"uid": target.uid, "annotations": annotations}});
@@ -352,6 +373,7 @@ impl Applied {
     pub fn carried_out(&self, planned: &[Action]) -> Vec<Action> {
         let done = |action: &&Action| match action {
             Action::Create { replica, .. } => self.created.contains(replica),
+            Action::Resume { pod, .. } => self.resumed.contains(pod),
             Action::Drain { pod, .. } | Action::Remove { pod, .. } => self.ended.contains(pod),
         };
         planned.iter().filter(done).cloned().collect()
@@ -360,6 +382,12 @@ impl Applied {
 
 fn foreign<K: Object>(name: &str) -> WriteError {
     WriteError::Foreign(format!("{} {name}", K::kind(&())))
+}
+
+/// A time as in an annotation; `None`: beyond all calendars.
+fn written(at_ms: TimeMs) -> Option<String> {
+    let at = i64::try_from(at_ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
+    at.map(|at| at.to_string())
 }
 
 fn name(meta: &ObjectMeta) -> &str {

@@ -2,27 +2,34 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, Service};
-use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::networking::v1::{NetworkPolicy, NetworkPolicyPeer};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use kube::Resource;
 use stowage_contracts::charge::gpu_milli;
+use stowage_contracts::hub::HubModel;
+use stowage_contracts::model::ClaimModel;
 use stowage_contracts::summary::ModelFetch;
 use stowage_crds::names::{ANNOTATION_DRAIN_UNTIL, ANNOTATION_DRAINING, shared_name};
 use stowage_planner::DecisionReport;
+use stowage_planner::demand::bottleneck::Verdict;
 use stowage_planner::plan::{Action, Plan};
 use stowage_planner::render::gpus;
-use stowage_planner::snapshot::{DeploymentId, Gpu, Slice, SliceOwner};
+use stowage_planner::snapshot::{Deployment, DeploymentId, Gpu, Phase, Replica, Slice, SliceOwner};
 
+use super::build::claim::model_of;
 use super::build::{Owner, Target};
 use crate::observe::agents::AgentReport;
+use crate::observe::drains::DrainState;
 use crate::observe::identity::{Belongs, belongs};
 use crate::observe::source::Key;
 use crate::observe::view::{Objects, StoredDeployment, View};
 use crate::translate::Built;
+use crate::translate::preloads::Held;
 use crate::translate::snapshot::changed::changed;
 use crate::translate::snapshot::owned::Orphans;
 use crate::translate::validate::{Judged, Wanted};
@@ -52,6 +59,26 @@ pub struct Case {
     pub over_quota: Option<String>,
     /// Models that its claims wait for, with the node that fetches each.
     pub fetches: Vec<(String, ModelFetch)>,
+    /// What is known of the requests on its draining pods.
+    pub drains: Vec<Drain>,
+    /// Who may read its engines' metrics.
+    pub scrapers: Arc<Vec<NetworkPolicyPeer>>,
+    /// Within which a replica starts, where enough starts were measured.
+    pub cold_start: Option<Duration>,
+    /// The commit that an agent resolved for the spec's revision, where the status has none yet.
+    pub commit: Option<String>,
+    /// What limits it.
+    pub bottleneck: Verdict,
+    /// What of `model.preload` is on nodes; `None`: nothing is asked for, or nothing can be fetched ahead yet.
+    pub preloaded: Option<Held>,
+}
+
+/// A pod that drains and is not deleted yet.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Drain {
+    pub pod: String,
+    pub since: Timestamp,
+    pub state: DrainState,
 }
 
 /// What the replicas hold of GPUs, as quota charges it, and what that costs.
@@ -77,6 +104,9 @@ pub fn cases<'a>(
     let reported = report.deployments.iter().map(|report| (report.deployment.clone(), report.counts.wanted));
     let reported: BTreeMap<DeploymentId, u32> = reported.collect();
     let (mut charges, over) = (charges(built), over_quota(built));
+    let mut cold_starts = cold_starts(built);
+    let replicas: BTreeMap<&DeploymentId, &[Replica]> =
+        built.snapshot.deployments.iter().map(|d| (&d.id, d.replicas.as_slice())).collect();
     view.deployments.values().map(move |stored| {
         let id = DeploymentId::new(stored.namespace(), stored.name());
         let judged = built.judged.get(&id).cloned().unwrap_or_else(|| Arc::new(Judged::unknown()));
@@ -84,6 +114,9 @@ pub fn cases<'a>(
         let claims = built.owned.claims(stored.uid());
         Case {
             fetches: fetches(view, claims),
+            drains: drains(view, built.owned.pods(stored.uid()), replicas.get(&id).copied().unwrap_or_default()),
+            scrapers: view.scrapers.clone(),
+            commit: judged.wanted().and_then(|wanted| commit(view, claims, wanted.unresolved()?)),
             replicas: reported.get(&id).copied().unwrap_or_else(in_spec),
             tenant: built.tenants.of(stored.namespace()).map(str::to_owned),
             orphaning: built.orphaning.contains(stored.uid()),
@@ -95,6 +128,9 @@ pub fn cases<'a>(
             budget: ours(&view.budgets, &id, stored),
             actions: actions.remove(&id).unwrap_or_default(),
             charge: charges.remove(&id).unwrap_or_default(),
+            bottleneck: Verdict::default(),
+            preloaded: None,
+            cold_start: cold_starts.remove(&id),
             over_quota: built
                 .tenants
                 .of(stored.namespace())
@@ -106,6 +142,11 @@ pub fn cases<'a>(
     })
 }
 
+fn cold_starts(built: &Built) -> BTreeMap<DeploymentId, Duration> {
+    let measured = |d: &Deployment| Some((d.id.clone(), Duration::from_millis(d.signals.cold_start.measured_ms()?)));
+    built.snapshot.deployments.iter().filter_map(|d| measured(d)).collect()
+}
+
 /// What agents fetch for these claims. Their UIDs decide, whatever an agent says of names.
 fn fetches(view: &View, claims: &[Arc<ResourceClaim>]) -> Vec<(String, ModelFetch)> {
     let ours = |fetch: &&ModelFetch| {
@@ -115,6 +156,27 @@ fn fetches(view: &View, claims: &[Arc<ResourceClaim>]) -> Vec<(String, ModelFetc
         report.fetches.iter().filter(ours).map(|fetch| (node.clone(), fetch.clone())).collect::<Vec<_>>()
     };
     view.agents.iter().flat_map(of_node).collect()
+}
+
+/// Of the replicas that drain by the snapshot, whose times follow a clock that was set.
+fn drains(view: &View, pods: &[Arc<Pod>], replicas: &[Replica]) -> Vec<Drain> {
+    let drain = |replica: &Replica| {
+        let Phase::Draining { since_ms, .. } = replica.phase else { return None };
+        let pod = pods.iter().find(|pod| pod.metadata.name.as_ref() == Some(&replica.name))?;
+        let since = Timestamp::from_millisecond(i64::try_from(since_ms).ok()?).ok()?;
+        let state = view.gateways.drains.of(pod.metadata.uid.as_deref()?, since_ms);
+        Some(Drain { pod: replica.name.clone(), since, state })
+    };
+    replicas.iter().filter_map(drain).collect()
+}
+
+/// The commit that an agent resolved for a claim of this very repository and revision.
+fn commit(view: &View, claims: &[Arc<ResourceClaim>], wanted: &HubModel) -> Option<String> {
+    let asks =
+        |claim: &&Arc<ResourceClaim>| model_of(claim).is_some_and(|model| model == ClaimModel::Hub(wanted.clone()));
+    let uids: Vec<&str> = claims.iter().filter(asks).filter_map(|claim| claim.metadata.uid.as_deref()).collect();
+    let resolved = |report: &AgentReport| uids.iter().find_map(|uid| report.commits.get(*uid).cloned());
+    view.agents.values().find_map(resolved)
 }
 
 /// The deployment's object of this kind, if it exists and is ours or an orphan of ours.
@@ -137,7 +199,8 @@ fn over_quota(built: &Built) -> BTreeMap<(&str, &str), String> {
             {
                 continue;
             }
-            *held.entry((&tenant.0, class)).or_default() += charge(gpu, slice);
+            let sum = held.entry((&tenant.0, class)).or_default();
+            *sum = sum.saturating_add(charge(gpu, slice));
         }
     }
     let limit = |(name, class): (&str, &str)| {
@@ -193,7 +256,7 @@ fn charges(built: &Built) -> BTreeMap<DeploymentId, Charge> {
 
 /// What the slice costs, in thousandths of a GPU.
 fn charge(gpu: &Gpu, slice: &Slice) -> u64 {
-    gpu_milli(slice.memory_bytes, gpu.memory_bytes, slice.sm_percent, gpu.sm_percent)
+    gpu_milli(slice.promise.memory_bytes, gpu.memory_bytes, slice.promise.sm_percent, gpu.sm_percent)
 }
 
 impl Case {

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use stowage_planner::DecisionReport;
+use stowage_planner::demand::bottleneck::Verdict;
 use stowage_planner::plan::Plan;
 use stowage_planner::report::{DecisionRecord, DeploymentReport, Outcome, RecordAction, Trigger};
 use stowage_planner::snapshot::DeploymentId;
@@ -20,7 +21,7 @@ use tokio::task::{Id, JoinError, JoinSet};
 use super::apply::Applied;
 use super::backoff::{Backoff, Failing, Part};
 use super::build::{Prepared, prepare};
-use super::case::cases;
+use super::case::{Case, cases};
 use super::cluster::ClusterStatus;
 use super::refusal::Obstacle;
 use super::status::Gate;
@@ -33,6 +34,7 @@ use crate::observe::journal::Journals;
 use crate::observe::view::View;
 use crate::serve::metrics::Metrics;
 use crate::translate::Built;
+use crate::translate::preloads;
 use crate::translate::snapshot::strays::Stray;
 
 /// Tasks at work, of one tenant and of all.
@@ -100,15 +102,25 @@ pub struct Held {
     pub message: String,
 }
 
+/// What one turn of the loop decided and found.
+pub struct Decided<'a> {
+    pub plan: &'a Plan,
+    pub report: &'a DecisionReport,
+    /// Decisions that are new with this plan.
+    pub fresh: &'a [DecisionRecord],
+    pub bottlenecks: BTreeMap<DeploymentId, Verdict>,
+    /// What of `model.preload` is on nodes.
+    pub held: BTreeMap<DeploymentId, preloads::Held>,
+}
+
 /// All deployments' shares of one plan.
 pub fn shares<'a>(
     view: &'a View,
     built: &'a Built,
-    plan: &Plan,
-    report: &'a DecisionReport,
-    fresh: &[DecisionRecord],
+    decided: Decided<'a>,
     term: Term,
 ) -> impl Iterator<Item = Share> + 'a {
+    let Decided { plan, report, fresh, mut bottlenecks, mut held } = decided;
     let reports: BTreeMap<&DeploymentId, &DeploymentReport> =
         report.deployments.iter().map(|report| (&report.deployment, report)).collect();
     let mut by_object: BTreeMap<DeploymentId, Vec<DecisionRecord>> = BTreeMap::new();
@@ -120,7 +132,11 @@ pub fn shares<'a>(
         report: reports.get(&case.id).map(|report| (*report).clone()),
         fresh: by_object.remove(&case.id).unwrap_or_default(),
         now: view.now,
-        case,
+        case: Case {
+            bottleneck: bottlenecks.remove(&case.id).unwrap_or_default(),
+            preloaded: held.remove(&case.id),
+            ..case
+        },
     })
 }
 

@@ -232,7 +232,7 @@ impl Share {
         let last = self.fresh.iter().rev().find(|record| match record.action {
             RecordAction::Create => record.replica.as_ref().is_some_and(|replica| applied.created.contains(replica)),
             RecordAction::Wait => record.trigger != Trigger::Waits(Outcome::Refused),
-            RecordAction::Drain | RecordAction::Remove => true,
+            RecordAction::Resume | RecordAction::Drain | RecordAction::Remove => true,
         });
         status::render(&self.case, self.report.as_ref(), &applied.obstacles(), last, self.now)
     }

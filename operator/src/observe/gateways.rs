@@ -1,4 +1,5 @@
-//! Reads the gateways' signals once a second: `GET /stowage/v1/signals` of every gateway that serves clients.
+//! Reads the gateways' signals once a second: `GET /stowage/v1/signals` of every gateway that runs. One that does not
+//! serve clients any more, or not yet, may still have requests in flight on a draining replica.
 //!
 //! One task per gateway pod. What an answer means is `signals`' to decide; here are addresses, time limits and the
 //! largest answer that is read. NetworkPolicies let the operator alone reach that port (and scrapers of metrics,
@@ -24,7 +25,8 @@ use super::source::Key;
 const PERIOD: Duration = Duration::from_secs(1);
 /// For one answer.
 const LIMIT: Duration = Duration::from_secs(3);
-/// An answer longer than this is no report: a thousand deployments with four replicas each take two.
+/// An answer longer than this is no report: a thousand deployments with four replicas each take two MiB, and those
+/// with nothing to report are not listed.
 const MAX_BYTES: usize = 32 << 20;
 
 /// The gateways that are read.
@@ -36,7 +38,7 @@ pub struct Gateways {
 }
 
 impl Gateways {
-    /// Reads exactly the gateways among these pods that are Ready.
+    /// Reads exactly the gateways among these pods that run.
     pub fn follow(
         self: &Arc<Self>,
         pods: &BTreeMap<Key, Arc<Pod>>,
@@ -44,20 +46,21 @@ impl Gateways {
         changed: &Arc<Notify>,
         now: TimeMs,
     ) {
-        let serving: BTreeMap<String, String> = pods.values().filter_map(|pod| serving(pod)).collect();
-        self.book().expect(&serving.keys().cloned().collect::<BTreeSet<_>>(), now);
+        let found: Vec<Found> = pods.values().filter_map(|pod| Found::of(pod)).collect();
+        let addresses: BTreeMap<&String, &String> = found.iter().map(|found| (&found.pod, &found.address)).collect();
+        self.book().expect(&found.iter().map(|found| (found.pod.clone(), found.serves)).collect(), now);
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         tasks.retain(|pod, (address, task)| {
-            let keep = serving.get(pod) == Some(address);
+            let keep = addresses.get(pod) == Some(&&*address);
             if !keep {
                 task.abort();
             }
             keep
         });
-        for (pod, address) in serving {
+        for Found { pod, address, .. } in &found {
             tasks.entry(pod.clone()).or_insert_with(|| {
-                let reader = read(self.clone(), pod, address.clone(), http.clone(), changed.clone());
-                (address, tokio::spawn(reader))
+                let reader = read(self.clone(), pod.clone(), address.clone(), http.clone(), changed.clone());
+                (address.clone(), tokio::spawn(reader))
             });
         }
     }
@@ -65,6 +68,11 @@ impl Gateways {
     /// What they report together. Closes the interval that is complete.
     pub fn take(&self, now: TimeMs) -> GatewayReport {
         self.book().take(now)
+    }
+
+    /// The clock was set by so many milliseconds.
+    pub fn clock_set(&self, by_ms: i64, now: TimeMs) {
+        self.book().clock_set(by_ms, now);
     }
 
     /// Requests for these deployments are worth a plan at once.
@@ -77,14 +85,27 @@ impl Gateways {
     }
 }
 
-/// The gateway's pod and address, if it serves clients.
-fn serving(pod: &Pod) -> Option<(String, String)> {
-    let (meta, status) = (&pod.metadata, pod.status.as_ref()?);
-    let gateway = meta.labels.as_ref()?.get("app.kubernetes.io/name").is_some_and(|name| name == GATEWAY_SERVICE);
-    let ready = status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
-    let here = meta.namespace.as_deref() == Some(SYSTEM_NAMESPACE);
-    (gateway && ready && here && meta.deletion_timestamp.is_none())
-        .then(|| Some((meta.name.clone()?, status.pod_ip.clone()?)))?
+/// A gateway that runs.
+struct Found {
+    pod: String,
+    address: String,
+    /// Clients reach it: it is Ready and not about to end.
+    serves: bool,
+}
+
+impl Found {
+    fn of(pod: &Pod) -> Option<Self> {
+        let (meta, status) = (&pod.metadata, pod.status.as_ref()?);
+        let gateway = meta.labels.as_ref()?.get("app.kubernetes.io/name").is_some_and(|name| name == GATEWAY_SERVICE);
+        let here = meta.namespace.as_deref() == Some(SYSTEM_NAMESPACE);
+        let ready = status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
+        let mut containers = status.container_statuses.iter().flatten();
+        let process = containers.any(|c| c.state.as_ref().is_some_and(|state| state.running.is_some()));
+        let ended = matches!(status.phase.as_deref(), Some("Failed" | "Succeeded"));
+        let serves = ready && meta.deletion_timestamp.is_none();
+        (gateway && here && !ended && (serves || process))
+            .then(|| Some(Self { pod: meta.name.clone()?, address: status.pod_ip.clone()?, serves }))?
+    }
 }
 
 async fn read(gateways: Arc<Gateways>, pod: String, address: String, http: reqwest::Client, changed: Arc<Notify>) {

@@ -6,6 +6,8 @@
 
 pub mod agents;
 pub mod causes;
+pub mod clock;
+pub mod drains;
 pub mod gateways;
 pub mod identity;
 pub mod journal;
@@ -37,6 +39,9 @@ use source::{Source, Trust, follow};
 
 /// A watch may fail for this long before planning pauses: the API server restarts faster.
 const PATIENCE: Duration = Duration::from_secs(15);
+
+/// Objects of one answer to a list: it is in memory as it came, before anything is trimmed.
+const PAGE: u32 = 100;
 
 /// All watched kinds.
 pub struct Sources {
@@ -86,8 +91,8 @@ impl Sources {
     /// Starts all watches; they end with the returned set.
     pub fn start(&self, client: &Client, changed: &Arc<Notify>) -> JoinSet<()> {
         let mut tasks = JoinSet::new();
-        let ours = || Config::default().labels(&format!("{LABEL_MANAGED_BY}={MANAGED_BY}"));
-        let all = Config::default;
+        let all = || Config::default().page_size(PAGE);
+        let ours = || all().labels(&format!("{LABEL_MANAGED_BY}={MANAGED_BY}"));
         let signal = || changed.clone();
         tasks.spawn(follow(
             custom::<InferenceDeployment>(client),
@@ -102,7 +107,7 @@ impl Sources {
         tasks.spawn(follow(custom::<GpuNode>(client), all(), self.gpu_nodes.clone(), Stored::read, signal()));
         tasks.spawn(follow(Api::all(client.clone()), all(), self.nodes.clone(), trim::node, signal()));
         tasks.spawn(follow(Api::all(client.clone()), all(), self.pods.clone(), trim::pod, signal()));
-        tasks.spawn(follow(Api::all(client.clone()), all(), self.claims.clone(), trim::plain, signal()));
+        tasks.spawn(follow(Api::all(client.clone()), all(), self.claims.clone(), trim::claim, signal()));
         tasks.spawn(follow(Api::all(client.clone()), all(), self.slices.clone(), trim::plain, signal()));
         tasks.spawn(follow(Api::all(client.clone()), ours(), self.services.clone(), trim::plain, signal()));
         tasks.spawn(follow(Api::all(client.clone()), ours(), self.policies.clone(), trim::plain, signal()));

@@ -5,12 +5,15 @@
 //! sorted order (the same objects give the same snapshot). A relist is swapped in whole, so there is
 //! no moment with half a list; before the first list is complete, nothing is known and nothing is
 //! decided. Deletions arrive as events: a new list that is empty where there were objects is not accepted at once.
+//! What changes nothing for a decision (a heartbeat, another version of the same) is kept and makes no plan: of thousands of
+//! nodes some heartbeat comes at any moment.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use futures::{StreamExt, pin_mut};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::runtime::watcher::{self, Event};
 use kube::{Api, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
@@ -126,6 +129,17 @@ impl<T> Source<T> {
     }
 }
 
+/// An object as it is kept.
+pub trait Kept: Clone + PartialEq {
+    /// The same without what moves by itself: versions and signs of life.
+    fn still(&self) -> Self;
+}
+
+/// Without versions.
+pub fn unversioned(meta: &mut ObjectMeta) {
+    (meta.resource_version, meta.managed_fields) = (None, None);
+}
+
 /// Keeps `source` equal to what the API server shows, until the task ends. `trim` keeps what is needed of an object.
 pub async fn follow<K, T>(
     api: Api<K>,
@@ -135,6 +149,7 @@ pub async fn follow<K, T>(
     changed: Arc<Notify>,
 ) where
     K: Resource + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static,
+    T: Kept,
 {
     let mut retry = MIN_RETRY;
     loop {
@@ -175,6 +190,7 @@ async fn follow_once<K, T>(
 ) -> Result<(), Anew>
 where
     K: Resource + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static,
+    T: Kept,
 {
     let stream = watcher::watcher(api, config.timeout(WATCH_SECONDS));
     pin_mut!(stream);
@@ -185,24 +201,31 @@ where
         if !matches!(event, Event::Init) {
             *retry = MIN_RETRY;
         }
-        take(source, &mut incoming, event, trim, Instant::now()).map_err(|_: Untrusted| Anew::Untrusted)?;
-        changed.notify_one();
+        let taken = take(source, &mut incoming, event, trim, Instant::now());
+        if taken.map_err(|_: Untrusted| Anew::Untrusted)? {
+            changed.notify_one();
+        }
     }
     Ok(())
 }
 
-fn take<K: Resource, T>(
+/// Whether another decision may follow from it.
+fn take<K: Resource, T: Kept>(
     source: &Source<T>,
     incoming: &mut BTreeMap<Key, Arc<T>>,
     event: Event<K>,
     trim: &impl Fn(K) -> T,
     now: Instant,
-) -> Result<(), Untrusted> {
+) -> Result<bool, Untrusted> {
     match event {
         // The start of a list is no success yet.
-        Event::Init => incoming.clear(),
+        Event::Init => {
+            incoming.clear();
+            Ok(false)
+        }
         Event::InitApply(object) => {
             incoming.insert(key(&object), Arc::new(trim(object)));
+            Ok(false)
         }
         Event::InitDone => {
             let mut state = source.write();
@@ -214,12 +237,15 @@ fn take<K: Resource, T>(
             state.objects = std::mem::take(incoming);
             state.synced = true;
             Source::alive(&mut state);
+            Ok(true)
         }
         Event::Apply(object) => {
             let (key, object) = (key(&object), Arc::new(trim(object)));
             let mut state = source.write();
-            state.objects.insert(key, object);
+            let back = state.failing.is_some();
+            let before = state.objects.insert(key, object.clone());
             Source::alive(&mut state);
+            Ok(back || before.is_none_or(|before| before.still() != object.still()))
         }
         Event::Delete(object) => {
             let mut state = source.write();
@@ -228,9 +254,9 @@ fn take<K: Resource, T>(
             let surplus = state.ended.len().saturating_sub(REMEMBER);
             state.ended.drain(..surplus);
             Source::alive(&mut state);
+            Ok(true)
         }
     }
-    Ok(())
 }
 
 fn key<K: Resource>(object: &K) -> Key {
@@ -241,6 +267,41 @@ fn key<K: Resource>(object: &K) -> Key {
 mod tests {
     use super::*;
     use k8s_openapi::api::core::v1::ConfigMap;
+
+    impl Kept for ConfigMap {
+        fn still(&self) -> Self {
+            let mut still = self.clone();
+            unversioned(still.meta_mut());
+            still
+        }
+    }
+
+    #[test]
+    fn another_version_of_the_same_makes_no_plan_and_is_kept() {
+        let source = Source::<ConfigMap>::new("configmaps");
+        let mut incoming = BTreeMap::new();
+        let mut send = |event| take(&source, &mut incoming, event, &|map: ConfigMap| map, Instant::now()).unwrap();
+        let version = |version: &str, data: &str| {
+            let mut map = named("x");
+            map.metadata.resource_version = Some(version.into());
+            map.data = Some([("k".into(), data.into())].into());
+            Event::Apply(map)
+        };
+        assert!(!send(Event::Init) && !send(Event::InitApply(named("y"))) && send(Event::InitDone));
+        for (event, plans) in [
+            (version("1", "a"), true),
+            (version("2", "a"), false),
+            (version("3", "b"), true),
+            (Event::Delete(named("x")), true),
+        ] {
+            assert_eq!(send(event), plans);
+        }
+        send(version("4", "b"));
+        send(version("5", "b"));
+        assert_eq!(source.get("a", "x").unwrap().metadata.resource_version.as_deref(), Some("5"));
+        source.failed("refused".into());
+        assert!(send(version("6", "b")), "the watch works again");
+    }
 
     fn named(name: &str) -> ConfigMap {
         let mut map = ConfigMap::default();
@@ -283,7 +344,9 @@ mod tests {
     fn failing_watch_keeps_its_objects_and_is_not_trusted_until_its_next_event() {
         let source = Source::<ConfigMap>::new("configmaps");
         let mut incoming = BTreeMap::new();
-        let mut send = |event| take(&source, &mut incoming, event, &|map: ConfigMap| map, Instant::now()).unwrap();
+        let mut send = |event| {
+            take(&source, &mut incoming, event, &|map: ConfigMap| map, Instant::now()).unwrap();
+        };
         [Event::Init, Event::InitApply(named("x")), Event::InitDone].into_iter().for_each(&mut send);
         source.failed("refused".into());
         assert!(matches!(source.trust(Instant::now()), Trust::Failing { .. }));

@@ -1,21 +1,53 @@
 //! What is kept of an object: a cluster has many pods, and most of each is of no interest here.
 
-use k8s_openapi::api::core::v1::{Container, Node, NodeSpec, NodeStatus, Pod, PodSpec, PodStatus};
+use k8s_openapi::api::core::v1::{Container, Node, NodeSpec, NodeStatus, Pod, PodSpec, PodStatus, Service};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::resource::v1::{ResourceClaim, ResourceClaimSpec, ResourceClaimStatus, ResourceSlice};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use stowage_crds::names::{LABEL_MANAGED_BY, MANAGED_BY, NODE_NAMESPACE, SYSTEM_NAMESPACE};
 
-/// All but the book-keeping of field managers.
+use crate::observe::source::{Kept, unversioned};
+
+/// All but what only others read: editors may write a quarter of a megabyte of annotations on as many objects as they
+/// like.
 pub fn plain<K: Resource>(mut object: K) -> K {
-    object.meta_mut().managed_fields = None;
+    meta(object.meta_mut());
     object
+}
+
+/// Claims of ours whole, others only as far as they take a share of a GPU.
+pub fn claim(mut claim: ResourceClaim) -> ResourceClaim {
+    let ours = ours(&claim.metadata);
+    meta(&mut claim.metadata);
+    if ours {
+        return claim;
+    }
+    (claim.metadata.annotations, claim.metadata.owner_references) = (None, None);
+    claim.spec = ResourceClaimSpec::default();
+    claim.status =
+        claim.status.map(|status| ResourceClaimStatus { allocation: status.allocation, ..Default::default() });
+    claim
+}
+
+/// Labels and annotations of ours and those that Kubernetes recommends, and nothing of field managers.
+pub fn meta(meta: &mut ObjectMeta) {
+    meta.managed_fields = None;
+    for map in [&mut meta.labels, &mut meta.annotations].into_iter().flatten() {
+        map.retain(|key, _| key.starts_with("stowage.dev/") || key.starts_with("app.kubernetes.io/"));
+    }
+}
+
+fn ours(meta: &ObjectMeta) -> bool {
+    meta.labels.as_ref().and_then(|labels| labels.get(LABEL_MANAGED_BY)).is_some_and(|value| value == MANAGED_BY)
 }
 
 /// Pods of ours, of the node agents and of the gateways whole, others only as far as they take room on a node.
 pub fn pod(mut pod: Pod) -> Pod {
-    pod.metadata.managed_fields = None;
-    let label = pod.metadata.labels.as_ref().and_then(|labels| labels.get(LABEL_MANAGED_BY));
-    let ours = label.is_some_and(|value| value == MANAGED_BY)
-        || matches!(pod.metadata.namespace.as_deref(), Some(NODE_NAMESPACE | SYSTEM_NAMESPACE));
+    meta(&mut pod.metadata);
+    let ours =
+        ours(&pod.metadata) || matches!(pod.metadata.namespace.as_deref(), Some(NODE_NAMESPACE | SYSTEM_NAMESPACE));
     if ours {
         return pod;
     }
@@ -53,4 +85,92 @@ pub fn node(mut node: Node) -> Node {
         ..NodeStatus::default()
     });
     node
+}
+
+macro_rules! kept {
+    ($($kind:ty),*) => {
+        $(impl Kept for $kind {
+            fn still(&self) -> Self {
+                let mut still = self.clone();
+                unversioned(still.meta_mut());
+                still
+            }
+        })*
+    };
+}
+kept!(Pod, ResourceClaim, ResourceSlice, Service, NetworkPolicy, PodDisruptionBudget);
+
+impl Kept for Node {
+    /// Without the time of the last heartbeat.
+    fn still(&self) -> Self {
+        let mut still = self.clone();
+        unversioned(still.meta_mut());
+        let conditions = still.status.iter_mut().filter_map(|status| status.conditions.as_mut());
+        conditions.flatten().for_each(|condition| condition.last_heartbeat_time = None);
+        still
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    /// What is kept of an object with this metadata and much of everything else, in JSON.
+    fn kept<K: serde::de::DeserializeOwned + serde::Serialize>(trim: fn(K) -> K, meta: Value, rest: Value) -> Value {
+        let mut object = rest;
+        object["metadata"] = meta;
+        object["metadata"]["annotations"]["example.org/note"] = json!("x".repeat(250_000));
+        object["metadata"]["labels"]["example.org/team"] = json!("web");
+        serde_json::to_value(trim(serde_json::from_value(object).unwrap())).unwrap()
+    }
+
+    #[test]
+    fn what_others_wrote_is_not_kept() {
+        let foreign = || json!({"name": "n", "namespace": "a", "uid": "u", "ownerReferences": [{"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": "o"}]});
+        let ours = || {
+            json!({"name": "n", "namespace": "a", "uid": "u",
+                "labels": {"app.kubernetes.io/managed-by": "stowage", "stowage.dev/deployment": "chat"},
+                "annotations": {"stowage.dev/placement": "{}"}})
+        };
+        let spec = json!({"spec": {"devices": {"config": [{"opaque": {"driver": "d", "parameters": {"k": "x".repeat(250_000)}}}]}},
+            "status": {"allocation": {"devices": {"results": [{"driver": "d", "pool": "p", "device": "g", "request": "r"}]}}}});
+        let size = |object: &Value| object.to_string().len();
+        let claim_of_others = kept(claim, foreign(), spec.clone());
+        assert!(size(&claim_of_others) < 2_000, "{} bytes", size(&claim_of_others));
+        assert_eq!(claim_of_others["status"]["allocation"]["devices"]["results"][0]["device"], "g");
+        let service =
+            kept(plain::<k8s_openapi::api::core::v1::Service>, ours(), json!({"spec": {"clusterIP": "None"}}));
+        assert!(size(&service) < 2_000, "{} bytes", size(&service));
+        assert_eq!(service["spec"]["clusterIP"], "None");
+        for object in [service, kept(claim, ours(), spec), kept(pod, ours(), json!({"spec": {"containers": []}}))] {
+            assert_eq!(object["metadata"]["annotations"], json!({"stowage.dev/placement": "{}"}));
+            assert_eq!(object["metadata"]["labels"]["stowage.dev/deployment"], "chat");
+            assert_eq!(object["metadata"]["labels"]["example.org/team"], Value::Null);
+        }
+    }
+
+    #[test]
+    fn heartbeat_of_a_node_or_of_its_agent_is_no_change() {
+        let node = |ready: &str, at: &str, version: &str| {
+            let conditions = json!([{"type": "Ready", "status": ready, "lastHeartbeatTime": at}]);
+            let node: Node = serde_json::from_value(
+                json!({"metadata": {"name": "n", "resourceVersion": version}, "status": {"conditions": conditions}}),
+            )
+            .unwrap();
+            node
+        };
+        let before = node("True", "2026-01-01T12:00:00Z", "1").still();
+        assert_eq!(node("True", "2026-01-01T12:00:10Z", "2").still(), before);
+        assert_ne!(node("False", "2026-01-01T12:00:10Z", "2").still(), before);
+        let gpu_node = |health: &str, at: &str| {
+            let device = json!({"uuid": "GPU-a", "index": 0, "product": "H100", "memory": "80Gi", "smCount": 132, "verdict": {"health": health}});
+            let object = json!({"apiVersion": "stowage.dev/v1alpha1", "kind": "GpuNode", "metadata": {"name": "n", "resourceVersion": at},
+                "spec": {}, "status": {"simulated": true, "observedTime": at, "devices": [device]}});
+            crate::observe::view::StoredGpuNode::read(serde_json::from_value(object).unwrap())
+        };
+        let before = gpu_node("Healthy", "2026-01-01T12:00:00Z").still();
+        assert_eq!(gpu_node("Healthy", "2026-01-01T12:01:00Z").still(), before);
+        assert_ne!(gpu_node("Unhealthy", "2026-01-01T12:01:00Z").still(), before);
+    }
 }

@@ -7,13 +7,14 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
-use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::networking::v1::{NetworkPolicy, NetworkPolicyPeer};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::resource::v1::{ResourceClaim, ResourceSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::core::DynamicObject;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use stowage_contracts::estimate::Estimate;
 use stowage_crds::gpu_node::{GpuNodeSpec, GpuNodeStatus};
 use stowage_crds::names::FORCE_DELETE_ANNOTATION;
 use stowage_crds::{
@@ -23,7 +24,8 @@ use stowage_crds::{
 
 use crate::observe::agents::AgentReport;
 use crate::observe::signals::GatewayReport;
-use crate::observe::source::Key;
+use crate::observe::source::{Kept, Key, unversioned};
+use crate::observe::trim;
 
 /// Objects of one kind by key.
 pub type Objects<T> = BTreeMap<Key, Arc<T>>;
@@ -55,13 +57,17 @@ pub struct View {
     pub budgets: Objects<PodDisruptionBudget>,
     /// What the node agents reported last, by node.
     pub agents: BTreeMap<String, AgentReport>,
+    /// How much memory models need, by the key of the question; an error is the agent's.
+    pub estimates: BTreeMap<String, Result<Estimate, String>>,
     /// What the gateways reported last, all together.
     pub gateways: GatewayReport,
+    /// Who may read the engines' metrics, by the operator's configuration.
+    pub scrapers: Arc<Vec<NetworkPolicyPeer>>,
 }
 
 /// A custom resource whose parts are read one by one, so that a malformed object affects only
 /// itself: it was stored before a rule existed, or by an older version.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Stored<S, T> {
     pub meta: ObjectMeta,
     /// The message names the field that could not be read.
@@ -84,7 +90,7 @@ where
 {
     pub fn read(object: DynamicObject) -> Self {
         let DynamicObject { mut metadata, mut data, .. } = object;
-        metadata.managed_fields = None;
+        trim::meta(&mut metadata);
         let mut take = |field: &str| data.get_mut(field).map(Value::take).unwrap_or_default();
         let (spec, raw_status) = (take("spec"), take("status"));
         let spec = if spec.is_null() { Value::Object(serde_json::Map::new()) } else { spec };
@@ -94,6 +100,20 @@ where
             status: serde_json::from_value(raw_status.clone()).unwrap_or(None),
             raw_status,
         }
+    }
+}
+
+impl<S, T> Kept for Stored<S, T>
+where
+    S: Clone + PartialEq,
+    T: Clone + PartialEq,
+{
+    /// Without the time at which a node agent last looked; nothing is decided by what is read of it but its age.
+    fn still(&self) -> Self {
+        let mut still = Self { status: None, ..self.clone() };
+        unversioned(&mut still.meta);
+        still.raw_status.as_object_mut().map(|fields| fields.remove("observedTime"));
+        still
     }
 }
 

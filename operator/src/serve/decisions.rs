@@ -2,16 +2,77 @@
 //!
 //! A plan repeats its decisions every few seconds as long as nothing changes; the record's
 //! fingerprint says that it is the same one, and it is logged again only when the object's decision
-//! changed in between. What is left out: delivery. Who needs all of them collects the JSON lines.
+//! changed in between. A decision that creates a replica holds what was predicted of it and, once the
+//! replica serves, what happened. What is left out: delivery. Who needs all of them collects the JSON lines.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::io::Write;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use stowage_planner::report::DecisionRecord;
+use serde::Serialize;
+use stowage_planner::DecisionReport;
+use stowage_planner::report::{DecisionRecord, LimitedBy, Prediction, RecordAction};
+use stowage_planner::snapshot::TimeMs;
 
-/// Records kept in memory.
+use crate::serve::metrics::startup::Started;
+use crate::serve::metrics::trigger;
+
+/// Records kept in memory. Beyond that the namespace that has most loses its oldest.
 const KEEP: usize = 10_000;
+
+/// A decision as it is logged.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Logged {
+    #[serde(flatten)]
+    pub record: DecisionRecord,
+    /// What keeps the deployment from as many replicas as are asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limited_by: Option<LimitedBy>,
+    /// What the plan expects of the deployment; only with a decision that creates a replica.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prediction: Option<Prediction>,
+    /// What became of the replica.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<Happened>,
+}
+
+/// What became of a replica that was created.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Happened {
+    /// When it was Ready.
+    pub ready_ms: TimeMs,
+    /// From its creation; the API server keeps whole seconds.
+    pub ready_in_ms: u64,
+    /// Of that, by stage.
+    pub stages_ms: Vec<(&'static str, u64)>,
+}
+
+/// A mark in time as Grafana's JSON data sources read it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Annotation {
+    pub time: TimeMs,
+    /// When the replica was Ready.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub time_end: Option<TimeMs>,
+    pub title: String,
+    pub text: String,
+    /// Kind, action, reason, `namespace/name`.
+    pub tags: [String; 4],
+}
+
+/// Which records are asked for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Query<'a> {
+    /// Not before, and before.
+    pub since: TimeMs,
+    pub until: Option<TimeMs>,
+    pub namespace: Option<&'a str>,
+    /// `namespace/name`.
+    pub object: Option<&'a str>,
+}
 
 /// The last decisions, oldest first.
 #[derive(Debug, Default)]
@@ -19,46 +80,113 @@ pub struct DecisionLog(Mutex<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
-    records: VecDeque<DecisionRecord>,
+    records: VecDeque<Logged>,
+    /// Records of each namespace.
+    of: BTreeMap<String, usize>,
     /// Fingerprints of the decisions standing at present, per object.
     standing: HashMap<String, HashSet<u64>>,
 }
 
 impl DecisionLog {
     /// Takes in the records of one plan; answers those that are new.
-    pub fn take(&self, records: &[DecisionRecord]) -> Vec<DecisionRecord> {
-        let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    pub fn take(&self, report: &DecisionReport) -> Vec<Logged> {
+        let mut inner = self.lock();
         let mut standing: HashMap<String, HashSet<u64>> = HashMap::new();
         let mut fresh = Vec::new();
-        for record in records {
+        for record in &report.records {
             let object = record.object.to_string();
             let known = inner.standing.get(&object).is_some_and(|set| set.contains(&record.fingerprint));
             if standing.entry(object).or_default().insert(record.fingerprint) && !known {
-                fresh.push(record.clone());
+                fresh.push(logged(record, report));
             }
         }
         inner.standing = standing;
-        inner.records.extend(fresh.iter().cloned());
-        let surplus = inner.records.len().saturating_sub(KEEP);
-        inner.records.drain(..surplus);
+        fresh.iter().for_each(|logged| inner.keep(logged.clone()));
         fresh
     }
 
-    /// Records from `since` (milliseconds) on, of one object (`namespace/name`) if given, oldest first.
-    pub fn since(&self, since: u64, object: Option<&str>) -> Vec<DecisionRecord> {
-        let inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        inner
-            .records
-            .iter()
-            .filter(|record| record.time >= since && object.is_none_or(|name| record.object.to_string() == name))
-            .cloned()
-            .collect()
+    /// A replica is Ready: its decision as it stands now, if it is kept.
+    pub fn happened(&self, started: &Started) -> Option<Logged> {
+        let mut inner = self.lock();
+        let created = |logged: &&mut Logged| {
+            let record = &logged.record;
+            record.action == RecordAction::Create && record.replica.as_ref() == Some(&started.replica)
+        };
+        let logged = inner.records.iter_mut().rev().find(created)?;
+        let millis = |time: std::time::Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        logged.outcome = Some(Happened {
+            ready_ms: started.ready_ms,
+            ready_in_ms: millis(started.took),
+            stages_ms: started.stages.iter().map(|(stage, took)| (*stage, millis(*took))).collect(),
+        });
+        Some(logged.clone())
+    }
+
+    /// The records that are asked for, oldest first.
+    pub fn find(&self, query: Query<'_>) -> Vec<Logged> {
+        self.lock().records.iter().filter(|logged| query.matches(&logged.record)).cloned().collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// One JSON line per record. `target` distinguishes them from anything else on the same stream.
-pub fn write_lines(mut to: impl Write, records: &[DecisionRecord]) {
-    for record in records {
+impl Inner {
+    fn keep(&mut self, logged: Logged) {
+        *self.of.entry(logged.record.object.namespace.clone()).or_default() += 1;
+        self.records.push_back(logged);
+        if self.records.len() <= KEEP {
+            return;
+        }
+        let most = self.of.iter().max_by_key(|(_, count)| **count).map(|(namespace, _)| namespace.clone());
+        let oldest = self.records.iter().position(|kept| Some(&kept.record.object.namespace) == most.as_ref());
+        let gone = oldest.and_then(|at| self.records.remove(at));
+        if let Some(count) = gone.and_then(|gone| self.of.get_mut(&gone.record.object.namespace)) {
+            *count -= 1;
+        }
+        self.of.retain(|_, count| *count > 0);
+    }
+}
+
+fn logged(record: &DecisionRecord, report: &DecisionReport) -> Logged {
+    let of = report.of(&record.object);
+    let creates = record.action == RecordAction::Create;
+    Logged {
+        record: record.clone(),
+        limited_by: of.and_then(|report| report.limited_by()),
+        prediction: of.filter(|_| creates).map(|report| report.prediction),
+        outcome: None,
+    }
+}
+
+impl Query<'_> {
+    fn matches(&self, record: &DecisionRecord) -> bool {
+        record.time >= self.since
+            && self.until.is_none_or(|until| record.time < until)
+            && self.namespace.is_none_or(|namespace| record.object.namespace == namespace)
+            && self.object.is_none_or(|object| record.object.to_string() == object)
+    }
+}
+
+impl From<&Logged> for Annotation {
+    fn from(logged: &Logged) -> Self {
+        let Logged { record, outcome, .. } = logged;
+        let (kind, action) = (format!("{:?}", record.kind), format!("{:?}", record.action));
+        Self {
+            time: record.time,
+            time_end: outcome.as_ref().map(|outcome| outcome.ready_ms),
+            title: format!("{action} {}", record.object),
+            text: record.message.clone(),
+            tags: [kind, action, trigger(record), record.object.to_string()],
+        }
+    }
+}
+
+/// One JSON line per decision. `target` distinguishes them from anything else on the same stream; a line with an
+/// `outcome` repeats the decision's `id`.
+pub fn write_lines<'a>(mut to: impl Write, logged: impl IntoIterator<Item = &'a Logged>) {
+    for record in logged {
         let line = serde_json::json!({"target": "decision", "record": record});
         // A closed stdout must not stop the operator.
         let _ = writeln!(to, "{line}");

@@ -2,5 +2,7 @@
 
 pub mod admin;
 pub mod decisions;
+pub mod dry_run;
 pub mod metrics;
+pub mod overview;
 pub mod published;

@@ -2,19 +2,27 @@
 //! which pods have been Ready. Losing it costs an early retry, never a wrong object.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
 use stowage_planner::Plan;
+use stowage_planner::demand::bottleneck::{FaultyGpus, Means, Verdict};
 use stowage_planner::plan::{Action, EndReason};
 use stowage_planner::snapshot::{
-    DecayedShare, DeploymentId, Exclusion, Hold, Memory as RuleMemory, Slot, Snapshot, TimeMs,
+    ColdStart, DecayedShare, DeploymentId, Exclusion, Hold, Memory as RuleMemory, Slot, Snapshot, TimeMs,
 };
 
+use stowage_crds::names::{ANNOTATION_DRAIN_UNTIL, ANNOTATION_DRAINING};
+use stowage_crds::quantity::parse_duration;
+
 use super::learned::Learned;
-use super::snapshot::strays::{self, Stray};
+use super::snapshot::strays::Stray;
+use super::starts::{Kind, Start, Starts, restarted};
+use super::validate::{Judged, Wanted};
+use crate::observe::clock::moved;
 use crate::observe::identity::{controller, identity};
-use crate::observe::view::{Objects, View};
-use crate::translate::snapshot::replicas::condition;
+use crate::observe::view::{Objects, StoredDeployment, View};
+use crate::translate::snapshot::replicas::{condition, millis};
 
 /// A pod that was Ready for this long has proved that its slot works.
 const PROVEN_MS: u64 = 60_000;
@@ -27,35 +35,63 @@ pub struct Memory {
     slots: BTreeMap<SlotKey, Slot>,
     exclusions: Vec<Exclusion>,
     was_ready: BTreeSet<String>,
+    /// Since when pods are looked at.
+    since: Option<TimeMs>,
     /// UIDs of deployments that were deleted with `--cascade=orphan`.
     orphaning: BTreeSet<String>,
     /// Since when no deployment claims an object of ours, by its UID.
     unclaimed: BTreeMap<String, TimeMs>,
     /// What is learned of each deployment, by its UID.
     learned: BTreeMap<String, Learned>,
+    /// Pods that became Ready for the first time and are not looked at yet.
+    fresh: Vec<Arc<Pod>>,
+    /// Shared, because each plan keeps a copy of the memory that it was made with.
+    starts: Arc<Starts>,
     /// What the scaling rule remembers of each deployment, by its UID.
     rules: BTreeMap<String, RuleMemory>,
+    /// Where its requests were in the last half minute, by its UID.
+    stages: BTreeMap<String, Means>,
     /// Deployments whose creations the API server refuses.
     held: BTreeMap<DeploymentId, Hold>,
     /// What tenants borrowed of late, from the last report.
     shares: Vec<DecayedShare>,
+    /// By how much the clock was set while a pod drains, by the pod's UID and since when it drains: a drain that is
+    /// cancelled and begins again has times of its own.
+    drain_shifts: BTreeMap<(String, String), DrainShift>,
+}
+
+#[derive(Debug, Clone)]
+struct DrainShift {
+    since_ms: i64,
+    /// Of the deadline, which may be written anew.
+    until_ms: i64,
+    until: Option<String>,
 }
 
 impl Memory {
     /// Takes in what the pods show and drops what is over.
     pub fn observe(&mut self, view: &View, now: TimeMs) {
         let uids: BTreeSet<&str> = view.deployments.values().map(|stored| stored.uid()).collect();
+        self.since.get_or_insert(now);
         self.exclusions.retain(|exclusion| exclusion.until_ms > now);
         self.slots.retain(|(uid, _), _| uids.contains(uid.as_str()));
         self.orphaning.retain(|uid| uids.contains(uid.as_str()));
         self.learned.retain(|uid, _| uids.contains(uid.as_str()));
         self.rules.retain(|uid, _| uids.contains(uid.as_str()));
+        self.stages.retain(|uid, _| uids.contains(uid.as_str()));
+        if self.starts.has_gone(&uids) {
+            Arc::make_mut(&mut self.starts).forget_gone(&uids);
+        }
         let orphaning = view.deployments.values().filter(|stored| stored.orphaning());
         self.orphaning.extend(orphaning.map(|stored| stored.uid().to_owned()));
-        let since = |stray: Stray| (stray.uid.clone(), self.unclaimed.get(&stray.uid).copied().unwrap_or(now));
-        self.unclaimed = strays::unclaimed(view).into_iter().map(since).collect();
         self.observe_pods(&view.pods, now);
         self.observe_costs(view);
+    }
+
+    /// Takes in which objects nobody claims now.
+    pub fn unclaimed(&mut self, strays: &[Stray], now: TimeMs) {
+        let since = |stray: &Stray| (stray.uid.clone(), self.unclaimed.get(&stray.uid).copied().unwrap_or(now));
+        self.unclaimed = strays.iter().map(since).collect();
     }
 
     /// What engines reported through the gateways.
@@ -84,6 +120,57 @@ impl Memory {
         }
     }
 
+    /// Takes in how long the replicas took that have become Ready, now that it is known what they run.
+    pub fn learn(&mut self, judged: &BTreeMap<DeploymentId, Arc<Judged>>, stored: &Objects<StoredDeployment>) {
+        let since = self.since.unwrap_or(0);
+        let fresh = self.fresh.drain(..);
+        let mut found: Vec<(Kind, Start)> = fresh.filter_map(|pod| measured(&pod, judged, stored, since)).collect();
+        found.sort_by_key(|(_, start)| start.ready_ms);
+        for (kind, start) in found {
+            Arc::make_mut(&mut self.starts).note(kind, start);
+        }
+    }
+
+    /// What is expected of the next start of the deployment with this UID.
+    pub fn cold_start(&self, namespace: &str, uid: &str, wanted: &Wanted) -> ColdStart {
+        let kinds = wanted.variants.iter().filter_map(|variant| Kind::of(namespace, uid, wanted, &variant.name));
+        self.starts.cold_start(&kinds.collect::<Vec<_>>())
+    }
+
+    /// The clock was set by so many milliseconds: what it timed before moves with it.
+    pub fn clock_set(&mut self, pods: &Objects<Pod>, by_ms: i64) {
+        let shift = |pod: &Arc<Pod>| {
+            let (since_ms, until_ms) = self.drain_shift(pod);
+            let until = drain_until(pod).cloned();
+            Some((drain_of(pod)?, DrainShift { since_ms: since_ms + by_ms, until_ms: until_ms + by_ms, until }))
+        };
+        self.drain_shifts = pods.values().filter_map(shift).collect();
+        self.exclusions.iter_mut().for_each(|exclusion| exclusion.until_ms = moved(exclusion.until_ms, by_ms));
+        self.slots.values_mut().for_each(|slot| slot.last_failure_ms = moved(slot.last_failure_ms, by_ms));
+        self.unclaimed.values_mut().for_each(|since| *since = moved(*since, by_ms));
+        self.since = self.since.map(|since| moved(since, by_ms));
+        self.stages.clear();
+    }
+
+    /// Takes in where requests are, and says what limits each deployment.
+    pub fn bottlenecks(&mut self, snapshot: &Snapshot, now: TimeMs) -> BTreeMap<DeploymentId, Verdict> {
+        let faulty = FaultyGpus::of(&snapshot.nodes);
+        let mut found = BTreeMap::new();
+        for d in snapshot.deployments.iter().filter(|d| !d.uid.is_empty()) {
+            let means = self.stages.entry(d.uid.clone()).or_insert_with(|| Means::since(now));
+            means.observe(d, &faulty);
+            found.insert(d.id.clone(), means.verdict(d, &faulty, now));
+        }
+        found
+    }
+
+    /// What is to be added to the times in a draining pod's annotations: of its beginning and of its deadline.
+    pub fn drain_shift(&self, pod: &Pod) -> (i64, i64) {
+        let shift = drain_of(pod).and_then(|drain| self.drain_shifts.get(&drain));
+        let Some(DrainShift { since_ms, until_ms, until }) = shift else { return (0, 0) };
+        (*since_ms, if until.as_ref() == drain_until(pod) { *until_ms } else { 0 })
+    }
+
     /// What is learned of the deployment with this UID.
     pub fn learned(&self, uid: &str) -> Option<&Learned> {
         self.learned.get(uid)
@@ -96,22 +183,17 @@ impl Memory {
 
     fn observe_pods(&mut self, pods: &Objects<Pod>, now: TimeMs) {
         let mut ready = BTreeSet::new();
+        self.fresh.clear();
         for pod in pods.values() {
             let (Some(uid), Some(id)) = (pod.metadata.uid.as_ref(), identity(&pod.metadata)) else { continue };
             let Some(condition) = condition(pod, "Ready") else { continue };
-            if condition.status == "True"
-                && !self.was_ready.contains(uid)
-                && let Some(owner) = controller(&pod.metadata)
-            {
-                self.learned.entry(owner.uid.clone()).or_default().started(pod);
+            if condition.status == "True" && !self.was_ready.contains(uid) {
+                self.fresh.push(pod.clone());
             }
             if condition.status == "True" || self.was_ready.contains(uid) {
                 ready.insert(uid.clone());
             }
-            let since = condition
-                .last_transition_time
-                .as_ref()
-                .map_or(now, |time| crate::translate::snapshot::replicas::millis(time.0));
+            let since = condition.last_transition_time.as_ref().map_or(now, |time| millis(time.0));
             if condition.status == "True" && now.saturating_sub(since) > PROVEN_MS {
                 self.proven(pod, id.replica.index);
             }
@@ -196,6 +278,37 @@ impl Memory {
             }
         }
     }
+}
+
+/// How long the replica took, and of what kind it is. `None`: it was made of another spec than the present one, or its
+/// engine ended meanwhile.
+fn measured(
+    pod: &Pod,
+    judged: &BTreeMap<DeploymentId, Arc<Judged>>,
+    stored: &Objects<StoredDeployment>,
+    since: TimeMs,
+) -> Option<(Kind, Start)> {
+    let (id, owner) = (identity(&pod.metadata)?, controller(&pod.metadata)?);
+    let deployment = &id.replica.deployment;
+    let wanted = judged.get(deployment)?.wanted().filter(|wanted| wanted.spec_hash == id.spec_hash)?;
+    let kind = Kind::of(&deployment.namespace, &owner.uid, wanted, &id.placement?.variant)?;
+    let start = Start::of(pod).filter(|_| !restarted(pod))?;
+    if pod.metadata.creation_timestamp.as_ref().is_some_and(|made| millis(made.0) >= since) {
+        return Some((kind, start));
+    }
+    let status = stored.get(&(deployment.namespace.clone(), deployment.name.clone()))?.status.as_ref();
+    let stated = status.and_then(|status| parse_duration(&status.cold_start.as_ref()?.expected).ok());
+    Some((kind, start.from_before(stated)))
+}
+
+/// A pod's UID and since when it drains, as its annotation has it.
+fn drain_of(pod: &Pod) -> Option<(String, String)> {
+    let since = pod.metadata.annotations.as_ref()?.get(ANNOTATION_DRAINING)?;
+    Some((pod.metadata.uid.clone()?, since.clone()))
+}
+
+fn drain_until(pod: &Pod) -> Option<&String> {
+    pod.metadata.annotations.as_ref()?.get(ANNOTATION_DRAIN_UNTIL)
 }
 
 /// Whether the end counts as a failure of its slot, after which the next attempt waits. The planner

@@ -1,13 +1,16 @@
 //! Translates a [`View`] into the planner's [`Snapshot`]. Pure: no client, no clock.
 //!
 //! [`validate`] yields the narrow types, once; [`snapshot`] puts them together with what exists;
-//! [`memory`] adds what is remembered from earlier plans. What cannot be translated is not guessed: a
-//! refused deployment is left out (its replicas go on, their slices stay charged), and the refusal
+//! [`memory`] adds what is remembered from earlier plans. What cannot be translated is not guessed: of a
+//! refused deployment nothing is made (its replicas go on, their slices stay charged), and the refusal
 //! becomes its condition.
 
 pub mod learned;
 pub mod memory;
+pub mod preloads;
+pub mod proposed;
 pub mod snapshot;
+pub mod starts;
 pub mod validate;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -39,7 +42,9 @@ pub struct Built {
     pub runtimes: Runtimes,
     /// UIDs of deployments that were deleted with `--cascade=orphan`: what they own is to outlive them.
     pub orphaning: BTreeSet<String>,
-    /// Objects that no deployment has owned for long.
+    /// Objects that no deployment owns or takes over.
+    pub unclaimed: Vec<Stray>,
+    /// Those of them that have been so for long.
     pub strays: Vec<Stray>,
 }
 
@@ -50,7 +55,8 @@ pub fn build(view: &View, memory: &Memory, sequence: u64) -> Built {
     let runtimes = Runtimes::read(&view.runtimes);
     let devices = Devices::read(&view.slices);
     let owned = Owned::read(view);
-    let references = References { tenants: &tenants, classes: &classes, runtimes: &runtimes };
+    let references =
+        References { tenants: &tenants, classes: &classes, runtimes: &runtimes, estimates: &view.estimates };
     let judged = validate::deployments(&view.deployments, &references);
     let isolation_of = |namespace: &str, name: &str| {
         let judged = judged.get(&DeploymentId::new(namespace, name));
@@ -69,6 +75,13 @@ pub fn build(view: &View, memory: &Memory, sequence: u64) -> Built {
         exclusions: memory.exclusions(),
         shares: memory.shares(),
     };
-    let strays = strays::due(view, &|uid| memory.unclaimed_since(uid), millis(view.now));
-    Built { snapshot, judged, owned, tenants, classes, runtimes, orphaning: memory.orphaning().clone(), strays }
+    // One that a finalizer of its user's keeps from ending takes over nothing either.
+    let ending = |id: &DeploymentId| {
+        view.deployments.get(&(id.namespace.clone(), id.name.clone())).is_none_or(|stored| stored.deleting())
+    };
+    let accepts = |id: &DeploymentId| judged.get(id).is_some_and(|judged| judged.wanted().is_some()) && !ending(id);
+    let unclaimed = strays::unclaimed(view, &accepts);
+    let strays = strays::due(view, &unclaimed, &|uid| memory.unclaimed_since(uid), millis(view.now));
+    let orphaning = memory.orphaning().clone();
+    Built { snapshot, judged, owned, tenants, classes, runtimes, orphaning, unclaimed, strays }
 }

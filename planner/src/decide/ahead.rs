@@ -11,7 +11,7 @@ use crate::decide::case::{Case, Waiting};
 use crate::decide::line::Line;
 use crate::decide::{Attempt, Draft};
 use crate::lifecycle::Open;
-use crate::snapshot::Placement;
+use crate::snapshot::{Placement, Replica};
 
 /// What a refill placed, by position of the case: the slots, and where the first of them went.
 pub(crate) type Filled = BTreeMap<usize, (Vec<u32>, Placement)>;
@@ -32,7 +32,7 @@ impl<'a> Draft<'a> {
             return self.settle_quota();
         }
         self.ahead = Some(self.begin());
-        self.end_leaving();
+        self.end_leaving(false, |_| true);
         for (at, (slots, _)) in self.refill(None) {
             self.cases[at].awaiting = slots;
         }
@@ -44,14 +44,22 @@ impl<'a> Draft<'a> {
         self.settle_quota();
     }
 
-    /// Ends all pods on their way out.
-    pub(super) fn end_leaving(&mut self) {
+    /// Ends these of the pods on their way out. `for_claimants`: what is borrowed comes after them, even if it is to be
+    /// filled again.
+    pub(super) fn end_leaving(&mut self, for_claimants: bool, which: impl Fn(&Replica) -> bool) {
         for at in 0..self.cases.len() {
-            // What a slot that is tried again later will need is not free for others.
-            let case = &self.cases[at];
-            let leaving: Vec<_> = case.leaving().filter(|r| !case.is_held_back(r.index)).collect();
+            let leaving = self.cases[at].leaving().filter(|r| self.makes_room(at, r, for_claimants) && which(r));
+            let leaving: Vec<_> = leaving.collect();
             leaving.into_iter().for_each(|replica| self.end_replica(at, replica));
         }
+    }
+
+    /// Whether others can have the room of a pod on its way out. What a slot that is tried again later will need is
+    /// not free for others.
+    pub(super) fn makes_room(&self, at: usize, r: &Replica, for_claimants: bool) -> bool {
+        let case = &self.cases[at];
+        let borrows = for_claimants && case.d.tenant.as_ref().is_some_and(|t| self.began.borrows(t));
+        borrows || !case.is_held_back(r.index)
     }
 
     /// Ends the look ahead: the draft is as it is once the plan is carried out.
@@ -104,7 +112,13 @@ impl<'a> Draft<'a> {
             }
         }
         let mut line = Line::new(waiting.keys().map(|at| (*at, &self.cases[*at])));
-        while let Some(at) = line.next(|at| self.within_nominal(&self.cases[at]), |t| self.ledger.share(t)) {
+        loop {
+            let guaranteed = line.next_guaranteed(|at| self.within_nominal(&self.cases[at]));
+            let Some(at) = guaranteed.or_else(|| line.next_borrowing(|t| self.ledger.share(t))) else { break };
+            if guaranteed.is_some() && self.would_borrow(at, &waiting) {
+                line.defer(at);
+                continue;
+            }
             let slots = waiting.entry(at).or_default();
             let slot = slots.pop_front();
             let last = slots.is_empty();
@@ -134,6 +148,15 @@ impl<'a> Draft<'a> {
                 line.leave(at);
             }
         }
+    }
+
+    /// Whether the next of these slots would be filled with what is borrowed, although its tenant has nominal quota
+    /// of another class.
+    fn would_borrow(&mut self, at: usize, waiting: &BTreeMap<usize, VecDeque<Waiting<'a>>>) -> bool {
+        let Some(next) = waiting.get(&at).and_then(VecDeque::front) else { return false };
+        // Of one variant that is its own there is nothing to choose.
+        self.cases[at].alternatives.len() > 1
+            && matches!(self.attempt(at, next.open.index), Attempt::Placed(chosen) if self.borrows(at, &chosen))
     }
 
     /// Fills one slot: of a renewal beside its old pod, or in its place.
@@ -176,7 +199,7 @@ impl<'a> Draft<'a> {
 
     /// Counts what is asked for and not granted.
     pub fn note_pending(&mut self) {
-        for case in &self.cases {
+        for case in self.cases.iter().filter(|case| case.unfilled > 0) {
             if let (Some(tenant), Some(first)) = (&case.tenant, case.alternatives.first())
                 && let Some(class) = &first.ask.class
             {

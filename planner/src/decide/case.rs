@@ -1,23 +1,24 @@
 //! One deployment on its way through the stages.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use crate::decide::prepared::Known;
 use crate::demand::{Basis, Change, Demand, Prediction, ScaleVerdict, Site, Withdrawn, WithdrawnFor, how_many};
-use crate::lifecycle::{Assessment, End, Open, Wait};
+use crate::lifecycle::{Assessment, End, Open, Resume, Wait};
 use crate::place::placer::{Alternative, Placer};
 use crate::place::{PlacementVerdict, Refusal};
 use crate::plan::{Action, CreateReason, EndReason};
 use crate::quota::QuotaLimit;
 use crate::snapshot::{
-    Accelerator, Deployment, Memory, Phase, Placement, Policy, Replica, ReplicaId, TenantId, TimeMs,
+    Accelerator, Deployment, Memory, Phase, Placement, Policy, Replica, ReplicaId, ScalingMode, TenantId, TimeMs,
 };
 
 pub(crate) struct Case<'a> {
     pub d: &'a Deployment,
     /// Of the deployment, in the index.
     pub number: usize,
-    pub tenant: Option<TenantId>,
+    pub tenant: Option<Cow<'a, TenantId>>,
     /// Of the tenant, in the index.
     pub tenant_number: Option<usize>,
     pub scale: ScaleVerdict,
@@ -25,9 +26,12 @@ pub(crate) struct Case<'a> {
     /// Of the rule, as it was when it answered.
     memory: Option<Memory>,
     basis: Option<Basis>,
+    cold_start_ms: Option<u64>,
     change: Change,
     pub life: Assessment,
     pub creates: Vec<Create>,
+    /// Pods whose drain is cancelled.
+    pub resumes: Vec<Resume>,
     /// Open slots that were not filled.
     pub unfilled: u32,
     /// Of those, how many quota would allow.
@@ -66,21 +70,27 @@ pub(crate) struct Create {
 impl<'a> Case<'a> {
     pub fn new(d: &'a Deployment, known: &mut Known, placer: &Placer, policy: &Policy, now: TimeMs) -> Self {
         let alternatives = known.alternatives.clone();
-        let prices: Vec<_> = alternatives.iter().map(|a| a.price_micros).collect();
-        let site = Site { cached: placer.has_weights(d), prices: &prices };
-        let Demand { verdict: scale, replicas: wanted, memory, basis, change } = how_many(d, site, policy, now);
+        // Only the rule asks for prices.
+        let asks = d.scaling.mode != ScalingMode::Manual;
+        let prices: Vec<_> = alternatives.iter().filter(|_| asks).map(|a| a.price_micros).collect();
+        let cached = d.signals.cold_start.cached_ms.is_some() && placer.has_weights(d);
+        let site = Site { cached, prices: &prices };
+        let Demand { verdict: scale, replicas: wanted, memory, basis, cold_start_ms, change } =
+            how_many(d, site, policy, now);
         Case {
             d,
             number: known.number,
-            tenant: d.tenant.clone(),
+            tenant: d.tenant.as_ref().map(Cow::Borrowed),
             tenant_number: known.tenant,
             scale,
             wanted,
             memory,
             basis,
+            cold_start_ms,
             life: known.assess(wanted, &change.end, &placer.index, policy, now),
             change,
             creates: Vec::new(),
+            resumes: Vec::new(),
             unfilled: 0,
             allowed: 0,
             limit: None,
@@ -104,14 +114,19 @@ impl<'a> Case<'a> {
         self.life.current + self.opened()
     }
 
-    /// Creates that fill open slots; renewals stand beside a pod that already counts.
+    /// Open slots that are filled, by new pods or by those that drained; renewals stand beside a pod that already
+    /// counts.
     pub fn opened(&self) -> u32 {
-        self.creates.iter().filter(|c| !self.renews(&c.replica)).count() as u32
+        let created = self.creates.iter().filter(|c| !self.renews(&c.replica)).count();
+        (created + self.resumes.len()) as u32
     }
 
-    /// Open slots that no create fills.
+    /// Open slots that nothing fills.
     pub fn open_slots(&self) -> impl Iterator<Item = &Open> {
-        let filled = |index: u32| self.creates.iter().any(|c| c.replica.index == index);
+        let filled = |index: u32| {
+            let mut filling = self.creates.iter().map(|c| &c.replica).chain(self.resumes.iter().map(|r| &r.replica));
+            filling.any(|replica| replica.index == index)
+        };
         self.life.open.iter().filter(move |open| !filled(open.index))
     }
 
@@ -156,8 +171,9 @@ impl<'a> Case<'a> {
     pub fn leaving(&self) -> impl Iterator<Item = &'a Replica> {
         let leaving = |r: &Replica| {
             let ends = |e: &End| (e.replica.index, e.replica.incarnation) == (r.index, r.incarnation);
-            let already = matches!(r.phase, Phase::Draining { .. } | Phase::Terminating);
-            !r.node_lost && (already || self.life.ends.iter().any(ends))
+            let already = matches!(r.phase, Phase::Draining { .. } | Phase::Terminating { .. });
+            let resumed = self.resumes.iter().any(|x| x.pod == r.name);
+            !r.node_lost && (already && !resumed || self.life.ends.iter().any(ends))
         };
         self.d.replicas.iter().filter(move |r| leaving(r))
     }
@@ -168,7 +184,7 @@ impl<'a> Case<'a> {
             let exists = self.d.replicas.iter().any(|l| l.index == r.index && l.incarnation > r.incarnation);
             exists || self.creates.iter().any(|c| c.replica.index == r.index && c.replica.incarnation > r.incarnation)
         };
-        self.d.replicas.iter().filter(move |r| r.phase == Phase::Ready && r.spec_hash == self.d.spec_hash && later(r))
+        self.d.replicas.iter().filter(move |r| r.phase == Phase::Ready && later(r) && r.spec_hash == self.d.spec_hash)
     }
 
     /// The slot has failed and is filled again by a later plan.
@@ -201,11 +217,10 @@ impl<'a> Case<'a> {
     /// What clients can expect once the plan is carried out and all its replicas serve.
     pub fn prediction(&self) -> Prediction {
         let latencies = self.basis.and_then(|basis| basis.latencies(self.desired()));
-        let cold_start = self.basis.map(|basis| basis.cold_start_ms);
         Prediction {
             ttft_us: latencies.map(|(ttft, _)| ttft),
             itl_us: latencies.map(|(_, itl)| itl),
-            ready_in_ms: cold_start.filter(|_| !self.creates.is_empty()),
+            ready_in_ms: self.cold_start_ms.filter(|_| !self.creates.is_empty()),
             price_per_hour_micros: self.price_per_hour_micros(),
         }
     }
@@ -256,7 +271,7 @@ impl<'a> Case<'a> {
         }
     }
 
-    /// Actions that end, then actions that create.
+    /// Actions that end, then actions that fill slots.
     pub fn actions(&self) -> (Vec<Action>, Vec<Action>) {
         let ends = self.life.ends.iter().map(End::action).collect();
         let creates = self.creates.iter().filter_map(|c| {
@@ -268,6 +283,7 @@ impl<'a> Case<'a> {
                 reason: c.reason,
             })
         });
-        (ends, creates.collect())
+        let resumes = self.resumes.iter().map(|r| Action::Resume { replica: r.replica.clone(), pod: r.pod.clone() });
+        (ends, resumes.chain(creates).collect())
     }
 }

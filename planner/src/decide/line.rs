@@ -38,16 +38,35 @@ impl<'a> Line<'a> {
         Line { cases, guaranteed, others: BTreeMap::new() }
     }
 
-    /// The case whose turn it is. `share` is the weighted share that a tenant has borrowed.
-    pub fn next(&mut self, within_nominal: impl Fn(usize) -> bool, share: impl Fn(&TenantId) -> u64) -> Option<usize> {
-        while let Some(first) = self.guaranteed.first().copied() {
-            if within_nominal(first.2) {
-                return Some(first.2);
+    /// The case whose turn it is among those within their tenant's nominal quota.
+    pub fn next_guaranteed(&mut self, within_nominal: impl Fn(usize) -> bool) -> Option<usize> {
+        while let Some((.., first)) = self.guaranteed.first().copied() {
+            if within_nominal(first) {
+                return Some(first);
             }
-            self.guaranteed.remove(&first);
-            let tenant = self.cases.get(&first.2).and_then(|(tenant, _)| *tenant);
-            self.others.entry(tenant).or_default().insert(first);
+            self.defer(first);
         }
+        None
+    }
+
+    /// The case would borrow: its turn is among those that do. False: it was there already.
+    pub fn defer(&mut self, at: usize) -> bool {
+        let Some((tenant, turn)) = self.cases.get(&at) else { return false };
+        let was_guaranteed = self.guaranteed.remove(turn);
+        if was_guaranteed {
+            self.others.entry(*tenant).or_default().insert(*turn);
+        }
+        was_guaranteed
+    }
+
+    /// Whether a case waits that would borrow.
+    pub fn someone_would_borrow(&self) -> bool {
+        self.others.values().any(|turns| !turns.is_empty())
+    }
+
+    /// The case whose turn it is among those that would borrow. `share` is the weighted share that a tenant has
+    /// borrowed.
+    pub fn next_borrowing(&self, share: impl Fn(&TenantId) -> u64) -> Option<usize> {
         let heads = self.others.iter().filter_map(|(tenant, turns)| Some((tenant, turns.first()?)));
         let order =
             |(tenant, turn): &(&Option<&'a TenantId>, &Turn)| (turn.0, tenant.map_or(0, &share), turn.1, turn.2);

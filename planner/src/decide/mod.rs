@@ -2,21 +2,24 @@
 //!
 //! Endings first, since they need neither quota nor room. Then open slots, one replica at a time:
 //! below nominal quota first, then by priority, weighted share, age and name (`line`). Last the renewal of outdated
-//! replicas, with what is left. Then what is lent is reclaimed where a tenant's own replica found no room
-//! (`reclaim`). Every grant is charged and taken from the working copy before the
+//! replicas, with what is left. Where a tenant's own replica found no room, a node is kept for it before others
+//! borrow (`hold`), and what is lent is reclaimed (`reclaim`). Every grant is charged and taken from the working copy before the
 //! next is considered, so the order above is all that fairness rests on.
 //!
 //! Not here: prose, records and counterfactuals, which look at a finished [`Draft`].
 
 pub(crate) mod ahead;
 pub(crate) mod case;
+mod hold;
 mod line;
 pub(crate) mod prepared;
 mod reclaim;
+mod resume;
 
 use crate::decide::case::{Case, Create};
+use crate::decide::hold::Hold;
 use crate::decide::line::{Line, turn};
-use crate::decide::prepared::{Kept, Known, Prepared, Working, in_order};
+use crate::decide::prepared::{Kept, Known, Prepared, Working};
 use crate::lifecycle::{End, Open, Renewal, Wait};
 use crate::place::PlacementVerdict;
 use crate::place::placer::{Alternative, Chosen, Placer, Seeker};
@@ -37,6 +40,8 @@ pub(crate) struct Draft<'a> {
     ahead: Option<Trial>,
     /// What is held as the plan begins.
     began: Ledger,
+    /// Nodes on which nobody borrows now.
+    holds: Vec<Hold>,
     /// The index as the snapshot has it.
     base: Mark,
     known: Vec<Known>,
@@ -56,16 +61,18 @@ pub(crate) enum Attempt {
 pub(crate) struct Trial {
     mark: Mark,
     ledger: Ledger,
+    holds: Vec<Hold>,
 }
 
 pub(crate) fn decide<'a>(snapshot: &'a Snapshot, policy: &Policy, now: TimeMs, prepared: &mut Prepared) -> Draft<'a> {
-    let Working { mut placer, mut known, kept } = prepared.take(snapshot, policy);
+    let deployments = prepared.in_order(snapshot);
+    let Working { mut placer, mut known, kept } = prepared.take(snapshot, &deployments, policy);
     let ledger = Ledger::new(snapshot, &placer.index, policy, now);
-    let deployments = in_order(snapshot).into_iter().zip(&mut known);
-    let cases = deployments.map(|(d, known)| Case::new(d, known, &placer, policy, now)).collect();
+    let cases = deployments.into_iter().zip(&mut known);
+    let cases = cases.map(|(d, known)| Case::new(d, known, &placer, policy, now)).collect();
     let base = placer.index.mark();
     let began = ledger.clone();
-    let mut draft = Draft { placer, ledger, cases, now, ahead: None, began, base, known, kept };
+    let mut draft = Draft { placer, ledger, cases, now, ahead: None, began, holds: Vec::new(), base, known, kept };
     draft.exclude_refused_nodes();
     draft.fill();
     draft.renew();
@@ -93,19 +100,47 @@ impl<'a> Draft<'a> {
 
     fn fill(&mut self) {
         let mut line = Line::new(self.cases.iter().enumerate().filter(|(_, case)| case.waits()));
-        while let Some(at) = line.next(|at| self.within_nominal(&self.cases[at]), |t| self.ledger.share(t)) {
-            let case = &self.cases[at];
-            let Open { index, incarnation, reason } = case.life.open[case.next];
-            let attempt = self.attempt(at, index);
-            self.cases[at].next += 1;
-            match attempt {
-                Attempt::Placed(chosen) => self.create(at, index, incarnation, reason, *chosen),
-                Attempt::Refused { limit, without_room } => self.refuse(at, index, limit, &without_room),
-            }
-            if !self.cases[at].waits() {
-                line.leave(at);
-            }
+        while let Some(at) = line.next_guaranteed(|at| self.within_nominal(&self.cases[at])) {
+            self.fill_next(at, &mut line);
         }
+        self.hold(line.someone_would_borrow());
+        while let Some(at) = line.next_borrowing(|t| self.ledger.share(t)) {
+            self.fill_next(at, &mut line);
+        }
+    }
+
+    fn fill_next(&mut self, at: usize, line: &mut Line<'a>) {
+        let case = &self.cases[at];
+        let Open { index, incarnation, reason } = case.life.open[case.next];
+        if let Some((resume, own)) = self.resumable(at, index) {
+            if own || !line.defer(at) {
+                self.cases[at].resumes.push(resume);
+                self.next_slot(at, line);
+            }
+            return;
+        }
+        let attempt = self.attempt(at, index);
+        if matches!(&attempt, Attempt::Placed(chosen) if self.borrows(at, chosen)) && line.defer(at) {
+            return;
+        }
+        match attempt {
+            Attempt::Placed(chosen) => self.create(at, index, incarnation, reason, *chosen),
+            Attempt::Refused { limit, without_room } => self.refuse(at, index, limit, &without_room),
+        }
+        self.next_slot(at, line);
+    }
+
+    fn next_slot(&mut self, at: usize, line: &mut Line<'a>) {
+        self.cases[at].next += 1;
+        if !self.cases[at].waits() {
+            line.leave(at);
+        }
+    }
+
+    /// Whether the place that was chosen would be borrowed, although another variant may be the tenant's own.
+    fn borrows(&self, at: usize, chosen: &Chosen) -> bool {
+        let (Some(tenant), Some(class)) = (&self.cases[at].tenant, &chosen.verdict.ask.class) else { return false };
+        !self.ledger.within_nominal(tenant, class, chosen.charge)
     }
 
     fn within_nominal(&self, case: &Case<'_>) -> bool {
@@ -149,7 +184,8 @@ impl<'a> Draft<'a> {
 
     fn seeker(&self, at: usize, slot: u32) -> Seeker<'a> {
         let case = &self.cases[at];
-        Seeker { deployment: case.d, number: case.number, tenant: case.tenant_number, slot, now: self.now }
+        let held = self.held_from(case);
+        Seeker { deployment: case.d, number: case.number, tenant: case.tenant_number, slot, now: self.now, held }
     }
 
     /// Charges and takes what was chosen.
@@ -160,6 +196,7 @@ impl<'a> Draft<'a> {
         }
         let seeker = self.seeker(at, slot);
         self.placer.take(&seeker, chosen, incarnation);
+        self.holds.retain(|hold| (hold.case, hold.slot) != (at, slot));
     }
 
     fn create(&mut self, at: usize, index: u32, incarnation: u32, reason: CreateReason, chosen: Chosen) {
@@ -274,13 +311,13 @@ impl<'a> Draft<'a> {
 
     /// From here on changes can be undone.
     pub fn begin(&mut self) -> Trial {
-        Trial { mark: self.placer.index.mark(), ledger: self.ledger.clone() }
+        Trial { mark: self.placer.index.mark(), ledger: self.ledger.clone(), holds: self.holds.clone() }
     }
 
     /// Undoes all changes since [`Draft::begin`]; trials end in the reverse order of their beginnings.
     pub fn rollback(&mut self, trial: Trial) {
         self.placer.index.rollback(trial.mark);
-        self.ledger = trial.ledger;
+        (self.ledger, self.holds) = (trial.ledger, trial.holds);
     }
 
     /// The replica is gone, with all that it held: room and quota.
@@ -309,7 +346,11 @@ impl<'a> Draft<'a> {
 
     /// What one replica's slices of a class are charged.
     pub fn held_by(&self, deployment: usize, replica: &Replica, class: &str) -> u64 {
-        self.charges_of(deployment, replica).iter().filter(|(_, c, _)| c == class).map(|(.., x)| x).sum()
+        self.charges_of(deployment, replica)
+            .iter()
+            .filter(|(_, c, _)| c == class)
+            .map(|(.., x)| *x)
+            .fold(0, u64::saturating_add)
     }
 
     fn end_on(&mut self, node: NodeAt, at: usize, owner: Owner, variant: &str) {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use crate::lifecycle::{Assessment, assess};
 use crate::place::expected::Contribution;
 use crate::place::placer::{Alternative, Placer};
+use crate::plan::BasedOn;
 use crate::snapshot::index::{Index, NodeAt};
 use crate::snapshot::{Deployment, DeploymentId, Policy, Shared, Snapshot, TimeMs};
 
@@ -19,7 +20,14 @@ const SPARE_NEEDS: usize = 1024;
 #[derive(Default)]
 pub struct Prepared {
     left: Option<Working>,
+    pub(crate) based_on: BasedOn,
+    order: Order,
 }
+
+/// Positions of the deployments in the snapshot, in the order in which a plan has them. Most often it holds for the
+/// next snapshot, and to see that takes one comparison of names each.
+#[derive(Default)]
+struct Order(Vec<usize>);
 
 /// What a plan works with.
 pub(crate) struct Working {
@@ -59,9 +67,18 @@ struct Rest {
 }
 
 impl Prepared {
-    /// Follows the snapshot, or begins anew where too much is different.
-    pub(crate) fn take(&mut self, snapshot: &Snapshot, policy: &Policy) -> Working {
-        let deployments = in_order(snapshot);
+    /// The deployments by name; those with the same name by UID.
+    pub(crate) fn in_order<'a>(&mut self, snapshot: &'a Snapshot) -> Vec<&'a Shared<Deployment>> {
+        self.order.of(&snapshot.deployments)
+    }
+
+    /// Follows the snapshot with these deployments, in order, or begins anew where too much is different.
+    pub(crate) fn take(
+        &mut self,
+        snapshot: &Snapshot,
+        deployments: &[&Shared<Deployment>],
+        policy: &Policy,
+    ) -> Working {
         let followed = self.left.take().filter(|w| &w.kept.policy == policy).and_then(|mut old| {
             let known = old.placer.needs() <= 8 * deployments.len() + SPARE_NEEDS
                 && deployments.iter().all(|d| old.knows_classes(d));
@@ -72,7 +89,7 @@ impl Prepared {
             known: Vec::new(),
             kept: Kept { policy: policy.clone(), class_version: 0 },
         });
-        working.follow(&deployments);
+        working.follow(deployments);
         working
     }
 
@@ -90,8 +107,8 @@ impl Working {
         kept.class_version = placer.index.class_version();
         let mut old = std::mem::take(known).into_iter().peekable();
         for d in deployments {
-            while old.next_if(|k| key(&k.source) < key(d)).is_some() {}
-            let same = old.next_if(|k| key(&k.source) == key(d)).filter(|k| k.source == **d);
+            while old.next_if(|k| !k.source.is(d) && key(&k.source) < key(d)).is_some() {}
+            let same = old.next_if(|k| k.source.is(d) || key(&k.source) == key(d)).filter(|k| k.source == **d);
             known.push(match same {
                 Some(same) if valid => same,
                 same => Known::new(d, placer, same.and_then(|k| k.rest)),
@@ -141,11 +158,19 @@ impl Rest {
     }
 }
 
-/// The deployments by name; those with the same name by UID.
-pub(crate) fn in_order(snapshot: &Snapshot) -> Vec<&Shared<Deployment>> {
-    let mut deployments: Vec<&Shared<Deployment>> = snapshot.deployments.iter().collect();
-    deployments.sort_by(|a, b| key(a).cmp(&key(b)));
-    deployments
+impl Order {
+    /// The deployments by name; those with the same name by UID.
+    fn of<'a>(&mut self, all: &'a [Shared<Deployment>]) -> Vec<&'a Shared<Deployment>> {
+        if self.0.len() == all.len() {
+            let known: Vec<_> = self.0.iter().map(|at| &all[*at]).collect();
+            if known.is_sorted_by(|a, b| key(a) < key(b)) {
+                return known;
+            }
+        }
+        self.0 = (0..all.len()).collect();
+        self.0.sort_by(|a, b| key(&all[*a]).cmp(&key(&all[*b])));
+        self.0.iter().map(|at| &all[*at]).collect()
+    }
 }
 
 fn key(d: &Deployment) -> (&DeploymentId, &str) {

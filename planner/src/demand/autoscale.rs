@@ -10,6 +10,7 @@
 
 use stowage_contracts::load::Coefficients;
 
+use crate::demand::CLOCK_WAS_SET_MS;
 use crate::demand::verdict::{Frozen, Problem, Signal};
 use crate::snapshot::{Followed, History, Memory, Objectives, Offered, Rule};
 
@@ -22,6 +23,8 @@ pub struct Measured {
     pub interval: f64,
     /// Requests that arrived in the interval.
     pub arrivals: u64,
+    /// Sequences that they ask for.
+    pub sequences: u64,
     /// Their prompt tokens that no prefix cache held.
     pub input_tokens: u64,
     /// Mean tokens of recent answers; 0 is unknown.
@@ -84,8 +87,6 @@ const ABSURD_LOAD: f64 = 1e6;
 const ABSURD_WORK: f64 = 1e8;
 /// Longest interval whose mean is taken for the present load.
 const LONGEST_INTERVAL: f64 = 60.0;
-/// A clock that went back further than this was set: the memory before it is of no use.
-const CLOCK_WAS_SET: f64 = 60.0;
 /// Share of a KV cache that may be in use.
 const KV_LIMIT: f64 = 0.9;
 /// Tokens of an answer until one has ended: the mean of the public conversation trace.
@@ -156,7 +157,8 @@ fn are_numbers(signal: Signal, figures: &[f64]) -> Result<(), Frozen> {
     if figures.iter().all(is_number) { Ok(()) } else { Err(Frozen { signal, problem: Problem::NotANumber }) }
 }
 
-/// Engine-seconds per second that arrived in the interval.
+/// Engine-seconds per second that arrived in the interval. Each sequence reads its part of the input: several choices of
+/// one prompt read all of it, which is more than is counted here.
 fn offered(measured: &Measured) -> Result<f64, Frozen> {
     let interval = measured.interval;
     if !interval.is_finite() || interval <= 0.0 || interval > LONGEST_INTERVAL {
@@ -165,10 +167,10 @@ fn offered(measured: &Measured) -> Result<f64, Frozen> {
     }
     let Coefficients { d, k, p, .. } = measured.cost;
     let known = measured.mean_output_tokens;
-    let (requests, output) = (measured.arrivals as f64, if known > 0.0 { known } else { ASSUMED_OUTPUT });
+    let (sequences, output) = (measured.sequences as f64, if known > 0.0 { known } else { ASSUMED_OUTPUT });
     let input = measured.input_tokens as f64;
     let prefill = input * p / 1000.0;
-    let decode = output * (requests * d + k * (input + requests * output / 2.0) / 1000.0);
+    let decode = output * (sequences * d + k * (input + sequences * output / 2.0) / 1000.0);
     let load = (prefill + decode) / 1000.0 / interval;
     let absurd = Frozen { signal: Signal::Gateway, problem: Problem::Absurd };
     if load.is_finite() && load <= ABSURD_LOAD { Ok(load) } else { Err(absurd) }
@@ -198,7 +200,8 @@ impl Memory {
         if back <= 0.0 {
             return Ok(());
         }
-        if back > CLOCK_WAS_SET {
+        // The memory before is of no use.
+        if back * 1000.0 > CLOCK_WAS_SET_MS as f64 {
             self.restart();
         }
         Err(Frozen { signal: Signal::Gateway, problem: Problem::ClockBack { by_ms: (back * 1000.0) as u64 } })

@@ -67,7 +67,7 @@ pub(super) fn of_variant(d: &Deployment, memory: &Memory, variant: &str) -> Opti
 }
 
 /// The step and the prefill have to be known; what decoding costs is taken from the reference row.
-fn with_unknown_parts(cost: Coefficients) -> Coefficients {
+pub(super) fn with_unknown_parts(cost: Coefficients) -> Coefficients {
     let scale = cost.a / Coefficients::REFERENCE.a;
     let other = |value: f64, reference: f64| if value == 0.0 { reference * scale } else { value };
     let Coefficients { d, k, .. } = Coefficients::REFERENCE;

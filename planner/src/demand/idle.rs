@@ -5,6 +5,7 @@
 //! seen, older ones counting less. Only gaps that are seen as such count: those that leave at least one
 //! interval without a request.
 
+use crate::demand::CLOCK_WAS_SET_MS;
 use crate::demand::verdict::{Inputs, ScaleReason};
 use crate::snapshot::{Deployment, Gaps, GatewaySignals, Memory};
 
@@ -21,8 +22,8 @@ const LEAST_SECONDS: f64 = 60.0;
 /// What a cold start costs, in times its length of an idle replica: the start itself and the wait of a
 /// request, which weighs four times as much.
 const COLD_START_COST: f64 = 5.0;
-/// A clock that went back further than this was set.
-const CLOCK_WAS_SET_MS: u64 = 60_000;
+/// What lies between two intervals further apart than this was not seen: it is not idle time.
+const UNSEEN_MS: u64 = 60_000;
 
 /// Longest time in seconds that a gap of this bucket can have.
 fn end_of(bucket: usize) -> f64 {
@@ -70,7 +71,9 @@ impl Memory {
     /// Notes when requests came, and the gaps between them. The same signals change nothing twice.
     pub(super) fn note_requests(&mut self, gateway: &GatewaySignals) {
         let seen = self.last_request_ms.unwrap_or(gateway.to_ms);
-        let was_set = seen.saturating_sub(gateway.to_ms) > CLOCK_WAS_SET_MS;
+        let unseen = self.seen_until_ms.is_some_and(|end| gateway.from_ms.saturating_sub(end) > UNSEEN_MS);
+        let was_set = seen.saturating_sub(gateway.to_ms) > CLOCK_WAS_SET_MS || unseen;
+        self.seen_until_ms = Some(gateway.to_ms);
         let came = gateway.arrivals > 0 || gateway.queued > 0;
         if came && !was_set {
             self.gaps.note(gateway.from_ms.saturating_sub(seen) as f64 / 1000.0);

@@ -6,7 +6,8 @@ use crate::demand::cost;
 use crate::demand::fleet::{Fleet, MeanRequest};
 use crate::demand::verdict::{Frozen, Inputs, Problem, Signal, Tier};
 use crate::snapshot::{
-    ColdStart, Deployment, EngineSignals, GatewaySignals, Memory, Objectives, Phase, Policy, Replica, TimeMs,
+    ColdStart, Deployment, ENOUGH_STARTS, EngineSignals, GatewaySignals, Memory, Objectives, Phase, Policy, Replica,
+    TimeMs,
 };
 
 /// Replicas that exist, by slot.
@@ -22,7 +23,7 @@ pub(super) struct Live {
 const INPUT_WEIGHT: f64 = 0.2;
 /// Clocks of two processes may differ by this much.
 const CLOCK_SKEW_MS: u64 = 5_000;
-/// Cold start that is assumed until one was measured.
+/// Cold start that is assumed until enough were measured.
 const ASSUMED_COLD_START_MS: u64 = 120_000;
 /// Prompt tokens of a request until one was seen: the mean of the public conversation trace.
 const ASSUMED_INPUT: f64 = 1154.0;
@@ -44,7 +45,7 @@ impl Live {
 
 /// The replica serves or starts.
 pub(super) fn lives(r: &Replica) -> bool {
-    !r.node_lost && !matches!(r.phase, Phase::Draining { .. } | Phase::Failed { .. } | Phase::Terminating)
+    !r.node_lost && !matches!(r.phase, Phase::Draining { .. } | Phase::Failed { .. } | Phase::Terminating { .. })
 }
 
 /// What the cluster knows of a deployment besides its snapshot.
@@ -102,11 +103,12 @@ pub(super) fn read(
     let mean = MeanRequest { input: memory.mean_input.unwrap_or(ASSUMED_INPUT), output: known_output(gateway) };
     let fleet = Fleet::new(d, memory, site.prices, objectives, &cost, mean);
     let count = live.count.max(memory.target.unwrap_or(d.wanted));
-    let (tier, cold_start_ms) = cold_start(&d.signals.cold_start, site.cached);
+    let inputs = seen(d, live, gateway, site, now);
     let measured = Measured {
         at: gateway.to_ms as f64 / 1000.0,
         interval: (gateway.to_ms - gateway.from_ms) as f64 / 1000.0,
         arrivals: gateway.arrivals,
+        sequences: gateway.sequences(),
         input_tokens: gateway.input_tokens - gateway.cached_tokens,
         mean_output_tokens: gateway.mean_output_tokens,
         queued_tokens: gateway.queued_tokens,
@@ -116,7 +118,7 @@ pub(super) fn read(
         kv_bound: engines.kv_bound,
         kv_used: engines.kv_used_milli as f64 / 1000.0,
         cost: cost.coefficients,
-        cold_start: cold_start_ms as f64 / 1000.0,
+        cold_start: inputs.cold_start_ms as f64 / 1000.0,
         history: d.signals.history,
     };
     let inputs = Inputs {
@@ -125,15 +127,14 @@ pub(super) fn read(
         kv_used_milli: engines.kv_used_milli,
         cost_of: cost.variant,
         cost_origin: Some(cost.origin),
-        cold_start_ms,
-        cold_start_tier: tier,
-        ..seen(live, gateway, now)
+        ..inputs
     };
     Ok(Read { measured, inputs, objectives, fleet, count })
 }
 
-/// What the gateway alone shows.
-pub(super) fn seen(live: Live, gateway: &GatewaySignals, now: TimeMs) -> Inputs {
+/// What is known without the engines.
+pub(super) fn seen(d: &Deployment, live: Live, gateway: &GatewaySignals, site: Site<'_>, now: TimeMs) -> Inputs {
+    let (cold_start_tier, cold_start_ms) = cold_start(&d.signals.cold_start, site.cached);
     Inputs {
         ready: live.ready,
         starting: live.count - live.ready.min(live.count),
@@ -145,6 +146,10 @@ pub(super) fn seen(live: Live, gateway: &GatewaySignals, now: TimeMs) -> Inputs 
         mean_output_milli_tokens: (gateway.mean_output_tokens * 1000.0) as u64,
         queued_tokens: gateway.queued_tokens,
         held: gateway.held,
+        cold_start_ms,
+        cold_start_tier,
+        starts: d.signals.cold_start.starts,
+        start_stages: d.signals.cold_start.stages,
         ..Inputs::default()
     }
 }
@@ -186,11 +191,39 @@ fn engines(d: &Deployment, live: Live, policy: &Policy, now: TimeMs) -> Result<E
     if engines.kv_used_milli > most { Err(refuse(Problem::Absurd)) } else { Ok(engines) }
 }
 
-/// The fastest tier that a new replica can have.
+/// The fastest tier that a new replica can have, and its time. A few starts may shorten what is assumed and not
+/// lengthen it: a single one may have met a slow registry.
 pub fn cold_start(known: &ColdStart, cached: bool) -> (Tier, u64) {
+    let few = (1..ENOUGH_STARTS).contains(&known.starts);
+    let (tier, ms) = fastest(known, cached);
+    (tier, if few { ms.min(ASSUMED_COLD_START_MS) } else { ms })
+}
+
+fn fastest(known: &ColdStart, cached: bool) -> (Tier, u64) {
     let asleep = known.asleep_ms.filter(|_| known.asleep_replicas > 0).map(|ms| (Tier::Asleep, ms));
     let on_node = known.cached_ms.filter(|_| cached).map(|ms| (Tier::Cached, ms));
     // A replica whose tier was never measured takes at most as long as one from further away.
     let remote = known.remote_ms.map(|ms| (Tier::Remote, ms));
     asleep.or(on_node).or(remote).unwrap_or((Tier::Unknown, ASSUMED_COLD_START_MS))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_starts_may_shorten_what_is_assumed_and_three_decide() {
+        let assumed = ASSUMED_COLD_START_MS;
+        for (starts, measured, expect) in [
+            (0, None, (Tier::Unknown, assumed)),
+            (0, Some(300_000), (Tier::Remote, 300_000)),
+            (1, Some(9_000), (Tier::Remote, 9_000)),
+            (2, Some(300_000), (Tier::Remote, assumed)),
+            (3, Some(300_000), (Tier::Remote, 300_000)),
+            (20, Some(9_000), (Tier::Remote, 9_000)),
+        ] {
+            let known = ColdStart { remote_ms: measured, starts, ..ColdStart::default() };
+            assert_eq!(cold_start(&known, true), expect, "{starts} starts, {measured:?}");
+        }
+    }
 }

@@ -6,6 +6,7 @@
 //! the replicas may be had, and where.
 
 pub mod autoscale;
+pub mod bottleneck;
 mod cost;
 mod fleet;
 mod idle;
@@ -29,6 +30,9 @@ use crate::demand::autoscale::{Wanted, wanted};
 use crate::demand::inputs::{Live, Read};
 use crate::snapshot::{Deployment, GatewaySignals, Memory, Policy, Room, Rule, ScalingMode, TimeMs};
 
+/// A clock that went back further than this was set.
+const CLOCK_WAS_SET_MS: u64 = 60_000;
+
 /// The verdict, the number it stands for, and what is to be remembered of it.
 pub(crate) struct Demand {
     pub verdict: ScaleVerdict,
@@ -37,13 +41,16 @@ pub(crate) struct Demand {
     pub memory: Option<Memory>,
     /// The load that a prediction can be made for.
     pub basis: Option<Basis>,
+    /// What a start takes; `None`: nothing is known of it, and nobody decides by it.
+    pub cold_start_ms: Option<u64>,
     /// Which variants are added and which go.
     pub change: Change,
 }
 
 impl Demand {
     fn fixed(verdict: ScaleVerdict) -> Self {
-        Demand { replicas: verdict.replicas(), verdict, memory: None, basis: None, change: Change::default() }
+        let replicas = verdict.replicas();
+        Demand { replicas, verdict, memory: None, basis: None, cold_start_ms: None, change: Change::default() }
     }
 }
 
@@ -53,8 +60,10 @@ pub(crate) fn how_many(d: &Deployment, site: Site<'_>, policy: &Policy, now: Tim
         return Demand::fixed(ScaleVerdict::Deleting);
     }
     let mode = d.scaling.mode;
+    let (tier, cold_start_ms) = cold_start(&d.signals.cold_start, site.cached);
     if mode == ScalingMode::Manual {
-        return Demand::fixed(ScaleVerdict::Manual { replicas: d.wanted });
+        let cold_start_ms = Some(cold_start_ms).filter(|_| tier != Tier::Unknown);
+        return Demand { cold_start_ms, ..Demand::fixed(ScaleVerdict::Manual { replicas: d.wanted }) };
     }
     let live = Live::of(d);
     let standing = standing(d, live);
@@ -67,7 +76,7 @@ pub(crate) fn how_many(d: &Deployment, site: Site<'_>, policy: &Policy, now: Tim
     let replicas = verdict.replicas();
     memory.target = Some(replicas);
     let Found { basis, change } = found;
-    Demand { verdict, replicas, memory: Some(memory), basis, change }
+    Demand { verdict, replicas, memory: Some(memory), basis, cold_start_ms: Some(cold_start_ms), change }
 }
 
 /// What the rule finds besides its advice.
@@ -75,6 +84,11 @@ pub(crate) fn how_many(d: &Deployment, site: Site<'_>, policy: &Policy, now: Tim
 struct Found {
     basis: Option<Basis>,
     change: Change,
+}
+
+/// The count that was last asked for, whether or not quota and nodes let so many be.
+fn asked(d: &Deployment) -> u32 {
+    if d.scaling.mode == ScalingMode::Manual { d.wanted } else { standing(d, Live::of(d)) }
 }
 
 /// The count while the rule does not decide: what the last plan settled on, or what there is.
@@ -101,18 +115,27 @@ fn advise(
     let at_zero = live.count == 0 && memory.target.unwrap_or(d.wanted) == 0 && bounds(d).0 == 0;
     if at_zero && !waits(gateway) {
         memory.answers.clear();
-        return Ok(without_load(d, live, gateway, now, 0, ScaleReason::Asleep));
+        return Ok(without_load(d, live, gateway, site, now, 0, ScaleReason::Asleep));
     }
     let read = inputs::read(d, live, gateway, site, memory, policy, now);
-    let answer = read.and_then(|read| Ok((wanted(memory, &read.measured, read.objectives, rule(d, policy))?, read)));
+    let answer = read.and_then(|read| {
+        let answer = wanted(memory, &read.measured, read.objectives, rule(d, policy));
+        // Nothing about how fast a replica is matters to one that no request came for.
+        let rests = || bounds(d).0 == 0 && idle::at_rest(d, memory, gateway, &read.inputs) == ScaleReason::Idle;
+        match answer {
+            Err(_) if rests() => Ok(None),
+            answer => Ok(Some((answer?, read))),
+        }
+    });
     match answer {
-        Ok((answer, read)) => {
+        Ok(None) => Ok(without_load(d, live, gateway, site, now, 0, ScaleReason::Idle)),
+        Ok(Some((answer, read))) => {
             found.change = read.fleet.change(read.count, answer.replicas);
             found.basis = Some(expected(&answer, &read, &found.change));
             Ok(advice(d, at_zero, memory, gateway, &answer, read, found.change.replicas))
         }
         // Without a replica nothing about its cost can be learned: one is started to find out.
-        Err(_) if at_zero && waits(gateway) => Ok(without_load(d, live, gateway, now, 1, ScaleReason::Wake)),
+        Err(_) if at_zero && waits(gateway) => Ok(without_load(d, live, gateway, site, now, 1, ScaleReason::Wake)),
         Err(cause) => Err(cause),
     }
 }
@@ -122,7 +145,7 @@ fn expected(answer: &Wanted, read: &Read, change: &Change) -> Basis {
     let each = read.fleet.carried_after(read.count, change) / f64::from(change.replicas.max(1));
     let mean_input = measured.input_tokens as f64 / measured.arrivals.max(1) as f64;
     let load = answer.forecast.max(answer.burst.unwrap_or(0.0));
-    Basis { cost: measured.cost, mean_input, load, each, cold_start_ms: read.inputs.cold_start_ms }
+    Basis { cost: measured.cost, mean_input, load, each }
 }
 
 fn rule<'a>(d: &Deployment, policy: &'a Policy) -> &'a Rule {
@@ -140,12 +163,13 @@ fn without_load(
     d: &Deployment,
     live: Live,
     gateway: &GatewaySignals,
+    site: Site<'_>,
     now: TimeMs,
     replicas: u32,
     reason: ScaleReason,
 ) -> Advice {
     let (min, max) = bounds(d);
-    let inputs = inputs::seen(live, gateway, now);
+    let inputs = inputs::seen(d, live, gateway, site, now);
     let load = LoadFigures::default();
     let wanted = replicas.clamp(min, max);
     let (needed, bounds) = (replicas, (min, max));

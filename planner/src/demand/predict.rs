@@ -32,7 +32,6 @@ pub(crate) struct Basis {
     pub load: f64,
     /// What a replica carries on the average, in those replicas.
     pub each: f64,
-    pub cold_start_ms: u64,
 }
 
 impl Basis {
@@ -56,8 +55,7 @@ mod tests {
     /// The design's figures for its conversation trace: 13.2, 14.5, 16.3 and 21.4 ms.
     #[test]
     fn time_between_tokens_is_that_of_the_design_at_each_load() {
-        let basis =
-            Basis { cost: Coefficients::REFERENCE, mean_input: 1154.0, load: 3.88, each: 1.0, cold_start_ms: 0 };
+        let basis = Basis { cost: Coefficients::REFERENCE, mean_input: 1154.0, load: 3.88, each: 1.0 };
         let itl = |replicas| basis.latencies(replicas).map(|(_, itl)| (itl as f64 / 100.0).round() / 10.0);
         assert_eq!([24, 16, 12, 8].map(itl), [13.1, 14.5, 16.3, 21.4].map(Some));
         assert_eq!((itl(3), itl(0)), (None, None));

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::snapshot::{CostOrigin, ScalingMode, TimeMs};
+use crate::snapshot::{CostOrigin, ScalingMode, StartStages, TimeMs};
 
 /// Stage one: how many.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -142,6 +142,11 @@ pub struct Inputs {
     pub cost_origin: Option<CostOrigin>,
     pub cold_start_ms: u64,
     pub cold_start_tier: Tier,
+    /// Starts that it was measured at; 0: not known.
+    #[serde(default)]
+    pub starts: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_stages: Option<StartStages>,
 }
 
 /// What a new replica has to load; the first is the fastest.

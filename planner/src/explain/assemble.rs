@@ -91,7 +91,8 @@ fn outcome(case: &Case<'_>) -> Outcome {
     if case.life.waits.iter().any(|w| matches!(w, Wait::BackOff { .. })) {
         return Outcome::BackOff;
     }
-    let changes = !case.life.ends.is_empty() || !case.creates.is_empty() || !case.life.renew.is_empty();
+    let fills = !case.creates.is_empty() || !case.resumes.is_empty();
+    let changes = !case.life.ends.is_empty() || fills || !case.life.renew.is_empty();
     if changes || !case.awaiting.is_empty() {
         return Outcome::Progressing;
     }
@@ -136,11 +137,14 @@ fn quota(draft: &Draft<'_>, case: &Case<'_>, granted: u32) -> QuotaVerdict {
     {
         return QuotaVerdict::Partial { granted, asked: case.wanted, limit: limit.clone() };
     }
-    let classes: BTreeSet<_> = case.alternatives.iter().filter_map(|a| a.ask.class.as_ref()).collect();
-    let borrowed: u64 = classes.iter().map(|c| draft.ledger.borrowed(tenant, c)).sum();
+    let class = |n: usize| case.alternatives[n].ask.class.as_ref();
+    let classes = || (0..case.alternatives.len()).filter(|n| (0..*n).all(|m| class(m) != class(*n))).filter_map(class);
+    let borrowed: u64 = classes().map(|c| draft.ledger.borrowed(tenant, c)).fold(0, u64::saturating_add);
     // What a pod holds that its replacement is about to follow is nobody's: the tenant is charged once.
-    let followed: u64 =
-        case.followed().flat_map(|r| classes.iter().map(move |c| draft.held_by(case.number, r, c))).sum();
+    let followed: u64 = case
+        .followed()
+        .flat_map(|r| classes().map(move |c| draft.held_by(case.number, r, c)))
+        .fold(0, u64::saturating_add);
     QuotaVerdict::Granted { borrowed_milli: borrowed.saturating_sub(followed) }
 }
 
@@ -155,9 +159,12 @@ struct Ages {
 fn ages(index: &Index) -> Vec<Ages> {
     let mut ages = vec![Ages::default(); index.classes().len()];
     for row in index.rows() {
-        let mut classes: Vec<_> = row.taken.gpus.iter().filter_map(|g| g.class).collect();
-        classes.dedup();
-        for class in classes {
+        let mut before = None;
+        for class in row.taken.gpus.iter().filter_map(|g| g.class) {
+            // Most nodes have GPUs of one class.
+            if before.replace(class) == Some(class) {
+                continue;
+            }
             match row.node.freshness {
                 Freshness::Fresh { age_ms } => ages[class].oldest_ms = ages[class].oldest_ms.max(age_ms),
                 Freshness::Stale { .. } | Freshness::Missing => {
@@ -171,8 +178,7 @@ fn ages(index: &Index) -> Vec<Ages> {
 
 /// Ages of the nodes that have what is asked for, whether or not they fit.
 fn inputs(ages: &[Ages], case: &Case<'_>) -> (u64, Vec<String>) {
-    let classes: BTreeSet<_> = case.alternatives.iter().filter_map(|a| a.class).collect();
-    let of = || classes.iter().filter_map(|c| ages.get(*c));
+    let of = || case.alternatives.iter().filter_map(|a| ages.get(a.class?));
     let stale: BTreeSet<&String> = of().flat_map(|a| &a.stale).collect();
     (of().map(|a| a.oldest_ms).max().unwrap_or(0), stale.into_iter().cloned().collect())
 }
@@ -184,7 +190,7 @@ fn tenants(snapshot: &Snapshot, draft: &Draft<'_>) -> Vec<TenantReport> {
     ids.into_iter()
         .map(|tenant| {
             let mut waiting: Vec<&Case<'_>> =
-                draft.cases.iter().filter(|c| c.d.tenant.as_ref() == Some(&tenant) && c.unfilled > 0).collect();
+                draft.cases.iter().filter(|c| c.unfilled > 0 && c.d.tenant.as_ref() == Some(&tenant)).collect();
             waiting.sort_by_key(|c| (std::cmp::Reverse(c.d.priority), c.d.created_ms, &c.d.id));
             TenantReport {
                 usage: draft.ledger.usage(&tenant),

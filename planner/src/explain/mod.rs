@@ -2,6 +2,8 @@
 //! Reads a finished decision; decides nothing.
 
 pub(crate) mod assemble;
+pub mod difference;
+pub mod overview;
 mod records;
 pub mod render;
 pub mod report;

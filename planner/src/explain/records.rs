@@ -11,9 +11,9 @@ use crate::explain::report::{
     DecisionRecord, DeploymentReport, InputAge, NodeRefusal, Outcome, PlacementVerdict, RecordAction, RecordKind,
     ScaleVerdict, Trigger, TroubleKind,
 };
-use crate::lifecycle::End;
-use crate::plan::{CreateReason, EndReason};
-use crate::snapshot::{ReplicaId, TimeMs};
+use crate::lifecycle::{End, Resume};
+use crate::plan::{CreateReason, EndReason, ResumeReason};
+use crate::snapshot::{Phase, ReplicaId, TimeMs};
 
 /// Nodes named in one record; the report has them all.
 const MAX_REFUSALS: usize = 32;
@@ -21,7 +21,8 @@ const MAX_REFUSALS: usize = 32;
 pub(crate) fn records(draft: &Draft<'_>, reports: &[DeploymentReport], now: TimeMs) -> Vec<DecisionRecord> {
     let mut all = Vec::new();
     for (case, report) in draft.cases.iter().zip(reports) {
-        all.extend(case.life.ends.iter().map(|end| ended(case, report, end)));
+        all.extend(case.life.ends.iter().map(|end| ended(case, report, end, now)));
+        all.extend(case.resumes.iter().map(|resume| resumed(report, resume)));
         all.extend(case.creates.iter().map(|create| created(draft, report, create)));
         all.extend(waits(draft, report));
         all.extend(frozen(report));
@@ -55,7 +56,7 @@ fn blank(report: &DeploymentReport, kind: RecordKind, action: RecordAction, trig
     }
 }
 
-fn ended(case: &Case<'_>, report: &DeploymentReport, end: &End) -> DecisionRecord {
+fn ended(case: &Case<'_>, report: &DeploymentReport, end: &End, now: TimeMs) -> DecisionRecord {
     let action = if end.drain_until.is_some() { RecordAction::Drain } else { RecordAction::Remove };
     let kind = match end.reason {
         EndReason::ScaleIn | EndReason::Deleted | EndReason::Duplicate => RecordKind::Scale,
@@ -76,6 +77,10 @@ fn ended(case: &Case<'_>, report: &DeploymentReport, end: &End) -> DecisionRecor
     DecisionRecord {
         replica: Some(end.replica.clone()),
         message: match &end.claimant {
+            Some(claimant) if goes_already(case, end) => {
+                let left_ms = end.drain_until.map_or(0, |until| until.saturating_sub(now));
+                render::reclaimed_sooner(&end.pod, left_ms, claimant)
+            }
             Some(claimant) => render::reclaimed(&end.pod, action, claimant),
             None => with_reason(
                 render::ended(&end.pod, action, end.reason, trouble),
@@ -85,6 +90,22 @@ fn ended(case: &Case<'_>, report: &DeploymentReport, end: &End) -> DecisionRecor
         },
         evidence,
         ..blank(report, kind, action, Trigger::Ended(end.reason))
+    }
+}
+
+/// Whether the pod was on its way out before this plan.
+fn goes_already(case: &Case<'_>, end: &End) -> bool {
+    let going =
+        case.d.replicas.iter().filter(|r| matches!(r.phase, Phase::Draining { .. } | Phase::Terminating { .. }));
+    going.map(|r| (r.index, r.incarnation)).any(|id| id == (end.replica.index, end.replica.incarnation))
+}
+
+fn resumed(report: &DeploymentReport, resume: &Resume) -> DecisionRecord {
+    let trigger = Trigger::Resumed(ResumeReason::WantedAgain);
+    DecisionRecord {
+        replica: Some(resume.replica.clone()),
+        message: with_reason(render::resumed(&resume.pod), report, true),
+        ..blank(report, RecordKind::Scale, RecordAction::Resume, trigger)
     }
 }
 

@@ -6,13 +6,13 @@
 
 use serde::{Deserialize, Serialize};
 
-pub use crate::demand::{Prediction, ScaleVerdict, Signal};
+pub use crate::demand::{Prediction, ScaleReason, ScaleVerdict, Signal, WithdrawnFor};
 pub use crate::lifecycle::{Trouble, TroubleKind, Wait};
 pub use crate::place::{
     Ask, Because, Candidate, IsolationRule, MAX_CANDIDATES, MAX_EXAMPLES, NodeRefusal, PlacementVerdict, Refusal,
     RefusalGroup, Score, Winner,
 };
-use crate::plan::{BasedOn, CreateReason, EndReason};
+use crate::plan::{BasedOn, CreateReason, EndReason, ResumeReason};
 pub use crate::quota::{ClassUsage, QuotaBinding, QuotaLimit, QuotaVerdict, Spend};
 use crate::snapshot::{DecayedShare, DeploymentId, Overshoot, Placement, ReplicaId, TenantId, TimeMs};
 
@@ -93,6 +93,20 @@ pub enum Outcome {
     Draining,
 }
 
+/// What keeps a deployment from as many replicas as its load or its spec asks for; a metric label and the
+/// condition's reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum LimitedBy {
+    /// The tenant's quota.
+    Quota,
+    /// No node has room.
+    Capacity,
+    /// `maxReplicas`.
+    MaxReplicas,
+    /// What the scaling rule needs is missing or stale.
+    Signals,
+}
+
 /// Numbers of replicas.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -132,6 +146,8 @@ pub enum NoCounterfactual {
     NoSuchClass { class: String },
     /// No GPU of the class is large enough, even empty.
     LargerThanAnyGpu { class: String, asked_bytes: u64, largest_bytes: u64 },
+    /// No GPU of the class can be cut into such a device; `offered` is empty where none is in MIG mode.
+    NoSuchProfile { class: String, profile: String, offered: Vec<String> },
     /// So many changes were tried, and none helps alone.
     NoSingleChange { tried: u32 },
     /// So many deployments wait that none was tried for this one.
@@ -170,6 +186,12 @@ pub enum Change {
         by: u32,
         to: u32,
     },
+    /// The same of one whose count its rule decides: its largest count is what can be lowered, not below its least.
+    LowerMaxReplicas {
+        deployment: DeploymentId,
+        by: u32,
+        to: u32,
+    },
     /// A foreign claim goes.
     RemoveClaim {
         claim: String,
@@ -201,6 +223,10 @@ pub enum Change {
     },
     LowerCompute {
         to_percent: u32,
+    },
+    /// A device of this smaller MIG profile would fit as things are.
+    SmallerProfile {
+        profile: String,
     },
     /// More nodes like the named one, empty.
     AddNode {
@@ -284,6 +310,7 @@ pub enum RecordKind {
 #[allow(missing_docs, reason = "the names explain themselves")]
 pub enum RecordAction {
     Create,
+    Resume,
     Drain,
     Remove,
     Wait,
@@ -295,6 +322,7 @@ pub enum RecordAction {
 #[allow(missing_docs, reason = "the names explain themselves")]
 pub enum Trigger {
     Created(CreateReason),
+    Resumed(ResumeReason),
     Ended(EndReason),
     Waits(Outcome),
     /// The rule that decides the count cannot answer.
@@ -311,11 +339,61 @@ pub struct InputAge {
     pub age_ms: u64,
 }
 
+// === impl Outcome ===
+
+impl Outcome {
+    /// Whether the deployment is as it should be, or needs nothing but time.
+    pub fn well(self) -> bool {
+        match self {
+            Outcome::OnTarget | Outcome::Starting | Outcome::Progressing | Outcome::Draining => true,
+            Outcome::WaitingForGPU
+            | Outcome::WaitingForQuota
+            | Outcome::NoTenant
+            | Outcome::BackOff
+            | Outcome::Refused
+            | Outcome::StaleInput => false,
+        }
+    }
+}
+
 // === impl DecisionReport ===
 
 impl DecisionReport {
     /// The report on one deployment.
     pub fn of(&self, id: &DeploymentId) -> Option<&DeploymentReport> {
         self.deployments.iter().find(|d| &d.deployment == id)
+    }
+}
+
+// === impl DeploymentReport ===
+
+impl DeploymentReport {
+    /// What keeps it from as many replicas as are asked for, if anything does.
+    pub fn limited_by(&self) -> Option<LimitedBy> {
+        self.rule_limited_by().or(match self.outcome {
+            // As many serve as are wanted, on a node that they are to leave.
+            Outcome::WaitingForGPU if self.moves() && self.counts.current >= self.counts.wanted => None,
+            Outcome::WaitingForQuota => Some(LimitedBy::Quota),
+            Outcome::WaitingForGPU | Outcome::StaleInput => Some(LimitedBy::Capacity),
+            _ => None,
+        })
+    }
+
+    /// What keeps the scaling rule from having the replicas that the load needs.
+    pub fn rule_limited_by(&self) -> Option<LimitedBy> {
+        match &self.scale {
+            ScaleVerdict::Frozen { .. } => Some(LimitedBy::Signals),
+            ScaleVerdict::Active { advice } if advice.reason == ScaleReason::Maximum => Some(LimitedBy::MaxReplicas),
+            ScaleVerdict::Active { advice } => match advice.withdrawn.as_ref()?.reason {
+                WithdrawnFor::Quota | WithdrawnFor::NoTenant => Some(LimitedBy::Quota),
+                WithdrawnFor::Room => Some(LimitedBy::Capacity),
+            },
+            _ => None,
+        }
+    }
+
+    /// Replicas of it are to leave a cordoned node.
+    pub fn moves(&self) -> bool {
+        self.waits.iter().any(|wait| matches!(wait, Wait::Cordoned { .. }))
     }
 }

@@ -28,6 +28,14 @@ pub fn age(ms: u64) -> String {
     }
 }
 
+/// Of microseconds: `9.1 ms`, `3.2 s`.
+pub fn latency(us: u64) -> String {
+    match us {
+        0..1_000_000 => format!("{}.{} ms", us / 1000, us % 1000 / 100),
+        _ => format!("{}.{} s", us / 1_000_000, us % 1_000_000 / 100_000),
+    }
+}
+
 fn two(a: u64, unit_a: &str, b: u64, unit_b: &str) -> String {
     if b == 0 { format!("{a} {unit_a}") } else { format!("{a} {unit_a} {b} {unit_b}") }
 }
@@ -67,6 +75,11 @@ mod tests {
         for (ms, want) in cases {
             assert_eq!(age(ms), want);
         }
+    }
+
+    #[test]
+    fn latencies_have_one_decimal() {
+        assert_eq!([9_140, 212_400, 3_250_000].map(latency), ["9.1 ms", "212.4 ms", "3.2 s"]);
     }
 
     #[test]

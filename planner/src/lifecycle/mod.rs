@@ -25,6 +25,8 @@ const MAX_OPEN: usize = 4096;
 pub(crate) struct Assessment {
     pub ends: Vec<End>,
     pub open: Vec<Open>,
+    /// Pods whose drain can be cancelled, at most one for each slot.
+    pub resumable: Vec<Resume>,
     /// Ready pods of an older specification or on a cordoned node, in the order in which they are renewed.
     pub renew: Vec<Renew>,
     pub waits: Vec<Wait>,
@@ -41,9 +43,10 @@ pub(crate) struct Assessment {
 impl Assessment {
     /// Neither now nor later, while the deployment and its nodes stay as they are.
     pub fn has_nothing_to_do(&self) -> bool {
-        let Assessment { ends, open, renew, waits, troubles, wakes, .. } = self;
+        let Assessment { ends, open, resumable, renew, waits, troubles, wakes, .. } = self;
         ends.is_empty()
             && open.is_empty()
+            && resumable.is_empty()
             && renew.is_empty()
             && waits.is_empty()
             && troubles.is_empty()
@@ -72,7 +75,14 @@ impl End {
     }
 }
 
-/// A slot that wants a pod.
+/// A pod that drains and could go on.
+#[derive(Clone)]
+pub(crate) struct Resume {
+    pub replica: ReplicaId,
+    pub pod: String,
+}
+
+/// A slot that wants a pod. Where one of it drains and could go on, that one comes first.
 #[derive(Clone, Copy)]
 pub(crate) struct Open {
     pub index: u32,
@@ -138,6 +148,9 @@ struct View<'a> {
 /// Pods that may count, by slot.
 type Live<'a> = BTreeMap<u32, Vec<&'a Replica>>;
 
+/// A pod that ends within this is not ended again.
+const SOON_MS: u64 = 10_000;
+
 impl<'a> View<'a> {
     /// Ends what must end whatever is wanted, and returns the rest.
     fn sort_out(&mut self) -> Live<'a> {
@@ -153,8 +166,8 @@ impl<'a> View<'a> {
     }
 
     fn keep(&mut self, r: &Replica) -> bool {
-        if r.phase == Phase::Terminating {
-            return false;
+        if let Phase::Terminating { until_ms } = r.phase {
+            return self.hasten(r, until_ms);
         }
         if self.d.deleting && self.d.force_delete {
             return self.remove(r, EndReason::Deleted);
@@ -165,7 +178,14 @@ impl<'a> View<'a> {
             return self.remove(r, EndReason::NodeLost);
         }
         match &r.phase {
-            Phase::Draining { since_ms, in_flight } => return self.drain_on(r, *since_ms, *in_flight),
+            Phase::Draining { since_ms, in_flight, may_resume, .. } => {
+                let until = r.phase.ends_ms(self.d.drain_timeout_ms).unwrap_or(*since_ms);
+                let goes_on = self.drain_on(r, *since_ms, until, *in_flight);
+                if goes_on && *may_resume && self.is_as_wanted(r) {
+                    self.out.resumable.push(Resume { replica: self.id(r), pod: r.name.clone() });
+                }
+                return false;
+            }
             Phase::Failed { reason } => {
                 self.trouble(r, TroubleKind::Failed { message: reason.clone() });
                 return self.remove(r, EndReason::Failed);
@@ -191,30 +211,47 @@ impl<'a> View<'a> {
                 self.out.wakes.push(since_ms.saturating_add(self.policy.prepare_patience_ms));
             }
             Phase::Unready => self.trouble(r, TroubleKind::Unready),
-            Phase::Starting | Phase::Ready | Phase::Terminating => {}
+            Phase::Starting | Phase::Ready | Phase::Terminating { .. } => {}
         }
         self.within_promise(r) && self.on_healthy_gpus(r)
     }
 
-    fn drain_on(&mut self, r: &Replica, since: TimeMs, in_flight: Option<u32>) -> bool {
-        let settled = since.saturating_add(self.policy.drain_settle_ms);
-        let limit = match &r.overshoot {
+    /// A pod that is being deleted may take long to end: not while its neighbours pay for it, or by force.
+    fn hasten(&mut self, r: &Replica, until: Option<TimeMs>) -> bool {
+        if until.is_none_or(|until| until <= self.now.saturating_add(SOON_MS)) {
+            return false;
+        }
+        if self.d.deleting && self.d.force_delete {
+            return self.remove(r, EndReason::Deleted);
+        }
+        if let Some(evidence) = r.overshoot.clone().filter(|_| self.stale_node(r).is_none()) {
+            self.trouble(r, TroubleKind::Overshoot { evidence });
+            return self.remove(r, EndReason::Overshoot);
+        }
+        false
+    }
+
+    /// Whether a pod like it could be placed where it is, and would be the same.
+    fn is_as_wanted(&self, r: &Replica) -> bool {
+        let usable = self.stale_node(r).is_none() && self.unhealthy_gpu(r).is_none() && !self.cordoned(r);
+        usable && !self.d.deleting && self.matches(r) && r.overshoot.is_none()
+    }
+
+    /// False: the drain has ended.
+    fn drain_on(&mut self, r: &Replica, since: TimeMs, until: TimeMs, in_flight: Option<u32>) -> bool {
+        let deadline = match &r.overshoot {
             Some(evidence) if !evidence.headroom => return self.remove(r, EndReason::Overshoot),
-            Some(_) => self.policy.overshoot_drain_ms.min(self.d.drain_timeout_ms),
-            None => self.d.drain_timeout_ms,
+            Some(_) => until.min(since.saturating_add(self.policy.overshoot_drain_ms)),
+            None => until,
         };
-        let deadline = since.saturating_add(limit);
+        if in_flight == Some(0) {
+            return self.remove(r, EndReason::Drained);
+        }
         if self.now >= deadline {
             return self.remove(r, EndReason::DrainTimeout);
         }
-        if in_flight == Some(0) {
-            if self.now >= settled {
-                return self.remove(r, EndReason::Drained);
-            }
-            self.out.wakes.push(settled);
-        }
         self.out.wakes.push(deadline);
-        false
+        true
     }
 
     /// Ends a pod that its node refuses, and keeps its successor away from there for a while.
@@ -406,7 +443,7 @@ impl<'a> View<'a> {
         (primary.phase == Phase::Ready).then_some((Renewal::Cordoned { node }, CreateReason::Replace))
     }
 
-    /// Slots to fill: the lowest numbers without a pod that counts.
+    /// Slots to fill: those whose pod drains and could go on, then the lowest numbers without a pod that counts.
     fn open_slots(&mut self, live: &Live<'a>, wanted: u32) {
         let taken: BTreeSet<u32> = live
             .iter()
@@ -414,7 +451,11 @@ impl<'a> View<'a> {
             .map(|(index, _)| *index)
             .collect();
         let missing = (wanted as usize).saturating_sub(taken.len()).min(MAX_OPEN);
-        let free: Vec<u32> = (0..=u32::MAX).filter(|i| !taken.contains(i)).take(missing).collect();
+        let draining: BTreeSet<u32> = self.out.resumable.iter().map(|r| r.replica.index).collect();
+        self.out.resumable.retain(|r| !taken.contains(&r.replica.index));
+        let others = (0..=u32::MAX).filter(|i| !draining.contains(i));
+        let free = draining.iter().copied().chain(others).filter(|i| !taken.contains(i));
+        let free: Vec<u32> = free.take(missing).collect();
         for index in free {
             if !self.attempt_now(index) || self.just_failed(index) {
                 continue;

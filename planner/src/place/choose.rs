@@ -1,6 +1,6 @@
 //! Stage three, second half: how good a place is, and which GPUs of a node are taken.
 //!
-//! Order: healthy before degraded, bucketed fragmentation gradient, weights already on the node,
+//! Order: healthy before degraded, domains with fewer replicas where they are to be spread, bucketed fragmentation gradient, weights already on the node,
 //! tightness of the fit, name. Inside a node the GPU with the largest unbucketed gradient; a group
 //! takes the island that it leaves least of.
 
@@ -11,8 +11,11 @@ use crate::place::expected::Expected;
 use crate::place::filter::{Islands, Need, Refused, Usable, fit};
 use crate::place::frag::{FreeGpu, Request, Tally, Weights};
 use crate::place::verdict::Score;
-use crate::snapshot::GpuShare;
 use crate::snapshot::index::{Index, NodeAt, Row, share_on};
+use crate::snapshot::{GpuShare, Partition};
+
+/// Millionths of tightness that each memory slice costs by which less can still be cut from a GPU.
+const WAY_LOST: i64 = 1_000;
 
 /// Less is better: degraded, bucket, looseness in millionths.
 pub(crate) type Rank = (bool, Reverse<i64>, i64);
@@ -28,6 +31,8 @@ pub(crate) struct Pick {
     pub frag_after: f64,
     /// Positions of the GPUs.
     pub gpus: Vec<usize>,
+    /// First memory slice of a MIG device.
+    pub start: u32,
 }
 
 impl Pick {
@@ -35,9 +40,10 @@ impl Pick {
         (self.degraded, Reverse(self.bucket), self.tightness)
     }
 
-    pub fn score(&self, model_cached: bool) -> Score {
+    pub fn score(&self, model_cached: bool, crowding: u32) -> Score {
         Score {
             degraded: self.degraded,
+            crowding,
             bucket: self.bucket,
             model_cached,
             tightness: self.tightness,
@@ -47,7 +53,7 @@ impl Pick {
     }
 
     pub fn shares(&self, need: &Need, row: &Row) -> Vec<GpuShare> {
-        self.gpus.iter().map(|at| share_on(&row.node.gpus[*at], need.memory_bytes, need.sm_percent)).collect()
+        self.gpus.iter().filter_map(|at| share_on(&row.node.gpus[*at], &need.partition, self.start)).collect()
     }
 }
 
@@ -77,19 +83,24 @@ pub(crate) fn pick_gpus(
     let cpu_left = signed(row.cpu_free()) - signed(need.cpu_milli);
     let tally = Tally::new(&free, &expected.demand);
 
-    let mut best: Option<(bool, f64, Vec<Usable>)> = None;
-    let mut taken: Vec<(FreeGpu, i64)> = Vec::new();
-    for group in groups(islands, need.gpus as usize, &free) {
+    let mut best: Option<(bool, f64, u32, Choice)> = None;
+    let mut taken: Vec<(FreeGpu, FreeGpu)> = Vec::new();
+    for choice in choices(need, islands, row, &free) {
         taken.clear();
-        taken.extend(group.iter().map(|u| (free[u.at], u.milli)));
+        taken.extend(choice.gpus.iter().map(|u| {
+            let mig = choice.cut.as_ref().map(|cut| cut.fits).or(free[u.at].mig);
+            (free[u.at], FreeGpu { milli: free[u.at].milli - u.milli, mig, ..free[u.at] })
+        }));
         let after = tally.loss(cpu_left, &taken);
-        let degraded = group.iter().any(|u| u.degraded);
+        let degraded = choice.gpus.iter().any(|u| u.degraded);
+        let ways_lost = choice.cut.as_ref().map_or(0, |cut| cut.ways_lost);
         // Strictly better only: the first of equals stays, and groups come in index order.
-        if best.as_ref().is_none_or(|(d, a, _)| (degraded, after) < (*d, *a)) {
-            best = Some((degraded, after, group));
+        if best.as_ref().is_none_or(|(d, a, w, _)| (degraded, after, ways_lost) < (*d, *a, *w)) {
+            best = Some((degraded, after, ways_lost, choice));
         }
     }
-    let (degraded, after, group) = best.unwrap_or_else(|| (false, tally.loss(cpu_left, &[]), Vec::new()));
+    let (degraded, after, ways_lost, Choice { gpus: group, cut }) =
+        best.unwrap_or_else(|| (false, tally.loss(cpu_left, &[]), 0, Choice::default()));
 
     let scarcity = need.class.map_or(0.0, |c| expected.scarcity_of(c));
     let taken: i64 = group.iter().map(|u| u.milli).sum();
@@ -98,11 +109,54 @@ pub(crate) fn pick_gpus(
     Pick {
         degraded,
         bucket: weights.bucket(before - after, &request, scarcity),
-        tightness: (weights.looseness(cpu_left, gpu_left, &request, scarcity) * 1e6).round() as i64,
+        tightness: ((weights.looseness(cpu_left, gpu_left, &request, scarcity) * 1e6).round() as i64)
+            .saturating_add(i64::from(ways_lost) * WAY_LOST),
         frag_before: before,
         frag_after: after,
         gpus: group.into_iter().map(|u| u.at).collect(),
+        start: cut.map_or(0, |cut| cut.start),
     }
+}
+
+/// GPUs that could be taken together.
+#[derive(Default)]
+struct Choice {
+    gpus: Vec<Usable>,
+    cut: Option<Cut>,
+}
+
+/// A place for a MIG device on its GPU.
+struct Cut {
+    start: u32,
+    /// The profiles of which a device could be cut after it, a bit for each.
+    fits: u64,
+    /// By how many memory slices [`Layout::ways`](crate::snapshot::index::mig::Layout::ways) falls.
+    ways_lost: u32,
+}
+
+/// The choices worth comparing: sets of GPUs, and for a MIG device every place on each.
+fn choices(need: &Need, islands: Islands, row: &Row, free: &[FreeGpu]) -> Vec<Choice> {
+    let Partition::Mig { profile } = &need.partition else {
+        let groups = groups(islands, need.gpus as usize, free);
+        return groups.into_iter().map(|gpus| Choice { gpus, cut: None }).collect();
+    };
+    let mut usable: Vec<Usable> = islands.into_iter().flatten().collect();
+    usable.sort_by_key(|u| u.at);
+    let mut seen = BTreeSet::new();
+    let mut choices = Vec::new();
+    for u in usable {
+        let Some(mig) = &row.taken.gpus[u.at].mig else { continue };
+        if !seen.insert((u.degraded, free[u.at], u.milli, mig.number, mig.taken)) {
+            continue;
+        }
+        let ways = mig.layout.ways(mig.taken);
+        choices.extend(mig.layout.places(profile, mig.taken).map(|(start, mask)| {
+            let taken = mig.taken | mask;
+            let cut = Cut { start, fits: mig.layout.fits(taken), ways_lost: ways - mig.layout.ways(taken) };
+            Choice { gpus: vec![u], cut: Some(cut) }
+        }));
+    }
+    choices
 }
 
 /// The choices of `count` GPUs worth comparing: every single GPU that differs from those before it,

@@ -6,9 +6,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::place::frag::{Demand, FreeGpu, Shape, Tally, typical};
-use crate::snapshot::index::{ClassAt, Index, NodeAt, Row};
-use crate::snapshot::{Accelerator, Deployment, Variant};
+use crate::place::frag::{Demand, FreeGpu, Shape, ShapeKey, Tally, typical};
+use crate::snapshot::index::{ClassAt, GpuRow, Index, NodeAt, Row};
+use crate::snapshot::{Accelerator, Deployment, Partition, Variant};
 
 /// Whole-GPU replicas that are added to what is observed.
 const PRIOR_REPLICAS: f64 = 4.0;
@@ -24,9 +24,34 @@ pub(crate) struct Expected {
     pub demand: Demand,
     /// Grows whenever the demand is another, so that scores kept are not valid any more.
     version: u64,
-    /// Loss of each node state; NaN where it was not asked for yet.
-    by_state: Vec<f64>,
+    /// Of each node state: its loss, and its fragmentation.
+    loss: ByState,
+    fragmentation: ByState,
+}
+
+/// NaN where it was not asked for yet.
+#[derive(Default)]
+struct ByState {
+    values: Vec<f64>,
     epoch: u64,
+}
+
+impl ByState {
+    /// The value of a node's state, which is kept until states are numbered anew.
+    fn of(&mut self, index: &Index, at: NodeAt, find: impl FnOnce(&Row) -> f64) -> f64 {
+        let state = index.state(at);
+        if self.epoch != index.epoch() {
+            self.epoch = index.epoch();
+            self.values.clear();
+        }
+        if self.values.len() <= state {
+            self.values.resize(index.states(), f64::NAN);
+        }
+        if self.values[state].is_nan() {
+            self.values[state] = find(&index.rows()[at]);
+        }
+        self.values[state]
+    }
 }
 
 /// Replicas without GPU matter less for what becomes of GPUs, and so do those that are few because each is large.
@@ -36,9 +61,6 @@ fn attention(milli: i64, gpus: i64) -> f64 {
         asked => (asked as f64 / 1000.0).powf(SIZE_EXPONENT),
     }
 }
-
-/// CPU, milli-GPU of each GPU, GPUs, and a bit per class.
-type ShapeKey = (i64, i64, i64, u64);
 
 /// What one deployment adds to the demand, per replica wanted.
 #[derive(Clone, Debug)]
@@ -54,18 +76,21 @@ impl Contribution {
     pub fn new(index: &Index, d: &Deployment, flexible: bool) -> Self {
         // Variants are alternatives: those that ask the same of different classes are one shape, and
         // each shape counts for its part of the replicas.
-        let mut of: BTreeMap<(i64, i64, i64), (u64, u32)> = BTreeMap::new();
+        let mut of: BTreeMap<ShapeKey, (u64, u32)> = BTreeMap::new();
         let mut named = Vec::new();
         for v in &d.variants {
-            let (cpu, milli, gpus, types) = shape(index, d, v);
-            let entry = of.entry((cpu, milli, gpus)).or_default();
+            let (cpu, milli, gpus, types, mig) = shape(index, d, v);
+            let entry = of.entry((cpu, milli, gpus, 0, mig)).or_default();
             entry.0 |= types;
             entry.1 += 1;
             if let Some(class) = v.accelerator.class().and_then(|c| index.class(c)).filter(|_| !flexible) {
                 named.push((class, milli as f64 / 1000.0 * gpus as f64));
             }
         }
-        let shapes = of.into_iter().map(|((cpu, milli, gpus), (types, n))| ((cpu, milli, gpus, types), n)).collect();
+        let shapes = of
+            .into_iter()
+            .map(|((cpu, milli, gpus, _, mig), (types, n))| ((cpu, milli, gpus, types, mig), n))
+            .collect();
         Contribution { shapes, variants: d.variants.len().max(1) as u32, named }
     }
 }
@@ -78,7 +103,8 @@ impl Expected {
             self.demand = demand;
             self.demand.expect_fill(index.classes().len().min(64) as u8);
             self.version += 1;
-            self.by_state.clear();
+            self.loss.values.clear();
+            self.fragmentation.values.clear();
         }
     }
 
@@ -94,31 +120,29 @@ impl Expected {
 
     /// The node's GPUs as the score sees them, in the order of the node.
     pub fn free_gpus(&self, row: &Row) -> Vec<FreeGpu> {
-        row.taken.gpus.iter().map(|g| FreeGpu { milli: g.free_milli, kind: g.class.map_or(0, kind) }).collect()
+        free_gpus(row)
     }
 
     /// Expected free milli-GPU of the node, as it is, that a replica drawn from the demand cannot use.
-    pub fn fragmentation(&self, index: &Index, at: NodeAt) -> f64 {
-        let row = &index.rows()[at];
-        Tally::new(&self.free_gpus(row), &self.demand).fragmentation(cpu_free(row))
+    pub fn fragmentation(&mut self, index: &Index, at: NodeAt) -> f64 {
+        let Expected { demand, fragmentation, .. } = self;
+        fragmentation.of(index, at, |row| Tally::new(&free_gpus(row), demand).fragmentation(cpu_free(row)))
     }
 
     /// What is lost of the node's free GPUs as it is.
     pub fn loss(&mut self, index: &Index, at: NodeAt) -> f64 {
-        let state = index.state(at);
-        if self.epoch != index.epoch() {
-            self.epoch = index.epoch();
-            self.by_state.clear();
-        }
-        if self.by_state.len() <= state {
-            self.by_state.resize(index.states(), f64::NAN);
-        }
-        if self.by_state[state].is_nan() {
-            let row = &index.rows()[at];
-            self.by_state[state] = Tally::new(&self.free_gpus(row), &self.demand).loss(cpu_free(row), &[]);
-        }
-        self.by_state[state]
+        let Expected { demand, loss, .. } = self;
+        loss.of(index, at, |row| Tally::new(&free_gpus(row), demand).loss(cpu_free(row), &[]))
     }
+}
+
+fn free_gpus(row: &Row) -> Vec<FreeGpu> {
+    let free = |g: &GpuRow| FreeGpu {
+        milli: g.free_milli,
+        kind: g.class.map_or(0, kind),
+        mig: g.mig.as_ref().map(|m| m.layout.fits(m.taken)),
+    };
+    row.taken.gpus.iter().map(free).collect()
 }
 
 fn cpu_free(row: &Row) -> i64 {
@@ -159,6 +183,7 @@ fn shapes<'a>(index: &Index, of: impl Iterator<Item = (&'a Contribution, u32)>) 
         gpu_milli: 1000,
         gpus: 1,
         types: 1 << kind(at),
+        mig: None,
         probability: prior * class.gpus as f64 / capacity as f64,
     }));
     shapes
@@ -166,13 +191,18 @@ fn shapes<'a>(index: &Index, of: impl Iterator<Item = (&'a Contribution, u32)>) 
 
 fn shape(index: &Index, d: &Deployment, v: &Variant) -> ShapeKey {
     match &v.accelerator {
-        Accelerator::Gpu { class, count, memory_bytes, sm_percent } => {
+        Accelerator::Gpu { class, count, partition } => {
             let class = index.class(class);
-            let milli = class_charge(index, class, *memory_bytes, *sm_percent);
+            let milli = index.class_charge(class, partition);
             let types = class.map_or(0, |c| 1 << kind(c));
-            (signed(d.needs.cpu_milli), signed(milli), i64::from(*count), types)
+            let mig = match partition {
+                // Beyond the last bit: no GPU has it.
+                Partition::Mig { profile } => Some(index.profile(profile).unwrap_or(u32::MAX)),
+                Partition::Slice { .. } => None,
+            };
+            (signed(d.needs.cpu_milli), signed(milli), i64::from(*count), types, mig)
         }
-        Accelerator::Cpu { cpu_milli, .. } => (signed(d.needs.cpu_milli.saturating_add(*cpu_milli)), 0, 0, 0),
+        Accelerator::Cpu { cpu_milli, .. } => (signed(d.needs.cpu_milli.saturating_add(*cpu_milli)), 0, 0, 0, None),
     }
 }
 
@@ -187,23 +217,6 @@ fn scarcity<'a>(index: &Index, of: impl Iterator<Item = (&'a Contribution, u32)>
     }
     let capacity = index.classes().iter().map(|c| (c.gpus as f64).max(1.0));
     demand.iter().zip(capacity).map(|(demand, capacity)| demand / capacity).collect()
-}
-
-/// Charge of one slice on the most expensive GPU of a class, in milli-GPU; a whole one where the
-/// class has no GPU yet.
-pub(crate) fn class_charge(
-    index: &Index,
-    class: Option<ClassAt>,
-    memory_bytes: Option<u64>,
-    sm_percent: Option<u32>,
-) -> u64 {
-    let Some(class) = class else { return 1000 };
-    let sizes = index.classes()[class].sizes.keys();
-    let charges = sizes.map(|size| {
-        let (memory, sm) = size.promise(memory_bytes, sm_percent);
-        size.charge(memory, sm)
-    });
-    charges.max().unwrap_or(1000)
 }
 
 fn signed(x: u64) -> i64 {

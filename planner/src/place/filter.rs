@@ -7,8 +7,11 @@
 use std::collections::BTreeMap;
 
 use crate::place::verdict::{IsolationRule, Refusal};
-use crate::snapshot::index::{ClassAt, GpuRow, Index, Resident, Row, Usability, charge, size};
-use crate::snapshot::{Accelerator, Deployment, Freshness, Health, Isolation, Taint, TaintEffect, Toleration, Variant};
+use crate::snapshot::index::mig::profile;
+use crate::snapshot::index::{ClassAt, GpuRow, Index, Resident, Row, Usability, charge, promise_on};
+use crate::snapshot::{
+    Accelerator, Deployment, Freshness, Health, Isolation, Partition, Promise, Taint, TaintEffect, Toleration, Variant,
+};
 
 /// Everything about one replica that the filters and the score look at, exclusions and model aside.
 /// Equal needs fit the same nodes and rank them equally.
@@ -18,9 +21,8 @@ pub(crate) struct Need {
     pub class: Option<ClassAt>,
     /// At least 1 with a class, otherwise 0.
     pub gpus: u32,
-    /// Per GPU; `None`: whole.
-    pub memory_bytes: Option<u64>,
-    pub sm_percent: Option<u32>,
+    /// Of each GPU.
+    pub partition: Partition,
     pub cpu_milli: u64,
     pub node_memory_bytes: u64,
     pub ports: Vec<u16>,
@@ -39,11 +41,11 @@ pub(crate) struct Need {
 
 impl Need {
     pub fn new(index: &mut Index, d: &Deployment, v: &Variant, flexible: bool) -> Self {
-        let (class, gpus, memory_bytes, sm_percent, cpu, memory) = match &v.accelerator {
-            Accelerator::Gpu { class, count, memory_bytes, sm_percent } => {
-                (index.class(class), (*count).max(1), *memory_bytes, *sm_percent, 0, 0)
+        let (class, gpus, partition, cpu, memory) = match &v.accelerator {
+            Accelerator::Gpu { class, count, partition } => {
+                (index.class(class), (*count).max(1), partition.clone(), 0, 0)
             }
-            Accelerator::Cpu { cpu_milli, memory_bytes } => (None, 0, None, None, *cpu_milli, *memory_bytes),
+            Accelerator::Cpu { cpu_milli, memory_bytes } => (None, 0, Partition::WHOLE, *cpu_milli, *memory_bytes),
         };
         let tenant = d.tenant.as_ref().map(|t| index.tenant(t)).filter(|_| index.tenants_matter());
         let number = index.deployment(&d.id);
@@ -51,8 +53,7 @@ impl Need {
         Need {
             class,
             gpus,
-            memory_bytes,
-            sm_percent,
+            partition,
             cpu_milli: d.needs.cpu_milli.saturating_add(cpu),
             node_memory_bytes: d.needs.memory_bytes.saturating_add(memory),
             ports: d.needs.host_ports.clone(),
@@ -63,6 +64,14 @@ impl Need {
             deployment,
             flexible,
             assume_soft: false,
+        }
+    }
+
+    /// Empty: it asks for no MIG device.
+    fn mig_profile(&self) -> String {
+        match &self.partition {
+            Partition::Mig { profile } => profile.clone(),
+            Partition::Slice { .. } => String::new(),
         }
     }
 }
@@ -114,6 +123,17 @@ pub(crate) enum Refused {
         need: u32,
         largest: u32,
     },
+    /// A slice is asked for, and the GPU is in MIG mode.
+    InMigMode {
+        gpu: usize,
+    },
+    /// The GPU has no such MIG device, whatever is taken of it.
+    NoMigProfile {
+        gpu: usize,
+    },
+    MigSlices {
+        gpu: usize,
+    },
     NodeCpu,
     NodeMemory,
     NodePods,
@@ -129,6 +149,19 @@ pub(crate) fn fit(need: &Need, row: &Row, index: &Index) -> Result<Islands, Refu
     let islands = gpus(need, row, index)?;
     node_has_room(need, row)?;
     Ok(islands)
+}
+
+/// Whether the node could take such a replica whatever stands on it.
+pub(crate) fn could_fit(need: &Need, row: &Row) -> bool {
+    let of_class = |gpu: &&GpuRow| gpu.class == need.class && gpu.usable != Usability::Unhealthy;
+    let gpus = || row.taken.gpus.iter().filter(of_class).count();
+    let enough = need.class.is_none() || gpus() >= need.gpus as usize;
+    enough && node_is_usable(need, row).is_ok() && is_admitted(need, row)
+}
+
+/// Whether selector and tolerations let the replica onto the node.
+pub(crate) fn is_admitted(need: &Need, row: &Row) -> bool {
+    admitted(need, row).is_ok()
 }
 
 fn has_class(need: &Need, row: &Row) -> Result<(), Refused> {
@@ -195,7 +228,11 @@ fn gpus(need: &Need, row: &Row, index: &Index) -> Result<Islands, Refused> {
             }
         }
     }
-    let largest = islands.iter().map(Vec::len).max().unwrap_or(0) as u32;
+    let mut largest = islands.iter().map(Vec::len).max().unwrap_or(0) as u32;
+    if matches!(need.partition, Partition::Mig { .. }) {
+        // A process sees one MIG device, and no two of them are linked.
+        largest = largest.min(1);
+    }
     if largest >= need.gpus {
         islands.retain(|i| i.len() as u32 >= need.gpus);
         return Ok(islands);
@@ -215,22 +252,40 @@ fn one_gpu(need: &Need, row: &Row, index: &Index, at: usize, gpu: &GpuRow) -> Re
         return Err((1, 0, Refused::Unhealthy { gpu: at }));
     }
     let device = &row.node.gpus[at];
-    let (memory, sm) = size(device).promise(need.memory_bytes, need.sm_percent);
+    let partition = match (&need.partition, &gpu.mig) {
+        (Partition::Slice { .. }, Some(_)) => Err(Refused::InMigMode { gpu: at }),
+        (Partition::Mig { profile }, mig) if !mig.as_ref().is_some_and(|m| m.layout.offers(profile)) => {
+            Err(Refused::NoMigProfile { gpu: at })
+        }
+        _ => promise_on(device, &need.partition, 0).ok_or(Refused::NoMigProfile { gpu: at }),
+    };
+    let promise = partition.map_err(|refused| (1, 1, refused))?;
     if let Some(refused) = neighbours(need, index, at, gpu) {
         return Err((2, gpu.free_bytes, refused));
     }
+    has_room(need, gpu, &promise, at)?;
+    let milli = charge(device, &promise).min(1 << 50) as i64;
+    Ok(Usable { at, milli, degraded: gpu.usable == Usability::Degraded })
+}
+
+fn has_room(need: &Need, gpu: &GpuRow, promise: &Promise, at: usize) -> Result<(), (u8, u64, Refused)> {
+    if let (Partition::Mig { profile }, Some(mig)) = (&need.partition, &gpu.mig) {
+        let none = mig.layout.places(profile, mig.taken).next().is_none();
+        return if none { Err((3, mig.free_slices().into(), Refused::MigSlices { gpu: at })) } else { Ok(()) };
+    }
+    let (memory, sm) = (promise.memory_bytes, promise.sm_percent);
     if memory > gpu.free_bytes {
         return Err((3, gpu.free_bytes, Refused::Memory { need: memory, free: gpu.free_bytes, gpu: at }));
     }
     if sm > gpu.free_sm {
         return Err((4, gpu.free_sm.into(), Refused::Compute { need: sm, free: gpu.free_sm, gpu: at }));
     }
-    let milli = charge(device, memory, sm).min(1 << 50) as i64;
-    Ok(Usable { at, milli, degraded: gpu.usable == Usability::Degraded })
+    Ok(())
 }
 
 fn neighbours(need: &Need, index: &Index, at: usize, gpu: &GpuRow) -> Option<Refused> {
-    let soft = need.assume_soft || gpu.class.is_some_and(|c| index.classes()[c].soft);
+    // MIG devices are apart in hardware.
+    let soft = need.assume_soft || gpu.mig.is_some() || gpu.class.is_some_and(|c| index.classes()[c].soft);
     let rule = |r: &Resident| {
         let own = need.deployment.is_some() && r.owner.map(|o| o.deployment) == need.deployment;
         if !own && r.isolation == Isolation::DedicatedGpu {
@@ -265,7 +320,7 @@ fn node_has_room(need: &Need, row: &Row) -> Result<(), Refused> {
     }
 }
 
-fn repels(taint: &Taint, tolerations: &[Toleration]) -> bool {
+pub(super) fn repels(taint: &Taint, tolerations: &[Toleration]) -> bool {
     if taint.effect == TaintEffect::PreferNoSchedule {
         return false;
     }
@@ -274,6 +329,11 @@ fn repels(taint: &Taint, tolerations: &[Toleration]) -> bool {
             && t.value.as_ref().is_none_or(|v| v == &taint.value)
             && t.effect.is_none_or(|e| e == taint.effect)
     })
+}
+
+/// MIG profiles of one GPU.
+fn offered(row: &Row, gpu: usize) -> Vec<String> {
+    row.node.gpus[gpu].mig.iter().flatten().map(|p| p.name.clone()).collect()
 }
 
 impl Refused {
@@ -323,6 +383,20 @@ impl Refused {
                 Refusal::Compute { need_percent: need, free_percent: free, gpu: uuid(gpu) }
             }
             Refused::Island { need, largest } => Refusal::Island { need, largest },
+            Refused::InMigMode { gpu } => Refusal::InMigMode { gpu: uuid(gpu), offered: offered(row, gpu) },
+            Refused::NoMigProfile { gpu } => {
+                Refusal::NoMigProfile { profile: need.mig_profile(), gpu: uuid(gpu), offered: offered(row, gpu) }
+            }
+            Refused::MigSlices { gpu } => {
+                let wanted = profile(&row.node.gpus[gpu], &need.mig_profile());
+                let mig = row.taken.gpus[gpu].mig.as_ref();
+                Refusal::MigSlices {
+                    profile: need.mig_profile(),
+                    need_slices: wanted.map_or(0, |p| p.slices),
+                    free_slices: mig.map_or(0, |m| m.free_slices()),
+                    gpu: uuid(gpu),
+                }
+            }
             Refused::NodeCpu => Refusal::NodeCpu { need_milli: need.cpu_milli, free_milli: row.cpu_free() },
             Refused::NodeMemory => {
                 Refusal::NodeMemory { need_bytes: need.node_memory_bytes, free_bytes: row.memory_free() }

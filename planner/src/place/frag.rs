@@ -17,15 +17,19 @@ pub struct Shape {
     pub gpus: i64,
     /// Bit per GPU type that would do; 0: any.
     pub types: u64,
+    /// Number of the MIG profile that it needs; `None`: a part of a GPU that is not in MIG mode.
+    pub mig: Option<u32>,
     /// Share of all expected replicas; the shapes of one demand sum to 1.
     pub probability: f64,
 }
 
 /// One GPU: what is free of it, and its type as a bit number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FreeGpu {
     pub milli: i64,
     pub kind: u8,
+    /// A bit for each MIG profile of which a device could be cut; `None`: not in MIG mode.
+    pub mig: Option<u64>,
 }
 
 /// The replicas to be expected, and how wanted each GPU type is.
@@ -60,15 +64,18 @@ impl<'a> Tally<'a> {
     /// Of the free GPUs of one node.
     pub fn new(gpus: &[FreeGpu], demand: &'a Demand) -> Self {
         let of = |shape: &Shape| {
-            gpus.iter().fold((0, 0), |(fits, short), gpu| {
-                if shape.takes(gpu.kind, gpu.milli) { (fits + 1, short) } else { (fits, short + gpu.milli) }
-            })
+            gpus.iter().fold(
+                (0, 0),
+                |(fits, short), gpu| {
+                    if shape.takes(gpu) { (fits + 1, short) } else { (fits, short + gpu.milli) }
+                },
+            )
         };
         Tally {
             demand,
             total: gpus.iter().map(|g| g.milli).sum(),
             usable: demand.shapes.iter().map(of).collect(),
-            remnant: gpus.iter().map(|g| demand.remnant(g.kind, g.milli)).sum(),
+            remnant: gpus.iter().map(|g| demand.remnant(g)).sum(),
         }
     }
 
@@ -78,20 +85,18 @@ impl<'a> Tally<'a> {
     }
 
     /// What is lost of the node's free GPUs, with this much CPU left and less free on some GPUs: each as it
-    /// is, and what is taken of it.
-    pub fn loss(&self, cpu_milli: i64, taken: &[(FreeGpu, i64)]) -> f64 {
+    /// is, and as it will be.
+    pub fn loss(&self, cpu_milli: i64, taken: &[(FreeGpu, FreeGpu)]) -> f64 {
         let (one_more, filled_up) = self.unusable(cpu_milli, taken);
-        let changed = |(gpu, milli): &(FreeGpu, i64)| {
-            self.demand.remnant(gpu.kind, gpu.milli - milli) - self.demand.remnant(gpu.kind, gpu.milli)
-        };
+        let changed = |(before, after): &(FreeGpu, FreeGpu)| self.demand.remnant(after) - self.demand.remnant(before);
         let remnant = self.remnant + taken.iter().map(changed).sum::<f64>();
         one_more * (1.0 - CPU_SHARE) + filled_up * CPU_SHARE + remnant * REMNANT_WEIGHT
     }
 
     /// Expected milli-GPU that one more replica cannot use, and that remain unused by as many replicas of
     /// the same shape as the CPU serves; the latter is asked of shapes with GPUs only.
-    fn unusable(&self, cpu_milli: i64, taken: &[(FreeGpu, i64)]) -> (f64, f64) {
-        let total = self.total - taken.iter().map(|(_, milli)| milli).sum::<i64>();
+    fn unusable(&self, cpu_milli: i64, taken: &[(FreeGpu, FreeGpu)]) -> (f64, f64) {
+        let total = self.total - taken.iter().map(|(before, after)| before.milli - after.milli).sum::<i64>();
         if total == 0 {
             return (0.0, 0.0);
         }
@@ -102,14 +107,13 @@ impl<'a> Tally<'a> {
                 continue;
             }
             let (mut fits, mut short) = (*fits, *short);
-            for (gpu, milli) in taken {
-                if shape.takes(gpu.kind, gpu.milli) {
+            for (before, after) in taken {
+                if shape.takes(before) {
                     fits -= 1
                 } else {
-                    short -= gpu.milli
+                    short -= before.milli
                 }
-                let left = gpu.milli - milli;
-                if shape.takes(gpu.kind, left) { fits += 1 } else { short += left }
+                if shape.takes(after) { fits += 1 } else { short += after.milli }
             }
             let usable = if cpu_milli < shape.cpu_milli || fits < shape.gpus { 0 } else { total - short };
             let served = if shape.cpu_milli > 0 { cpu_milli / shape.cpu_milli } else { i64::MAX };
@@ -122,10 +126,10 @@ impl<'a> Tally<'a> {
 }
 
 impl Demand {
-    /// Of so much free on one GPU of this type, what no mix of the expected sizes will use.
-    fn remnant(&self, kind: u8, milli: i64) -> f64 {
-        let known = usize::try_from(milli).ok().and_then(|m| self.fill.get(usize::from(kind))?.get(m));
-        known.map_or(0.0, |used| milli as f64 - used)
+    /// Of what is free on one GPU, what no mix of the expected sizes will use. Not known of GPUs in MIG mode.
+    fn remnant(&self, gpu: &FreeGpu) -> f64 {
+        let known = usize::try_from(gpu.milli).ok().and_then(|m| self.fill.get(usize::from(gpu.kind))?.get(m));
+        known.filter(|_| gpu.mig.is_none()).map_or(0.0, |used| gpu.milli as f64 - used)
     }
 
     /// Works out how GPUs of these types will be filled: of what fits next the likely and the well-fitting
@@ -133,8 +137,9 @@ impl Demand {
     pub fn expect_fill(&mut self, kinds: u8) {
         self.fill = (0..kinds)
             .map(|kind| {
+                let whole = FreeGpu { milli: 1000, kind, mig: None };
                 let mut sizes: BTreeMap<usize, f64> = BTreeMap::new();
-                for s in self.shapes.iter().filter(|s| s.takes(kind, 1000) && s.gpu_milli > 0) {
+                for s in self.shapes.iter().filter(|s| s.takes(&whole) && s.gpu_milli > 0) {
                     let milli = usize::try_from(s.gpu_milli).unwrap_or(0);
                     *sizes.entry(milli).or_default() += s.probability * s.gpus as f64;
                 }
@@ -156,9 +161,14 @@ impl Demand {
 }
 
 impl Shape {
-    /// Whether a GPU of this type with this much free would do.
-    fn takes(&self, kind: u8, milli: i64) -> bool {
-        (self.types == 0 || self.types >> kind & 1 == 1) && milli >= self.gpu_milli
+    /// Whether the GPU as it is would do.
+    fn takes(&self, gpu: &FreeGpu) -> bool {
+        let room = match (self.mig, gpu.mig) {
+            (None, None) => gpu.milli >= self.gpu_milli,
+            (Some(profile), Some(fits)) => fits >> profile.min(63) & 1 == 1,
+            _ => false,
+        };
+        room && (self.types == 0 || self.types >> gpu.kind & 1 == 1)
     }
 }
 
@@ -205,9 +215,12 @@ impl Weights {
     }
 }
 
+/// CPU, milli-GPU of each GPU, GPUs, a bit per class, MIG profile.
+pub type ShapeKey = (i64, i64, i64, u64, Option<u32>);
+
 /// The commonest shapes that cover `share` of all, with probabilities among themselves.
 /// `counted` need not be sorted; ties are ordered by shape.
-pub fn typical(counted: impl IntoIterator<Item = ((i64, i64, i64, u64), f64)>, share: f64) -> Vec<Shape> {
+pub fn typical(counted: impl IntoIterator<Item = (ShapeKey, f64)>, share: f64) -> Vec<Shape> {
     let mut all: Vec<_> = counted.into_iter().filter(|(_, n)| *n > 0.0).collect();
     all.sort_by(|(ka, a), (kb, b)| b.total_cmp(a).then(kb.cmp(ka)));
     let total: f64 = all.iter().map(|(_, n)| n).sum();
@@ -221,11 +234,12 @@ pub fn typical(counted: impl IntoIterator<Item = ((i64, i64, i64, u64), f64)>, s
         kept.push((key, n));
     }
     kept.into_iter()
-        .map(|((cpu_milli, gpu_milli, gpus, types), n)| Shape {
+        .map(|((cpu_milli, gpu_milli, gpus, types, mig), n)| Shape {
             cpu_milli,
             gpu_milli,
             gpus,
             types,
+            mig,
             probability: n / covered,
         })
         .collect()
@@ -236,18 +250,18 @@ mod tests {
     use super::*;
 
     fn shape(cpu_milli: i64, gpu_milli: i64, gpus: i64, types: u64) -> Shape {
-        Shape { cpu_milli, gpu_milli, gpus, types, probability: 1.0 }
+        Shape { cpu_milli, gpu_milli, gpus, types, mig: None, probability: 1.0 }
     }
 
     fn check(cpu: i64, free: &[i64], s: Shape, want: f64) {
-        let gpus: Vec<_> = free.iter().map(|m| FreeGpu { milli: *m, kind: 1 }).collect();
+        let gpus: Vec<_> = free.iter().map(|m| FreeGpu { milli: *m, kind: 1, mig: None }).collect();
         let mut demand = Demand { shapes: vec![s], ..Demand::default() };
         demand.expect_fill(2);
         let tally = Tally::new(&gpus, &demand);
         assert_eq!(tally.fragmentation(cpu), want);
         // The same node, reached by a placement on GPUs that had 300 more.
-        let fuller: Vec<_> = free.iter().map(|m| FreeGpu { milli: *m + 300, kind: 1 }).collect();
-        let taken: Vec<_> = fuller.iter().map(|g| (*g, 300)).collect();
+        let fuller: Vec<_> = free.iter().map(|m| FreeGpu { milli: *m + 300, kind: 1, mig: None }).collect();
+        let taken: Vec<_> = fuller.iter().zip(&gpus).map(|(before, after)| (*before, *after)).collect();
         let reached = Tally::new(&fuller, &demand).loss(cpu, &taken);
         assert!((reached - tally.loss(cpu, &[])).abs() < 1e-9, "{reached} is not {}", tally.loss(cpu, &[]));
     }
@@ -259,7 +273,7 @@ mod tests {
         };
         let mut demand = Demand { shapes: shapes.iter().map(of).collect(), ..Demand::default() };
         demand.expect_fill(1);
-        let gpus: Vec<_> = free.iter().map(|m| FreeGpu { milli: *m, kind: 0 }).collect();
+        let gpus: Vec<_> = free.iter().map(|m| FreeGpu { milli: *m, kind: 0, mig: None }).collect();
         Tally::new(&gpus, &demand).loss(cpu, &[])
     }
 
@@ -302,13 +316,23 @@ mod tests {
     }
 
     #[test]
+    fn mig_device_needs_a_gpu_in_mig_mode_with_a_place_for_it() {
+        let wanted = Shape { mig: Some(2), ..shape(1, 500, 1, 0) };
+        let lost = |mig| {
+            let demand = Demand { shapes: vec![wanted.clone()], ..Demand::default() };
+            Tally::new(&[FreeGpu { milli: 1000, kind: 0, mig }], &demand).fragmentation(10)
+        };
+        assert_eq!((lost(None), lost(Some(0b011)), lost(Some(0b100))), (1000.0, 1000.0, 0.0));
+    }
+
+    #[test]
     fn replicas_without_gpu_use_none_of_it() {
         check(10, &[1000], shape(1, 0, 0, 0), 1000.0);
     }
 
     #[test]
     fn typical_shapes_cover_the_share_commonest_first() {
-        let t = typical([((1, 0, 0, 0), 1.0), ((2, 500, 1, 0), 6.0), ((3, 1000, 1, 0), 3.0)], 0.9);
+        let t = typical([((1, 0, 0, 0, None), 1.0), ((2, 500, 1, 0, None), 6.0), ((3, 1000, 1, 0, None), 3.0)], 0.9);
         let got: Vec<_> = t.iter().map(|s| (s.cpu_milli, s.probability)).collect();
         assert_eq!(got, [(2, 6.0 / 9.0), (3, 3.0 / 9.0)]);
     }

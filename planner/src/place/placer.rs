@@ -1,22 +1,23 @@
 //! The choice for one replica, among all its variants and all nodes together.
 //!
 //! A CPU variant is taken only where no GPU variant fits. Then: no degraded GPU, what the deployment's
-//! objective prefers, the packing score, the node's name, the variant's position. Not here: whether
-//! quota allows a variant.
+//! objective prefers, the least crowded domain where replicas are to be spread, the packing score, the node's name,
+//! the variant's position. Not here: whether quota allows a variant.
 
 use std::cell::RefCell;
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::place::expected::{Contribution, Expected, class_charge, is_flexible};
-use crate::place::filter::{Need, fit};
+use crate::place::expected::{Contribution, Expected, is_flexible};
+use crate::place::filter::{Need, could_fit, fit, is_admitted};
 use crate::place::frag::Weights;
 use crate::place::ranking::{Ranked, Rankings, Wish};
 use crate::place::refuse::refusals;
+use crate::place::spread::{Crowd, Crowds, Slot};
 use crate::place::verdict::{Ask, Because, Candidate, MAX_CANDIDATES, PlacementVerdict, RefusalGroup, Winner};
-use crate::snapshot::index::{ClassAt, Index, NodeAt, Owner, Take, charge};
-use crate::snapshot::{Deployment, Exclusion, Freshness, Objective, Placement, Policy, Snapshot, TimeMs};
+use crate::snapshot::index::{ClassAt, Index, NodeAt, Owner, Row, Take, charge};
+use crate::snapshot::{Deployment, DeploymentId, Exclusion, Freshness, Objective, Placement, Policy, Snapshot, TimeMs};
 
 /// Everything that placements on one index share.
 pub(crate) struct Placer {
@@ -59,12 +60,22 @@ pub(crate) struct Seeker<'a> {
     pub tenant: Option<usize>,
     pub slot: u32,
     pub now: TimeMs,
+    /// Nodes kept from some of its alternatives.
+    pub held: Vec<Held>,
+}
+
+/// This node is kept from this alternative: the replica there is to come first.
+#[derive(Clone)]
+pub(crate) struct Held {
+    pub ranking: usize,
+    pub node: NodeAt,
+    pub claimant: DeploymentId,
 }
 
 /// A place that was chosen.
 pub(crate) struct Chosen {
     pub verdict: PlacementVerdict,
-    node: NodeAt,
+    pub node: NodeAt,
     /// Of the GPUs that were chosen, in thousandths.
     pub charge: u64,
     /// Positions of the GPUs in their node.
@@ -112,7 +123,7 @@ impl Placer {
             let need = Need::new(&mut self.index, d, v, flexible);
             let class = need.class;
             let ask = ask(&need, &v.name, v.accelerator.class());
-            let each = class_charge(&self.index, class, need.memory_bytes, need.sm_percent);
+            let each = self.index.class_charge(class, &need.partition);
             let charge = if need.gpus == 0 { 0 } else { each.saturating_mul(need.gpus.into()) };
             let price = class.and_then(|c| self.index.classes()[c].price_micros);
             let price_micros = price.map(|p| (u128::from(p) * u128::from(charge) / 1000).min(u64::MAX.into()) as u64);
@@ -126,7 +137,7 @@ impl Placer {
     pub fn changed(&mut self, alternative: &Alternative, change: impl FnOnce(&mut Need)) -> Alternative {
         let mut need = self.rankings.need(alternative.ranking).clone();
         change(&mut need);
-        let each = class_charge(&self.index, need.class, need.memory_bytes, need.sm_percent);
+        let each = self.index.class_charge(need.class, &need.partition);
         let charge = if need.gpus == 0 { 0 } else { each.saturating_mul(need.gpus.into()) };
         Alternative { charge, ranking: self.rankings.number(need), ..alternative.clone() }
     }
@@ -137,33 +148,65 @@ impl Placer {
 
     /// The best place among these alternatives; `None`: nothing fits.
     pub fn choose(&mut self, seeker: &Seeker<'_>, alternatives: &[&Alternative]) -> Option<Chosen> {
-        let excluded: Vec<NodeAt> = self.excluded(seeker).filter_map(|e| self.index.at(&e.node)).collect();
+        let refused: Vec<NodeAt> = self.excluded(seeker).filter_map(|e| self.index.at(&e.node)).collect();
+        let excluded = |alternative: &Alternative| {
+            let held = seeker.held.iter().filter(|h| h.ranking == alternative.ranking).map(|h| h.node);
+            let mut all: Vec<NodeAt> = refused.iter().copied().chain(held).collect();
+            all.sort_unstable();
+            all.dedup();
+            all
+        };
         let model_key = &seeker.deployment.model_key;
         let mut found: Vec<(usize, Ranked)> = Vec::new();
         for (at, alternative) in alternatives.iter().enumerate() {
             self.rankings.refresh(alternative.ranking, &self.index, &mut self.expected, &self.weights);
+            let excluded = excluded(alternative);
             let wish = Wish { excluded: &excluded, model_key, count: MAX_CANDIDATES };
             found.extend(self.rankings.best(alternative.ranking, &self.index, &wish).into_iter().map(|r| (at, r)));
         }
+        // Most attempts end here, and counting replicas looks at every node.
+        if found.is_empty() {
+            return None;
+        }
+        let crowds = self.crowds(seeker, alternatives);
+        for (at, alternative) in alternatives.iter().enumerate() {
+            let excluded = excluded(alternative);
+            // The best by score may all be crowded.
+            for crowded in crowds.levels() {
+                let wish = Wish { excluded: &union(&excluded, crowded), model_key, count: MAX_CANDIDATES };
+                let list = self.rankings.best(alternative.ranking, &self.index, &wish);
+                let healthy = list.iter().any(|ranked| !ranked.pick.degraded);
+                found.extend(list.into_iter().map(|r| (at, r)));
+                if healthy {
+                    break;
+                }
+            }
+        }
         let objective = seeker.deployment.objective;
-        found.sort_by_cached_key(|(at, ranked)| order(objective, alternatives[*at], *at, ranked));
+        let crowd = |ranked: &Ranked| crowds.of(ranked.node);
+        found.sort_by_cached_key(|(at, ranked)| order(objective, alternatives[*at], *at, ranked, crowd(ranked)));
+        found.dedup_by_key(|(at, ranked)| (*at, ranked.node));
         found.truncate(MAX_CANDIDATES);
         let (at, best) = found.first()?.clone();
         let alternative = alternatives[at];
         let candidates: Vec<Candidate> =
-            found.iter().map(|(at, ranked)| self.candidate(alternatives[*at], ranked)).collect();
-        let because = because(objective, &found, alternatives, &candidates);
+            found.iter().map(|(at, ranked)| self.candidate(alternatives[*at], ranked, crowd(ranked))).collect();
+        let because = match found.get(1).map(|(_, second)| crowd(second)) {
+            Some(next) if spreads(objective, &found, alternatives, crowd(&best), next) => {
+                let topology_key = seeker.deployment.spread[next.constraint].topology_key.clone();
+                Because::Spreads { topology_key, next_node: candidates[1].node.clone(), next_replicas: next.replicas }
+            }
+            _ => because(objective, &found, alternatives, &candidates),
+        };
         let placement = Placement {
             node: candidates[0].node.clone(),
             variant: alternative.ask.variant.clone(),
             gpus: candidates[0].gpus.clone(),
         };
         let row = &self.index.rows()[best.node];
-        let of = |(at, share): (&usize, &crate::snapshot::GpuShare)| {
-            charge(&row.node.gpus[*at], share.memory_bytes, share.sm_percent)
-        };
+        let of = |(at, share): (&usize, &crate::snapshot::GpuShare)| charge(&row.node.gpus[*at], &share.promise);
         Some(Chosen {
-            charge: best.pick.gpus.iter().zip(&placement.gpus).map(of).sum(),
+            charge: best.pick.gpus.iter().zip(&placement.gpus).map(of).fold(0, u64::saturating_add),
             node: best.node,
             gpus: best.pick.gpus.clone(),
             verdict: PlacementVerdict {
@@ -171,11 +214,19 @@ impl Placer {
                 ask: alternative.ask.clone(),
                 winner: Some(Winner { placement, because }),
                 candidates,
-                fitting: self.rankings.fitting(alternative.ranking, &excluded),
+                fitting: self.rankings.fitting(alternative.ranking, &excluded(alternative)),
                 nodes: self.index.rows().len() as u32,
                 refusals: Vec::new(),
             },
         })
+    }
+
+    fn crowds(&self, seeker: &Seeker<'_>, alternatives: &[&Alternative]) -> Crowds {
+        let classes = alternatives.iter().filter_map(|alternative| alternative.class).collect();
+        let slot = Slot { deployment: seeker.number, index: seeker.slot };
+        let needs: Vec<&Need> = alternatives.iter().map(|alternative| self.need(alternative)).collect();
+        let admits = |row: &Row| needs.iter().any(|need| is_admitted(need, row));
+        Crowds::new(&self.index, &seeker.deployment.spread, slot, &classes, &admits)
     }
 
     /// Why no node takes this alternative.
@@ -193,8 +244,9 @@ impl Placer {
 
     /// Where hundreds of slots ask the same in vain, the reasons are worked out once.
     fn refusals(&self, seeker: &Seeker<'_>, alternative: &Alternative) -> Vec<RefusalGroup> {
-        let find = || refusals(self.need(alternative), &self.index, self.excluded(seeker));
-        if self.excluded(seeker).next().is_some() {
+        let held = || seeker.held.iter().filter(|h| h.ranking == alternative.ranking);
+        let find = || refusals(self.need(alternative), &self.index, self.excluded(seeker), held());
+        if self.excluded(seeker).next().is_some() || held().next().is_some() {
             return find();
         }
         let version = (self.index.epoch(), self.index.changes().len());
@@ -236,28 +288,59 @@ impl Placer {
         fit(self.need(alternative), &self.index.rows()[node], &self.index).is_ok()
     }
 
+    /// Whether this node could take one replica if nothing else stood on it.
+    pub fn could_fit_on(&self, alternative: &Alternative, node: NodeAt) -> bool {
+        could_fit(self.need(alternative), &self.index.rows()[node])
+    }
+
     fn excluded<'a>(&'a self, seeker: &Seeker<'_>) -> impl Iterator<Item = &'a Exclusion> + use<'a> {
         self.index.exclusions(seeker.number, seeker.slot, seeker.now)
     }
 
-    fn candidate(&self, alternative: &Alternative, ranked: &Ranked) -> Candidate {
+    fn candidate(&self, alternative: &Alternative, ranked: &Ranked, crowd: Crowd) -> Candidate {
         let row = &self.index.rows()[ranked.node];
         Candidate {
             node: row.node.name.clone(),
             variant: alternative.ask.variant.clone(),
             gpus: ranked.pick.shares(self.need(alternative), row),
-            score: ranked.pick.score(ranked.cached),
+            score: ranked.pick.score(ranked.cached, crowd.excess),
         }
     }
 }
 
-/// GPU before CPU, health, objective, bucket, weights on the node, tightness, node, variant.
-type Order = (bool, bool, u64, Reverse<i64>, bool, i64, NodeAt, usize);
+/// GPU before CPU, health, objective.
+type First = (bool, bool, u64);
+/// That, crowding, bucket, weights on the node, tightness, node, variant.
+type Order = (First, u32, Reverse<i64>, bool, i64, NodeAt, usize);
 
-fn order(objective: Objective, alternative: &Alternative, at: usize, ranked: &Ranked) -> Order {
-    let (degraded, bucket, tightness) = ranked.pick.rank();
+fn order(objective: Objective, alternative: &Alternative, at: usize, ranked: &Ranked, crowd: Crowd) -> Order {
+    let (_, bucket, tightness) = ranked.pick.rank();
+    let first = first(objective, alternative, ranked);
+    (first, crowd.excess, bucket, !ranked.cached, tightness, ranked.node, at)
+}
+
+fn first(objective: Objective, alternative: &Alternative, ranked: &Ranked) -> First {
     let preferred = preference(objective, alternative).unwrap_or(u64::MAX);
-    (alternative.class.is_none(), degraded, preferred, bucket, !ranked.cached, tightness, ranked.node, at)
+    (alternative.class.is_none(), ranked.pick.degraded, preferred)
+}
+
+/// Whether the two best are equal but for their domains.
+fn spreads(
+    objective: Objective,
+    found: &[(usize, Ranked)],
+    alternatives: &[&Alternative],
+    best: Crowd,
+    next: Crowd,
+) -> bool {
+    let first = |(at, ranked): &(usize, Ranked)| first(objective, alternatives[*at], ranked);
+    best.excess < next.excess && first(&found[0]) == first(&found[1])
+}
+
+/// Sorted.
+fn union(a: &[NodeAt], mut b: Vec<NodeAt>) -> Vec<NodeAt> {
+    b.extend_from_slice(a);
+    b.sort_unstable();
+    b
 }
 
 /// What the objective compares: less is better. `None`: unknown.
@@ -316,8 +399,7 @@ fn ask(need: &Need, variant: &str, class: Option<&String>) -> Ask {
         variant: variant.to_owned(),
         class: class.cloned(),
         gpus: need.gpus,
-        memory_bytes: need.memory_bytes,
-        sm_percent: need.sm_percent,
+        partition: need.partition.clone(),
         cpu_milli: need.cpu_milli,
         node_memory_bytes: need.node_memory_bytes,
     }

@@ -49,6 +49,7 @@ pub(crate) struct Rankings {
 
 /// What is asked of a ranking for one slot.
 pub(crate) struct Wish<'a> {
+    /// Sorted.
     pub excluded: &'a [NodeAt],
     pub model_key: &'a ModelKey,
     /// Places to return, at most.
@@ -202,7 +203,7 @@ impl Ranking {
                 continue;
             }
             let Some(pick) = self.pick(*state) else { continue };
-            let usable = members.iter().filter(|at| !excluded.contains(at)).take(count);
+            let usable = members.iter().filter(|at| excluded.binary_search(at).is_err()).take(count);
             found.extend(usable.map(|at| Ranked { pick: pick.clone(), node: *at, cached: false }));
         }
         for gone in dead {
@@ -218,7 +219,7 @@ impl Ranking {
 
     fn add_holders(&self, index: &Index, holders: &[NodeAt], excluded: &[NodeAt], found: &mut Vec<Ranked>) {
         found.retain(|r| holders.binary_search(&r.node).is_err());
-        for at in holders.iter().filter(|at| !excluded.contains(at)) {
+        for at in holders.iter().filter(|at| excluded.binary_search(at).is_err()) {
             if let Some(pick) = self.pick(index.state(*at)) {
                 found.push(Ranked { pick: pick.clone(), node: *at, cached: true });
             }
@@ -248,7 +249,7 @@ mod tests {
     use crate::place::placer::Placer;
     use crate::snapshot::index::{Mark, Owner, Take, share_on};
     use crate::snapshot::{
-        Accelerator, Deployment, Freshness, Gpu, Health, Node, Policy, Resources, Shared, Snapshot, Variant,
+        Accelerator, Deployment, Freshness, Gpu, Health, Node, Partition, Policy, Resources, Shared, Snapshot, Variant,
     };
 
     fn snapshot() -> Snapshot {
@@ -262,6 +263,7 @@ mod tests {
             sm_percent: 1000,
             health: Health::Healthy,
             island: Some("nv".to_owned()),
+            mig: None,
             slices: Vec::new(),
         };
         let node = |n: u32| Node {
@@ -281,8 +283,7 @@ mod tests {
     }
 
     fn variant(memory: u64, count: u32) -> Variant {
-        let accelerator =
-            Accelerator::Gpu { class: "h".to_owned(), count, memory_bytes: Some(memory), sm_percent: Some(1) };
+        let accelerator = Accelerator::Gpu { class: "h".to_owned(), count, partition: Partition::slice(memory, 1) };
         Variant { name: format!("{memory}x{count}"), accelerator, itl_us: None }
     }
 
@@ -340,7 +341,7 @@ mod tests {
                 _ => {
                     if let Some((_, at, gpus)) = best(&mut kept, need, &mut placer).first().cloned() {
                         let row = &placer.index.rows()[at];
-                        let share = |g: &usize| (*g, share_on(&row.node.gpus[*g], need.memory_bytes, Some(1)));
+                        let share = |g: &usize| (*g, share_on(&row.node.gpus[*g], &need.partition, 0).unwrap());
                         let take = Take {
                             owner: Owner { deployment: 0, index: step, incarnation: 0 },
                             tenant: None,

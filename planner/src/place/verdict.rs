@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::snapshot::{GpuShare, Placement, TenantId, TimeMs};
+use crate::snapshot::{DeploymentId, GpuShare, Partition, Placement, TenantId, TimeMs};
 
 /// Stage three: where, for one replica.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,9 +36,9 @@ pub struct Ask {
     /// `None`: CPU only.
     pub class: Option<String>,
     pub gpus: u32,
-    /// Per GPU; `None`: whole.
-    pub memory_bytes: Option<u64>,
-    pub sm_percent: Option<u32>,
+    /// Of each GPU.
+    #[serde(flatten)]
+    pub partition: Partition,
     pub cpu_milli: u64,
     pub node_memory_bytes: u64,
 }
@@ -79,6 +79,13 @@ pub enum Because {
     },
     /// Only it had healthy GPUs left (the others are degraded).
     Healthier,
+    /// Fewer replicas are in its domain of the label.
+    Spreads {
+        topology_key: String,
+        next_node: String,
+        /// In the domain of the next node.
+        next_replicas: u32,
+    },
     /// Fragments less, in milli-GPU that expected replicas could no longer use.
     FragmentsLeast {
         winner_milli: i64,
@@ -113,6 +120,9 @@ pub struct Candidate {
 pub struct Score {
     /// A degraded GPU is taken: worse than any healthy one.
     pub degraded: bool,
+    /// Replicas that the domain would have more than its part, where replicas are to be spread.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub crowding: u32,
     /// Bucketed gradient, more is better.
     pub bucket: i64,
     pub model_cached: bool,
@@ -121,6 +131,11 @@ pub struct Score {
     /// Free milli-GPU on the node that expected replicas cannot use, before and after.
     pub frag_before_milli: i64,
     pub frag_after_milli: i64,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// Nodes refused for one kind of reason.
@@ -169,6 +184,10 @@ pub enum Refusal {
         until_ms: TimeMs,
         message: String,
     },
+    /// It fits, and would be borrowed; the node is kept for a replica that takes back what is its tenant's own.
+    Held {
+        claimant: DeploymentId,
+    },
     /// The node has no GPU of the class; these it has.
     NoSuchClass {
         have: Vec<String>,
@@ -198,6 +217,24 @@ pub enum Refusal {
     Island {
         need: u32,
         largest: u32,
+    },
+    /// A slice or a whole GPU is asked for, and the GPU is in MIG mode.
+    InMigMode {
+        gpu: String,
+        offered: Vec<String>,
+    },
+    /// No GPU of the node can be cut into such a device; `offered` is empty where the GPU is not in MIG mode.
+    NoMigProfile {
+        profile: String,
+        gpu: String,
+        offered: Vec<String>,
+    },
+    /// Too few memory slices are free, or not side by side where such a device may begin.
+    MigSlices {
+        profile: String,
+        need_slices: u32,
+        free_slices: u32,
+        gpu: String,
     },
     NodeCpu {
         need_milli: u64,

@@ -56,7 +56,12 @@ struct Account {
 
 impl Account {
     fn balance(&self) -> i64 {
-        self.nominal - self.held
+        self.nominal.saturating_sub(self.held)
+    }
+
+    /// What is held beyond the nominal quota.
+    fn debt(&self) -> i64 {
+        self.balance().saturating_neg().max(0)
     }
 
     /// What others may count on: all of a debt, of a surplus no more than the lending limit.
@@ -97,12 +102,14 @@ impl Ledger {
     }
 
     pub fn charge(&mut self, tenant: &TenantId, class: &str, x: u64) {
-        self.account(tenant, class).held += milli(x);
+        let account = self.account(tenant, class);
+        account.held = account.held.saturating_add(milli(x));
     }
 
     /// A slice of this charge is gone.
     pub fn refund(&mut self, tenant: &TenantId, class: &str, x: u64) {
-        self.account(tenant, class).held -= milli(x);
+        let account = self.account(tenant, class);
+        account.held = account.held.saturating_sub(milli(x));
     }
 
     pub fn held(&self, tenant: &TenantId, class: &str) -> u64 {
@@ -140,7 +147,8 @@ impl Ledger {
     }
 
     pub fn note_pending(&mut self, tenant: &TenantId, class: &str, x: u64) {
-        self.account(tenant, class).pending += milli(x);
+        let account = self.account(tenant, class);
+        account.pending = account.pending.saturating_add(milli(x));
     }
 
     /// Whether `x` more would still be the tenant's own.
@@ -152,7 +160,7 @@ impl Ledger {
     pub fn allow(&self, tenant: &TenantId, class: &str, x: u64) -> Result<(), QuotaLimit> {
         let account = self.get(tenant, class);
         let others = self.others(tenant, class);
-        let after = account.balance() - milli(x);
+        let after = account.balance().saturating_sub(milli(x));
         if account.listed
             && let Some((spend, binding)) = self.too_dear(tenant, class, x)
         {
@@ -164,7 +172,7 @@ impl Ledger {
             _ if !account.listed => QuotaBinding::ClassNotInQuota,
             None => QuotaBinding::NominalQuota,
             Some(_) if !limit_ok => QuotaBinding::BorrowingLimit,
-            Some(others) if others + after < 0 => QuotaBinding::CohortExhausted,
+            Some(others) if others.saturating_add(after) < 0 => QuotaBinding::CohortExhausted,
             Some(_) => return Ok(()),
         };
         Err(self.limit(tenant, class, x, binding))
@@ -178,7 +186,9 @@ impl Ledger {
             held_milli: unsigned(account.held),
             nominal_milli: unsigned(account.nominal),
             borrowing_limit_milli: account.borrowing_limit.map(unsigned),
-            cohort_free_milli: unsigned(self.others(tenant, class).unwrap_or(0) + account.balance().min(0)),
+            cohort_free_milli: unsigned(
+                self.others(tenant, class).unwrap_or(0).saturating_add(account.balance().min(0)),
+            ),
             spend: None,
             binding,
         }
@@ -219,7 +229,7 @@ impl Ledger {
 
     /// How much of what the tenant holds is above its nominal quota.
     pub fn borrowed(&self, tenant: &TenantId, class: &str) -> u64 {
-        unsigned(-self.get(tenant, class).balance())
+        unsigned(self.get(tenant, class).debt())
     }
 
     pub fn usage(&self, tenant: &TenantId) -> Vec<ClassUsage> {
@@ -230,7 +240,7 @@ impl Ledger {
                 class: class.clone(),
                 nominal_milli: unsigned(a.nominal),
                 held_milli: unsigned(a.held),
-                borrowed_milli: unsigned(-a.balance()),
+                borrowed_milli: unsigned(a.debt()),
                 lent_milli: self.lent(tenant, class, a),
                 pending_milli: unsigned(a.pending),
             })
@@ -241,11 +251,11 @@ impl Ledger {
     /// proportion to what each could lend.
     fn lent(&self, tenant: &TenantId, class: &str, account: &Account) -> u64 {
         let Some(cohort) = self.cohort(tenant) else { return 0 };
-        let mut debts = 0;
-        let mut lendable = 0;
+        let mut debts = 0i64;
+        let mut lendable = 0i64;
         for (_, a) in self.members(cohort, class) {
-            debts += (-a.balance()).max(0);
-            lendable += a.lendable().max(0);
+            debts = debts.saturating_add(a.debt());
+            lendable = lendable.saturating_add(a.lendable().max(0));
         }
         if lendable == 0 {
             return 0;
@@ -258,7 +268,8 @@ impl Ledger {
     /// Balance that the rest of the cohort offers; `None` without a cohort.
     fn others(&self, tenant: &TenantId, class: &str) -> Option<i64> {
         let cohort = self.cohort(tenant)?;
-        Some(self.members(cohort, class).filter(|(t, _)| *t != tenant).map(|(_, a)| a.lendable()).sum())
+        let others = self.members(cohort, class).filter(|(t, _)| *t != tenant);
+        Some(others.map(|(_, a)| a.lendable()).fold(0, i64::saturating_add))
     }
 
     fn cohort(&self, tenant: &TenantId) -> Option<&str> {

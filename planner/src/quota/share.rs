@@ -53,8 +53,9 @@ impl Ledger {
         let Some(cohort) = self.cohort(tenant) else { return 0 };
         let classes = self.accounts.get(tenant).into_iter().flatten();
         let parts = classes.filter(|(_, a)| a.balance() < 0).map(|(class, a)| {
-            let nominal: i64 = self.members(cohort, class).map(|(_, member)| member.nominal).sum();
-            u128::from(unsigned(-a.balance())) * BILLION / u128::from(unsigned(nominal).max(1))
+            let nominals = self.members(cohort, class).map(|(_, member)| member.nominal);
+            let nominal = nominals.fold(0, i64::saturating_add);
+            u128::from(unsigned(a.debt())) * BILLION / u128::from(unsigned(nominal).max(1))
         });
         u64::try_from(parts.max().unwrap_or(0)).unwrap_or(u64::MAX)
     }

@@ -106,6 +106,10 @@ pub struct GatewaySignals {
     pub to_ms: TimeMs,
     /// Requests that arrived.
     pub arrivals: u64,
+    /// Sequences that they ask for; `None`: not reported, and one each.
+    pub sequences: Option<u64>,
+    /// Requests that got a place on a replica; `None`: not reported, and all that arrived and do not wait.
+    pub placed: Option<u64>,
     /// Their prompt tokens, and how many of those a prefix cache held.
     pub input_tokens: u64,
     pub cached_tokens: u64,
@@ -134,6 +138,18 @@ pub struct EngineSignals {
     /// Steps since the reports before, to which the cost is fitted; none where engines report their own
     /// coefficients.
     pub steps: Vec<StepSample>,
+    /// Coefficients that engines report of themselves, by replica.
+    pub replicas: Vec<ReplicaCost>,
+}
+
+/// What one step costs on a replica, as its engine reports it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ReplicaCost {
+    /// Name of its pod.
+    pub replica: String,
+    /// Zero is unknown.
+    pub coefficients: Coefficients,
 }
 
 /// One step of an engine, and how long it took.
@@ -172,6 +188,9 @@ pub enum CostOrigin {
     Fitted,
 }
 
+/// Starts from which on their p90 counts; before, it may only shorten what is assumed.
+pub const ENOUGH_STARTS: u32 = 3;
+
 /// Cold start p90 by tier, milliseconds; absent: not known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
@@ -184,6 +203,22 @@ pub struct ColdStart {
     pub remote_ms: Option<u64>,
     /// Replicas that sleep.
     pub asleep_replicas: u32,
+    /// Starts that these times are from; 0: not known.
+    pub starts: u32,
+    /// The parts of such a start, where they are known.
+    pub stages: Option<StartStages>,
+}
+
+/// Median of each part of a start, milliseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct StartStages {
+    /// From the pod's creation until it is bound to its node.
+    pub schedule_ms: u64,
+    /// Until its container runs: the claim, the image, the model's volume.
+    pub pull_ms: u64,
+    /// Until it serves.
+    pub load_ms: u64,
 }
 
 /// Load at the same minute of earlier days or weeks.
@@ -230,6 +265,20 @@ pub struct Rule {
     pub drain: f64,
 }
 
+impl ColdStart {
+    /// What a start takes; `None`: too few were measured.
+    pub fn measured_ms(&self) -> Option<u64> {
+        self.remote_ms.filter(|_| self.starts >= ENOUGH_STARTS)
+    }
+}
+
+impl GatewaySignals {
+    /// Sequences of the requests that arrived.
+    pub fn sequences(&self) -> u64 {
+        self.sequences.unwrap_or(0).max(self.arrivals)
+    }
+}
+
 impl Rule {
     /// What runs unless a deployment asks for more room.
     pub const STANDARD: Self = Self {
@@ -274,6 +323,8 @@ pub struct Memory {
     pub(crate) mean_input: Option<f64>,
     /// End of the last interval in which a request came, or of the first that was seen.
     pub(crate) last_request_ms: Option<TimeMs>,
+    /// End of the last interval that was looked at.
+    pub(crate) seen_until_ms: Option<TimeMs>,
     pub(crate) gaps: Gaps,
     /// Costs fitted to reported steps, by variant, and the time of the last reports.
     pub(crate) fits: Vec<(String, CostFit)>,

@@ -9,9 +9,14 @@
 //! tenant a ns=a cohort=prod h100=4+1
 //! deployment a/chat want=2 ask=h100*1,2Gi,10|l4*1,2Gi,20 goal=Cost prio=0 hash=v1
 //! replica a/chat 0 n1 0 ready serves=3
+//! node m1 gpu=h100*2 mig=1
+//! deployment a/small ask=h100*1,mig:1g.10gb
+//! replica a/small 0 m1 0 ready cut=3
 //! ```
 #![allow(clippy::unwrap_used, dead_code)]
 
+pub mod h100;
+pub mod mig;
 pub mod random;
 pub mod scaling;
 
@@ -96,6 +101,7 @@ fn node(w: &[&str]) -> Node {
                 sm_percent: 100,
                 health: Health::Healthy,
                 island: Some(format!("nv{}", index * islands / n)),
+                mig: (u64::from(index) < number(w, "mig", 0)).then(h100::h100),
                 slices: Vec::new(),
             })
             .collect()
@@ -149,8 +155,7 @@ fn foreign(s: &mut Snapshot, w: &[&str]) {
     let slice = Slice {
         owner: SliceOwner::Foreign { claim: value(w, "claim").unwrap_or("other/claim").into() },
         tenant: value(w, "tenant").map(|t| TenantId(t.into())),
-        memory_bytes: size(w[3]),
-        sm_percent: w[4].parse().unwrap(),
+        promise: Promise::slice(size(w[3]), w[4].parse().unwrap()),
         isolation: isolation(w),
     };
     gpu_mut(s, w[1], w[2]).slices.push(slice);
@@ -202,12 +207,14 @@ fn deployment(s: &Snapshot, w: &[&str]) -> Deployment {
     let variants = ask.split('|').enumerate().map(|(n, ask)| {
         let mut parts = ask.split(',');
         let (class, count) = parts.next().unwrap().split_once('*').unwrap();
-        let accelerator = Accelerator::Gpu {
-            class: class.into(),
-            count: count.parse().unwrap(),
-            memory_bytes: parts.next().filter(|p| !p.is_empty()).map(size),
-            sm_percent: parts.next().map(|p| p.parse().unwrap()),
+        let first = parts.next();
+        let partition = match first.and_then(|p| p.strip_prefix("mig:")) {
+            Some(profile) => Partition::Mig { profile: profile.into() },
+            None => {
+                Partition::slice(first.filter(|p| !p.is_empty()).map(size), parts.next().map(|p| p.parse().unwrap()))
+            }
         };
+        let accelerator = Accelerator::Gpu { class: class.into(), count: count.parse().unwrap(), partition };
         let name = if n == 0 { "only".to_owned() } else { format!("on-{class}") };
         Variant { name, accelerator, itl_us: None }
     });
@@ -244,6 +251,11 @@ fn deployment(s: &Snapshot, w: &[&str]) -> Deployment {
             .map(|key| Toleration { key: Some(key.into()), value: None, effect: None })
             .into_iter()
             .collect(),
+        spread: value(w, "spread")
+            .map(|s| s.split_once(':').unwrap())
+            .map(|(key, skew)| Spread { topology_key: key.to_owned(), max_skew: skew.parse().unwrap() })
+            .into_iter()
+            .collect(),
         isolation: isolation(w),
         model_key: value(w, "model").map(ModelKey::read).unwrap_or_default(),
         spec_hash: value(w, "hash").unwrap_or("v1").into(),
@@ -259,27 +271,33 @@ fn deployment(s: &Snapshot, w: &[&str]) -> Deployment {
 /// `replica ns/name INDEX NODE GPUS PHASE [inc=] [hash=] [lost] [over=USED]`; GPUS is `0` or `0,1`.
 fn replica(s: &mut Snapshot, w: &[&str]) {
     let d = s.deployments.iter().find(|d| d.id == id(w[1])).unwrap().clone();
-    let Accelerator::Gpu { memory_bytes, sm_percent, .. } = &d.variants[0].accelerator else { panic!() };
+    let Accelerator::Gpu { partition, .. } = &d.variants[0].accelerator else { panic!() };
     let index: u32 = w[2].parse().unwrap();
     let incarnation = number(w, "inc", 0) as u32;
     let replica = ReplicaId { deployment: d.id.clone(), index, incarnation };
     let mut gpus = Vec::new();
     for at in w[4].split(',') {
         let gpu = gpu_mut(s, w[3], at);
-        let memory_bytes = memory_bytes.unwrap_or(gpu.memory_bytes);
-        let sm_percent = sm_percent.unwrap_or(100);
+        let promise = match partition {
+            Partition::Slice { memory_bytes, sm_percent } => {
+                Promise::slice(memory_bytes.unwrap_or(gpu.memory_bytes), sm_percent.unwrap_or(100))
+            }
+            Partition::Mig { profile } => {
+                let profile = gpu.mig.iter().flatten().find(|p| &p.name == profile).unwrap();
+                Promise::device(profile, number(w, "cut", 0) as u32)
+            }
+        };
         gpu.slices.push(Slice {
             owner: SliceOwner::Replica(replica.clone()),
             tenant: d.tenant.clone(),
-            memory_bytes,
-            sm_percent,
+            promise: promise.clone(),
             isolation: d.isolation,
         });
-        gpus.push(GpuShare { uuid: gpu.uuid.clone(), memory_bytes, sm_percent });
+        gpus.push(GpuShare { uuid: gpu.uuid.clone(), promise });
     }
     let overshoot = value(w, "over").map(|used| Overshoot {
         gpu: gpus[0].uuid.clone(),
-        promised_bytes: gpus[0].memory_bytes,
+        promised_bytes: gpus[0].promise.memory_bytes,
         used_bytes: size(used),
         samples: 5,
         source: "NVML".into(),
@@ -294,9 +312,16 @@ fn replica(s: &mut Snapshot, w: &[&str]) {
         "ready" => Phase::Ready,
         "starting" => Phase::Starting,
         "unready" => Phase::Unready,
-        "terminating" => Phase::Terminating,
+        "terminating" => {
+            Phase::Terminating { until_ms: value(w, "until").map(|ms| NOW.saturating_add_signed(ms.parse().unwrap())) }
+        }
         "failed" => Phase::Failed { reason: "engine exited with code 1".into() },
-        "draining" => Phase::Draining { since_ms: since, in_flight: value(w, "inflight").map(|n| n.parse().unwrap()) },
+        "draining" => Phase::Draining {
+            since_ms: since,
+            until_ms: value(w, "until").map(|ms| NOW.saturating_add_signed(ms.parse().unwrap())),
+            in_flight: value(w, "inflight").map(|n| n.parse().unwrap()),
+            may_resume: w.contains(&"resumable"),
+        },
         "unscheduled" => Phase::Unscheduled {
             since_ms: since,
             message: "0/3 nodes are available: 3 cannot allocate all claims.".into(),

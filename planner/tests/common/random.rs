@@ -3,7 +3,7 @@
 
 use proptest::prelude::*;
 use stowage_planner::plan;
-use stowage_planner::plan::Action;
+use stowage_planner::plan::{Action, EndReason};
 use stowage_planner::snapshot::*;
 
 pub const STEP: u64 = 1 << 30;
@@ -124,12 +124,12 @@ pub fn node(i: usize, s: &Site) -> Node {
             _ => Health::Healthy,
         },
         island: Some(format!("{}", index * s.islands / s.gpus)),
+        mig: None,
         slices: match s.foreign {
             Some((at, memory, sm)) if at == index => vec![Slice {
                 owner: SliceOwner::Foreign { claim: format!("x/{i}") },
                 tenant: None,
-                memory_bytes: memory * STEP,
-                sm_percent: sm,
+                promise: Promise::slice(memory * STEP, sm),
                 isolation: Isolation::Shared,
             }],
             _ => vec![],
@@ -168,8 +168,7 @@ pub fn deployment(i: usize, w: &Want, tenants: usize) -> Deployment {
             accelerator: Accelerator::Gpu {
                 class: "h".into(),
                 count: w.gpus,
-                memory_bytes: w.memory,
-                sm_percent: w.sm,
+                partition: Partition::slice(w.memory, w.sm),
             },
             itl_us: None,
         }],
@@ -177,6 +176,7 @@ pub fn deployment(i: usize, w: &Want, tenants: usize) -> Deployment {
         needs: Needs { cpu_milli: 1000, memory_bytes: 1, host_ports: vec![] },
         node_selector: Default::default(),
         tolerations: vec![],
+        spread: Vec::new(),
         isolation: w.isolation,
         model_key: Default::default(),
         spec_hash: "v1".into(),
@@ -216,8 +216,7 @@ pub fn apply(s: &mut Snapshot, actions: &[Action], now: TimeMs) {
                     node.gpus.iter_mut().find(|g| g.uuid == share.uuid).unwrap().slices.push(Slice {
                         owner: SliceOwner::Replica(id.clone()),
                         tenant: d.tenant.clone(),
-                        memory_bytes: share.memory_bytes,
-                        sm_percent: share.sm_percent,
+                        promise: share.promise.clone(),
                         isolation: d.isolation,
                     });
                 }
@@ -234,10 +233,15 @@ pub fn apply(s: &mut Snapshot, actions: &[Action], now: TimeMs) {
                     in_flight: None,
                 });
             }
-            Action::Drain { .. } => {
-                replica(&mut s.deployments[d], &id).phase = Phase::Draining { since_ms: now, in_flight: Some(0) };
-            }
-            Action::Remove { .. } => replica(&mut s.deployments[d], &id).phase = Phase::Terminating,
+            Action::Resume { .. } => replica(&mut s.deployments[d], &id).phase = Phase::Ready,
+            Action::Drain { reason, deadline_ms, .. } => match &mut replica(&mut s.deployments[d], &id).phase {
+                Phase::Draining { until_ms, .. } | Phase::Terminating { until_ms } => *until_ms = Some(*deadline_ms),
+                phase => {
+                    let may_resume = matches!(reason, EndReason::ScaleIn | EndReason::Reclaimed);
+                    *phase = Phase::Draining { since_ms: now, until_ms: None, in_flight: Some(0), may_resume };
+                }
+            },
+            Action::Remove { .. } => replica(&mut s.deployments[d], &id).phase = Phase::Terminating { until_ms: None },
         }
     }
 }
@@ -257,6 +261,20 @@ pub fn vanish(s: &mut Snapshot, d: usize, at: usize) {
     node.used.pods -= 1;
     for gpu in &mut node.gpus {
         gpu.slices.retain(|s| s.owner != SliceOwner::Replica(id.clone()));
+    }
+}
+
+/// Claims of pods that end are gone, and pods that start are Ready.
+pub fn settle(s: &mut Snapshot) {
+    for d in 0..s.deployments.len() {
+        while let Some(at) = s.deployments[d].replicas.iter().position(|r| r.phase.is_terminating()) {
+            vanish(s, d, at);
+        }
+        for r in &mut s.deployments[d].replicas {
+            if r.phase == Phase::Starting {
+                r.phase = Phase::Ready;
+            }
+        }
     }
 }
 
@@ -311,7 +329,9 @@ pub fn happen(s: &mut Snapshot, event: &Event) {
         }
         Event::Memory(d, m) => {
             if let Some(d) = s.deployments.get_mut(*d) {
-                if let Accelerator::Gpu { memory_bytes, .. } = &mut d.variants[0].accelerator {
+                if let Accelerator::Gpu { partition: Partition::Slice { memory_bytes, .. }, .. } =
+                    &mut d.variants[0].accelerator
+                {
                     *memory_bytes = Some(*m);
                 }
                 d.spec_hash = format!("m{m}");
@@ -336,7 +356,7 @@ pub fn happen(s: &mut Snapshot, event: &Event) {
             }
         }
         Event::Gone(n) => {
-            let all = pods(s, |p| *p == Phase::Terminating);
+            let all = pods(s, Phase::is_terminating);
             if let Some((d, r)) = all.get(n % all.len().max(1)) {
                 vanish(s, *d, *r);
             }
@@ -366,16 +386,7 @@ pub fn come_to_rest(s: &mut Snapshot, mut now: TimeMs) -> (TimeMs, std::collecti
     let mut created = std::collections::BTreeMap::new();
     let mut quiet = 0;
     for _ in 0..200 {
-        for d in 0..s.deployments.len() {
-            while let Some(at) = s.deployments[d].replicas.iter().position(|r| r.phase == Phase::Terminating) {
-                vanish(s, d, at);
-            }
-            for r in &mut s.deployments[d].replicas {
-                if r.phase == Phase::Starting {
-                    r.phase = Phase::Ready;
-                }
-            }
-        }
+        settle(s);
         now += 3_000;
         let (p, _) = plan(s, &policy, now);
         quiet = if p.actions.is_empty() { quiet + 1 } else { 0 };

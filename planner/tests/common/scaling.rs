@@ -3,7 +3,7 @@
 //! ```text
 //! scale a/chat Active min=1 max=8 ttft=2000 itl=50 idle=300000 hold=120000 tight
 //! cost a/chat only fitted
-//! cold a/chat cached=30000 remote=90000
+//! cold a/chat cached=30000 remote=90000 starts=5 schedule=1000 pull=4000 load=25000
 //! earlier a/chat rate=20 for=300
 //! signals a/chat rate=80 queued=12 held=0 age=1200 unprefilled=0 kv=0 engines=800
 //! ```
@@ -33,6 +33,12 @@ pub fn line(s: &mut Snapshot, w: &[&str]) -> bool {
             of(s, w).signals.cold_start = ColdStart {
                 cached_ms: value(w, "cached").map(|ms| ms.parse().unwrap()),
                 remote_ms: value(w, "remote").map(|ms| ms.parse().unwrap()),
+                starts: number(w, "starts", 0) as u32,
+                stages: value(w, "load").map(|ms| StartStages {
+                    schedule_ms: number(w, "schedule", 0),
+                    pull_ms: number(w, "pull", 0),
+                    load_ms: ms.parse().unwrap(),
+                }),
                 ..ColdStart::default()
             }
         }
@@ -77,6 +83,7 @@ fn signals(d: &mut Deployment, w: &[&str]) {
         kv_used_milli: number(w, "kv", 0),
         kv_bound: number(w, "bound", 0) as u32,
         steps: Vec::new(),
+        replicas: Vec::new(),
     };
     d.signals.gateway = Some(counted(at, number(w, "rate", 0), number(w, "queued", 0), number(w, "held", 0)));
     d.signals.engines = (!w.contains(&"silent")).then_some(engines);
@@ -95,6 +102,7 @@ pub fn counted(to_ms: u64, rate: u64, queued: u64, held: u64) -> GatewaySignals 
         queued: queued.max(held),
         queued_tokens: queued.max(held) * 1000,
         held,
+        ..GatewaySignals::default()
     }
 }
 

@@ -67,8 +67,8 @@ impl Adapter for Stowage {
             running: "stowage_engine_running_requests",
             waiting: "stowage_engine_waiting_requests",
             kv_usage: None,
-            ttft: Some("stowage_time_to_first_token_seconds"),
-            itl: Some("stowage_inter_token_latency_seconds"),
+            ttft: Some("stowage_engine_time_to_first_token_seconds"),
+            itl: Some("stowage_engine_inter_token_latency_seconds"),
         }
     }
 }

@@ -2,6 +2,7 @@
 //! that measure are examples of the crates they measure; this finds the model, starts them and compares.
 
 mod engine;
+mod scale;
 mod stopwatch;
 
 use crate::base::sh;
@@ -23,8 +24,12 @@ enum What {
     Planner(Passed),
     /// The published placement protocol through the planner (--nodes FILE --pods FILE [--seeds 42..52])
     Placement(Passed),
-    /// Time of the operator's whole turn but its writes, by number of deployments
-    Operator,
+    /// Replicas of all sizes that come and go, three tenants (--seeds 1..4 --hours 24 --load 1.1 --policy NAME)
+    Mixed(Passed),
+    /// Time of the operator's whole turn but its writes, by number of deployments (or --nodes 5000 --deployments 5000)
+    Operator(Passed),
+    /// Many deployments at once on simulated nodes (--nodes 500 --deployments 1000 --replicas 4 [--count-writes])
+    Scale(Passed),
     /// Objectives kept and replica-hours, by policy (--arrivals FILE --cold-start SECONDS --policy NAME)
     Autoscaling(Passed),
 }
@@ -49,7 +54,9 @@ pub fn run(args: Args) -> Result<()> {
         Some(What::Engine(args)) => engine::run(&args),
         Some(What::Planner(passed)) => example("stowage-planner", "bench_plan", &passed.options),
         Some(What::Placement(passed)) => example("stowage-planner", "bench_placement", &passed.options),
-        Some(What::Operator) => example("stowage-operator", "bench_turn", &[]),
+        Some(What::Mixed(passed)) => example("stowage-planner", "bench_mixed", &passed.options),
+        Some(What::Scale(passed)) => scale::run(&passed.options),
+        Some(What::Operator(passed)) => example("stowage-operator", "bench_turn", &passed.options),
         Some(What::Autoscaling(passed)) => example("stowage-simulator", "bench_autoscaling", &passed.options),
         None => {
             engine::run(&Defaults::parse_from(["engine"]).engine)?;

@@ -10,7 +10,7 @@ mod shape;
 use crate::base::{paths, private, wait};
 use crate::programs::build;
 use anyhow::{Context, Result};
-use commands::{check, down, forward, load, status, up};
+use commands::{check, down, forward, load, observe, status, up};
 use machine::process;
 use shape::layout::Layout;
 use shape::state::State;
@@ -57,6 +57,8 @@ enum Action {
     Load { archives: Vec<PathBuf> },
     /// A loopback port that leads to an address inside the cluster, for instance a Service's
     Forward(forward::Args),
+    /// A Prometheus (Debian's package) that scrapes Stowage's processes and engines, with its alerts
+    Observe(observe::Args),
     /// End one process (a node, kube-apiserver, …) at once; `up` starts it again
     Kill { name: String },
     /// Run the functional checks
@@ -80,6 +82,11 @@ pub fn run(args: Args) -> Result<()> {
         Action::Down => locked(&layout, || down::run(&layout)),
         Action::Forward(forward) => locked(&layout, || forward::run(&layout, &forward)),
         Action::Load { archives } => load::run(&layout, &archives),
+        Action::Observe(observe::Args { action }) => match action {
+            observe::Action::Up => locked(&layout, || observe::up(&layout)),
+            observe::Action::Down => locked(&layout, || observe::down(&layout)),
+            observe::Action::Targets => observe::targets(&layout),
+        },
         Action::Status => status::run(&layout),
         Action::Kubeconfig => {
             State::required(&layout)?;

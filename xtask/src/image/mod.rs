@@ -22,12 +22,15 @@ pub struct Args {
     /// Build the programs first
     #[arg(long)]
     build: bool,
+    /// Of release builds, for clusters that serve; development builds otherwise
+    #[arg(long)]
+    release: bool,
 }
 
 impl Args {
     /// One image, from programs as they are.
     pub fn only(name: &str) -> Self {
-        Self { names: vec![name.into()], all: false, build: false }
+        Self { names: vec![name.into()], all: false, build: false, release: false }
     }
 }
 
@@ -72,12 +75,13 @@ pub fn run(args: Args) -> Result<()> {
     }
     let images: Vec<&Image> = IMAGES.iter().filter(|i| wanted.contains(&i.name)).collect();
     if args.build {
-        build(&images)?;
+        build(&images, args.release)?;
     }
+    let profile = if args.release { "release" } else { "debug" };
     let base = if images.is_empty() { None } else { Some(base()?) };
     for image in images {
         let base = base.as_ref().context("no base layer")?;
-        report(&paths::image_archive(image.name), &program(image, base)?)?;
+        report(&paths::image_archive(image.name), &program(image, base, profile)?)?;
     }
     if wanted.contains(&PROBE) {
         report(&paths::image_archive(PROBE), &probe()?)?;
@@ -93,10 +97,10 @@ pub fn pause(program: &Path, archive: &Path) -> Result<()> {
     Ok(())
 }
 
-fn build(images: &[&Image]) -> Result<()> {
+fn build(images: &[&Image], release: bool) -> Result<()> {
     let packages = images.iter().flat_map(|i| [Some(i.package), i.extra.map(|e| e.0)]).flatten();
     let args: Vec<&str> = packages.flat_map(|p| ["-p", p]).collect();
-    let status = sh::cargo(&["build"]).args(args).status()?;
+    let status = sh::cargo(&["build"]).args(release.then_some("--release")).args(args).status()?;
     ensure!(status.success(), "cargo build failed");
     Ok(())
 }
@@ -107,12 +111,13 @@ fn report(archive: &Path, digest: &str) -> Result<()> {
     Ok(())
 }
 
-fn program(image: &Image, base: &Base) -> Result<String> {
+fn program(image: &Image, base: &Base, profile: &str) -> Result<String> {
     let place = format!("usr/local/bin/{}", image.program);
-    let mut entries = vec![Entry::File(place.clone(), 0o755, stripped(&built(image.package, image.program)?)?)];
-    let mut libraries = libraries(&built(image.package, image.program)?)?;
+    let own = built(profile, image.package, image.program)?;
+    let mut entries = vec![Entry::File(place.clone(), 0o755, stripped(&own)?)];
+    let mut libraries = libraries(&own)?;
     if let Some((package, file, place)) = image.extra {
-        let source = built(package, file)?;
+        let source = built(profile, package, file)?;
         entries.push(Entry::File(place.into(), 0o755, stripped(&source)?));
         libraries.extend(self::libraries(&source)?);
     }
@@ -180,9 +185,9 @@ fn probe() -> Result<String> {
     Ok(stowage_oci::write(&paths::image_archive(PROBE), "localhost/stowage/probe:dev", &[&layer], &config)?)
 }
 
-fn built(package: &str, file: &str) -> Result<PathBuf> {
-    let path = paths::target().join("debug").join(file);
-    ensure!(path.exists(), "{} is not built: `cargo build -p {package}`, or --build", path.display());
+fn built(profile: &str, package: &str, file: &str) -> Result<PathBuf> {
+    let path = paths::target().join(profile).join(file);
+    ensure!(path.exists(), "{} is not built: add --build (package {package})", path.display());
     Ok(path)
 }
 

@@ -6,7 +6,7 @@ use crate::base::{paths, sh};
 use crate::cluster::machine::prereq;
 use crate::product;
 use crate::programs::build;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::io::Read;
@@ -46,10 +46,9 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 fn up(nodes: usize) -> Result<()> {
-    println!(
-        "stowage demo · real Kubernetes {} on this machine, {nodes} nodes, 8 simulated H100 80GB each (no GPU here: engines run on the CPU)",
-        build::DEFAULT_VERSION
-    );
+    let own = format!("real Kubernetes {} on this machine, {nodes} nodes, 8", build::DEFAULT_VERSION);
+    let whose = if product::is_current() { "the cluster of the present kubeconfig context," } else { &own };
+    println!("stowage demo · {whose} simulated H100 80GB each (no GPU here: engines run on the CPU)");
     step(1, "tools", tools)?;
     if !product::is_current() {
         step(2, "kubernetes", || build::ensure(build::DEFAULT_VERSION).map(|_| "built".into()))?;
@@ -63,8 +62,13 @@ fn up(nodes: usize) -> Result<()> {
             Ok(format!("{line} · images and model on every node"))
         })?;
     }
+    if product::is_current() {
+        step(4, "images", || {
+            product::own(&["image", "--all"]).map(|_| "in target/images; the nodes need them".into())
+        })?;
+    }
     let target = product::Target::find()?;
-    step(5, "helm install", || product::install(&target).map(|()| "stowage-crds, stowage".into()))?;
+    step(5, "helm install", || product::install(&target, None).map(|()| "stowage-crds, stowage".into()))?;
     let key = step_value(6, "quickstart", || quickstart(&target))?;
     let url = product::endpoint(&target)?.leave_open();
     let env = environment(&target, &url, &key)?;
@@ -73,9 +77,24 @@ fn up(nodes: usize) -> Result<()> {
     println!(
         "try         . {env}; kubectl stowage status -n {NAMESPACE} {DEPLOYMENT}        kubectl stowage explain -n {NAMESPACE} {DEPLOYMENT}"
     );
+    if let Some(address) = observed()? {
+        println!("observe     {address} (Prometheus: queries, alerts)        dashboards: charts/stowage/dashboards");
+    }
     println!("            curl $STOWAGE_URL/v1/models -H \"Authorization: Bearer $STOWAGE_API_KEY\"        make e2e");
     println!("stop        make demo-down");
     Ok(())
+}
+
+/// With OBSERVE=1: the address of a Prometheus beside the cluster.
+fn observed() -> Result<Option<String>> {
+    if std::env::var("OBSERVE").map_or(true, |wanted| wanted.is_empty() || wanted == "0") {
+        return Ok(None);
+    }
+    ensure!(
+        !product::is_current(),
+        "OBSERVE=1 starts a Prometheus beside the local cluster only; yours scrapes this one"
+    );
+    product::own(&["cluster", "observe", "up"]).map(|address| Some(address.trim().to_owned()))
 }
 
 fn step(number: usize, name: &str, work: impl FnOnce() -> Result<String>) -> Result<()> {
@@ -91,13 +110,15 @@ fn step_value<T>(number: usize, name: &str, work: impl FnOnce() -> Result<(Strin
 }
 
 fn tools() -> Result<String> {
-    prereq::to_run()?;
+    if !product::is_current() {
+        prereq::to_run()?;
+    }
     let version = |program: &str, arg: &str, word: usize| -> Result<String> {
         let output = sh::output(&mut sh::cmd(program, &[arg]))?;
         Ok(output.split_whitespace().nth(word).unwrap_or("?").to_owned())
     };
     Ok(format!(
-        "{} · rustc {} · iproute2, nftables, openssl … ok",
+        "{} · rustc {} · Debian packages ok",
         version("go", "version", 2)?.replace("go1", "go 1"),
         version("rustc", "--version", 1)?
     ))

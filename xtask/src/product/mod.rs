@@ -2,6 +2,7 @@
 //! and by the end-to-end tests; every step looks first, so a second run does little.
 
 pub mod demo;
+pub mod krew;
 
 use crate::base::{paths, sh};
 use anyhow::{Context, Result, ensure};
@@ -90,21 +91,67 @@ pub fn load(options: &[&str]) -> Result<()> {
 }
 
 /// Installs or upgrades both charts with real Helm and waits until everything runs.
-pub fn install(target: &Target) -> Result<()> {
-    let charts = paths::repo().join("charts");
-    let helm = |args: &[&str]| sh::output(target.program("helm").args(args).env("HOME", paths::repo().join("target")));
-    let chart = |name: &str| charts.join(name).display().to_string();
-    helm(&["upgrade", "--install", "stowage-crds", &chart("stowage-crds"), "--wait", "--timeout", "60s"])
-        .context("install the CRDs")?;
-    // The tag stays `dev` while what it names changes: the revision restarts what runs the old one.
-    let revision = revision()?;
-    let (path, revision) = (chart("stowage"), format!("image.revision={revision}"));
+/// `hub`: where node agents look for repositories; `None`: where the chart says.
+pub fn install(target: &Target, hub: Option<&str>) -> Result<()> {
+    install_crds(target)?;
+    let (path, images) = (chart("stowage"), images()?.join(","));
     let mut args = vec!["upgrade", "--install", "stowage", &path, "--timeout", "180s", "--wait"];
-    args.extend(["--set", "nodeAgent.simulated.enabled=true", "--set", "image.tag=dev", "--set-string", &revision]);
+    args.extend(["--set", "nodeAgent.simulated.enabled=true", "--set-string", &images]);
     // Models for the tests are served inside the cluster.
     args.extend(["--set", "nodeAgent.models.allowedCidrs={10.0.0.0/8}"]);
-    helm(&args).context("install stowage")?;
+    // A disk of all nodes together, and of whatever else this machine does.
+    args.extend(["--set", "nodeAgent.models.diskReservePercent=1"]);
+    // The Prometheus of `cargo xtask cluster observe` scrapes from where the API server is.
+    let scraper = if is_current() { None } else { Some(scraper(target)?) };
+    args.extend(scraper.iter().flat_map(|peers| ["--set-json", peers]));
+    let hub = hub.map(|hub| format!("nodeAgent.models.hubEndpoint={hub}"));
+    args.extend(hub.iter().flat_map(|hub| ["--set", hub]));
+    helm(target, &args).context("install stowage")
+}
+
+/// What the charts put on a cluster, and none of Stowage's own processes: policies, rights, classes, runtimes.
+pub fn install_without_processes(target: &Target) -> Result<()> {
+    install_crds(target)?;
+    let (path, nowhere) = (chart("stowage"), "nodeAgent.nodeSelector.stowage\\.dev/none=none");
+    helm(
+        target,
+        &["upgrade", "--install", "stowage", &path, "--set", "nodeAgent.simulated.enabled=true", "--set", nowhere],
+    )
+    .context("install stowage")?;
+    target.kubectl(&["-n", SYSTEM, "scale", "deployment", "--all", "--replicas=0"])?;
     Ok(())
+}
+
+fn install_crds(target: &Target) -> Result<()> {
+    helm(target, &["upgrade", "--install", "stowage-crds", &chart("stowage-crds"), "--wait", "--timeout", "60s"])
+        .context("install the CRDs")
+}
+
+fn helm(target: &Target, args: &[&str]) -> Result<()> {
+    sh::output(target.program("helm").args(args).env("HOME", paths::repo().join("target"))).map(drop)
+}
+
+fn chart(name: &str) -> String {
+    paths::repo().join("charts").join(name).display().to_string()
+}
+
+/// The chart's value that lets the local cluster's control plane read metrics.
+fn scraper(target: &Target) -> Result<String> {
+    let path = "jsonpath={.endpoints[0].addresses[0]}";
+    let address = target.kubectl(&["-n", "default", "get", "endpointslice", "kubernetes", "-o", path])?;
+    Ok(format!("networkPolicies.metricsFrom=[{{\"ipBlock\":{{\"cidr\":\"{}/32\"}}}}]", address.trim()))
+}
+
+/// The chart's values for where the images are: on the nodes, as this program loads them, or in the registry
+/// that STOWAGE_REGISTRY names, under the tag STOWAGE_TAG.
+fn images() -> Result<Vec<String>> {
+    let given = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    if let Some(registry) = given("STOWAGE_REGISTRY").filter(|_| is_current()) {
+        let tag = given("STOWAGE_TAG").context("set STOWAGE_TAG too, the images' tag in STOWAGE_REGISTRY")?;
+        return Ok(vec![format!("image.registry={registry}"), format!("image.tag={tag}")]);
+    }
+    // The tag stays `dev` while what it names changes: the revision restarts what runs the old one.
+    Ok(vec!["image.tag=dev".into(), format!("image.revision={}", revision()?)])
 }
 
 /// A short name for the images' present content.

@@ -37,6 +37,8 @@ pub struct E2eArgs {
     long: bool,
 }
 
+/// The hub of the tests: a Service that one of them makes.
+const HUB: &str = "http://hub.stowage-e2e-hub.svc:8000";
 /// Two for all tests together, and one for those that need a node for themselves.
 const NODES: &str = "3";
 /// Beside the default version: the newest that e2e/cluster/kube has a module file for.
@@ -64,6 +66,10 @@ fn suites(args: &TestArgs, total: &mut Count) -> Result<()> {
         // The chart's golden is compared with what real Helm renders.
         env.push(("STOWAGE_HELM", build::ensure(build::DEFAULT_VERSION)?.join("helm")));
     }
+    if !args.long {
+        // Property tests try the same cases each time: what passes once passes again. `--long` tries new ones.
+        env.push(("PROPTEST_RNG_SEED", "20261129".into()));
+    }
     if args.long {
         // Tests that run at a larger size then.
         env.push(("STOWAGE_TEST_LONG", "1".into()));
@@ -72,6 +78,7 @@ fn suites(args: &TestArgs, total: &mut Count) -> Result<()> {
     let env: Vec<_> = env.iter().map(|(name, path)| (*name, path.as_os_str())).collect();
     total.add(suite("unit", &["test", "--workspace", "--no-fail-fast"], &env)?);
     if args.long {
+        total.add(absurd_snapshots()?);
         total.add(fuzz::targets(&[], fuzz::TEN_MINUTES)?);
     }
     if !args.unit {
@@ -81,6 +88,14 @@ fn suites(args: &TestArgs, total: &mut Count) -> Result<()> {
         total.add(on_another_cluster()?);
     }
     Ok(())
+}
+
+/// Snapshots that are fuzzed through the planner, with optimised code and every check on.
+const ABSURD_SNAPSHOTS: &str = "10000000";
+
+fn absurd_snapshots() -> Result<Count> {
+    let args = ["test", "--profile", "fuzz", "-p", "stowage-planner", "--test", "absurd", "--", "--nocapture"];
+    suite("absurd snapshots", &args, &[("STOWAGE_TEST_CASES", ABSURD_SNAPSHOTS.as_ref())])
 }
 
 /// The end-to-end tests on the local cluster; it is ended again unless it was up before or is to be kept.
@@ -145,7 +160,7 @@ fn end_to_end(filter: &[String], long: bool) -> Result<Count> {
     if !product::is_current() {
         product::load(&[]).context("give the nodes our images")?;
     }
-    product::install(&target)?;
+    product::install(&target, Some(HUB))?;
     let endpoint = product::endpoint(&target)?;
     println!("==> end to end (installed in {:.0} s)", start.elapsed().as_secs_f64());
     let mut tests = Command::new(product::built("stowage-e2e"));

@@ -41,3 +41,26 @@
   message: "only parts of Kubernetes write the status of a {{ . }} of the Stowage operator"
   reason: Forbidden
 {{- end -}}
+
+{{/* A validation: nobody but the operator becomes the owner of what it made. An object with another controller would
+     belong to no deployment. The garbage collector takes owners away. Needs the variable isOperator. */}}
+{{- define "stowage.notAdopted" -}}
+- expression: >-
+    variables.isOperator || request.operation != 'UPDATE' || !has(oldObject.metadata.labels) || !('app.kubernetes.io/managed-by' in oldObject.metadata.labels) ||
+    oldObject.metadata.labels['app.kubernetes.io/managed-by'] != 'stowage' || !has(object.metadata.ownerReferences) ||
+    object.metadata.ownerReferences.all(o, has(oldObject.metadata.ownerReferences) && oldObject.metadata.ownerReferences.exists(p, p.uid == o.uid))
+  message: "a {{ . }} of the Stowage operator gets no other owner; choose a selector that does not match the labels stowage.dev/*"
+  reason: Forbidden
+{{- end -}}
+
+{{/* A validation: only the operator gives the label by which it knows its own. Needs the variable isOperator. The
+     argument is the kind in the plural. */}}
+{{- define "stowage.labelIsOurs" -}}
+- expression: >-
+    variables.isOperator || !has(object.metadata.labels) || !('app.kubernetes.io/managed-by' in object.metadata.labels) ||
+    object.metadata.labels['app.kubernetes.io/managed-by'] != 'stowage' ||
+    (request.operation == 'UPDATE' && has(oldObject.metadata.labels) && 'app.kubernetes.io/managed-by' in oldObject.metadata.labels &&
+    oldObject.metadata.labels['app.kubernetes.io/managed-by'] == 'stowage')
+  message: "the label app.kubernetes.io/managed-by: stowage is for {{ . }} of the Stowage operator; write another value"
+  reason: Forbidden
+{{- end -}}

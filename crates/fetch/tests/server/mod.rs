@@ -23,7 +23,13 @@ pub enum Behaviour {
     AlwaysStalls,
     /// Closes each connection without an answer.
     Closes,
+    /// Sends one byte of each range, and closes.
+    OneByteEach,
+    /// Sends a byte now and then.
+    Drips,
     SendsAnotherRange,
+    /// A range of 300,000 quotes.
+    LongRange,
     /// Announces ranges of a byte and sends more.
     LongerThanSaid,
     NoLength,
@@ -173,11 +179,26 @@ fn answer(
             return Ok(false);
         }
         Behaviour::Closes => return Ok(false),
+        Behaviour::OneByteEach if to - from > 2 => {
+            send(ranged("v", from, to), &bytes[from..=from])?;
+            return Ok(false);
+        }
+        Behaviour::Drips if to - from > 2 => {
+            send(ranged("v", from, to), &[])?;
+            for byte in &bytes[from..to] {
+                std::thread::sleep(Duration::from_millis(50));
+                stream.write_all(&[*byte])?;
+            }
+        }
         Behaviour::Missing => send("404 Not Found\r\ncontent-length: 0".into(), &[])?,
         Behaviour::NoRanges => send(format!("200 OK\r\ncontent-length: {total}"), bytes)?,
         Behaviour::NoLength => {
             send("200 OK\r\nconnection: close".into(), bytes)?;
             return Ok(false);
+        }
+        Behaviour::LongRange => {
+            let head = format!("206 Partial Content\r\ncontent-range: {}\r\ncontent-length: 1", "\"".repeat(300_000));
+            send(head, b"x")?;
         }
         Behaviour::SendsAnotherRange => send(ranged("v", 1, total), &bytes[1..])?,
         Behaviour::LongerThanSaid => {

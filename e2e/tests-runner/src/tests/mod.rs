@@ -10,12 +10,13 @@ mod failing;
 mod gitops;
 mod isolation;
 mod isolation_objects;
+mod observing;
 mod placing;
 mod serving;
 
 use failing::{faults, gpus, nodes, operators, refusals};
-use placing::{objects, placement};
-use serving::{clients, lifecycle, models, quickstart, scale};
+use placing::{objects, placement, plans, reclaim};
+use serving::{clients, follow, hubs, lifecycle, models, quickstart, quiet, scale};
 
 type Body = fn(World) -> Pin<Box<dyn Future<Output = anyhow::Result<()>>>>;
 
@@ -68,7 +69,10 @@ pub fn all() -> Vec<Test> {
         test!(quickstart::our_processes_stay_small),
         test!(models::readme_serves_a_model_of_the_readers_own_in_three_lines),
         test!(models::a_model_behind_a_url_is_fetched_once_and_started_from_the_cache_after_that),
+        test!(models::a_preloaded_model_is_on_nodes_before_a_replica_and_its_source_is_not_needed_then),
+        test!(models::memory_auto_is_what_the_engine_takes_and_its_parts_are_in_the_status),
         test!(models::a_model_that_cannot_be_fetched_is_reported_and_harms_nobody),
+        test!(hubs::a_model_on_a_hub_is_fetched_at_one_commit_with_its_token_and_served),
         test!(node placement::two_tenants_share_one_gpu_and_a_third_waits_with_a_true_counterfactual),
         test!(placement::restricted_pod_security_admits_all_but_the_agent),
         test!(agents placement::the_drivers_sockets_are_registered_with_every_kubelet),
@@ -77,6 +81,8 @@ pub fn all() -> Vec<Test> {
         test!(objects::two_quotas_that_claim_one_namespace_leave_it_to_the_older),
         test!(objects::a_tenant_over_its_limit_waits_while_others_are_placed),
         test!(objects::a_model_that_cannot_be_loaded_is_reported_and_its_restarts_are_bounded),
+        test!(alone plans::ten_changes_do_what_plan_said),
+        test!(plans::plan_says_which_right_is_missing_and_changes_nothing),
         test!(gitops::manifest_applied_twice_is_unchanged),
         test!(long gitops::argo_and_flux_see_no_difference_after_a_sync),
         test!(gitops::omitted_replicas_are_one_and_scaling_is_kept),
@@ -103,6 +109,7 @@ pub fn all() -> Vec<Test> {
         test!(long operators::an_operator_killed_after_every_write_is_replaced_and_nothing_is_doubled),
         test!(alone operators::a_slow_and_failing_api_server_is_survived_with_bounded_requests),
         test!(alone operators::an_empty_list_deletes_nothing),
+        test!(alone reclaim::leader_killed_in_the_middle_of_a_reclaim_loses_nothing),
         test!(alone operators::an_api_server_that_restarts_loses_nothing),
         test!(alone operators::a_paused_leader_is_replaced_and_writes_nothing_when_it_wakes),
         test!(alone operators::without_an_operator_requests_go_on),
@@ -115,6 +122,20 @@ pub fn all() -> Vec<Test> {
         test!(node lifecycle::draining_the_node_of_the_only_replica_loses_no_request),
         test!(node lifecycle::replica_on_a_cordoned_node_stays_without_another_place),
         test!(lifecycle::load_is_scaled_out_without_a_lost_request),
+        test!(follow::idle_model_goes_to_zero_and_its_first_request_is_held_and_answered),
+        test!(follow::scale_in_loses_no_request_over_three_cycles),
+        test!(long follow::scale_in_loses_no_request_over_twenty_cycles),
+        test!(follow::hpa_drives_a_manual_deployment),
+        test!(follow::advisory_changes_nothing_and_says_what_it_would_do),
+        test!(follow::spend_limit_holds_replicas_back_and_names_the_sum_that_would_do),
+        test!(observing::dashboard_serves_the_live_state_on_loopback),
+        test!(observing::top_shows_a_placed_replica_and_ends_on_q),
+        test!(long observing::dashboards_have_data_and_an_alert_fires_on_a_real_prometheus),
+        test!(alone quiet::idle_operators_write_nothing),
+        test!(alone quiet::deleted_key_of_the_salts_is_made_anew),
+        test!(alone follow::without_gateways_counts_are_frozen_and_reported),
+        test!(alone follow::burst_without_an_operator_is_held_and_scaled_out_when_it_is_back),
+        test!(node reclaim::lender_gets_its_gpus_back_within_the_grace_and_no_request_is_lost),
         test!(lifecycle::a_killed_engine_is_replaced_and_the_other_replica_serves),
         test!(lifecycle::with_one_replica_killed_requests_are_held_until_it_is_back),
         test!(alone scale::two_hundred_deployments_of_one_tenant_do_not_delay_another),

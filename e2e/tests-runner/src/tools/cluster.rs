@@ -23,6 +23,8 @@ const KINDS: &[(&str, &str, &str, &str, bool)] = &[
     ("apps", "v1", "DaemonSet", "daemonsets", true),
     ("coordination.k8s.io", "v1", "Lease", "leases", true),
     ("discovery.k8s.io", "v1", "EndpointSlice", "endpointslices", true),
+    ("apiregistration.k8s.io", "v1", "APIService", "apiservices", false),
+    ("autoscaling", "v2", "HorizontalPodAutoscaler", "horizontalpodautoscalers", true),
     ("", "v1", "ResourceQuota", "resourcequotas", true),
     ("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies", true),
     ("rbac.authorization.k8s.io", "v1", "Role", "roles", true),

@@ -68,6 +68,17 @@ impl Caller {
 
     /// A streamed chat: the text and whether the stream ended with `[DONE]`.
     pub async fn chat_stream(&self, model: &str, question: &str, max_tokens: u32) -> anyhow::Result<(String, bool)> {
+        self.chat_stream_seen(model, question, max_tokens, || ()).await
+    }
+
+    /// As [`Self::chat_stream`]; `begun` is called when the first part of the answer is there.
+    pub async fn chat_stream_seen(
+        &self,
+        model: &str,
+        question: &str,
+        max_tokens: u32,
+        begun: impl FnOnce(),
+    ) -> anyhow::Result<(String, bool)> {
         let mut body = chat_body(model, question, max_tokens);
         body["stream"] = json!(true);
         let response = self
@@ -85,7 +96,9 @@ impl Caller {
             response.text().await.unwrap_or_default()
         );
         let (mut buffer, mut bytes) = (String::new(), response.bytes_stream());
+        let mut begun = Some(begun);
         while let Some(part) = bytes.next().await {
+            begun.take().into_iter().for_each(|begun| begun());
             buffer.push_str(&String::from_utf8_lossy(&part.context("read the stream")?));
         }
         let events = buffer.lines().filter_map(|l| l.strip_prefix("data: "));

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
+use super::cluster::wait_for;
 use super::http::Caller;
 
 /// After a failure.
@@ -78,6 +79,14 @@ impl Load {
         let failures = std::mem::take(&mut *self.failures.lock().await);
         Outcome { succeeded: self.done.load(Ordering::Relaxed), failures }
     }
+}
+
+/// Waits until the load has had `count` answers: then requests are in flight at any moment.
+pub async fn under_way(load: &Load, count: usize) -> anyhow::Result<()> {
+    wait_for("the load to be under way", Duration::from_secs(60), || async {
+        Ok(if load.succeeded() >= count { Ok(()) } else { Err(format!("{} answers", load.succeeded())) })
+    })
+    .await
 }
 
 async fn ask(caller: &Caller, model: &str, client: usize, turn: usize, max_tokens: u32) -> anyhow::Result<()> {

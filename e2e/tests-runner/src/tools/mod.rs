@@ -1,4 +1,4 @@
-//! What the tests act and look with: the API server, the gateway, processes, disks, simulated GPUs, our own parts.
+//! What the tests act and look with: the API server, the gateway, processes, disks, simulated GPUs, our own parts, a terminal.
 
 pub mod cluster;
 pub mod disk;

@@ -42,17 +42,32 @@ pub async fn gateways_on(w: &World, node: Option<&str>) -> anyhow::Result<Vec<i3
     Ok(pids)
 }
 
-/// Whether a gateway keeps a replica out of routing.
-pub async fn refused(gateway: i32, tenant: &Tenant, pod: &str) -> anyhow::Result<Result<(), String>> {
+/// What a gateway reports of the tenant's deployments.
+async fn signals(gateway: i32, tenant: &Tenant) -> anyhow::Result<Vec<Value>> {
     let url = format!("http://127.0.0.1:{}{}", names::GATEWAY_ADMIN_PORT, names::PATH_SIGNALS);
     let (status, body) = process::ask_inside(gateway, &[&url]).await?;
     ensure!(status == 200, "the gateway's signals answered {status}");
     let signals: Value = serde_json::from_str(&body).context("parse the gateway's signals")?;
-    let models = signals["models"].as_array().into_iter().flatten();
-    let mut replicas =
-        models.filter(|m| m["namespace"] == tenant.name.as_str()).filter_map(|m| m["replicas"].as_array());
-    let routable = replicas.any(|all| all.iter().any(|r| r["pod"] == pod && r["routable"] == true));
-    Ok(if routable { Err("still routed to".to_owned()) } else { Ok(()) })
+    let deployments = signals["deployments"].as_array().context("the signals name no deployments")?;
+    Ok(deployments.iter().filter(|d| d["namespace"] == tenant.name.as_str()).cloned().collect())
+}
+
+/// Requests of the tenant that wait at any gateway for a replica.
+pub async fn waiting(w: &World, tenant: &Tenant) -> anyhow::Result<u64> {
+    let mut waiting = 0;
+    for gateway in gateways(w).await? {
+        let own = signals(gateway, tenant).await?;
+        waiting += own.iter().flat_map(|d| [&d["queued"], &d["held"]]).filter_map(Value::as_u64).sum::<u64>();
+    }
+    Ok(waiting)
+}
+
+/// Whether a gateway keeps a replica out of routing.
+pub async fn refused(gateway: i32, tenant: &Tenant, pod: &str) -> anyhow::Result<Result<(), String>> {
+    let own = signals(gateway, tenant).await?;
+    let mut replicas = own.iter().filter_map(|d| d["replicas"].as_array()).flatten();
+    let routed = replicas.any(|r| r["pod"] == pod && r["refused"].is_null());
+    Ok(if routed { Err("still routed to".to_owned()) } else { Ok(()) })
 }
 
 /// The reason of the condition Degraded on a node's GpuNode; "": there is none.
@@ -63,6 +78,33 @@ pub async fn agent_reports(w: &World, node: &str, reason: &str) -> anyhow::Resul
         Ok(if now == reason { Ok(()) } else { Err(now) })
     })
     .await
+}
+
+/// Brings the cluster's gateways to this number; how many there were.
+pub async fn all_gateways(w: &World, replicas: u32) -> anyhow::Result<u32> {
+    let before =
+        w.cluster().get("Deployment", SYSTEM, "stowage-gateway").await?.context("no Deployment of gateways")?;
+    let before = before.pointer("/spec/replicas").and_then(Value::as_u64).context("spec.replicas")?;
+    w.cluster().merge("Deployment", SYSTEM, "stowage-gateway", &json!({"spec": {"replicas": replicas}})).await?;
+    wait_for(&format!("{replicas} gateways"), Duration::from_secs(60), || async {
+        let pods = w.cluster().list("Pod", SYSTEM, "app.kubernetes.io/name=stowage-gateway").await?;
+        let ready = pods.iter().filter(|p| condition(p, "Ready").is_some_and(|c| c.0 == "True")).count();
+        Ok(if ready == replicas as usize { Ok(()) } else { Err(format!("{ready} of {} ready", pods.len())) })
+    })
+    .await?;
+    Ok(u32::try_from(before)?)
+}
+
+/// The operator that leads: its pod and its process.
+pub async fn leader(w: &World) -> anyhow::Result<(String, i32)> {
+    let lease = w.cluster().get("Lease", SYSTEM, "stowage-operator").await?.context("no Lease")?;
+    let holder = text(&lease, "/spec/holderIdentity");
+    let pods = w.cluster().list("Pod", SYSTEM, "app.kubernetes.io/name=stowage-operator").await?;
+    // The identity is the pod's name and a part of the process's own.
+    let pod = pods.iter().find(|p| holder.starts_with(&format!("{}_", text(p, "/metadata/name"))));
+    let pod = pod.with_context(|| format!("no operator is called {holder}"))?;
+    let pids = process::of_pod(&text(pod, "/metadata/uid"), "stowage-operator");
+    Ok((holder, *pids.first().context("the leader's process was not found; is the cluster on this machine?")?))
 }
 
 /// How many operators the cluster has of its own.

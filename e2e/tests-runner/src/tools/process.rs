@@ -21,6 +21,17 @@ pub fn of_pod(uid: &str, name: &str) -> Vec<i32> {
     pids
 }
 
+/// Pids of the processes called `name` with this text in their arguments.
+pub fn named(name: &str, argument: &str) -> Vec<i32> {
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    let pids = entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok());
+    pids.filter(|pid| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        command(*pid) == name && String::from_utf8_lossy(&line).contains(argument)
+    })
+    .collect()
+}
+
 /// The base name of a process's program, from its command line.
 fn command(pid: i32) -> String {
     let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
@@ -54,6 +65,15 @@ pub async fn ask_inside(pid: i32, request: &[&str]) -> anyhow::Result<(u16, Stri
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let (body, status) = text.rsplit_once('\n').unwrap_or(("", "0"));
     Ok((status.trim().parse().unwrap_or(0), body.to_owned()))
+}
+
+/// Seconds of CPU that it used since its start.
+pub fn cpu_seconds(pid: i32) -> anyhow::Result<f64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).with_context(|| format!("read the times of {pid}"))?;
+    // The name, in parentheses, may hold spaces.
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let ticks = |at: usize| fields.get(at).and_then(|text| text.parse::<f64>().ok()).context("the times of a process");
+    Ok((ticks(11)? + ticks(12)?) / 100.0)
 }
 
 /// Resident memory in MiB.

@@ -142,6 +142,12 @@ impl Wish {
         self
     }
 
+    /// With this part of a spec beside what was wished before.
+    pub fn and(mut self, spec: &Value) -> Self {
+        merge(&mut self.overlay, spec);
+        self
+    }
+
     /// The object as a user would write it.
     pub fn object(&self, namespace: &str, name: &str) -> Value {
         let mut spec = json!({

@@ -48,3 +48,14 @@ pub enum LoadError {
     #[error("a worker thread cannot be started")]
     Threads { source: std::io::Error },
 }
+
+/// An error with its causes, on one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text.replace(['\n', '\r'], " ")
+}

@@ -23,6 +23,7 @@ use stowage_gateway::queue::replica::Gate;
 use stowage_gateway::relay::stream::StreamPatience;
 use stowage_gateway::world::facts::{DeploymentFact, Facts, PodFact, QuotaFact, SecretKeys, TokenLimits};
 use stowage_gateway::world::salt::SaltKey;
+use stowage_telemetry::metrics::Registry;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
@@ -69,6 +70,7 @@ pub struct Harness {
     pub gateway: Arc<Gateway>,
     pub facts: Facts,
     pub client: EngineClient,
+    registry: Option<Registry>,
     stop: Option<oneshot::Sender<()>>,
     serving: Option<JoinHandle<()>>,
 }
@@ -161,7 +163,8 @@ impl Harness {
     }
 
     pub async fn with(engines: &[&MockEngine], limits: Limits) -> Self {
-        let metrics = Metrics::register(&mut stowage_telemetry::metrics::registry());
+        let mut registry = stowage_telemetry::metrics::registry();
+        let metrics = Metrics::register(&mut registry);
         let client = client();
         let directory = Directory::new(limits.pool, client.clone(), metrics.clone());
         let gateway = Gateway::new(
@@ -180,10 +183,22 @@ impl Harness {
         let mut facts = tenants();
         facts.deployments.push(model_m());
         facts.pods = engines.iter().enumerate().map(|(i, engine)| pod(&format!("chat-{i}"), engine.address)).collect();
-        let harness = Self { address, gateway, facts, client, stop: Some(stop), serving: Some(serving) };
+        let registry = Some(registry);
+        let harness = Self { address, gateway, facts, client, registry, stop: Some(stop), serving: Some(serving) };
         harness.apply();
         harness.gateway.readiness.set_ready();
         harness
+    }
+
+    /// Serves the administrative port, once; answers its address.
+    pub async fn admin(&mut self) -> SocketAddr {
+        let registry = self.registry.take().unwrap();
+        let router =
+            stowage_gateway::admin::router(self.gateway.clone(), registry, stowage_telemetry::health::always());
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        address
     }
 
     /// Makes the facts known.

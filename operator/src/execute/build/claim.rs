@@ -27,8 +27,8 @@ pub fn claim(replica: &Replica<'_>, model: Option<&ClaimModel>) -> Option<Resour
         capacity: Some(CapacityRequirements {
             requests: Some(
                 [
-                    (CAPACITY_MEMORY.to_owned(), bytes_quantity(first.memory_bytes)),
-                    (CAPACITY_SM.to_owned(), Quantity(first.sm_percent.to_string())),
+                    (CAPACITY_MEMORY.to_owned(), bytes_quantity(first.promise.memory_bytes)),
+                    (CAPACITY_SM.to_owned(), Quantity(first.promise.sm_percent.to_string())),
                 ]
                 .into(),
             ),
@@ -50,6 +50,13 @@ pub fn claim(replica: &Replica<'_>, model: Option<&ClaimModel>) -> Option<Resour
         },
         status: None,
     })
+}
+
+/// The model that a claim asks for.
+pub fn model_of(claim: &ResourceClaim) -> Option<ClaimModel> {
+    let configs = claim.spec.devices.as_ref()?.config.as_deref()?;
+    let ours = configs.iter().filter_map(|config| config.opaque.as_ref()).find(|opaque| opaque.driver == DRIVER)?;
+    serde_json::from_value(ours.parameters.0.get("model")?.clone()).ok()
 }
 
 /// Uuids come from the driver through NVML and hold letters, digits and dashes; anything else is

@@ -4,10 +4,13 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{
-    Capabilities, Container, EmptyDirVolumeSource, ImageVolumeSource, PersistentVolumeClaimVolumeSource,
-    ResourceRequirements, SecurityContext, Volume, VolumeMount,
+    Capabilities, Container, EmptyDirVolumeSource, ImageVolumeSource, KeyToPath, PersistentVolumeClaimVolumeSource,
+    ResourceRequirements, SecretVolumeSource, SecurityContext, Volume, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use stowage_contracts::hub::{HubModel, TOKEN_DIR, TOKEN_FILE, TokenRef};
+use stowage_contracts::model::{ClaimModel, FileModel};
+use stowage_contracts::s3::{ACCESS_KEY_ID, S3Login, SECRET_ACCESS_KEY, SESSION_TOKEN};
 use stowage_crds::conditions::reasons;
 use stowage_crds::names::{CACHE_MOUNT, ENGINE_CONTAINER, MODEL_MOUNT};
 use stowage_crds::quantity::{bytes_quantity, milli_quantity};
@@ -19,6 +22,8 @@ use crate::translate::validate::Wanted;
 
 /// Name of the volume that holds the model.
 const MODEL_VOLUME: &str = "model";
+/// Name of the volume that holds the token of the model's source.
+const TOKEN_VOLUME: &str = "source-token";
 
 /// Whether the runtime can do what the deployment asks of it: every variant is built once on paper.
 pub fn allowed(wanted: &Wanted) -> Result<(), (&'static str, String)> {
@@ -58,13 +63,15 @@ pub fn waiting(wanted: &Wanted, engine: &Container) -> Option<Container> {
     Some(Container {
         resources: engine.resources.clone(),
         security_context: engine.security_context.clone(),
+        // The node's agent reads it there. The engine has it neither as a file nor in its environment.
+        volume_mounts: login(wanted).map(|_| vec![mount(TOKEN_VOLUME, &format!("/{TOKEN_DIR}"), true)]),
         ..stowage_runtimes::wait_container(&wanted.runtime)?
     })
 }
 
 /// A fetched model is mounted through the claim, by the node agent.
 fn mounts(wanted: &Wanted) -> Vec<VolumeMount> {
-    let model = wanted.fetched().is_none().then(|| mount(MODEL_VOLUME, MODEL_MOUNT, true));
+    let model = wanted.fetched.is_none().then(|| mount(MODEL_VOLUME, MODEL_MOUNT, true));
     model.into_iter().chain([mount("tmp", "/tmp", false), mount("cache", CACHE_MOUNT, false)]).collect()
 }
 
@@ -92,14 +99,41 @@ fn volumes(wanted: &Wanted) -> Vec<Volume> {
             }),
             ..Volume::default()
         }),
-        AcceptedSource::Http(_) => None,
+        AcceptedSource::Http(_) | AcceptedSource::S3(_) | AcceptedSource::Hub(_) => None,
     };
+    let login = login(wanted).map(|(secret, files)| Volume {
+        name: TOKEN_VOLUME.into(),
+        secret: Some(SecretVolumeSource {
+            secret_name: Some(secret.to_owned()),
+            items: Some(files),
+            default_mode: Some(0o440),
+            // Otherwise the pod would wait without a word; the agent says what is missing.
+            optional: Some(true),
+        }),
+        ..Volume::default()
+    });
     let scratch = |name: &str| Volume {
         name: name.into(),
         empty_dir: Some(EmptyDirVolumeSource::default()),
         ..Volume::default()
     };
-    model.into_iter().chain([scratch("tmp"), scratch("cache")]).collect()
+    model.into_iter().chain(login).chain([scratch("tmp"), scratch("cache")]).collect()
+}
+
+/// The Secret with the login of the model's source, and which of its keys are mounted under which names.
+fn login(wanted: &Wanted) -> Option<(&str, Vec<KeyToPath>)> {
+    let file = |key: &str, path: &str| KeyToPath { key: key.to_owned(), path: path.to_owned(), mode: None };
+    match wanted.fetched.as_ref()? {
+        ClaimModel::Hub(HubModel { token, .. }) => {
+            let TokenRef { namespace: _, secret, key } = token.as_ref()?;
+            Some((secret, vec![file(key, TOKEN_FILE)]))
+        }
+        ClaimModel::File(FileModel { s3, .. }) => {
+            let S3Login { region: _, namespace: _, secret } = s3.as_ref()?;
+            let keys = [ACCESS_KEY_ID, SECRET_ACCESS_KEY, SESSION_TOKEN];
+            Some((secret, keys.map(|key| file(key, key)).into()))
+        }
+    }
 }
 
 /// Requests as planned, so that the scheduler counts what the planner counted; limits as given.
@@ -109,8 +143,8 @@ fn resources(replica: &Replica<'_>, wanted: &Wanted) -> ResourceRequirements {
         _ => (0, 0),
     };
     let requests: BTreeMap<String, Quantity> = [
-        ("cpu".to_owned(), milli_quantity(wanted.needs.cpu_milli + extra.0)),
-        ("memory".to_owned(), bytes_quantity(wanted.needs.memory_bytes + extra.1)),
+        ("cpu".to_owned(), milli_quantity(wanted.needs.cpu_milli.saturating_add(extra.0))),
+        ("memory".to_owned(), bytes_quantity(wanted.needs.memory_bytes.saturating_add(extra.1))),
     ]
     .into();
     let own = &wanted.deployment.pod.resources.limits;

@@ -20,8 +20,8 @@ use kube::Resource;
 use serde::Serialize;
 use serde_json::Value;
 use stowage_crds::names::{
-    ANNOTATION_DISRUPTION_BUDGET, ANNOTATION_DRAINING, ANNOTATION_WOKEN, API_VERSION, CLAIM_PREFIX, DRAIN_FINALIZER,
-    LABEL_DEPLOYMENT, LABEL_MANAGED_BY, LABEL_TENANT, MANAGED_BY, shared_name,
+    ANNOTATION_DISRUPTION_BUDGET, ANNOTATION_DRAIN_UNTIL, ANNOTATION_DRAINING, ANNOTATION_WOKEN, API_VERSION,
+    CLAIM_PREFIX, DRAIN_FINALIZER, LABEL_DEPLOYMENT, LABEL_MANAGED_BY, LABEL_TENANT, MANAGED_BY, shared_name,
 };
 use stowage_planner::plan::{Action, EndReason};
 use stowage_planner::snapshot::{Placement, ReplicaId, TimeMs};
@@ -29,7 +29,7 @@ use stowage_planner::snapshot::{Placement, ReplicaId, TimeMs};
 use super::backoff::Part;
 use super::case::Case;
 use crate::observe::identity::{ReplicaNames, annotations, identity, names};
-use crate::translate::snapshot::replicas::condition;
+use crate::translate::snapshot::replicas::{condition, millis};
 use crate::translate::validate::Wanted;
 
 /// Writes that one deployment still needs, in the order in which they are made.
@@ -42,8 +42,12 @@ pub struct Prepared {
 /// Changes to what exists.
 #[derive(Debug, Default)]
 pub struct End {
-    /// Pods to take out of routing, and when their drain must be over.
-    pub drain: Vec<(Target, TimeMs)>,
+    /// Draining pods that are to be routed to again.
+    pub resume: Vec<Target>,
+    /// Pods to take out of routing, when their drain must be over, and why.
+    pub drain: Vec<(Target, TimeMs, EndReason)>,
+    /// Draining pods whose drain must be over sooner, and when.
+    pub hasten: Vec<(Target, TimeMs)>,
     /// Pods at which the kubelet must look again.
     pub wake: Vec<Target>,
     /// Pods to delete, and how long each may take.
@@ -138,8 +142,15 @@ impl Prepared {
 
 impl End {
     fn is_empty(&self) -> bool {
-        let Self { drain, wake, remove, release, retire, unguard } = self;
-        drain.is_empty() && wake.is_empty() && remove.is_empty() && release.is_empty() && retire.is_none() && !unguard
+        let Self { resume, drain, hasten, wake, remove, release, retire, unguard } = self;
+        resume.is_empty()
+            && drain.is_empty()
+            && hasten.is_empty()
+            && wake.is_empty()
+            && remove.is_empty()
+            && release.is_empty()
+            && retire.is_none()
+            && !unguard
     }
 }
 
@@ -172,9 +183,22 @@ fn ends(case: &Case, now: Timestamp) -> End {
     for action in &case.actions {
         match action {
             Action::Create { .. } => {}
-            Action::Drain { pod, deadline_ms, .. } => {
-                let target = case.target(pod).filter(|_| !draining(case, pod));
-                end.drain.extend(target.map(|target| (target, *deadline_ms)));
+            Action::Resume { pod, .. } => {
+                let drains = matches!(going(case, pod), Going::Drains { .. });
+                end.resume.extend(case.target(pod).filter(|_| drains));
+            }
+            Action::Drain { pod, deadline_ms, reason, .. } => {
+                let Some(target) = case.target(pod) else { continue };
+                match going(case, pod) {
+                    Going::Not => end.drain.push((target, *deadline_ms, *reason)),
+                    // Only a reclaim ends sooner what is on its way out.
+                    _ if *reason != EndReason::Reclaimed => {}
+                    Going::Deleted => end.remove.push((target, Some(seconds_until(*deadline_ms, now)))),
+                    Going::Drains { until_ms } if until_ms.is_none_or(|until| *deadline_ms < until) => {
+                        end.hasten.push((target, *deadline_ms));
+                    }
+                    Going::Drains { .. } => {}
+                }
             }
             Action::Remove { pod, reason, .. } => {
                 let left = if case.stored.forced() { Some(1) } else { case.drain_left(pod, now) };
@@ -205,7 +229,7 @@ fn missing(case: &Case, wanted: &Wanted) -> Make {
         guard: !guarded(case),
         adopt_pods,
         adopt_claims,
-        policy: outdated(shared::policy(&owner, wanted.runtime.port), case.policy.as_deref()),
+        policy: outdated(shared::policy(&owner, wanted.runtime.port, &case.scrapers), case.policy.as_deref()),
         service: outdated(shared::service(&owner), case.service.as_deref()),
         budget: budgeted(case)
             .then(|| outdated(shared::budget(&owner, case.replicas), case.budget.as_deref()))
@@ -238,18 +262,21 @@ fn creations(case: &Case, wanted: &Wanted) -> Vec<PreparedReplica> {
             let replica = Replica { owner: case.owner(), id, names, placement, spec_hash, sharing: wanted.sharing() };
             PreparedReplica {
                 id: id.clone(),
-                claim: claim::claim(&replica, wanted.fetched()),
+                claim: claim::claim(&replica, wanted.fetched.as_ref()),
                 pod: pod::pod(&replica, wanted),
             }
         })
         .collect()
 }
 
+/// How long an engine without requests may take to exit.
+const DRAINED_SECONDS: u32 = 30;
+
 /// How long a pod may take to end. `None`: as long as its spec says, which is the drain timeout.
 fn grace(reason: EndReason, drain_left_seconds: Option<u32>) -> Option<u32> {
     match reason {
-        // Out of routing since a while: the engine finishes what it runs, then exits by itself.
-        EndReason::Drained => drain_left_seconds.map(|seconds| seconds.max(1)),
+        // Nothing runs there: the engine exits by itself, and code that does not is not waited for.
+        EndReason::Drained => Some(drain_left_seconds.map_or(DRAINED_SECONDS, |left| left.clamp(1, DRAINED_SECONDS))),
         EndReason::DrainTimeout | EndReason::Overshoot => Some(1),
         // It never served, or serves no longer.
         EndReason::UnhealthyGpu
@@ -266,11 +293,34 @@ fn grace(reason: EndReason, drain_left_seconds: Option<u32>) -> Option<u32> {
     }
 }
 
-fn draining(case: &Case, pod: &str) -> bool {
-    case.pods.iter().any(|found| {
-        found.metadata.name.as_deref() == Some(pod)
-            && found.metadata.annotations.as_ref().is_some_and(|all| all.contains_key(ANNOTATION_DRAINING))
-    })
+/// How far a pod is on its way out.
+enum Going {
+    Not,
+    Drains {
+        /// As its annotation says, before a clock that was set.
+        until_ms: Option<TimeMs>,
+    },
+    /// Its deletion is under way.
+    Deleted,
+}
+
+fn going(case: &Case, pod: &str) -> Going {
+    let found = case.pods.iter().find(|found| found.metadata.name.as_deref() == Some(pod));
+    let Some(meta) = found.map(|found| &found.metadata) else { return Going::Not };
+    let annotation = |name| meta.annotations.as_ref()?.get(name);
+    if meta.deletion_timestamp.is_some() {
+        return Going::Deleted;
+    }
+    let until = annotation(ANNOTATION_DRAIN_UNTIL).and_then(|text| text.parse::<Timestamp>().ok());
+    match annotation(ANNOTATION_DRAINING) {
+        Some(_) => Going::Drains { until_ms: until.map(millis) },
+        None => Going::Not,
+    }
+}
+
+/// At least one: zero would delete the pod without waiting for its node.
+fn seconds_until(deadline_ms: TimeMs, now: Timestamp) -> u32 {
+    u32::try_from(deadline_ms.saturating_sub(millis(now)) / 1000).unwrap_or(u32::MAX).max(1)
 }
 
 /// Pods of the deployment whose annotations were removed: which replica they are is unknown,

@@ -17,9 +17,6 @@ use super::Replica;
 use super::engine::{engine, waiting};
 use crate::translate::validate::Wanted;
 
-/// The kubelet waits at most this long for an engine that finishes its requests.
-const MAX_GRACE_SECONDS: u64 = 3600;
-
 pub fn pod(replica: &Replica<'_>, wanted: &Wanted) -> Pod {
     let template = wanted.deployment.pod.clone();
     let mut metadata = replica.meta(&replica.names.pod);
@@ -32,7 +29,7 @@ pub fn pod(replica: &Replica<'_>, wanted: &Wanted) -> Pod {
 
 fn spec(replica: &Replica<'_>, wanted: &Wanted, template: AcceptedPod) -> PodSpec {
     let (mut container, volumes) = engine(replica, wanted);
-    let mut waits = wanted.fetched().and_then(|_| waiting(wanted, &container));
+    let mut waits = wanted.fetched.as_ref().and_then(|_| waiting(wanted, &container));
     let claimed = !replica.placement.gpus.is_empty();
     if claimed {
         use_claim(&mut container);
@@ -52,10 +49,8 @@ fn spec(replica: &Replica<'_>, wanted: &Wanted, template: AcceptedPod) -> PodSpe
         // The kubelet starts an engine that ended again in its place, with its own growing pauses:
         // that works without us, keeps the slice, and is no hot loop.
         restart_policy: Some("Always".into()),
-        termination_grace_period_seconds: i64::try_from(
-            wanted.deployment.drain_timeout.as_secs().clamp(1, MAX_GRACE_SECONDS),
-        )
-        .ok(),
+        // `kubectl drain` and `kubectl delete pod` end it by this; validation bounds it.
+        termination_grace_period_seconds: i64::try_from(wanted.deployment.drain_timeout.as_secs().max(1)).ok(),
         security_context: Some(PodSecurityContext {
             run_as_non_root: Some(true),
             run_as_user: Some(ENGINE_UID),

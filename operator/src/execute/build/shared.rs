@@ -31,9 +31,9 @@ pub fn service(owner: &Owner<'_>) -> Service {
     }
 }
 
-/// Only gateways reach engines (kubelets' probes come from the node and are not subject to policies),
-/// and engines reach nobody: the model is a mounted image, and no name has to be resolved.
-pub fn policy(owner: &Owner<'_>, port: u16) -> NetworkPolicy {
+/// Only gateways reach engines (kubelets' probes come from the node and are not subject to policies), and those
+/// that read metrics; engines reach nobody: the model is a mounted image, and no name has to be resolved.
+pub fn policy(owner: &Owner<'_>, port: u16, scrapers: &[NetworkPolicyPeer]) -> NetworkPolicy {
     let selector = |labels: [(&str, &str); 1]| LabelSelector {
         match_labels: Some(labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into()),
         ..LabelSelector::default()
@@ -43,6 +43,7 @@ pub fn policy(owner: &Owner<'_>, port: u16) -> NetworkPolicy {
         pod_selector: Some(selector([("app.kubernetes.io/name", GATEWAY_SERVICE)])),
         ip_block: None,
     };
+    let from = std::iter::once(gateways).chain(scrapers.iter().cloned()).collect();
     let serving = NetworkPolicyPort {
         port: Some(IntOrString::Int(i32::from(port))),
         protocol: Some("TCP".into()),
@@ -53,7 +54,7 @@ pub fn policy(owner: &Owner<'_>, port: u16) -> NetworkPolicy {
         spec: Some(NetworkPolicySpec {
             pod_selector: Some(LabelSelector { match_labels: Some(owner.selector()), ..LabelSelector::default() }),
             policy_types: Some(vec!["Ingress".into(), "Egress".into()]),
-            ingress: Some(vec![NetworkPolicyIngressRule { from: Some(vec![gateways]), ports: Some(vec![serving]) }]),
+            ingress: Some(vec![NetworkPolicyIngressRule { from: Some(from), ports: Some(vec![serving]) }]),
             egress: None,
         }),
     }

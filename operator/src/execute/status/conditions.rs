@@ -9,23 +9,30 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use stowage_contracts::summary::{FetchPhase, ModelFetch};
 use stowage_crds::conditions::{reasons, types};
 use stowage_crds::quantity::milli_quantity;
-use stowage_planner::demand::{ScaleReason, ScaleVerdict, WithdrawnFor};
 use stowage_planner::plan::{Action, EndReason};
 use stowage_planner::render;
-use stowage_planner::report::{DeploymentReport, Outcome, QuotaBinding, QuotaVerdict, TroubleKind, Wait};
+use stowage_planner::report::{
+    DeploymentReport, LimitedBy, Outcome, QuotaBinding, QuotaVerdict, Trouble as ReplicaTrouble, TroubleKind,
+};
 
 use super::Live;
 use crate::execute::backoff::{Failing, Part};
 use crate::execute::case::Case;
 use crate::execute::refusal::Obstacle;
+use crate::observe::drains::DrainState;
 use crate::translate::snapshot::startup::{Startup, startup};
 use crate::translate::validate::Verdict;
+
+/// A gateway takes a draining replica out of routing, and reports it, within this time.
+const ROUTED_SECONDS: i64 = 5;
 
 /// All that conditions are made from.
 pub struct Facts<'a> {
     pub case: &'a Case,
-    /// `None`: the planner did not consider the deployment, because it was refused.
+    /// `None`: nothing is planned for the deployment, because it was refused.
     pub report: Option<&'a DeploymentReport>,
+    /// Of its replicas.
+    pub troubles: &'a [ReplicaTrouble],
     pub live: &'a Live,
     /// Writes that are not carried out at present.
     pub obstacles: &'a [Obstacle],
@@ -170,7 +177,7 @@ fn placed(facts: &Facts<'_>) -> Statement {
         Outcome::Draining => reasons::DELETING,
         Outcome::NoTenant => reasons::NO_TENANT,
         Outcome::WaitingForQuota => reasons::WAITING_FOR_QUOTA,
-        Outcome::WaitingForGPU if !missing && moves(report) => reasons::NODE_CORDONED,
+        Outcome::WaitingForGPU if !missing && report.moves() => reasons::NODE_CORDONED,
         Outcome::WaitingForGPU => reasons::WAITING_FOR_GPU,
         Outcome::StaleInput => reasons::STALE_INPUT,
         Outcome::Refused if missing => reasons::API_REFUSED,
@@ -180,11 +187,6 @@ fn placed(facts: &Facts<'_>) -> Statement {
         _ => reasons::PLACED,
     };
     state(types::PLACED, matches!(reason, reasons::PLACED | reasons::SCALED_TO_ZERO), reason, message)
-}
-
-/// Whether a replica is to leave a cordoned node and has no other place yet.
-fn moves(report: &DeploymentReport) -> bool {
-    report.waits.iter().any(|wait| matches!(wait, Wait::Cordoned { .. }))
 }
 
 fn ready(facts: &Facts<'_>, troubles: &[Trouble]) -> Statement {
@@ -235,12 +237,16 @@ fn ready(facts: &Facts<'_>, troubles: &[Trouble]) -> Statement {
 
 /// Only while something changes by our doing.
 fn reconciling(facts: &Facts<'_>) -> Option<Statement> {
+    let asked = refusal(facts).filter(|(reason, _)| *reason == reasons::ESTIMATING_MEMORY);
+    if let Some((reason, message)) = asked {
+        return Some(state(types::RECONCILING, true, reason, message));
+    }
     let report = facts.report?;
     let doing = |reason, message: String| Some(state(types::RECONCILING, true, reason, message));
     let ends = |wanted: EndReason| {
         let ended = |action: &Action| match action {
             Action::Remove { reason, .. } | Action::Drain { reason, .. } => *reason == wanted,
-            Action::Create { .. } => false,
+            Action::Create { .. } | Action::Resume { .. } => false,
         };
         facts.case.actions.iter().any(ended)
     };
@@ -268,6 +274,7 @@ fn stalled(facts: &Facts<'_>, troubles: &[Trouble]) -> Option<Statement> {
         return None;
     }
     let (reason, message) = refusal(facts)
+        .filter(|(reason, _)| *reason != reasons::ESTIMATING_MEMORY)
         .or_else(|| {
             let trouble = troubles.iter().find(|trouble| trouble.stalls)?;
             Some((trouble.reason, trouble.message.clone()))
@@ -293,19 +300,6 @@ fn obstacle_reason(obstacle: &Obstacle) -> &'static str {
     }
 }
 
-/// What keeps the scaling rule from having the replicas that the load needs.
-fn held_by_the_rule(report: &DeploymentReport) -> Option<&'static str> {
-    match &report.scale {
-        ScaleVerdict::Frozen { .. } => Some(reasons::LIMITED_BY_SIGNALS),
-        ScaleVerdict::Active { advice } if advice.reason == ScaleReason::Maximum => Some(reasons::LIMITED_BY_MAXIMUM),
-        ScaleVerdict::Active { advice } => match advice.withdrawn.as_ref()?.reason {
-            WithdrawnFor::Quota | WithdrawnFor::NoTenant => Some(reasons::LIMITED_BY_QUOTA),
-            WithdrawnFor::Room => Some(reasons::LIMITED_BY_CAPACITY),
-        },
-        _ => None,
-    }
-}
-
 fn capital(text: &str) -> String {
     let mut chars = text.chars();
     chars.next().map_or(String::new(), |first| first.to_uppercase().chain(chars).collect())
@@ -313,19 +307,17 @@ fn capital(text: &str) -> String {
 
 fn limited(facts: &Facts<'_>) -> Option<Statement> {
     let report = facts.report?;
-    let by = match report.outcome {
-        _ if held_by_the_rule(report).is_some() => {
-            let reason = held_by_the_rule(report)?;
-            let message = format!("{}.", capital(&render::why_wanted(&report.scale)));
-            return Some(state(types::SCALING_LIMITED, true, reason, message));
-        }
-        // As many serve as are wanted, on a node that they are to leave.
-        Outcome::WaitingForGPU if moves(report) && report.counts.current >= report.counts.wanted => return None,
-        Outcome::WaitingForQuota => reasons::LIMITED_BY_QUOTA,
-        Outcome::WaitingForGPU | Outcome::StaleInput => reasons::LIMITED_BY_CAPACITY,
-        _ => return None,
+    let reason = match report.limited_by()? {
+        LimitedBy::Quota => reasons::LIMITED_BY_QUOTA,
+        LimitedBy::Capacity => reasons::LIMITED_BY_CAPACITY,
+        LimitedBy::MaxReplicas => reasons::LIMITED_BY_MAXIMUM,
+        LimitedBy::Signals => reasons::LIMITED_BY_SIGNALS,
     };
-    Some(state(types::SCALING_LIMITED, true, by, render::condition_message(report)))
+    let message = match report.rule_limited_by() {
+        Some(_) => format!("{}.", capital(&render::why_wanted(&report.scale))),
+        None => render::condition_message(report),
+    };
+    Some(state(types::SCALING_LIMITED, true, reason, message))
 }
 
 fn degraded(facts: &Facts<'_>, troubles: &[Trouble]) -> Option<Statement> {
@@ -361,12 +353,33 @@ fn draining(facts: &Facts<'_>) -> Option<Statement> {
         return None;
     }
     let reason = if facts.case.stored.deleting() { reasons::DELETING } else { reasons::SCALING_IN };
-    let overshoots = facts.report.is_some_and(|report| {
-        report.troubles.iter().any(|trouble| matches!(trouble.what, TroubleKind::Overshoot { .. }))
-    });
+    let overshoots = facts.troubles.iter().any(|trouble| matches!(trouble.what, TroubleKind::Overshoot { .. }));
     let reason = if overshoots { reasons::OVERSHOOT } else { reason };
-    let message = format!("{} replicas finish their requests before they end.", facts.live.draining);
+    let mut message = format!("{} replicas finish their requests before they end.", facts.live.draining);
+    for drain in &facts.case.drains {
+        let left = facts.case.drain_left(&drain.pod, facts.now).map(i64::from);
+        let until = Timestamp::from_second(facts.now.as_second() + left.unwrap_or(0)).unwrap_or(facts.now);
+        let age = facts.now.as_second() - drain.since.as_second();
+        message.extend(drain_note(&drain.state, age, until).map(|note| format!(" {} {note}.", drain.pod)));
+    }
     Some(state(types::DRAINING, true, reason, message))
+}
+
+/// What keeps a draining replica from ending; `None`: nothing, or what passes within seconds.
+fn drain_note(state: &DrainState, age_seconds: i64, until: Timestamp) -> Option<String> {
+    match state {
+        DrainState::Counted(0) | DrainState::EngineIdle => None,
+        DrainState::Counted(count) => Some(format!("has {count} requests in flight until {until} at the latest")),
+        DrainState::Unread { gateway, why } => Some(format!(
+            "ends when its engine reports that nothing runs there, or at {until}, because requests in flight are not \
+             known: gateway {gateway} cannot be asked: {why}"
+        )),
+        DrainState::Routed { .. } if age_seconds < ROUTED_SECONDS => None,
+        DrainState::Routed { gateway } => Some(format!(
+            "ends when its engine reports that nothing runs there, or at {until}: gateway {gateway} has not taken it out \
+             of routing; see whether the gateway reaches the API server"
+        )),
+    }
 }
 
 fn refused(kind: &'static str) -> Statement {
@@ -396,7 +409,7 @@ fn troubles(facts: &Facts<'_>) -> Vec<Trouble> {
         }
     }
     all.extend(facts.case.fetches.iter().map(fetch));
-    for trouble in facts.report.iter().flat_map(|report| &report.troubles) {
+    for trouble in facts.troubles {
         let reason = match &trouble.what {
             TroubleKind::UnhealthyGpu { .. } => reasons::GPU_UNHEALTHY,
             TroubleKind::NodeLost { .. } => reasons::NODE_LOST,
@@ -499,6 +512,20 @@ mod tests {
             &[],
             at(second),
         )]
+    }
+
+    #[test]
+    fn drain_that_waits_names_what_for_and_until_when() {
+        let note = |state, age| drain_note(&state, age, at(0)).unwrap_or_default();
+        let routed = |gateway: &str| DrainState::Routed { gateway: gateway.into() };
+        assert_eq!(note(DrainState::Counted(0), 9), "");
+        assert_eq!(note(DrainState::EngineIdle, 9), "");
+        assert_eq!(note(routed("g"), 4), "");
+        assert!(note(routed("g"), 5).contains("gateway g has not taken it out of routing"));
+        let counted = note(DrainState::Counted(2), 0);
+        assert_eq!(counted, "has 2 requests in flight until 1970-01-01T00:00:00Z at the latest");
+        let unread = note(DrainState::Unread { gateway: "g".into(), why: "refused".into() }, 0);
+        assert!(unread.ends_with("gateway g cannot be asked: refused"), "{unread}");
     }
 
     #[test]

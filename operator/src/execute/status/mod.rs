@@ -5,18 +5,22 @@
 //! stored as long as what they stand beside is the same.
 
 mod conditions;
+mod limits;
 
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::Value;
+use stowage_contracts::model::ClaimModel;
 use stowage_crds::deployment_status::{
-    Cost, Decision, Effective, InferenceDeploymentStatus, PlacedGpu, Placement, Summary,
+    Cost, Decision, Effective, InferenceDeploymentStatus, MeasuredStart, PlacedGpu, Placement, PreloadedNodes,
+    ResolvedModel, Summary,
 };
 use stowage_crds::inference_deployment::Tier;
 use stowage_crds::names::{GATEWAY_SERVICE, SYSTEM_NAMESPACE};
 use stowage_crds::quantity::bytes_quantity;
+use stowage_crds::validate::AcceptedSource;
 use stowage_planner::report::{DecisionRecord, DeploymentReport};
 
 use super::build::engine::args;
@@ -44,8 +48,12 @@ pub fn render(
     let stored = case.stored.status.as_ref();
     let live = Live::of(case);
     let previous = stored.map(|status| status.conditions.as_slice()).unwrap_or_default();
-    let facts = conditions::Facts { case, report, live: &live, obstacles, previous, now };
     let wanted = case.wanted();
+    // Of a refused deployment the report knows what becomes of its replicas, and nothing that it asks for.
+    let asked = report.filter(|_| wanted.is_some() || case.stored.deleting());
+    let troubles = report.map(|report| report.troubles.as_slice()).unwrap_or_default();
+    let (load, bottleneck) = limits::limits(&case.bottleneck, stored);
+    let facts = conditions::Facts { case, report: asked, troubles, live: &live, obstacles, previous, now };
     let status = InferenceDeploymentStatus {
         observed_generation: case.stored.meta.generation,
         replicas: live.current,
@@ -56,18 +64,43 @@ pub fn render(
         conditions: conditions::all(&facts),
         summary: Some(summary(case, wanted, &live)),
         placements: live.placements.iter().take(MAX_PLACEMENTS).cloned().collect(),
+        model: wanted.and_then(|wanted| resolved(case, wanted)),
+        memory_estimate: wanted.map_or_else(
+            || stored.and_then(|status| status.memory_estimate.clone()),
+            |wanted| wanted.memory_estimate.clone(),
+        ),
+        cold_start: case.cold_start.map(measured_start),
+        preload: case.preloaded.map(|held| PreloadedNodes { nodes: held.nodes, cached: held.cached }),
         effective: wanted.map(|wanted| effective(wanted, &live)),
         decision: last.map(decision).or_else(|| stored.and_then(|status| status.decision.clone())),
-        bottleneck: None,
+        load,
+        bottleneck,
         cost: cost(case),
         url: Some(format!("http://{GATEWAY_SERVICE}.{SYSTEM_NAMESPACE}.svc/v1")),
     };
     serde_json::to_value(status).unwrap_or_default()
 }
 
+/// In two digits, rounded up: an idle system writes nothing because a start took a second longer.
+fn measured_start(expected: Duration) -> MeasuredStart {
+    let seconds = expected.as_millis().div_ceil(1000).max(1);
+    let step = 10u128.pow(seconds.ilog10().saturating_sub(1));
+    MeasuredStart { expected: format!("{}s", seconds.div_ceil(step) * step) }
+}
+
+/// The commit of a model from a hub, once it is known.
+fn resolved(case: &Case, wanted: &Wanted) -> Option<ResolvedModel> {
+    let (AcceptedSource::Hub(hub), Some(ClaimModel::Hub(fetched))) = (&wanted.deployment.source, &wanted.fetched)
+    else {
+        return None;
+    };
+    let commit = fetched.commit().map(str::to_owned).or_else(|| case.commit.clone())?;
+    Some(ResolvedModel { repo: hub.repo.clone(), revision: hub.revision.clone(), commit })
+}
+
 /// A status that was written is not written again while the watch has yet to show it.
 const ECHO: Duration = Duration::from_secs(5);
-/// Sentences in which only numbers moved are written anew at most this often.
+/// Load, bottleneck, and sentences in which only numbers moved, are written anew at most this often.
 const REFRESH: Duration = Duration::from_secs(30);
 
 /// When a status is worth a write.
@@ -103,20 +136,34 @@ pub fn differs(stored: &Value, rendered: &Value) -> bool {
     stored != rendered
 }
 
-/// Whether the difference is more than numbers inside sentences: ages and counts move all the time,
-/// and an idle system must write nothing.
+/// Whether the difference is more than load, bottleneck, what starts took, and numbers inside sentences or of the last
+/// decision and the cost: such move all the time, and an idle system must write nothing.
 pub fn differs_materially(stored: &Value, rendered: &Value) -> bool {
-    without_digits(stored.clone()) != without_digits(rendered.clone())
+    without_figures(stored.clone()) != without_figures(rendered.clone())
 }
 
-fn without_digits(mut status: Value) -> Value {
+fn without_figures(mut status: Value) -> Value {
     let conditions = status.get_mut("conditions").and_then(Value::as_array_mut);
-    for condition in conditions.into_iter().flatten() {
-        if let Some(Value::String(message)) = condition.get_mut("message") {
-            message.retain(|c| !c.is_ascii_digit());
-        }
+    conditions.into_iter().flatten().filter_map(|condition| condition.get_mut("message")).for_each(blank_numbers);
+    for moving in ["load", "bottleneck", "coldStart"] {
+        status.as_object_mut().map(|all| all.remove(moving));
+    }
+    // Another decision of the same kind differs in its identifier, its time and its numbers.
+    status.pointer_mut("/decision/id").map(Value::take);
+    for counted in ["decision", "cost"] {
+        status.get_mut(counted).into_iter().for_each(blank_numbers);
     }
     status
+}
+
+fn blank_numbers(value: &mut Value) {
+    match value {
+        Value::String(text) => text.retain(|c| !c.is_ascii_digit()),
+        Value::Number(_) => *value = Value::Null,
+        Value::Array(all) => all.iter_mut().for_each(blank_numbers),
+        Value::Object(all) => all.values_mut().for_each(blank_numbers),
+        Value::Null | Value::Bool(_) => {}
+    }
 }
 
 /// What the pods show.
@@ -153,8 +200,8 @@ impl Live {
                     .iter()
                     .map(|gpu| PlacedGpu {
                         uuid: gpu.uuid.clone(),
-                        memory: bytes_quantity(gpu.memory_bytes),
-                        compute: gpu.sm_percent,
+                        memory: bytes_quantity(gpu.promise.memory_bytes),
+                        compute: gpu.promise.sm_percent,
                     })
                     .collect(),
                 variant: placement.variant,

@@ -1,16 +1,20 @@
-//! Deployments as the planner wants them: accepted ones with what they ask for, and refused ones
-//! only while they are being deleted, because a drain needs no spec.
+//! Deployments as the planner wants them: accepted ones with what they ask for. Of a refused one what runs goes on and
+//! nothing is made, and so it is with orphans that no accepted deployment takes over: they hold GPUs, so they give them
+//! back to whom they belong, and end for cause, like all others.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use stowage_contracts::names::DEFAULT_HOLD_MS;
-use stowage_crds::inference_deployment::{ScalingMode, ScalingObjective};
-use stowage_crds::validate::{AcceptedDeployment, AcceptedScaling};
+use k8s_openapi::api::core::v1::Pod;
+use stowage_crds::inference_deployment::ScalingMode;
+use stowage_crds::pod_template::TopologySpread;
+use stowage_crds::validate::{AcceptedDeployment, AcceptedPod};
 use stowage_planner::snapshot::{
-    Deployment, DeploymentId, Needs, Objective, Objectives, Room, Scaling, ScalingMode as Mode, Slot, TenantId,
+    ColdStart, Deployment, DeploymentId, Hold, Needs, Objective, Phase, Replica, Scaling, Slot, Spread, TenantId,
+    TimeMs,
 };
+use stowage_translate::{objective, scaling};
 
 use super::owned::Owned;
 use super::replicas::{self, millis};
@@ -18,8 +22,8 @@ use super::signals;
 use crate::observe::identity::identity;
 use crate::observe::view::{StoredDeployment, View};
 use crate::translate::memory::{Memory, empty};
-use crate::translate::validate::Judged;
 use crate::translate::validate::tenants::Tenants;
+use crate::translate::validate::{Judged, Standing, Verdict, Wanted};
 
 pub fn build(
     view: &View,
@@ -32,12 +36,74 @@ pub fn build(
         let id = DeploymentId::new(stored.namespace(), stored.name());
         let judged = judged.get(&id)?;
         let outlived = memory.orphaning().contains(stored.uid());
-        if outlived || judged.wanted().is_none() && !stored.deleting() {
+        let runs = !owned.pods(stored.uid()).is_empty() || !owned.orphans(&id).pods.is_empty();
+        if outlived || judged.wanted().is_none() && !stored.deleting() && !runs {
             return None;
         }
-        Some(one(view, owned, stored, id, judged, tenants, memory))
+        let built = one(view, owned, stored, id, judged, tenants, memory);
+        Some(match &judged.verdict {
+            Verdict::Refused { message, .. } if !stored.deleting() => {
+                let orphans = owned.orphans(&built.id).pods;
+                standing(built, replicas::of(view, &orphans, None, None, memory), message)
+            }
+            _ => built,
+        })
     };
-    view.deployments.values().filter_map(|stored| translate(stored)).collect()
+    let mut all: Vec<Deployment> = view.deployments.values().filter_map(|stored| translate(stored)).collect();
+    let planned: BTreeSet<DeploymentId> = all.iter().map(|d| d.id.clone()).collect();
+    let left = owned.orphaned().filter(|(id, _)| !planned.contains(id));
+    all.extend(left.map(|(id, pods)| left_behind(view, id, pods, tenants, memory)));
+    all
+}
+
+/// Its replicas and these go on, and nothing is made.
+fn standing(mut d: Deployment, orphans: Vec<Replica>, why: &str) -> Deployment {
+    d.replicas.extend(orphans);
+    // There is no specification that one of them could be outdated for.
+    d.replicas.iter_mut().for_each(|replica| replica.spec_hash.clear());
+    d.spec_hash.clear();
+    let runs = |r: &&Replica| {
+        !r.node_lost && !matches!(r.phase, Phase::Draining { .. } | Phase::Failed { .. } | Phase::Terminating { .. })
+    };
+    let slots: BTreeSet<u32> = d.replicas.iter().filter(runs).map(|replica| replica.index).collect();
+    d.wanted = u32::try_from(slots.len()).unwrap_or(u32::MAX);
+    d.held = Some(Hold { until_ms: TimeMs::MAX, message: format!("the spec is refused: {why}") });
+    d
+}
+
+/// Pods without an owner, whose deployment is gone.
+fn left_behind(view: &View, id: &DeploymentId, pods: &[Arc<Pod>], tenants: &Tenants, memory: &Memory) -> Deployment {
+    let created = pods.iter().filter_map(|pod| pod.metadata.creation_timestamp.as_ref()).map(|time| millis(time.0));
+    let standing_as = Standing::default();
+    let d = Deployment {
+        id: id.clone(),
+        uid: String::new(),
+        generation: 0,
+        tenant: tenants.of(&id.namespace).map(|name| TenantId(name.to_owned())),
+        priority: 0,
+        created_ms: created.min().unwrap_or(0),
+        wanted: 0,
+        scaling: Scaling::default(),
+        signals: signals::of(None, &[], None, ColdStart::default()),
+        memory: Default::default(),
+        variants: Vec::new(),
+        needs: Needs::default(),
+        node_selector: BTreeMap::new(),
+        tolerations: Vec::new(),
+        spread: Vec::new(),
+        objective: Objective::default(),
+        isolation: standing_as.isolation,
+        model_key: Default::default(),
+        spec_hash: String::new(),
+        replicas: Vec::new(),
+        slots: Vec::new(),
+        held: None,
+        deleting: false,
+        force_delete: false,
+        drain_timeout_ms: u64::try_from(standing_as.drain_timeout.as_millis()).unwrap_or(u64::MAX),
+    };
+    let replicas = replicas::of(view, pods, None, None, memory);
+    standing(d, replicas, "there is none, its deployment was deleted")
 }
 
 fn one(
@@ -49,28 +115,40 @@ fn one(
     tenants: &Tenants,
     memory: &Memory,
 ) -> Deployment {
-    let was_ready = |uid: &str| memory.was_ready(uid);
     let wanted = judged.wanted();
-    let load = view.gateways.deployments.get(&id).filter(|load| load.uid == stored.uid());
+    let known = view.gateways.deployments.get(&id).filter(|load| load.uid == stored.uid());
+    // Gateways name every deployment that has a replica.
+    let serves = owned.pods(stored.uid()).iter().any(|pod| replicas::serves(pod));
+    let quiet = view.gateways.quiet(&id, stored.uid()).filter(|_| !serves);
+    let load = known.or(quiet.as_ref());
+    let cold_start = wanted.map(|wanted| memory.cold_start(stored.namespace(), stored.uid(), wanted));
+    let start = cold_start.and_then(|known| known.measured_ms()).map(Duration::from_millis);
+    let most = wanted.map_or(u32::MAX, |wanted| most(wanted, owned.pods(stored.uid()).len()));
     Deployment {
         uid: stored.uid().to_owned(),
         generation: u64::try_from(stored.generation()).unwrap_or(0),
         tenant: tenants.of(stored.namespace()).map(|name| TenantId(name.to_owned())),
         priority: 0,
         created_ms: stored.meta.creation_timestamp.as_ref().map_or(0, |time| millis(time.0)),
-        wanted: wanted.map_or(0, |wanted| asked(stored, &wanted.deployment)),
-        scaling: wanted.map(|wanted| scaling(&wanted.deployment.scaling)).unwrap_or_default(),
-        signals: signals::of(load, owned.pods(stored.uid()), memory.learned(stored.uid())),
+        wanted: wanted.map_or(0, |wanted| asked(stored, &wanted.deployment).min(most)),
+        scaling: wanted.map(|wanted| scaling(&wanted.deployment.scaling, most, start)).unwrap_or_default(),
+        signals: signals::of(
+            load,
+            owned.pods(stored.uid()),
+            memory.learned(stored.uid()),
+            cold_start.unwrap_or_default(),
+        ),
         memory: memory.rule(stored.uid()),
         variants: wanted.map(|wanted| wanted.variants.clone()).unwrap_or_default(),
         needs: wanted.map_or_else(Needs::default, |wanted| wanted.needs.clone()),
         node_selector: wanted.map(|wanted| wanted.deployment.pod.node_selector.clone()).unwrap_or_default(),
         tolerations: wanted.map(|wanted| wanted.tolerations.clone()).unwrap_or_default(),
+        spread: wanted.map(|wanted| spread(&wanted.deployment.pod)).unwrap_or_default(),
         objective: wanted.map(|wanted| objective(&wanted.deployment.scaling)).unwrap_or_default(),
         isolation: judged.standing.isolation,
-        model_key: wanted.map(|wanted| wanted.deployment.source.key()).unwrap_or_default(),
+        model_key: wanted.map(|wanted| wanted.model_key()).unwrap_or_default(),
         spec_hash: wanted.map(|wanted| wanted.spec_hash.clone()).unwrap_or_default(),
-        replicas: replicas::of(view, owned.pods(stored.uid()), wanted, load, &was_ready),
+        replicas: replicas::of(view, owned.pods(stored.uid()), wanted, load, memory),
         slots: slots(owned, stored, memory),
         held: memory.held(&id).cloned(),
         deleting: stored.deleting(),
@@ -78,6 +156,11 @@ fn one(
         drain_timeout_ms: u64::try_from(judged.standing.drain_timeout.as_millis()).unwrap_or(u64::MAX),
         id,
     }
+}
+
+fn spread(pod: &AcceptedPod) -> Vec<Spread> {
+    let one = |of: &TopologySpread| Spread { topology_key: of.topology_key.clone(), max_skew: of.max_skew };
+    pod.topology_spread_constraints.iter().map(one).collect()
 }
 
 /// In mode Manual the spec's number; otherwise what the last plan of any operator settled on, as the status shows it.
@@ -90,31 +173,12 @@ fn asked(stored: &StoredDeployment, accepted: &AcceptedDeployment) -> u32 {
     }
 }
 
-fn scaling(accepted: &AcceptedScaling) -> Scaling {
-    let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-    Scaling {
-        mode: match accepted.mode {
-            ScalingMode::Manual => Mode::Manual,
-            ScalingMode::Advisory => Mode::Advisory,
-            ScalingMode::Active => Mode::Active,
-        },
-        min_replicas: accepted.min_replicas,
-        max_replicas: accepted.max_replicas,
-        objectives: Some(Objectives {
-            ttft_ms: accepted.ttft.as_secs_f64() * 1000.0,
-            itl_ms: accepted.itl.as_secs_f64() * 1000.0,
-        }),
-        room: Room::Standard,
-        idle_after_ms: accepted.idle_after.map(millis),
-        cold_start_hold_ms: Some(accepted.hold.map_or(DEFAULT_HOLD_MS, millis)),
-    }
-}
-
-fn objective(accepted: &AcceptedScaling) -> Objective {
-    match accepted.objective {
-        None => Objective::Packing,
-        Some(ScalingObjective::Cost) => Objective::Cost,
-        Some(ScalingObjective::Latency) => Objective::Latency,
+/// Most replicas. While no commit is known for the revision, one replica's node resolves it and the others wait: each for itself
+/// could find another commit.
+fn most(wanted: &Wanted, pods: usize) -> u32 {
+    match wanted.unresolved() {
+        Some(_) => u32::try_from(pods).unwrap_or(u32::MAX).max(1),
+        None => u32::MAX,
     }
 }
 

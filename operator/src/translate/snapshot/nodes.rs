@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Node as KubeNode, Taint as KubeTaint};
 use stowage_crds::gpu_node::{GpuDevice, GpuNodeStatus, Health as Verdict};
-use stowage_crds::names::MEMORY_STEP_BYTES;
+use stowage_crds::names::{GPU_NODE_STALE_AFTER_MS, MEMORY_STEP_BYTES};
 use stowage_crds::quantity::{parse_bytes, parse_milli};
 use stowage_planner::snapshot::{Freshness, Gpu, Health, ModelKey, Node, Resources, Slice, Taint, TaintEffect};
 
@@ -19,8 +19,10 @@ use crate::translate::validate::classes::Classes;
 
 /// An agent that has reported is stale after three missed heartbeats.
 const STREAM_LIMIT_MS: u64 = 35_000;
-/// `GpuNode.status.observedTime` is written every 60 s; this is one and a half of them.
-const OBSERVED_LIMIT_MS: u64 = 90_000;
+
+/// Taints that repeat `cordoned` and `ready`.
+const STATE_TAINTS: [&str; 3] =
+    ["node.kubernetes.io/unschedulable", "node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"];
 
 /// What nodes are made of besides the view.
 pub struct Parts<'a> {
@@ -67,7 +69,7 @@ fn freshness(view: &View, name: &str, status: Option<&GpuNodeStatus>, devices: &
         // Unreachable since its last summary, unless its GpuNode is newer: nothing new is placed where no agent could prepare it.
         Some(agent) if agent.broken && agent.age_ms <= observed_ms => return Freshness::Stale { age_ms: agent.age_ms },
         Some(agent) if agent.age_ms < observed_ms || agent.age_ms < STREAM_LIMIT_MS => (agent.age_ms, STREAM_LIMIT_MS),
-        _ => (observed_ms, OBSERVED_LIMIT_MS),
+        _ => (observed_ms, GPU_NODE_STALE_AFTER_MS),
     };
     let published = devices.of_node(name);
     let all_published = status.devices.iter().all(|device| published.is_some_and(|uuids| uuids.contains(&device.uuid)));
@@ -94,6 +96,8 @@ fn gpu(device: &GpuDevice, parts: &mut Parts<'_>) -> Gpu {
         sm_percent: published.map_or(100, |found| found.sm_percent),
         health: health(device),
         island: device.island.map(|island| island.to_string()),
+        // The agent does not publish GPUs in MIG mode.
+        mig: None,
         slices: parts.slices.remove(&device.uuid).unwrap_or_default(),
     }
 }
@@ -140,7 +144,11 @@ fn allocatable(node: &KubeNode) -> Resources {
     }
 }
 
+/// `None` also for what Kubernetes itself writes for a state that [`Node`] has a field for: it ends with that state.
 fn taint(taint: &KubeTaint) -> Option<Taint> {
+    if STATE_TAINTS.contains(&taint.key.as_str()) {
+        return None;
+    }
     let effect = match taint.effect.as_str() {
         "NoSchedule" => TaintEffect::NoSchedule,
         "PreferNoSchedule" => TaintEffect::PreferNoSchedule,
@@ -153,4 +161,20 @@ fn taint(taint: &KubeTaint) -> Option<Taint> {
 /// Milliseconds from the earlier to the later; 0 where clocks disagree.
 pub fn millis_between(earlier: jiff::Timestamp, later: jiff::Timestamp) -> u64 {
     u64::try_from(later.as_millisecond() - earlier.as_millisecond()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn taints_that_end_with_the_nodes_state_are_no_taints_of_their_own() {
+        let of = |key: &str| {
+            taint(&KubeTaint { key: key.into(), effect: "NoSchedule".into(), ..KubeTaint::default() }).map(|t| t.key)
+        };
+        assert_eq!(of("example.com/team").as_deref(), Some("example.com/team"));
+        assert_eq!(of("node.kubernetes.io/unschedulable"), None);
+        assert_eq!(of("node.kubernetes.io/not-ready"), None);
+        assert_eq!(of("node.kubernetes.io/disk-pressure").as_deref(), Some("node.kubernetes.io/disk-pressure"));
+    }
 }

@@ -46,6 +46,11 @@ impl Owned {
         self.claims.owned.get(uid).map(Vec::as_slice).unwrap_or_default()
     }
 
+    /// All pods that nobody owns, by the deployment that they were made for.
+    pub fn orphaned(&self) -> impl Iterator<Item = (&DeploymentId, &[Arc<Pod>])> {
+        self.pods.orphans.iter().map(|(id, pods)| (id, pods.as_slice()))
+    }
+
     /// Made for a deployment of this name, and owned by nobody.
     pub fn orphans(&self, id: &DeploymentId) -> Orphans {
         Orphans {

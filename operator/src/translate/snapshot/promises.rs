@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::resource::v1::{DeviceRequestAllocationResult, ResourceClaim};
 use stowage_crds::names::{CAPACITY_MEMORY, CAPACITY_SM, DRIVER};
 use stowage_crds::quantity::{parse_bytes, parse_milli};
-use stowage_planner::snapshot::{GpuShare, Isolation, Slice, SliceOwner, TenantId};
+use stowage_planner::snapshot::{GpuShare, Isolation, Promise, Slice, SliceOwner, TenantId};
 
 use super::devices::Devices;
 use crate::observe::identity::identity;
@@ -39,8 +39,7 @@ pub fn by_gpu(
             slices.entry(share.uuid).or_default().push(Slice {
                 owner: owner.clone(),
                 tenant: payer.clone(),
-                memory_bytes: share.memory_bytes,
-                sm_percent: share.sm_percent,
+                promise: share.promise,
                 isolation,
             });
         }
@@ -62,11 +61,9 @@ fn share(result: &DeviceRequestAllocationResult, devices: &Devices) -> Option<Gp
         // Keys are spelled as published; an unprefixed one belongs to the driver's domain.
         all.get(name).or_else(|| all.get(&format!("{DRIVER}/{name}")))
     };
-    Some(GpuShare {
-        uuid: device.uuid.clone(),
-        memory_bytes: consumed(CAPACITY_MEMORY).and_then(|size| parse_bytes(size).ok()).unwrap_or(device.memory_bytes),
-        sm_percent: consumed(CAPACITY_SM)
-            .and_then(|share| parse_milli(share).ok())
-            .map_or(device.sm_percent, |milli| u32::try_from(milli / 1000).unwrap_or(100)),
-    })
+    let memory = consumed(CAPACITY_MEMORY).and_then(|size| parse_bytes(size).ok()).unwrap_or(device.memory_bytes);
+    let sm = consumed(CAPACITY_SM)
+        .and_then(|share| parse_milli(share).ok())
+        .map_or(device.sm_percent, |milli| u32::try_from(milli / 1000).unwrap_or(100));
+    Some(GpuShare { uuid: device.uuid.clone(), promise: Promise::slice(memory, sm) })
 }

@@ -10,42 +10,38 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodCondition};
-use stowage_crds::names::{ANNOTATION_DRAINING, CLAIM_PREFIX};
+use stowage_crds::names::{ANNOTATION_DRAIN_REASON, ANNOTATION_DRAIN_UNTIL, ANNOTATION_DRAINING, CLAIM_PREFIX};
+use stowage_planner::plan::EndReason;
 use stowage_planner::snapshot::{Overshoot, Phase, Replica};
 
 use super::changed::changed;
 use super::nodes::{lost, millis_between};
 use crate::observe::agents::FoundOvershoot;
+use crate::observe::clock::moved;
 use crate::observe::identity::{identity, node_of};
 use crate::observe::signals::Load;
 use crate::observe::view::View;
+use crate::translate::memory::Memory;
 use crate::translate::snapshot::startup::{Startup, startup};
 use crate::translate::validate::Wanted;
 
 /// With the kubelet's back-off this is after about five minutes.
 const RESTARTS_TOO_MANY: i32 = 6;
 
-/// The replicas that these pods are, sorted by slot and life. `was_ready`: pods (by UID) that have been Ready.
+/// The replicas that these pods are, sorted by slot and life.
 pub fn of(
     view: &View,
     pods: &[Arc<Pod>],
     wanted: Option<&Wanted>,
     load: Option<&Load>,
-    was_ready: &dyn Fn(&str) -> bool,
+    memory: &Memory,
 ) -> Vec<Replica> {
-    let mut replicas: Vec<Replica> =
-        pods.iter().filter_map(|pod| replica(view, pod, wanted, load, was_ready)).collect();
+    let mut replicas: Vec<Replica> = pods.iter().filter_map(|pod| replica(view, pod, wanted, load, memory)).collect();
     replicas.sort_by(|a, b| (a.index, a.incarnation, &a.name).cmp(&(b.index, b.incarnation, &b.name)));
     replicas
 }
 
-fn replica(
-    view: &View,
-    pod: &Pod,
-    wanted: Option<&Wanted>,
-    load: Option<&Load>,
-    was_ready: &dyn Fn(&str) -> bool,
-) -> Option<Replica> {
+fn replica(view: &View, pod: &Pod, wanted: Option<&Wanted>, load: Option<&Load>, memory: &Memory) -> Option<Replica> {
     let id = identity(&pod.metadata)?;
     let meta = &pod.metadata;
     let node = node_of(pod);
@@ -56,7 +52,7 @@ fn replica(
         incarnation: id.replica.incarnation,
         name: meta.name.clone().unwrap_or_default(),
         spec_hash: id.spec_hash,
-        phase: judged_phase(view, pod, wanted, was_ready),
+        phase: judged_phase(view, pod, wanted, memory),
         node_lost: node.is_some() && lost(kube_node.map(AsRef::as_ref)),
         overshoot: overshoot(view, pod),
         in_flight: load.and_then(|load| load.replicas.get(meta.uid.as_deref()?)).map(|replica| replica.in_flight),
@@ -66,29 +62,44 @@ fn replica(
 }
 
 /// The pod's phase, with what its node's agent and a comparison with the spec add to it.
-fn judged_phase(view: &View, pod: &Pod, wanted: Option<&Wanted>, was_ready: &dyn Fn(&str) -> bool) -> Phase {
-    let own = phase(view.now, pod, was_ready(pod.metadata.uid.as_deref().unwrap_or_default()));
+fn judged_phase(view: &View, pod: &Pod, wanted: Option<&Wanted>, memory: &Memory) -> Phase {
+    let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+    let own = match phase(view.now, pod, memory.was_ready(uid)) {
+        Phase::Draining { since_ms, until_ms, may_resume, .. } => {
+            let (since_by, until_by) = memory.drain_shift(pod);
+            let (since_ms, until_ms) = (moved(since_ms, since_by), until_ms.map(|until| moved(until, until_by)));
+            let in_flight = view.gateways.drains.of(uid, since_ms).in_flight();
+            Phase::Draining { since_ms, until_ms, in_flight, may_resume }
+        }
+        other => other,
+    };
     match changed(pod, wanted) {
-        Some(reason) if own != Phase::Terminating => Phase::Failed { reason },
+        Some(reason) if !own.is_terminating() => Phase::Failed { reason },
         _ => unprepared(view, pod).unwrap_or(own),
     }
 }
 
-/// Where the pod is in its life.
+/// Where the pod is in its life. What runs on a draining one, its gateways know.
 pub fn phase(now: Timestamp, pod: &Pod, was_ready: bool) -> Phase {
-    if pod.metadata.deletion_timestamp.is_some() {
-        return Phase::Terminating;
+    if let Some(end) = &pod.metadata.deletion_timestamp {
+        // The API server adds the grace period to the time of the request.
+        return Phase::Terminating { until_ms: Some(millis(end.0)) };
     }
     let status = pod.status.clone().unwrap_or_default();
     if let Some(kind @ ("Failed" | "Succeeded")) = status.phase.as_deref() {
         let texts = [status.reason, status.message].into_iter().flatten().collect::<Vec<_>>().join(": ");
         return Phase::Failed { reason: if texts.is_empty() { format!("pod {kind}") } else { texts } };
     }
-    if let Some(since) = pod.metadata.annotations.as_ref().and_then(|all| all.get(ANNOTATION_DRAINING)) {
+    let annotation = |name| pod.metadata.annotations.as_ref().and_then(|all| all.get(name));
+    if let Some(since) = annotation(ANNOTATION_DRAINING) {
         let since_ms = since.parse::<Timestamp>().map_or(millis(now), millis);
-        // Requests are not counted here: once gateways had time to see the annotation the pod is
-        // deleted, and the engine finishes what it still runs within the pod's grace period.
-        return Phase::Draining { since_ms, in_flight: Some(0) };
+        let until = annotation(ANNOTATION_DRAIN_UNTIL);
+        let until_ms = until.and_then(|until| until.parse::<Timestamp>().ok()).map(millis);
+        // Another reason, and one that is not known, may be a fault of the pod or its place.
+        let reason = annotation(ANNOTATION_DRAIN_REASON);
+        let harmless = [EndReason::ScaleIn, EndReason::Reclaimed];
+        let may_resume = reason.is_some_and(|text| harmless.iter().any(|reason| reason.name() == *text));
+        return Phase::Draining { since_ms, until_ms, in_flight: None, may_resume };
     }
     if condition(pod, "PodScheduled").is_none_or(|scheduled| scheduled.status != "True") {
         return unscheduled(now, pod);
@@ -138,21 +149,22 @@ pub fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<&'a PodCondition> {
     pod.status.as_ref()?.conditions.as_ref()?.iter().find(|condition| condition.type_ == kind)
 }
 
-/// Evidence of any agent that this pod uses more than it was promised. The UID decides: neither the
-/// node that the pod's annotations name nor another pod of its name is asked. An agent that could not
-/// find the UID counts for the pods that are bound to its own node.
+/// Whether it is Ready and is not being deleted.
+pub fn serves(pod: &Pod) -> bool {
+    let ready = condition(pod, "Ready").is_some_and(|ready| ready.status == "True");
+    ready && pod.metadata.deletion_timestamp.is_none()
+}
+
+/// Evidence that this pod uses more than it was promised, of the agent on the node that it is bound to: an agent is
+/// trusted with its own node alone. Which node the pod's annotations name does not matter, and the UID decides where
+/// the agent could find it.
 fn overshoot(view: &View, pod: &Pod) -> Option<Overshoot> {
     let uid = pod.metadata.uid.as_deref().filter(|uid| !uid.is_empty())?;
-    let all = view.agents.iter().flat_map(|(node, report)| report.overshoots.iter().map(move |found| (node, found)));
-    let bound = pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref());
-    let named = |node: &String, found: &FoundOvershoot| {
-        let names = (pod.metadata.namespace.as_deref(), pod.metadata.name.as_deref());
-        found.pod_uid.is_empty()
-            && bound == Some(node)
-            && names == (Some(found.namespace.as_str()), Some(found.pod.as_str()))
-    };
-    let mut of_pod = all.filter(|(node, found)| found.pod_uid == uid || named(node, found));
-    of_pod.next().map(|(_, found)| found.evidence.clone())
+    let agent = view.agents.get(pod.spec.as_ref()?.node_name.as_ref()?)?;
+    let names = (pod.metadata.namespace.as_deref(), pod.metadata.name.as_deref());
+    let named = |found: &FoundOvershoot| names == (Some(found.namespace.as_str()), Some(found.pod.as_str()));
+    let of_pod = |found: &&FoundOvershoot| if found.pod_uid.is_empty() { named(found) } else { found.pod_uid == uid };
+    agent.overshoots.iter().find(of_pod).map(|found| found.evidence.clone())
 }
 
 pub fn millis(at: Timestamp) -> u64 {
@@ -204,22 +216,25 @@ mod tests {
     }
 
     #[test]
-    fn overshoot_is_found_by_the_pods_uid_at_any_agent_whatever_the_annotations_say() {
+    fn overshoot_is_believed_of_the_agent_on_the_pods_own_node_alone() {
         let view_of = |found: FoundOvershoot| View {
             agents: [("n1".to_owned(), AgentReport { overshoots: vec![found], ..AgentReport::default() })].into(),
             ..View::default()
         };
-        let pod: Pod = serde_yaml::from_str(
-            "{metadata: {namespace: a, name: x, uid: u, annotations: {stowage.dev/placement: nonsense}}, spec: {nodeName: n1, containers: []}}",
-        )
-        .unwrap();
-        let elsewhere = Pod { spec: None, ..pod.clone() };
+        let pod = |spec: &str| -> Pod {
+            let meta = "{namespace: a, name: x, uid: u, annotations: {stowage.dev/placement: nonsense}}";
+            serde_yaml::from_str(&format!("{{metadata: {meta}, spec: {spec}}}")).unwrap()
+        };
+        let (here, elsewhere) = (pod("{nodeName: n1, containers: []}"), pod("{nodeName: n2, containers: []}"));
+        let unbound = pod("{containers: []}");
         for (pod, found, expect) in [
-            (&pod, evidence("x", "u"), true),
-            (&elsewhere, evidence("other-name", "u"), true),
-            (&pod, evidence("x", "of-a-later-pod"), false),
-            (&pod, evidence("x", ""), true),
+            (&here, evidence("x", "u"), true),
+            (&here, evidence("other-name", "u"), true),
+            (&here, evidence("x", "of-a-later-pod"), false),
+            (&here, evidence("x", ""), true),
+            (&elsewhere, evidence("x", "u"), false),
             (&elsewhere, evidence("x", ""), false),
+            (&unbound, evidence("x", "u"), false),
         ] {
             assert_eq!(overshoot(&view_of(found.clone()), pod).is_some(), expect, "{found:?}");
         }
@@ -248,7 +263,12 @@ mod tests {
         check("out of routing", &format!("{draining}{}", running("True", "restartCount: 0")), true, "Draining");
         let terminating =
             "metadata: {deletionTimestamp: '2026-01-01T11:59:00Z', annotations: {stowage.dev/draining: x}}\n";
-        check("being deleted", &format!("{terminating}{}", running("True", "restartCount: 0")), true, "Terminating");
+        check(
+            "being deleted",
+            &format!("{terminating}{}", running("True", "restartCount: 0")),
+            true,
+            "Terminating { until_ms: Some(",
+        );
     }
 
     #[test]

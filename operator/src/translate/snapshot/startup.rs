@@ -2,10 +2,8 @@
 
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodStatus};
 use stowage_crds::conditions::reasons;
-use stowage_crds::names::{ENGINE_CONTAINER, WAIT_CONTAINER};
+use stowage_crds::names::{ENGINE_CONTAINER, EXIT_MODEL_REFUSED, WAIT_CONTAINER};
 
-/// The exit code by which an engine reports that the model, not the machine, is at fault. See docs/operator.md.
-pub const EXIT_MODEL_REFUSED: i32 = 78;
 /// Longest line that goes into a condition.
 const MAX_LINE: usize = 400;
 
@@ -96,14 +94,15 @@ fn trouble(reason: &'static str, message: String, status: &ContainerStatus) -> S
     }
 }
 
-/// The last line that is not empty, shortened: engines print their reason last.
+/// The last line that is not empty, shortened and without control characters: engines print their reason last.
 fn last_line(text: &str) -> String {
     let line = text.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
-    if line.chars().count() <= MAX_LINE {
-        line.to_owned()
-    } else {
-        line.chars().take(MAX_LINE).chain(['…']).collect()
+    let mut shown = line.chars().filter(|c| !c.is_control());
+    let mut short: String = shown.by_ref().take(MAX_LINE).collect();
+    if shown.next().is_some() {
+        short.push('…');
     }
+    short
 }
 
 #[cfg(test)]

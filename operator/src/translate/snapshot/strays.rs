@@ -1,9 +1,13 @@
 //! What `kubectl delete --cascade=orphan` left and nobody took over: pods and claims of ours without
-//! an owner, whose deployment does not exist. They hold GPUs and are charged, so they are ended, but
-//! only after a while: the user may be about to create the deployment again.
+//! an owner, whose deployment does not exist or is refused. They hold GPUs and are charged, so they are ended, but
+//! only after a while: the user may be about to create the deployment again. Meanwhile the plan may end one for cause.
+
+use std::collections::BTreeSet;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use stowage_planner::snapshot::TimeMs;
+use stowage_crds::names::CLAIM_PREFIX;
+use stowage_planner::plan::{Action, Plan};
+use stowage_planner::snapshot::{DeploymentId, TimeMs};
 
 use crate::observe::identity::{controller, labelled};
 use crate::observe::view::View;
@@ -32,10 +36,11 @@ pub enum StrayKind {
     Policy,
 }
 
-/// UIDs of all objects of ours that neither an owner nor a deployment of their name claims.
-pub fn unclaimed(view: &View) -> Vec<Stray> {
+/// All objects of ours without an owner that no accepted deployment of their name takes over. One whose spec is refused
+/// takes over nothing, so it keeps nothing either.
+pub fn unclaimed(view: &View, accepts: &dyn Fn(&DeploymentId) -> bool) -> Vec<Stray> {
     let mut all = Vec::new();
-    let mut look = |kind, meta: &ObjectMeta| all.extend(stray(view, kind, meta));
+    let mut look = |kind, meta: &ObjectMeta| all.extend(stray(accepts, kind, meta));
     view.pods.values().for_each(|pod| look(StrayKind::Pod, &pod.metadata));
     view.claims.values().for_each(|claim| look(StrayKind::Claim, &claim.metadata));
     view.services.values().for_each(|service| look(StrayKind::Service, &service.metadata));
@@ -44,23 +49,44 @@ pub fn unclaimed(view: &View) -> Vec<Stray> {
     all
 }
 
-fn stray(view: &View, kind: StrayKind, meta: &ObjectMeta) -> Option<Stray> {
+fn stray(accepts: &dyn Fn(&DeploymentId) -> bool, kind: StrayKind, meta: &ObjectMeta) -> Option<Stray> {
     let id = labelled(meta)?;
-    let claimed = controller(meta).is_some() || view.deployments.contains_key(&(id.namespace, id.name));
+    let claimed = controller(meta).is_some() || accepts(&id);
     let uid = meta.uid.clone().filter(|uid| !uid.is_empty() && !claimed)?;
     Some(Stray { kind, namespace: meta.namespace.clone()?, name: meta.name.clone()?, uid })
 }
 
-/// Those that have waited long enough and whose turn it is.
+/// Those of the unclaimed that have waited long enough and whose turn it is.
 /// `since`: since when an object is unclaimed, by its UID.
-pub fn due(view: &View, since: &dyn Fn(&str) -> Option<TimeMs>, now: TimeMs) -> Vec<Stray> {
-    let unclaimed = unclaimed(view);
-    let pod_left =
-        |namespace: &str| unclaimed.iter().any(|stray| stray.kind == StrayKind::Pod && stray.namespace == namespace);
-    let turn = |stray: &&Stray| match stray.kind {
-        StrayKind::Claim | StrayKind::Policy => !pod_left(&stray.namespace),
-        StrayKind::Pod | StrayKind::Service | StrayKind::Budget => true,
+pub fn due(view: &View, unclaimed: &[Stray], since: &dyn Fn(&str) -> Option<TimeMs>, now: TimeMs) -> Vec<Stray> {
+    let pods = unclaimed.iter().filter(|stray| stray.kind == StrayKind::Pod);
+    let with_pods: BTreeSet<&str> = pods.map(|stray| stray.namespace.as_str()).collect();
+    let waited = |stray: &Stray| since(&stray.uid).is_some_and(|since| now.saturating_sub(since) >= PATIENCE_MS);
+    let is_due = |stray: &&Stray| match stray.kind {
+        StrayKind::Pod | StrayKind::Service | StrayKind::Budget => waited(stray),
+        StrayKind::Policy => waited(stray) && !with_pods.contains(stray.namespace.as_str()),
+        // It holds a GPU and nobody can take it over without its pod.
+        StrayKind::Claim => !view.pods.contains_key(&(stray.namespace.clone(), pod_of(&stray.name).to_owned())),
     };
-    let waited = |stray: &&Stray| since(&stray.uid).is_some_and(|since| now.saturating_sub(since) >= PATIENCE_MS);
-    unclaimed.iter().filter(turn).filter(waited).cloned().collect()
+    unclaimed.iter().filter(is_due).cloned().collect()
+}
+
+/// Pods that nobody owns and of which the plan ends one: no deployment carries that out.
+pub fn ended_by(plan: &Plan, unclaimed: &[Stray]) -> Vec<Stray> {
+    let ends = plan.actions.iter().filter_map(|action| match action {
+        Action::Drain { replica, pod, .. } | Action::Remove { replica, pod, .. } => {
+            Some((replica.deployment.namespace.as_str(), pod.as_str()))
+        }
+        Action::Create { .. } | Action::Resume { .. } => None,
+    });
+    let ends: BTreeSet<(&str, &str)> = ends.collect();
+    let ended = |stray: &&Stray| {
+        stray.kind == StrayKind::Pod && ends.contains(&(stray.namespace.as_str(), stray.name.as_str()))
+    };
+    unclaimed.iter().filter(ended).cloned().collect()
+}
+
+/// The pod that a claim of ours was made for.
+fn pod_of(claim: &str) -> &str {
+    claim.strip_prefix(CLAIM_PREFIX).unwrap_or(claim)
 }

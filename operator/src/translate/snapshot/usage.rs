@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use stowage_crds::quantity::{parse_bytes, parse_milli};
+use stowage_crds::quantity::{ParseError, parse_bytes, parse_milli};
 use stowage_planner::snapshot::Resources;
 
 use crate::observe::identity::node_of;
@@ -24,9 +24,13 @@ pub fn by_node(pods: &Objects<Pod>) -> BTreeMap<String, Taken> {
         let (Some(node), Some(spec)) = (node_of(pod), pod.spec.as_ref()) else { continue };
         let (cpu_milli, memory_bytes) = requests(spec);
         let taken = nodes.entry(node).or_default();
-        taken.resources.cpu_milli += cpu_milli;
-        taken.resources.memory_bytes += memory_bytes;
-        taken.resources.pods += 1;
+        // Any editor may write a request as large as a quantity can be, in as many pods as it likes.
+        let Resources { cpu_milli: cpu, memory_bytes: memory, pods } = taken.resources;
+        taken.resources = Resources {
+            cpu_milli: cpu.saturating_add(cpu_milli),
+            memory_bytes: memory.saturating_add(memory_bytes),
+            pods: pods.saturating_add(1),
+        };
         taken.host_ports.extend(ports(spec));
     }
     nodes
@@ -65,11 +69,15 @@ fn of(container: &Container) -> (u64, u64) {
     requests.map_or((0, 0), amounts)
 }
 
-/// Quantities that cannot be read count as zero: the API server refuses them, so there are none.
 fn amounts(map: &BTreeMap<String, Quantity>) -> (u64, u64) {
-    let cpu = map.get("cpu").and_then(|quantity| parse_milli(quantity).ok()).unwrap_or(0);
-    let memory = map.get("memory").and_then(|quantity| parse_bytes(quantity).ok()).unwrap_or(0);
-    (cpu, memory)
+    let amount = |name: &str, parse: fn(&Quantity) -> Result<u64, ParseError>| match map.get(name).map(parse) {
+        Some(Ok(amount)) => amount,
+        // Kubernetes takes larger numbers than we count with, and the node has less.
+        Some(Err(ParseError::TooLarge(_))) => u64::MAX,
+        // The API server refuses what is no quantity, so there is none.
+        Some(Err(_)) | None => 0,
+    };
+    (amount("cpu", parse_milli), amount("memory", parse_bytes))
 }
 
 fn plus(a: (u64, u64), b: (u64, u64)) -> (u64, u64) {
@@ -104,6 +112,24 @@ mod tests {
             "{containers: [{name: a, resources: {requests: {cpu: 500m}}}], initContainers: [{name: i, resources: {requests: {cpu: '2'}}}]}",
             (2000, 0),
         );
+    }
+
+    #[test]
+    fn sum_of_absurd_requests_fills_the_node_and_no_other() {
+        let absurd = "{spec: {nodeName: n, containers: [{name: a, resources: {requests: {cpu: '9223372036854775', memory: '9223372036854775807'}}}]}}";
+        let pod = |text: &str| std::sync::Arc::new(serde_yaml::from_str::<Pod>(text).unwrap());
+        let named = |name: &str| (String::from("a"), name.to_owned());
+        let pods: Objects<Pod> = [
+            (named("p"), pod(absurd)),
+            (named("q"), pod(absurd)),
+            (named("r"), pod(absurd)),
+            (named("s"), pod("{spec: {nodeName: m, containers: [{name: a, resources: {requests: {cpu: 1}}}]}}")),
+        ]
+        .into();
+        let taken = by_node(&pods);
+        let of = |node: &str| taken[node].resources;
+        assert_eq!(of("n"), Resources { cpu_milli: u64::MAX, memory_bytes: u64::MAX, pods: 3 });
+        assert_eq!(of("m"), Resources { cpu_milli: 1000, memory_bytes: 0, pods: 1 });
     }
 
     #[test]

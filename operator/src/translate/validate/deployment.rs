@@ -1,5 +1,9 @@
 //! One InferenceDeployment: what it says by itself ([`Alone`]), then what it refers to ([`related`]).
 
+use stowage_contracts::estimate::EstimateRequest;
+use stowage_contracts::hub::{HubModel, TokenRef, is_commit};
+use stowage_contracts::model::{ClaimModel, FileModel};
+use stowage_contracts::s3::S3Login;
 use stowage_crds::InferenceDeploymentSpec;
 use stowage_crds::conditions::reasons;
 use stowage_crds::inference_deployment::{
@@ -7,11 +11,14 @@ use stowage_crds::inference_deployment::{
 };
 use stowage_crds::quantity::parse_duration;
 use stowage_crds::validate::{
-    AcceptedAccelerator, AcceptedDeployment, AcceptedRuntime, AcceptedVariant, validate_deployment,
+    AcceptedAccelerator, AcceptedDeployment, AcceptedHub, AcceptedRuntime, AcceptedS3, AcceptedSource, AcceptedVariant,
+    validate_deployment,
 };
-use stowage_planner::snapshot::{Accelerator, Isolation, Needs, TaintEffect, Toleration, Variant};
+use stowage_planner::snapshot::{Isolation, Needs, TaintEffect, Toleration};
+use stowage_translate::variant;
 
 use super::classes::Classes;
+use super::estimate;
 use super::hash::{inputs, spec_hash};
 use super::models::Models;
 use super::{References, Refusal, Standing, Wanted, refusal};
@@ -34,6 +41,11 @@ struct Parsed {
 }
 
 impl Alone {
+    /// What must be asked about the model before it can be placed.
+    pub fn question(&self) -> Option<EstimateRequest> {
+        estimate::request(&self.accepted.as_ref().ok()?.deployment)
+    }
+
     pub fn read(stored: &StoredDeployment) -> Self {
         match &stored.spec {
             Ok(spec) => Self { standing: standing(stored.name(), spec), accepted: parsed(stored.name(), spec) },
@@ -63,22 +75,45 @@ pub fn related(
     references: &References<'_>,
     models: &Models<'_>,
 ) -> Result<Wanted, Refusal> {
-    let References { tenants: _, classes, runtimes } = references;
+    let References { tenants: _, classes, runtimes, estimates } = references;
     let Parsed { deployment, inputs } = alone.accepted.as_ref().map_err(Clone::clone)?;
     let runtime = runtimes.get(&deployment.runtime)?;
     for variant in &deployment.variants {
         fits_a_class(variant, classes)?;
     }
     name_is_free(stored, &deployment.model_name, models)?;
-    runnable(runtime, deployment)?;
+    let (deployment, memory_estimate) = estimate::filled(stored, deployment, runtime, estimates)?;
+    runnable(runtime, &deployment)?;
     Ok(Wanted {
         variants: deployment.variants.iter().map(variant).collect(),
-        needs: needs(deployment, runtime),
+        needs: needs(&deployment, runtime),
+        memory_estimate,
         tolerations: deployment.pod.tolerations.iter().map(toleration).collect(),
+        fetched: fetched(stored, &deployment.source),
         spec_hash: spec_hash(inputs, runtime),
-        deployment: deployment.clone(),
+        deployment,
         runtime: runtime.clone(),
     })
+}
+
+/// What node agents fetch. A revision that was resolved is its commit from then on.
+fn fetched(stored: &StoredDeployment, source: &AcceptedSource) -> Option<ClaimModel> {
+    let namespace = stored.namespace().to_owned();
+    let AcceptedHub { repo, revision, path, token } = match source {
+        AcceptedSource::Http(file) => return Some(ClaimModel::File(file.clone())),
+        AcceptedSource::S3(AcceptedS3 { file, region, secret }) => {
+            let login = |secret| S3Login { region: region.clone(), namespace, secret };
+            return Some(ClaimModel::File(FileModel { s3: secret.clone().map(login), ..file.clone() }));
+        }
+        AcceptedSource::Hub(hub) => hub,
+        AcceptedSource::Image(_) | AcceptedSource::Volume(_) => return None,
+    };
+    let resolved = stored.status.as_ref().and_then(|status| status.model.as_ref());
+    let commit =
+        resolved.filter(|found| found.repo == *repo && found.revision == *revision && is_commit(&found.commit));
+    let token = token.clone().map(|(secret, key)| TokenRef { namespace, secret, key });
+    let revision = commit.map_or(revision, |found| &found.commit).clone();
+    Some(ClaimModel::Hub(HubModel { repo: repo.clone(), revision, path: path.clone(), token }))
 }
 
 /// Whether the runtime can do what the deployment asks of it: every variant is built once on paper.
@@ -101,16 +136,6 @@ fn name_is_free(stored: &StoredDeployment, model: &str, models: &Models<'_>) -> 
         "{namespace}/{name} of tenant {tenant} serves model \"{model}\" already; choose another spec.model.name"
     );
     Err((reasons::MODEL_NAME_TAKEN, message))
-}
-
-fn variant(accepted: &AcceptedVariant) -> Variant {
-    let accelerator = match accepted.accelerator.clone() {
-        AcceptedAccelerator::Gpu { class, count, memory_bytes, sm_percent } => {
-            Accelerator::Gpu { class, count, memory_bytes, sm_percent }
-        }
-        AcceptedAccelerator::Cpu { cpu_milli, memory_bytes } => Accelerator::Cpu { cpu_milli, memory_bytes },
-    };
-    Variant { name: accepted.name.clone(), accelerator, itl_us: None }
 }
 
 fn needs(deployment: &AcceptedDeployment, runtime: &AcceptedRuntime) -> Needs {

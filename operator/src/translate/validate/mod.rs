@@ -8,6 +8,7 @@
 
 pub mod classes;
 pub mod deployment;
+pub mod estimate;
 pub mod hash;
 pub mod models;
 pub mod runtimes;
@@ -17,14 +18,19 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use stowage_contracts::model::ClaimModel;
+use stowage_contracts::estimate::EstimateRequest;
+use stowage_contracts::hub::HubModel;
+use stowage_contracts::model::{ClaimModel, ModelKey};
+use stowage_contracts::names::DEFAULT_DRAIN_SECONDS;
 use stowage_crds::conditions::reasons;
+use stowage_crds::deployment_status::MemoryEstimate;
 use stowage_crds::validate::{
     AcceptedDeployment, AcceptedRuntime, AcceptedSource, Refusal as FieldRefusal, message as words, reason as worst,
 };
 use stowage_planner::snapshot::{Accelerator, DeploymentId, Isolation, Needs, Toleration, Variant};
 
-use crate::observe::view::{Objects, StoredDeployment};
+use crate::observe::agents::estimates::Question;
+use crate::observe::view::{Objects, StoredDeployment, View};
 use classes::Classes;
 use deployment::Alone;
 use models::Models;
@@ -71,6 +77,10 @@ pub struct Wanted {
     /// What the engine container requests besides a CPU variant's own.
     pub needs: Needs,
     pub tolerations: Vec<Toleration>,
+    /// The model that node agents fetch, at the commit that was resolved; `None`: the kubelet mounts it.
+    pub fetched: Option<ClaimModel>,
+    /// What `memory: Auto` became; `None`: no variant asks for that.
+    pub memory_estimate: Option<MemoryEstimate>,
     /// Over everything that needs new pods when it changes.
     pub spec_hash: String,
 }
@@ -80,6 +90,8 @@ pub struct References<'a> {
     pub tenants: &'a Tenants,
     pub classes: &'a Classes,
     pub runtimes: &'a Runtimes,
+    /// How much memory models need.
+    pub estimates: &'a estimate::Answers,
 }
 
 /// Judges all stored deployments: each alone first, then against what it refers to and collides with.
@@ -100,6 +112,25 @@ pub fn deployments(
         (DeploymentId::new(stored.namespace(), stored.name()), Arc::new(judged))
     };
     alone.iter().map(judge).collect()
+}
+
+/// What must be asked of node agents about models before they can be placed. What a status has is not asked again.
+pub fn questions(view: &View) -> BTreeMap<Question, EstimateRequest> {
+    let question = |stored: &Arc<StoredDeployment>| {
+        let request = Alone::read(stored).question()?;
+        estimate::remembered(stored, &request).is_none().then(|| (stored.namespace().to_owned(), request))
+    };
+    let open = view.deployments.values().filter(|stored| estimate::may_ask(stored));
+    let open: Vec<(String, EstimateRequest)> = open.filter_map(question).collect();
+    if open.is_empty() {
+        return BTreeMap::new();
+    }
+    let tenants = Tenants::read(&view.quotas);
+    let of_tenant = |(namespace, request): (String, EstimateRequest)| {
+        let tenant = tenants.of(&namespace).unwrap_or_default().to_owned();
+        ((request.key(), tenant.clone()), EstimateRequest { tenant, ..request })
+    };
+    open.into_iter().map(of_tenant).collect()
 }
 
 /// All refusals of one object's fields as one.
@@ -128,7 +159,11 @@ impl Judged {
 impl Default for Standing {
     /// Where the spec cannot be read: what the API defaults to.
     fn default() -> Self {
-        Self { drain_timeout: Duration::from_secs(600), isolation: Isolation::Shared, model_name: None }
+        Self {
+            drain_timeout: Duration::from_secs(DEFAULT_DRAIN_SECONDS),
+            isolation: Isolation::Shared,
+            model_name: None,
+        }
     }
 }
 
@@ -139,11 +174,20 @@ impl Wanted {
         "EngineBudget"
     }
 
-    /// The model that node agents fetch; `None`: the kubelet mounts it.
-    pub fn fetched(&self) -> Option<&ClaimModel> {
-        match &self.deployment.source {
-            AcceptedSource::Http(model) => Some(model),
-            AcceptedSource::Image(_) | AcceptedSource::Volume(_) => None,
+    /// The repository whose revision no agent has resolved yet.
+    pub fn unresolved(&self) -> Option<&HubModel> {
+        match &self.fetched {
+            Some(ClaimModel::Hub(hub)) => Some(hub).filter(|hub| hub.commit().is_none()),
+            _ => None,
+        }
+    }
+
+    /// What identifies the weights; unknown for a volume, whose content anyone may change.
+    pub fn model_key(&self) -> ModelKey {
+        match (&self.fetched, &self.deployment.source) {
+            (Some(model), _) => model.key(),
+            (None, AcceptedSource::Image(image)) => ModelKey::image(&image.reference),
+            (None, _) => ModelKey::default(),
         }
     }
 

@@ -3,6 +3,8 @@
 //! Pure strings from report data, so that operator, CLI and tests show the same. A message has the form
 //! what, why and the next step, with units and ages. Not here: colour and terminal width.
 
+pub mod bottleneck;
+mod difference;
 mod refusals;
 mod scale;
 
@@ -13,11 +15,12 @@ use crate::explain::report::{
     Because, Change, Counterfactual, DecisionRecord, DeploymentReport, NoCounterfactual, Outcome, PlacementVerdict,
     QuotaBinding, QuotaLimit, QuotaVerdict, RecordAction, TenantReport, Trouble, TroubleKind, Wait,
 };
+pub use difference::dry_run;
 pub use scale::why as why_wanted;
 
-pub use crate::explain::units::{age, bytes, clock, gpus};
+pub use crate::explain::units::{age, bytes, clock, gpus, latency};
 use crate::plan::{CreateReason, EndReason};
-use crate::snapshot::{DeploymentId, GpuShare, Placement, TimeMs};
+use crate::snapshot::{DeploymentId, Placement, Promise, TimeMs};
 pub use refusals::{RefusalLine, ask, refusal_label, refusal_lines};
 
 /// One or two sentences for the condition: what, why, next step.
@@ -61,6 +64,12 @@ pub fn condition_message(r: &DeploymentReport) -> String {
 pub fn why_no_change(none: &NoCounterfactual) -> String {
     match none {
         NoCounterfactual::NoSuchClass { class } => format!("no node has a GPU of class {class}"),
+        NoCounterfactual::NoSuchProfile { class, profile, offered } if offered.is_empty() => {
+            format!("no GPU of class {class} is in MIG mode, so none offers {profile}")
+        }
+        NoCounterfactual::NoSuchProfile { class, profile, offered } => {
+            format!("no GPU of class {class} offers the MIG profile {profile}; they offer {}", offered.join(", "))
+        }
         NoCounterfactual::LargerThanAnyGpu { class, asked_bytes, largest_bytes } => format!(
             "a replica asks {} of memory on one GPU; the largest GPU of class {class} has {}",
             bytes(*asked_bytes),
@@ -159,6 +168,10 @@ pub fn because(b: &Because) -> String {
         }
         Because::HasGpu { next_variant } => format!("a GPU fits, so the CPU variant {next_variant} is not taken"),
         Because::Healthier => "the others have only degraded GPUs left".to_owned(),
+        Because::Spreads { topology_key, next_node, next_replicas } => {
+            let there = count((*next_replicas).into(), "replica");
+            format!("spreads the replicas over {topology_key} ({there} beside {next_node})")
+        }
         Because::FragmentsLeast { winner_milli, next_node, next_milli } => format!(
             "fragments least (expected loss {} GPU against {} on {next_node})",
             signed_gpus(*winner_milli),
@@ -176,9 +189,10 @@ pub fn placement(p: &Placement) -> String {
         return format!("{} (CPU)", p.node);
     }
     let gpus: Vec<String> = p.gpus.iter().map(|g| short_uuid(&g.uuid)).collect();
-    let GpuShare { memory_bytes, sm_percent, .. } = p.gpus[0];
+    let Promise { memory_bytes, sm_percent, mig } = &p.gpus[0].promise;
     let each = if p.gpus.len() > 1 { " each" } else { "" };
-    format!("{} {} ({}, {sm_percent} % SM{each})", p.node, gpus.join(" "), bytes(memory_bytes))
+    let device = mig.as_ref().map_or(String::new(), |d| format!("MIG {} at memory slice {}, ", d.profile, d.start));
+    format!("{} {} ({device}{}, {sm_percent} % SM{each})", p.node, gpus.join(" "), bytes(*memory_bytes))
 }
 
 /// UUIDs as NVML writes them, cut after their first group.
@@ -206,6 +220,11 @@ pub(crate) fn placed(index: u32, reason: CreateReason, v: &PlacementVerdict) -> 
     )
 }
 
+/// Note of a Resume record.
+pub(crate) fn resumed(pod: &str) -> String {
+    format!("{pod} goes on: it is wanted again before its drain has ended.")
+}
+
 /// Note of a Drain or Remove record.
 pub(crate) fn ended(pod: &str, action: RecordAction, reason: EndReason, cause: Option<&Trouble>) -> String {
     let does = if action == RecordAction::Drain { "drains" } else { "is removed" };
@@ -222,6 +241,11 @@ pub(crate) fn reclaimed(pod: &str, action: RecordAction, claimant: &DeploymentId
     format!(
         "{pod} {does}: it borrows quota that {claimant} is entitled to; it is placed again where quota and room allow."
     )
+}
+
+/// It was on its way out before.
+pub(crate) fn reclaimed_sooner(pod: &str, left_ms: u64, claimant: &DeploymentId) -> String {
+    format!("{pod} ends already and may take {} more: it borrows quota that {claimant} is entitled to.", age(left_ms))
 }
 
 fn end_reason(reason: EndReason) -> &'static str {
@@ -330,6 +354,9 @@ pub fn change(c: &Change) -> String {
         Change::ScaleIn { deployment, by, to } => {
             format!("once {deployment} is scaled in by {by}, to {to}")
         }
+        Change::LowerMaxReplicas { deployment, by, to } => {
+            format!("once scaling.maxReplicas of {deployment} is lowered to {to}, {by} fewer than it has")
+        }
         Change::RemoveClaim { claim } => format!("once ResourceClaim {claim} is gone"),
         Change::NodeFresh { node } => format!("as soon as {node} reports again"),
         Change::NodeReady { node } => format!("as soon as {node} is Ready"),
@@ -341,6 +368,7 @@ pub fn change(c: &Change) -> String {
         Change::AllowSoftSharing { class } => format!("if GpuClass {class} sets allowSoftSharing"),
         Change::LowerMemory { to_bytes } => format!("with memory ≤ {} per GPU", bytes(*to_bytes)),
         Change::LowerCompute { to_percent } => format!("with compute ≤ {to_percent} % per GPU"),
+        Change::SmallerProfile { profile } => format!("with MIG profile {profile}"),
         Change::AddNode { like, count: 1 } => format!("with another node like {like}"),
         Change::AddNode { like, count } => format!("with {count} more nodes like {like}"),
         Change::WaitUntil { at } => format!("at {}, by itself", clock(*at)),
@@ -482,11 +510,6 @@ fn count(n: u64, noun: &str) -> String {
 pub fn price(micros: u64) -> String {
     let cents = micros.div_ceil(10_000);
     format!("{}.{:02}", cents / 100, cents % 100)
-}
-
-/// Microseconds.
-fn latency(us: u64) -> String {
-    format!("{}.{} ms", us / 1000, us % 1000 / 100)
 }
 
 fn signed_gpus(milli: i64) -> String {

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use crate::explain::render::short_uuid;
 use crate::explain::report::{Ask, IsolationRule, NodeRefusal, PlacementVerdict, Refusal, RefusalGroup};
 use crate::explain::units::{age, bytes, clock, gpus};
+use crate::snapshot::Partition;
 
 /// `4 × h100-80g 20 GiB 40 % SM`.
 pub fn ask(a: &Ask) -> String {
@@ -12,9 +13,12 @@ pub fn ask(a: &Ask) -> String {
         return format!("{} CPU and {}", gpus(a.cpu_milli), bytes(a.node_memory_bytes));
     };
     let mut out = format!("{} × {class}", a.gpus);
-    match (a.memory_bytes, a.sm_percent) {
-        (None, None) => {}
-        (memory, sm) => {
+    match &a.partition {
+        Partition::Mig { profile } => {
+            let _ = write!(out, " MIG {profile}");
+        }
+        Partition::Slice { memory_bytes: None, sm_percent: None } => {}
+        Partition::Slice { memory_bytes: memory, sm_percent: sm } => {
             let memory = memory.map_or("all memory".to_owned(), bytes);
             let sm = sm.map_or("all SMs".to_owned(), |s| format!("{s} % SM"));
             let _ = write!(out, " {memory} {sm}");
@@ -59,6 +63,9 @@ fn group_detail(group: &RefusalGroup, nearest: &Refusal) -> String {
             let largest: Vec<String> = group.examples.iter().filter_map(largest).collect();
             format!("largest free NVLink island {} GPUs (need {need})", largest.join(", "))
         }
+        Refusal::MigSlices { profile, need_slices, free_slices, .. } => format!(
+            "{profile} needs {need_slices} memory slices in a row where it may begin; {on} has {free_slices} free, none of them so"
+        ),
         Refusal::NodeCpu { need_milli, free_milli } => {
             format!("need {} CPU, most free {} on {on}", gpus(*need_milli), gpus(*free_milli))
         }
@@ -89,6 +96,7 @@ fn one_detail(node: &str, r: &Refusal) -> String {
         Refusal::Excluded { until_ms, message } => {
             format!("{node} until {}: {message}", clock(*until_ms))
         }
+        Refusal::Held { claimant } => format!("{node} for {claimant}"),
         Refusal::NoSuchClass { have } if have.is_empty() => format!("{node}: no GPU"),
         Refusal::NoSuchClass { have } => format!("{node}: {}", have.join(" ")),
         Refusal::Unhealthy { gpu, message } => format!("{node}: {} {message}", short_uuid(gpu)),
@@ -102,6 +110,15 @@ fn one_detail(node: &str, r: &Refusal) -> String {
                 IsolationRule::OwnIsolation => format!("{place}: {who} is there"),
                 IsolationRule::TheirIsolation => format!("{place}: dedicated to {who}"),
             }
+        }
+        Refusal::InMigMode { gpu, offered } => {
+            format!("{node} {}: offers {}", short_uuid(gpu), offered.join(" "))
+        }
+        Refusal::NoMigProfile { gpu, offered, .. } if offered.is_empty() => {
+            format!("{node} {}: not in MIG mode", short_uuid(gpu))
+        }
+        Refusal::NoMigProfile { profile, gpu, offered } => {
+            format!("{node} {}: offers {}, not {profile}", short_uuid(gpu), offered.join(" "))
         }
         Refusal::NodePods { limit } => format!("{node}: {limit} pods"),
         Refusal::HostPort { port } => format!("{node}: port {port}"),
@@ -118,12 +135,16 @@ fn refusal_title(r: &Refusal) -> &'static str {
         Refusal::Selector { .. } => "not selected",
         Refusal::Taint { .. } => "tainted",
         Refusal::Excluded { .. } => "refused by the scheduler",
+        Refusal::Held { .. } => "kept for a tenant that takes back its own",
         Refusal::NoSuchClass { .. } => "other class",
         Refusal::Unhealthy { .. } => "unhealthy",
         Refusal::OtherTenant { .. } => "isolation",
         Refusal::Memory { .. } => "short of GPU memory",
         Refusal::Compute { .. } => "short of SMs",
         Refusal::Island { .. } => "island too small",
+        Refusal::InMigMode { .. } => "in MIG mode",
+        Refusal::NoMigProfile { .. } => "no such MIG device",
+        Refusal::MigSlices { .. } => "short of MIG slices",
         Refusal::NodeCpu { .. } => "short of CPU",
         Refusal::NodeMemory { .. } => "short of node memory",
         Refusal::NodePods { .. } => "pod limit",
@@ -141,12 +162,16 @@ pub fn refusal_label(r: &Refusal) -> &'static str {
         Refusal::Selector { .. } => "Selector",
         Refusal::Taint { .. } => "Taint",
         Refusal::Excluded { .. } => "Excluded",
+        Refusal::Held { .. } => "Held",
         Refusal::NoSuchClass { .. } => "NoSuchClass",
         Refusal::Unhealthy { .. } => "Unhealthy",
         Refusal::OtherTenant { .. } => "OtherTenant",
         Refusal::Memory { .. } => "Memory",
         Refusal::Compute { .. } => "Compute",
         Refusal::Island { .. } => "Island",
+        Refusal::InMigMode { .. } => "InMigMode",
+        Refusal::NoMigProfile { .. } => "NoMigProfile",
+        Refusal::MigSlices { .. } => "MigSlices",
         Refusal::NodeCpu { .. } => "NodeCpu",
         Refusal::NodeMemory { .. } => "NodeMemory",
         Refusal::NodePods { .. } => "NodePods",

@@ -4,7 +4,7 @@ use crate::demand::{
     Advice, Frozen, Inputs, LoadFigures, Problem, ScaleReason, ScaleVerdict, Signal, Tier, Withdrawn, WithdrawnFor,
 };
 use crate::explain::units::{age, clock, gpus};
-use crate::snapshot::CostOrigin;
+use crate::snapshot::{CostOrigin, ENOUGH_STARTS, StartStages};
 
 /// What decided the number, as one clause.
 pub fn why(verdict: &ScaleVerdict) -> String {
@@ -104,15 +104,27 @@ fn inputs(i: &Inputs) -> String {
             CostOrigin::Table => "from the table",
             CostOrigin::Reference => "of the reference row",
         };
-        let tier = match i.cold_start_tier {
-            Tier::Asleep => "engine asleep",
-            Tier::Cached => "weights on a node",
-            Tier::Remote => "weights remote",
-            Tier::Unknown => "assumed",
-        };
-        text.push_str(&format!(", cost {cost} on {}, cold start {} ({tier})", i.cost_of, age(i.cold_start_ms)));
+        text.push_str(&format!(", cost {cost} on {}", i.cost_of));
     }
-    text
+    text + ", " + &cold_start(i)
+}
+
+/// What a start takes, and how that is known.
+fn cold_start(i: &Inputs) -> String {
+    let known = match (i.cold_start_tier, i.starts) {
+        (Tier::Unknown, _) => "assumed".to_owned(),
+        (Tier::Asleep, _) => "engine asleep".to_owned(),
+        (Tier::Cached, 0) => "weights on a node".to_owned(),
+        (Tier::Remote, 0) => "weights remote".to_owned(),
+        (_, starts @ 1..ENOUGH_STARTS) => format!("{starts} measured"),
+        (_, starts) => format!("nine of ten of the last {starts} starts"),
+    };
+    let parts = i.start_stages.map_or(String::new(), |parts| {
+        let StartStages { schedule_ms, pull_ms, load_ms } = parts;
+        let [schedule, pull, load] = [schedule_ms, pull_ms, load_ms].map(age);
+        format!("; medians: {schedule} to schedule, {pull} to pull, {load} to load")
+    });
+    format!("cold start {} ({known}{parts})", age(i.cold_start_ms))
 }
 
 fn withdrawn(w: &Withdrawn, wanted: u32) -> String {

@@ -3,7 +3,8 @@
 //! What is kept gives the same plan as an index built anew. Where that would take more than replacing single
 //! nodes (a node or a class came or went, or filters must look at what they ignored), the index is built anew.
 
-use crate::snapshot::index::{Index, Matters, NodeAt, charge, size};
+use crate::snapshot::index::mig::BITS;
+use crate::snapshot::index::{Index, Matters, NodeAt, Row, Size, charge};
 use crate::snapshot::{Freshness, Isolation, Node, Shared, Snapshot};
 
 /// Classes up to which each has a bit of its own in a shape; their numbers must not depend on the past beyond it.
@@ -12,10 +13,15 @@ const CLASSES: usize = 63;
 impl Index {
     /// Makes this the index of another snapshot; false: it must be built anew. The undo log must be empty.
     pub fn follow(&mut self, snapshot: &Snapshot) -> bool {
-        let nodes = in_order(snapshot);
+        let same = |(n, row): (&&Shared<Node>, &Row)| row.source.is(n) || n.name == row.node.name;
         let same_names =
-            nodes.len() == self.rows.len() && nodes.iter().zip(&self.rows).all(|(n, row)| n.name == row.node.name);
-        if !same_names || snapshot.classes != self.given_classes || self.classes.len() > CLASSES {
+            |nodes: &[&Shared<Node>]| nodes.len() == self.rows.len() && nodes.iter().zip(&self.rows).all(same);
+        // Most often they come in the order in which they came before.
+        let mut nodes: Vec<&Shared<Node>> = snapshot.nodes.iter().collect();
+        if !same_names(&nodes) {
+            nodes = in_order(snapshot);
+        }
+        if !same_names(&nodes) || snapshot.classes != self.given_classes || self.classes.len() > CLASSES {
             return false;
         }
         if !self.knows_classes(snapshot) {
@@ -39,6 +45,9 @@ impl Index {
         }
         if replaced && sizes != self.sizes() {
             self.class_version += 1;
+        }
+        if self.profiles.list.len() > BITS as usize {
+            return false;
         }
         self.exclusions.clear();
         snapshot.exclusions.iter().for_each(|e| self.exclude(e.clone()));
@@ -68,7 +77,7 @@ impl Index {
         names.all(|name| self.class_names.contains_key(name))
     }
 
-    fn sizes(&self) -> Vec<Vec<super::Size>> {
+    fn sizes(&self) -> Vec<Vec<Size>> {
         self.classes.iter().map(|c| c.sizes.keys().copied().collect()).collect()
     }
 
@@ -91,7 +100,7 @@ impl Index {
         for (gpu, taken) in row.node.gpus.iter().zip(&row.taken.gpus) {
             for r in &taken.residents {
                 if let (Some(tenant), Some(class)) = (r.tenant, taken.class) {
-                    let x = u128::from(charge(gpu, r.memory_bytes, r.sm_percent));
+                    let x = u128::from(charge(gpu, &r.promise));
                     let held = self.held.entry((tenant, class)).or_default();
                     *held = if add { *held + x } else { held.saturating_sub(x) };
                 }
@@ -107,7 +116,7 @@ impl Index {
             }
             if let Some(class) = taken.class {
                 let row = &mut self.classes[class];
-                let n = row.sizes.entry(size(gpu)).or_default();
+                let n = row.sizes.entry(Size::new(gpu, taken.mig.as_ref().map(|m| m.number))).or_default();
                 *n = if add { *n + 1 } else { n.saturating_sub(1) };
                 row.gpus = if add { row.gpus + 1 } else { row.gpus.saturating_sub(1) };
                 row.sizes.retain(|_, n| *n > 0);

@@ -9,19 +9,22 @@
 //! A plan does not free what it ends: the slice is taken until its claim is gone.
 
 mod follow;
+pub(crate) mod mig;
 mod size;
 mod state;
 mod trial;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
-pub(crate) use size::{Size, charge, share_on, size};
+use mig::{Layout, MigRow};
+pub(crate) use size::{Size, charge, promise_on, share_on};
 pub(crate) use trial::Mark;
 use trial::Undo;
 
 use crate::snapshot::{
-    Class, DeploymentId, Exclusion, Freshness, Gpu, GpuShare, Health, Isolation, ModelKey, Node, ReplicaId, Shared,
-    Slice, SliceOwner, Snapshot, TenantId, TimeMs,
+    Class, DeploymentId, Exclusion, Freshness, Gpu, GpuShare, Health, Isolation, MigProfile, ModelKey, Node, Promise,
+    ReplicaId, Shared, Slice, SliceOwner, Snapshot, TenantId, TimeMs,
 };
 
 /// Position of a node; nodes are sorted by name.
@@ -41,6 +44,10 @@ pub(crate) struct Index {
     class_names: BTreeMap<String, ClassAt>,
     tenants: Names<TenantId>,
     deployments: Names<DeploymentId>,
+    /// Names of MIG profiles.
+    profiles: Names<String>,
+    /// What GPUs in MIG mode can be cut into, with the number of each layout.
+    layouts: BTreeMap<Vec<MigProfile>, (usize, Arc<Layout>)>,
     /// By deployment number and slot.
     exclusions: BTreeMap<(usize, u32), Vec<Exclusion>>,
     /// Nodes that hold a model's weights, by model key; sorted.
@@ -131,6 +138,8 @@ pub(crate) struct GpuRow {
     /// Free thousandths as the packing score sees them; nothing is free on a GPU that may not be used.
     pub free_milli: i64,
     pub residents: Vec<Resident>,
+    /// `None`: not in MIG mode.
+    pub mig: Option<MigRow>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -147,8 +156,7 @@ pub(crate) struct Resident {
     pub owner: Option<Owner>,
     pub tenant: Option<usize>,
     pub isolation: Isolation,
-    pub memory_bytes: u64,
-    pub sm_percent: u32,
+    pub promise: Promise,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -214,6 +222,8 @@ impl Index {
             class_names,
             tenants: Names { numbers: BTreeMap::new(), list: Vec::new() },
             deployments: Names { numbers: BTreeMap::new(), list: Vec::new() },
+            profiles: Names { numbers: BTreeMap::new(), list: Vec::new() },
+            layouts: BTreeMap::new(),
             exclusions: BTreeMap::new(),
             cached: BTreeMap::new(),
             matters: Matters { owners: false, tenants: false },
@@ -280,7 +290,8 @@ impl Index {
             let class = gpu.class.as_ref().and_then(|c| self.class_names.get(c)).copied();
             let residents = gpu.slices.iter().map(|s| self.resident(s)).collect();
             let usable = usability(gpu);
-            let mut row = GpuRow { class, island, usable, free_bytes: 0, free_sm: 0, free_milli: 0, residents };
+            let mig = gpu.mig.as_ref().map(|profiles| self.layout(profiles));
+            let mut row = GpuRow { class, island, usable, free_bytes: 0, free_sm: 0, free_milli: 0, residents, mig };
             row.settle(gpu);
             gpus.push(row);
         }
@@ -299,8 +310,7 @@ impl Index {
             owner,
             tenant: slice.tenant.as_ref().map(|t| self.tenants.number(t)),
             isolation: slice.isolation,
-            memory_bytes: slice.memory_bytes,
-            sm_percent: slice.sm_percent,
+            promise: slice.promise.clone(),
         }
     }
 
@@ -440,8 +450,7 @@ impl Index {
                     owner: Some(take.owner),
                     tenant: take.tenant,
                     isolation: take.isolation,
-                    memory_bytes: share.memory_bytes,
-                    sm_percent: share.sm_percent,
+                    promise: share.promise.clone(),
                 });
                 taken.gpus[*gpu].settle(&node.gpus[*gpu]);
             }
@@ -479,7 +488,7 @@ impl Index {
             g.residents.iter().filter_map(move |r| {
                 let tenant = self.tenants.list.get(r.tenant?)?;
                 let class = self.classes.get(g.class?)?;
-                Some((r.owner, tenant, class.name.as_str(), charge(gpu, r.memory_bytes, r.sm_percent)))
+                Some((r.owner, tenant, class.name.as_str(), charge(gpu, &r.promise)))
             })
         })
     }
@@ -540,18 +549,22 @@ impl Row {
 impl GpuRow {
     /// Recomputes what is free from the residents.
     fn settle(&mut self, gpu: &Gpu) {
-        let memory = self.residents.iter().fold(0u64, |sum, r| sum.saturating_add(r.memory_bytes));
-        let sm = self.residents.iter().fold(0u32, |sum, r| sum.saturating_add(r.sm_percent));
+        let (memory, sm) = self.promised();
         self.free_bytes = gpu.memory_bytes.saturating_sub(memory);
         self.free_sm = gpu.sm_percent.saturating_sub(sm);
         let may_be_used = self.usable != Usability::Unhealthy && self.class.is_some();
-        self.free_milli = if may_be_used { 1000 - (charge(gpu, memory, sm).min(1000) as i64) } else { 0 };
+        let charge = charge(gpu, &Promise::slice(memory, sm)).min(1000) as i64;
+        self.free_milli = if may_be_used { 1000 - charge } else { 0 };
+        if let Some(row) = &mut self.mig {
+            row.taken = self.residents.iter().fold(0, |taken, r| taken | mig::taken_by(gpu, &r.promise));
+        }
     }
 
     /// What all residents together are promised.
     pub fn promised(&self) -> (u64, u32) {
         self.residents.iter().fold((0, 0), |(memory, sm), r| {
-            (u64::saturating_add(memory, r.memory_bytes), u32::saturating_add(sm, r.sm_percent))
+            let Promise { memory_bytes, sm_percent, .. } = r.promise;
+            (u64::saturating_add(memory, memory_bytes), u32::saturating_add(sm, sm_percent))
         })
     }
 }

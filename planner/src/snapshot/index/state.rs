@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::snapshot::index::{Index, NodeAt, StateAt, StateFacts, Usability, charge, usability};
-use crate::snapshot::{Freshness, Health, Node};
+use crate::snapshot::{Freshness, Health, Node, Promise};
 
 /// States that are kept beyond four for each node.
 const SPARE_STATES: usize = 1024;
@@ -79,6 +79,7 @@ impl Index {
         key.extend(ports.iter().map(|p| u64::from(*p)));
         for gpu in &row.taken.gpus {
             key.extend([gpu.free_bytes, u64::from(gpu.free_sm)]);
+            key.extend(gpu.mig.as_ref().map(|m| m.taken));
             if gpu.free_bytes == 0 || gpu.free_sm == 0 {
                 // More may be promised than there is, which the report counts.
                 let (memory, sm) = gpu.promised();
@@ -110,7 +111,7 @@ impl Index {
         let fresh = matches!(row.node.freshness, Freshness::Fresh { .. });
         let promised = row.node.gpus.iter().zip(&row.taken.gpus).map(|(gpu, taken)| {
             let (memory, sm) = taken.promised();
-            charge(gpu, memory, sm)
+            charge(gpu, &Promise::slice(memory, sm))
         });
         StateFacts {
             gpus: row.node.gpus.len() as u32,
@@ -160,6 +161,12 @@ fn kind_key(node: &Node) -> Vec<u8> {
         key.number(gpu.memory_bytes);
         key.number(gpu.memory_step_bytes);
         key.number(gpu.sm_percent.into());
+        key.number(gpu.mig.as_ref().map_or(0, |profiles| profiles.len() as u64 + 1));
+        for p in gpu.mig.iter().flatten() {
+            key.text(&p.name);
+            let facts = [p.memory_bytes, p.sm_percent.into(), p.slices.into(), p.starts.len() as u64];
+            facts.into_iter().chain(p.starts.iter().map(|s| (*s).into())).for_each(|n| key.number(n));
+        }
     }
     key.0
 }

@@ -4,5 +4,6 @@ pub mod check;
 pub mod down;
 pub mod forward;
 pub mod load;
+pub mod observe;
 pub mod status;
 pub mod up;

@@ -1,6 +1,7 @@
 //! What of a cluster runs, and the logs of its processes.
 
 use crate::base::sh;
+use crate::cluster::commands::observe;
 use crate::cluster::machine::process;
 use crate::cluster::parts::kubectl;
 use crate::cluster::shape::layout::{Layout, node_name};
@@ -19,7 +20,7 @@ pub fn run(layout: &Layout) -> Result<()> {
     for p in process::recorded(layout) {
         let alive = p.alive();
         println!("  {:<26} {:<8} {}", p.name, p.pid, if alive { "runs" } else { "ended" });
-        if !alive {
+        if !alive && !observe::PROCESSES.contains(&p.name.as_str()) {
             dead.push(p.name);
         }
     }

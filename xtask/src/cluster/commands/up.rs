@@ -107,6 +107,7 @@ fn ready(layout: &Layout, state: &State, start: Instant) -> Result<String> {
     })
     .with_context(|| hint(layout, "kube-apiserver"))?;
     let api = start.elapsed();
+    control::controllers(layout, state)?;
     control::coredns(layout, state)?;
     wait::until("the Service kube-dns", READY, || {
         seen(kubectl::apply(layout, state, &control::dns_service(layout)?).map(|()| String::new()))

@@ -73,6 +73,14 @@ pub fn living(layout: &Layout, name: &str) -> Option<Process> {
     read(&layout.procs().join(name)).filter(Process::alive)
 }
 
+/// Removes its record: it has ended, and is not missed.
+pub fn forget(layout: &Layout, name: &str) -> Result<()> {
+    match fs::remove_file(layout.procs().join(name)) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).with_context(|| format!("forgetting {name}")),
+        _ => Ok(()),
+    }
+}
+
 /// Starts `argv` as the process `name` unless it lives already.
 pub fn ensure(layout: &Layout, bin: &Path, name: &str, argv: &[String]) -> Result<Process> {
     if let Some(process) = living(layout, name) {

@@ -12,12 +12,16 @@ use std::time::Duration;
 /// The forwarder to the API server.
 pub const API_FORWARDER: &str = "forward-api";
 
-/// Starts those that do not run. Each retries until the others answer, so there is no order.
+/// Starts the API server and what it needs, where they do not run.
 pub fn start(layout: &Layout, state: &State) -> Result<()> {
     etcd(layout, state)?;
     api_server(layout, state)?;
     let api = Forward { port: state.api_port, to: "127.0.0.1:6443".into(), via: network::HOLDER.into() };
-    forward(layout, state, API_FORWARDER, &api)?;
+    forward(layout, state, API_FORWARDER, &api)
+}
+
+/// Starts the controllers and the scheduler. They need the API server: on a busy machine they would give up before it answers.
+pub fn controllers(layout: &Layout, state: &State) -> Result<()> {
     let pki = layout.pki();
     let kubeconfig = |name: &str| format!("--kubeconfig={}/{name}.kubeconfig", pki.display());
     run(

@@ -9,6 +9,7 @@ pub const KUBE_PROXY: &str = include_str!("../../../../e2e/cluster/templates/kub
 pub const NODE_INIT: &str = include_str!("../../../../e2e/cluster/templates/node-init.sh");
 pub const COREFILE: &str = include_str!("../../../../e2e/cluster/templates/Corefile");
 pub const CHECK: &str = include_str!("../../../../e2e/cluster/templates/check.yaml");
+pub const PROMETHEUS: &str = include_str!("../../../../e2e/cluster/templates/prometheus.yaml");
 pub const KUBE_DNS: &str = include_str!("../../../../e2e/cluster/templates/kube-dns.yaml");
 
 /// Replaces each `{{name}}`; a name without a value is an error, not an empty string.

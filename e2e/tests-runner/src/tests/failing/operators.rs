@@ -24,13 +24,18 @@ const OTHER_LENGTH: &str = "4096";
 /// Requests that a failing API server refuses.
 const ERRORS: usize = 30;
 
+/// An operator that runs here cannot ask the gateways for what is in flight, so its drains end at their deadline.
+fn wish() -> Wish {
+    Wish::default().overlay(json!({"scaling": {"drainTimeout": "2s"}}))
+}
+
 /// What a scenario of writes does to the deployment `chat`.
 async fn act(w: &World, tenant: &Tenant, stage: Stage) -> anyhow::Result<()> {
     match stage {
-        Stage::Create => w.deploy(tenant, "chat", &Wish::default()).await,
-        Stage::Grow => w.deploy(tenant, "chat", &Wish::default().replicas(3)).await,
-        Stage::Rollout => w.deploy(tenant, "chat", &Wish::default().replicas(3).overlay(other_model())).await,
-        Stage::Shrink => w.deploy(tenant, "chat", &Wish::default()).await,
+        Stage::Create => w.deploy(tenant, "chat", &wish()).await,
+        Stage::Grow => w.deploy(tenant, "chat", &wish().replicas(3)).await,
+        Stage::Rollout => w.deploy(tenant, "chat", &wish().replicas(3).and(&other_model())).await,
+        Stage::Shrink => w.deploy(tenant, "chat", &wish()).await,
         Stage::Delete => w.cluster().delete("InferenceDeployment", &tenant.name, "chat").await,
     }
 }
@@ -146,7 +151,7 @@ async fn reset(w: &World, tenant: &Tenant, replicas: Option<u32>) -> anyhow::Res
     let proxy = between(w, Fault::None).await?;
     let operator = Operator::start(w, &proxy, SHORT_LEASE)?;
     let done = match replicas {
-        Some(n) => w.deploy_ready(tenant, "chat", &Wish::default().replicas(n)).await,
+        Some(n) => w.deploy_ready(tenant, "chat", &wish().replicas(n)).await,
         None => {
             w.cluster().delete("InferenceDeployment", &tenant.name, "chat").await?;
             w.gone(tenant, "chat", Duration::from_secs(150)).await
@@ -179,17 +184,17 @@ async fn failing_api_server(w: &World) -> anyhow::Result<()> {
     let tenant = w.tenant("a").await?;
     let proxy = between(w, Fault::None).await?;
     let operator = Operator::start(w, &proxy, LEASE)?;
-    w.deploy_ready(&tenant, "chat", &Wish::default()).await?;
+    w.deploy_ready(&tenant, "chat", &wish()).await?;
     proxy.set(Fault::Errors(vec![409, 410, 429, 500], ERRORS));
     let (requests, started) = (proxy.requests(), Instant::now());
-    w.deploy(&tenant, "chat", &Wish::default().replicas(2)).await?;
+    w.deploy(&tenant, "chat", &wish().replicas(2)).await?;
     w.ready(&tenant, "chat", 2).await?;
     // A quick recovery is a burst of requests in few seconds, a slow one must not go on at that rate.
     let (sent, allowed) = (proxy.requests() - requests, 250.0 + 25.0 * started.elapsed().as_secs_f64());
     ensure!(proxy.faulted() >= 20, "only {} requests met an error: the test proves nothing", proxy.faulted());
     ensure!((sent as f64) < allowed, "{sent} requests while every second one failed, {allowed:.0} are allowed");
     proxy.set(Fault::Slow(Duration::from_secs(2)));
-    w.deploy(&tenant, "chat", &Wish::default().replicas(1)).await?;
+    w.deploy(&tenant, "chat", &wish().replicas(1)).await?;
     settled(w, &tenant, Stage::Shrink).await?;
     operator.kill().await
 }
@@ -203,7 +208,7 @@ async fn paused_leader(w: &World) -> anyhow::Result<()> {
     let tenant = w.tenant("a").await?;
     let (before, after) = (between(w, Fault::None).await?, between(w, Fault::None).await?);
     let first = Operator::start(w, &before, LEASE)?;
-    w.deploy_ready(&tenant, "chat", &Wish::default()).await?;
+    w.deploy_ready(&tenant, "chat", &wish()).await?;
     let second = Operator::start(w, &after, LEASE)?;
     let old = holder(w).await?;
     let stopped = Instant::now();
@@ -217,12 +222,12 @@ async fn paused_leader(w: &World) -> anyhow::Result<()> {
     // The cluster changes while the first one is paused: what it knows is out of date and would make it write.
     w.cluster().delete("InferenceDeployment", &tenant.name, "chat").await?;
     w.gone(&tenant, "chat", Duration::from_secs(60)).await?;
-    w.deploy_ready(&tenant, "next", &Wish::default().replicas(2)).await?;
+    w.deploy_ready(&tenant, "next", &wish().replicas(2)).await?;
     tokio::time::sleep(PAUSE.saturating_sub(stopped.elapsed())).await; // a lease that is long over is what is tested
     let (writes, new) = (before.writes(), holder(w).await?);
     first.signal("CONT")?;
     // There is something to do as soon as it runs again, and it sees that as well as the new one.
-    w.deploy_ready(&tenant, "next", &Wish::default().replicas(3)).await?;
+    w.deploy_ready(&tenant, "next", &wish().replicas(3)).await?;
     let (wrote, now) = (before.writes() - writes, holder(w).await?);
     first.kill().await?;
     second.kill().await?;
@@ -240,7 +245,7 @@ async fn empty_lists(w: &World) -> anyhow::Result<()> {
     let tenant = w.tenant("a").await?;
     let proxy = between(w, Fault::None).await?;
     let operator = Operator::start(w, &proxy, LEASE)?;
-    w.deploy_ready(&tenant, "chat", &Wish::default()).await?;
+    w.deploy_ready(&tenant, "chat", &wish()).await?;
     let ids = async || -> anyhow::Result<Vec<String>> {
         let (pods, claims) = (w.pods(&tenant, "chat").await?, w.claims(&tenant, "chat").await?);
         Ok(pods.iter().chain(&claims).map(|o| text(o, "/metadata/uid")).collect())
@@ -260,7 +265,7 @@ async fn empty_lists(w: &World) -> anyhow::Result<()> {
         ensure!(wrote == 0, "{wrote} writes because of empty lists of {kind:?}");
         proxy.set(Fault::None);
     }
-    w.deploy(&tenant, "chat", &Wish::default().replicas(2)).await?;
+    w.deploy(&tenant, "chat", &wish().replicas(2)).await?;
     w.ready(&tenant, "chat", 2).await?;
     ensure!(before.iter().all(|uid| !uid.is_empty()) && ids().await?.len() == 4, "the first replica did not stay");
     operator.kill().await
@@ -268,7 +273,7 @@ async fn empty_lists(w: &World) -> anyhow::Result<()> {
 
 pub async fn an_api_server_that_restarts_loses_nothing(w: World) -> anyhow::Result<()> {
     let tenant = w.tenant("a").await?;
-    w.deploy_ready(&tenant, "chat", &Wish::default()).await?;
+    w.deploy_ready(&tenant, "chat", &wish()).await?;
     w.answers(&tenant, "chat").await?;
     let before = text(w.pods(&tenant, "chat").await?.first().context("no pod")?, "/metadata/uid");
     let load = Load::start(&tenant.caller, "chat", 4, 32);
@@ -280,7 +285,7 @@ pub async fn an_api_server_that_restarts_loses_nothing(w: World) -> anyhow::Resu
     .await;
     w.env.cluster_up().await.context("start the API server again")?;
     enough?;
-    w.deploy(&tenant, "chat", &Wish::default().replicas(2)).await?;
+    w.deploy(&tenant, "chat", &wish().replicas(2)).await?;
     w.ready(&tenant, "chat", 2).await?;
     let outcome = load.finish().await;
     ensure!(outcome.failures.is_empty(), "{} failed: {:?}", outcome.failures.len(), outcome.failures.first());
@@ -305,7 +310,7 @@ pub async fn without_an_operator_for_five_minutes_no_stream_is_lost(w: World) ->
 /// Four clients, two of them streaming, while there is no operator: for 40 answers, and for so long.
 async fn absent(w: &World, at_least: Duration) -> anyhow::Result<()> {
     let tenant = w.tenant("a").await?;
-    w.deploy_ready(&tenant, "chat", &Wish::default()).await?;
+    w.deploy_ready(&tenant, "chat", &wish()).await?;
     w.answers(&tenant, "chat").await?;
     operators(w, 0).await?;
     let (load, since) = (Load::start(&tenant.caller, "chat", 4, 32), Instant::now());

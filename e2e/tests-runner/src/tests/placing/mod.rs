@@ -2,3 +2,5 @@
 
 pub mod objects;
 pub mod placement;
+pub mod plans;
+pub mod reclaim;

@@ -7,20 +7,12 @@ use serde_json::json;
 
 use crate::reserved::{labelled, on};
 use crate::tools::cluster::{condition, text, wait_for};
-use crate::tools::load::Load;
+use crate::tools::load::{Load, under_way};
 use crate::tools::process;
 use crate::tools::world::{Tenant, Wish, World};
 
 /// A node beside a test's own.
 const OTHER: &str = "node1";
-
-/// Waits until the load has had `count` answers: then requests are in flight at any moment.
-async fn under_way(load: &Load, count: usize) -> anyhow::Result<()> {
-    wait_for("the load to be under way", Duration::from_secs(60), || async {
-        Ok(if load.succeeded() >= count { Ok(()) } else { Err(format!("{} answers", load.succeeded())) })
-    })
-    .await
-}
 
 pub async fn deleting_under_load_drains_without_a_failed_request(w: World) -> anyhow::Result<()> {
     let tenant = w.tenant_with("a", json!({"gpus": [{"class": "h100-80g", "nominalQuota": "9"}]})).await?;
@@ -74,10 +66,18 @@ pub async fn draining_the_node_of_the_only_replica_loses_no_request(w: World) ->
 /// Mode Active: load that one replica cannot serve within its objectives brings more, and none of it is lost.
 pub async fn load_is_scaled_out_without_a_lost_request(w: World) -> anyhow::Result<()> {
     let tenant = w.tenant("a").await?;
-    let active = json!({"replicas": null, "objectives": {"ttft": "500ms", "itl": "30ms"},
-        "scaling": {"mode": "Active", "minReplicas": 1, "maxReplicas": 3}});
-    w.deploy_ready(&tenant, "follows", &Wish::default().overlay(active)).await?;
+    let active = |itl: u128| {
+        Wish::default().overlay(json!({"replicas": null, "objectives": {"ttft": "500ms", "itl": format!("{itl}ms")},
+            "scaling": {"mode": "Active", "minReplicas": 1, "maxReplicas": 3}}))
+    };
+    w.deploy_ready(&tenant, "follows", &active(30)).await?;
     w.answers(&tenant, "follows").await?;
+    // One answer alone keeps the objective on any machine, a replica's whole batch does not.
+    let began = std::time::Instant::now();
+    let answer = tenant.caller.chat("follows", "Tell a long story.", 64).await?;
+    let tokens = answer.body["usage"]["completion_tokens"].as_u64().context("no usage in the answer")?;
+    let itl = (began.elapsed().as_millis() / u128::from(tokens.max(1)) * 5 / 2).max(30);
+    w.deploy(&tenant, "follows", &active(itl)).await?;
     let load = Load::start(&tenant.caller, "follows", 12, 64);
     let started = std::time::Instant::now();
     let more = w
@@ -85,7 +85,10 @@ pub async fn load_is_scaled_out_without_a_lost_request(w: World) -> anyhow::Resu
             text(o, "/status/readyReplicas").parse::<u32>().is_ok_and(|ready| ready >= 2)
         })
         .await;
-    w.note(&format!("a second replica took requests {:.0} s after the load began", started.elapsed().as_secs_f64()));
+    w.note(&format!(
+        "objective {itl} ms; a second replica took requests {:.0} s after the load began",
+        started.elapsed().as_secs_f64()
+    ));
     let outcome = load.finish().await;
     more?;
     ensure!(outcome.failures.is_empty(), "{} requests lost: {:?}", outcome.failures.len(), outcome.failures.first());

@@ -47,6 +47,9 @@ pub async fn readme_serves_a_model_of_the_readers_own_in_three_lines(w: World) -
     let readme = std::fs::read_to_string(w.env.root.join("README.md")).context("read README.md")?;
     let section = readme.split("\n## Serve your own model\n").nth(1).context("README has no such section")?;
     let block = section.split("```\n").nth(1).context("the section has no commands")?;
+    // The demo's addresses, which are this test's world already.
+    let block =
+        block.strip_prefix(". target/demo.env\n").context("the block does not begin with the demo's environment")?;
     ensure!(block.lines().count() == 3, "not three lines: {block}");
     let (tenant, folder) = (w.tenant("a").await?, std::env::temp_dir().join(w.unique("own")));
     let bin = w.env.bin.clone().context("no programs of the cluster given (STOWAGE_BIN)")?;
@@ -110,12 +113,81 @@ pub async fn a_model_behind_a_url_is_fetched_once_and_started_from_the_cache_aft
     Ok(())
 }
 
+/// At rest nothing needs the model, and two nodes have it all the same; the first replica starts there without its source.
+pub async fn a_preloaded_model_is_on_nodes_before_a_replica_and_its_source_is_not_needed_then(
+    w: World,
+) -> anyhow::Result<()> {
+    let sha256 = sha256(&std::fs::read(model(&w)?).context("read the model")?);
+    let tenant = w.tenant("a").await?;
+    let url = source(&w, &tenant).await?;
+    let wish = fetched(&url, &sha256).and(&json!({"model": {"preload": {"nodes": 2}}}));
+    let start = Instant::now();
+    w.deploy(&tenant, "ahead", &wish.clone().replicas(0)).await?;
+    w.until(&tenant, "ahead", "on two nodes", Duration::from_secs(90), |o| {
+        let count = |field: &str| o.pointer(&format!("/status/preload/{field}")).and_then(Value::as_u64);
+        (count("nodes"), count("cached")) == (Some(2), Some(2))
+    })
+    .await?;
+    w.note(&format!("on two nodes after {:.1} s", start.elapsed().as_secs_f64()));
+    w.cluster().delete("Pod", &tenant.name, "source").await?;
+    let start = Instant::now();
+    w.deploy_ready(&tenant, "ahead", &wish.replicas(1)).await?;
+    w.note(&format!("preloaded to Ready {:.1} s", start.elapsed().as_secs_f64()));
+    w.answers(&tenant, "ahead").await.map(drop)
+}
+
+pub async fn memory_auto_is_what_the_engine_takes_and_its_parts_are_in_the_status(w: World) -> anyhow::Result<()> {
+    let sha256 = sha256(&std::fs::read(model(&w)?).context("read the model")?);
+    let tenant = w.tenant("a").await?;
+    let url = source(&w, &tenant).await?;
+    let auto = json!({"variants": [{"name": "auto", "class": "h100-80g", "memory": "Auto", "compute": 5}],
+        "runtime": {"options": {"maxModelLen": 2048}}});
+    let mut wish = fetched(&url, &sha256);
+    wish.overlay
+        .as_object_mut()
+        .into_iter()
+        .for_each(|fields| fields.extend(auto.as_object().cloned().unwrap_or_default()));
+    let start = Instant::now();
+    w.deploy_ready(&tenant, "auto", &wish).await?;
+    w.answers(&tenant, "auto").await?;
+    let object = w.cluster().get("InferenceDeployment", &tenant.name, "auto").await?.context("no deployment")?;
+    let estimate = object.pointer("/status/memoryEstimate").cloned().context("no estimate in the status")?;
+    w.note(&format!("memory: Auto to Ready {:.1} s: {estimate}", start.elapsed().as_secs_f64()));
+    let bytes = |field: &str| {
+        let quantity = text(&estimate, &format!("/{field}"));
+        let units = [("Gi", 30), ("Mi", 20), ("Ki", 10), ("", 0)];
+        let (unit, shift) = units.into_iter().find(|(unit, _)| quantity.ends_with(unit)).context("no unit")?;
+        let number: u64 = quantity.trim_end_matches(unit).parse().with_context(|| format!("{field}: {quantity}"))?;
+        Ok::<u64, anyhow::Error>(number << shift)
+    };
+    let promised = bytes("weights")? + bytes("kvCache")? + bytes("scratch")?;
+    ensure!(bytes("memory")? >= promised && bytes("memory")? < promised + (256 << 20), "the slice is not their sum");
+
+    // What cannot be estimated is refused with what to write, and what fails says why.
+    let image = Wish::default().overlay(auto.clone());
+    let refused = w.deploy(&tenant, "image", &image).await.err().context("memory: Auto of an image was accepted")?;
+    ensure!(format!("{refused:#}").contains("kubectl stowage model inspect"), "{refused:#}");
+    let mut missing = fetched(&url.replace("model.gguf", "other.gguf"), &sha256);
+    missing
+        .overlay
+        .as_object_mut()
+        .into_iter()
+        .for_each(|fields| fields.extend(auto.as_object().cloned().unwrap_or_default()));
+    w.deploy(&tenant, "missing", &missing).await?;
+    let found = w.until(&tenant, "missing", "the failure to be reported", Duration::from_secs(60), |object| {
+        condition(object, "Accepted").is_some_and(|(_, reason, _)| reason == "EstimateFailed")
+    });
+    let (_, _, message) = condition(&found.await?, "Accepted").context("no condition")?;
+    ensure!(message.contains("answers 404"), "{message}");
+    Ok(())
+}
+
 pub async fn a_model_that_cannot_be_fetched_is_reported_and_harms_nobody(w: World) -> anyhow::Result<()> {
     let tenant = w.tenant("a").await?;
     let url = source(&w, &tenant).await?;
     let wrong = "0".repeat(64);
     let cases = [
-        ("digest", url.clone(), "the file has the sha256"),
+        ("digest", url.clone(), "the file has the digest"),
         ("missing", url.replace("model.gguf", "other.gguf"), "answers 404"),
         ("metadata", "http://169.254.169.254/latest/meta-data".to_owned(), "a link-local address"),
         ("loopback", "http://127.0.0.1:8082/metrics".to_owned(), "a loopback address"),

@@ -1,0 +1,242 @@
+//! The memory of a model that is not here yet, from the headers of its files.
+//!
+//! The headers are put into files of the real length that are empty otherwise and take no room, and the engine's own reader
+//! looks at those, in a process of its own (`headers`): so what is estimated is what the engine will find. A few at a time, of each tenant one: a source that is
+//! slow delays its own tenant.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError};
+
+use stowage_contracts::estimate::{Estimate, EstimateRequest};
+use stowage_contracts::hub::HubModel;
+use stowage_contracts::model::{ClaimModel, FETCHED_FILE, FileModel};
+use stowage_fetch::{FetchError, Fetcher, RemoteFile, Url, parse_url};
+use tokio::io::AsyncWriteExt;
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
+
+use super::headers::{Answer, Question, ReadError, ask};
+
+/// Estimates at the same time; each may hold a header in memory.
+const AT_ONCE: usize = 2;
+/// The first part of a file that is read; most headers fit in it.
+const FIRST: u64 = 1 << 20;
+/// Longest header.
+const LONGEST: u64 = 16 << 20;
+/// What is read for one estimate, all files together.
+const ALL: u64 = 32 << 20;
+/// Longest file that is read whole: configurations and tokenizers.
+const WHOLE: u64 = 8 << 20;
+
+/// Why there is no estimate. One line with what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum EstimateError {
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+    #[error("the bundled engine does not serve it: {0}")]
+    Refused(String),
+    #[error("{0}")]
+    Asked(String),
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error("cannot keep its headers for a moment: {0}")]
+    File(#[from] std::io::Error),
+}
+
+/// Estimates a few models at a time.
+pub struct Estimator {
+    fetcher: Fetcher,
+    hub: Url,
+    /// Holds a folder for each running estimate.
+    folder: PathBuf,
+    estimates: AtomicU64,
+    places: Arc<Semaphore>,
+    /// The one place of each tenant that has or waits for one.
+    of_tenants: std::sync::Mutex<BTreeMap<String, Arc<Semaphore>>>,
+    /// Reads headers when it is asked as `headers` does.
+    program: PathBuf,
+    /// One reads at a time: headers are large once they are parsed.
+    reading: Mutex<()>,
+}
+
+/// What may still be read for an estimate, in bytes.
+struct Left(u64);
+
+impl Left {
+    fn take(&mut self, bytes: u64) -> Result<(), EstimateError> {
+        let why = || EstimateError::Asked(format!("its headers are longer than {} MiB; write a size", ALL >> 20));
+        self.0 = self.0.checked_sub(bytes).ok_or_else(why)?;
+        Ok(())
+    }
+}
+
+impl Estimator {
+    /// `program`: of the agent.
+    pub fn new(fetcher: Fetcher, hub: Url, models: &Path, program: PathBuf) -> Self {
+        let folder = models.join("headers");
+        if let Err(err) = removed(&folder) {
+            tracing::warn!(%err, "cannot remove headers that an earlier agent left");
+        }
+        let (estimates, places) = (AtomicU64::new(0), Arc::new(Semaphore::new(AT_ONCE)));
+        Self {
+            fetcher,
+            hub,
+            folder,
+            estimates,
+            places,
+            of_tenants: Default::default(),
+            program,
+            reading: Mutex::default(),
+        }
+    }
+
+    pub async fn estimate(&self, request: &EstimateRequest) -> Result<Estimate, EstimateError> {
+        let _place = self.place(&request.tenant).await;
+        let number = self.estimates.fetch_add(1, Ordering::Relaxed);
+        let folder = Folder::new(self.folder.join(number.to_string()))?;
+        let path = self.headers(&folder.0, &request.model).await?;
+        let answer = self.read(&Question::Estimate { path, request: request.clone() }).await?;
+        // Where they lay for a moment helps nobody.
+        let own = format!("{}/", folder.0.display());
+        match answer {
+            Answer::Estimate(estimate) => Ok(estimate),
+            Answer::Refused(why) => Err(EstimateError::Refused(why.replace(&own, ""))),
+            Answer::Asked(why) => Err(EstimateError::Asked(why)),
+            Answer::IsWhole(_) => Err(EstimateError::Refused("its headers cannot be read".into())),
+        }
+    }
+
+    async fn read(&self, question: &Question) -> Result<Answer, ReadError> {
+        let _one = self.reading.lock().await;
+        ask(&self.program, question).await
+    }
+
+    /// Waits for the tenant's place first, so that of each tenant one waits for those of all.
+    async fn place(&self, tenant: &str) -> Place {
+        let own = {
+            let mut of_tenants = self.of_tenants.lock().unwrap_or_else(PoisonError::into_inner);
+            // An estimate that has a place, or waits for one, holds a reference.
+            of_tenants.retain(|_, place| Arc::strong_count(place) > 1);
+            Arc::clone(of_tenants.entry(tenant.to_owned()).or_insert_with(|| Arc::new(Semaphore::new(1))))
+        };
+        // Neither is ever closed.
+        let own = own.acquire_owned().await.ok();
+        Place { _own: own, _of_all: Arc::clone(&self.places).acquire_owned().await.ok() }
+    }
+
+    /// Puts the headers into the folder; what the engine would be given.
+    async fn headers(&self, folder: &Path, model: &ClaimModel) -> Result<PathBuf, EstimateError> {
+        let mut left = Left(ALL);
+        let (files, file) = match model {
+            ClaimModel::File(FileModel { s3: Some(_), .. }) | ClaimModel::Hub(HubModel { token: Some(_), .. }) => {
+                return Err(EstimateError::Asked("not a source that everybody may read".into()));
+            }
+            ClaimModel::File(file) if !file.is_directory() => {
+                let path = folder.join(FETCHED_FILE);
+                self.header(&parse_url(&file.url)?, &path, &mut left).await?;
+                return Ok(path);
+            }
+            ClaimModel::File(file) => {
+                let bad = || EstimateError::Asked("its digest is no SHA-256".into());
+                let digest = file.digest().ok_or_else(bad)?;
+                (self.fetcher.directory(&parse_url(&file.url)?, digest, None).await?, None)
+            }
+            ClaimModel::Hub(hub) if !hub.is_sound() => {
+                return Err(EstimateError::Asked("not a repository's name, revision and path".into()));
+            }
+            ClaimModel::Hub(hub) => {
+                let repository = self.fetcher.repository(&self.hub, &hub.repo, &hub.revision, None).await?;
+                let files = repository.chosen(&self.hub, hub.path.as_deref())?;
+                (files, hub.path.as_deref().and_then(|path| path.rsplit('/').next()))
+            }
+        };
+        for RemoteFile { url, name, bytes, .. } in files {
+            let path = folder.join(&name);
+            if name.ends_with(".gguf") || name.ends_with(".safetensors") {
+                self.header(&url, &path, &mut left).await?;
+            } else if bytes <= WHOLE {
+                left.take(bytes)?;
+                let whole = self.fetcher.beginning(&url, bytes, None).await?;
+                tokio::fs::write(path, whole.bytes).await?;
+            }
+        }
+        Ok(file.map_or_else(|| folder.to_owned(), |name| folder.join(name)))
+    }
+
+    async fn header(&self, url: &Url, path: &Path, left: &mut Left) -> Result<(), EstimateError> {
+        let mut bytes = FIRST;
+        loop {
+            let beginning = self.fetcher.beginning(url, bytes, None).await?;
+            let (have, total) = (beginning.bytes.len() as u64, beginning.total);
+            let announced = announced(path, &beginning.bytes, total);
+            write(path, &beginning.bytes, total).await?;
+            drop(beginning);
+            let needed = match announced {
+                Some(len) => len,
+                None if self.is_whole(path, have).await? => have,
+                None => have + 1,
+            };
+            if have >= needed.min(total) {
+                return left.take(have);
+            }
+            bytes = needed.max(2 * have);
+            if bytes > LONGEST {
+                let why = format!("its header is longer than {} MiB; write a size", LONGEST >> 20);
+                return Err(EstimateError::Asked(why));
+            }
+        }
+    }
+
+    async fn is_whole(&self, path: &Path, have: u64) -> Result<bool, ReadError> {
+        let answer = self.read(&Question::IsWhole { path: path.to_owned(), have }).await?;
+        Ok(answer != Answer::IsWhole(false))
+    }
+}
+
+/// A file of the real length, of which only the beginning takes room.
+async fn write(path: &Path, head: &[u8], total: u64) -> std::io::Result<()> {
+    let mut file = tokio::fs::File::create(path).await?;
+    file.write_all(head).await?;
+    file.set_len(total).await?;
+    file.flush().await
+}
+
+/// Held during an estimate.
+struct Place {
+    _own: Option<OwnedSemaphorePermit>,
+    _of_all: Option<OwnedSemaphorePermit>,
+}
+
+/// Removed with all that is in it when the estimate ends, also where its time is over.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(path: PathBuf) -> std::io::Result<Self> {
+        removed(&path)?;
+        std::fs::create_dir_all(&path)?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if let Err(err) = removed(&self.0) {
+            tracing::warn!(%err, "cannot remove the headers of an estimate");
+        }
+    }
+}
+
+fn removed(folder: &Path) -> std::io::Result<()> {
+    match std::fs::remove_dir_all(folder) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
+/// Bytes of the header of a safetensors file; more than the file has is not believed. `None`: of no such file.
+fn announced(path: &Path, head: &[u8], total: u64) -> Option<u64> {
+    path.extension().filter(|ending| *ending == "safetensors")?;
+    let len = head.first_chunk::<8>().map_or(0, |len| u64::from_le_bytes(*len).saturating_add(8));
+    Some(if len <= total { len } else { 0 })
+}
