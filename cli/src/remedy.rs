@@ -148,12 +148,12 @@ mod tests {
             "kubectl edit tq a and set spend.perHour to \"12.50\"",
         );
         check(
-            Change::ScaleIn { deployment: DeploymentId::new("team-b", "code"), by: 1, to: 2 },
+            Change::ScaleIn { deployment: DeploymentId::new("team-b", "code"), owner: None, by: 1, to: 2 },
             "patch inferencedeploymentsscale team-b/code",
             "kubectl -n team-b scale infd/code --replicas=2",
         );
         check(
-            Change::LowerMaxReplicas { deployment: DeploymentId::new("team-b", "code"), by: 1, to: 2 },
+            Change::LowerMaxReplicas { deployment: DeploymentId::new("team-b", "code"), owner: None, by: 1, to: 2 },
             "patch inferencedeployments team-b/code",
             "kubectl -n team-b edit infd code and set scaling.maxReplicas to 2",
         );

@@ -20,15 +20,20 @@ use crate::gauges::Gauges;
 use crate::outcome::Outcome;
 use crate::queue::pool::{PoolStatus, ReplicaStatus};
 
-/// `/healthz`, `/readyz`, `/metrics` and the signals.
-pub fn router(gateway: Arc<Gateway>, mut registry: Registry, healthz: health::Check) -> Router {
+/// `/metrics`, with the gauges of each deployment.
+pub fn metrics(gateway: &Arc<Gateway>, mut registry: Registry) -> Router {
     registry.register_collector(Box::new(Gauges(gateway.clone())));
+    metrics::router(registry)
+}
+
+/// `/healthz`, `/readyz`, the signals, and what [`metrics`] has.
+pub fn router(gateway: Arc<Gateway>, metrics: Router, healthz: health::Check) -> Router {
     let readyz = gateway.readiness.check();
     Router::new()
         .route(PATH_SIGNALS, get(report))
         .with_state(gateway)
         .merge(health::router(healthz, readyz))
-        .merge(metrics::router(registry))
+        .merge(metrics)
 }
 
 async fn report(State(gateway): State<Arc<Gateway>>) -> Json<Signals> {

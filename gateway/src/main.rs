@@ -37,6 +37,9 @@ struct Options {
     /// Address for probes, metrics and signals.
     #[arg(long, env = "STOWAGE_ADMIN_LISTEN", default_value_t = SocketAddr::from(([0, 0, 0, 0], GATEWAY_ADMIN_PORT)))]
     admin_listen: SocketAddr,
+    /// Address that serves metrics alone, for scrapers. Empty: none.
+    #[arg(long, env = "STOWAGE_METRICS_LISTEN", default_value = "")]
+    metrics_listen: String,
     /// Read tenants, keys, models and endpoints from this file instead of a cluster (development).
     #[arg(long, env = "STOWAGE_STATIC_WORLD")]
     static_world: Option<PathBuf>,
@@ -138,7 +141,9 @@ async fn run(options: Options) -> anyhow::Result<()> {
     let admin_listener = TcpListener::bind(options.admin_listen)
         .await
         .with_context(|| format!("cannot listen for administration on {}", options.admin_listen))?;
-    let admin = admin::router(gateway.clone(), registry, healthz);
+    let scraped = admin::metrics(&gateway, registry);
+    stowage_telemetry::metrics::serve(&options.metrics_listen, scraped.clone()).await?;
+    let admin = admin::router(gateway.clone(), scraped, healthz);
     tokio::spawn(async move {
         if let Err(error) = axum::serve(admin_listener, admin).await {
             tracing::error!(%error, "the administrative port stopped");

@@ -44,6 +44,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
 
     let mut registry = telemetry_metrics::registry();
     let metrics = Metrics::register(&mut registry, &args.node_name);
+    let together = metrics.together();
     let (views, views_seen) = watch::channel(Arc::new(NodeView::empty(simulated, Timestamp::now())));
     let (verdicts, verdicts_seen) = watch::channel(DeviceVerdicts::default());
     let registered = watch::Sender::new(Err("the kubelet has not registered the driver yet".to_owned()));
@@ -94,7 +95,9 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     tokio::spawn(updater.run(received));
 
     let api = http::Api { node: args.node_name.clone(), views: views_seen.clone() };
-    let router = http::router(api, registry, healthz(alive), readyz(registered, views_seen));
+    let scraped = stowage_telemetry::metrics::router_of(registry, together);
+    stowage_telemetry::metrics::serve(&args.metrics_listen, scraped.clone()).await?;
+    let router = http::router(api, scraped, healthz(alive), readyz(registered, views_seen));
     let router = router.merge(estimates::router(estimator)).merge(preloads::router(ahead));
     let listener = tokio::net::TcpListener::bind(&args.listen).await;
     let listener = listener.map_err(|err| anyhow::anyhow!("cannot listen on {}: {err}", args.listen))?;

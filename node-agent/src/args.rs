@@ -45,6 +45,9 @@ pub struct Args {
     /// Address of probes, metrics and the summary.
     #[arg(long, env = "STOWAGE_LISTEN", default_value_t = format!("0.0.0.0:{NODE_AGENT_ADMIN_PORT}"))]
     pub listen: String,
+    /// Address that serves metrics alone, for scrapers. Empty: none.
+    #[arg(long, env = "STOWAGE_METRICS_LISTEN", default_value = "")]
+    pub metrics_listen: String,
     /// Ranges of addresses inside that models may be fetched from, for example 10.0.0.0/8.
     #[arg(long, env = "STOWAGE_MODEL_ALLOWED_CIDRS", value_delimiter = ',')]
     pub model_allowed_cidrs: Vec<String>,

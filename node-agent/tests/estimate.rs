@@ -77,7 +77,7 @@ async fn estimate_from_headers_is_what_the_whole_files_give() {
             assert_eq!(found, expected(path, context_len), "{model:?}");
         }
     }
-    assert_eq!(std::fs::read_dir(dir.path().join("headers")).unwrap().count(), 0);
+    assert_eq!(std::fs::read_dir(dir.path().join("headers").join(std::process::id().to_string())).unwrap().count(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -104,7 +104,7 @@ async fn silent_sources_of_one_tenant_delay_no_estimate_of_another() {
     }
     futures::future::join_all(waiting).await;
     // What was read of them is gone with them.
-    assert_eq!(std::fs::read_dir(dir.path().join("headers")).unwrap().count(), 0);
+    assert_eq!(std::fs::read_dir(dir.path().join("headers").join(std::process::id().to_string())).unwrap().count(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -157,5 +157,5 @@ async fn headers_that_take_much_to_read_cost_the_agent_nothing() {
         let error = estimator.estimate(&request(of_hub(path), None)).await.unwrap_err().to_string();
         assert!(error.contains(part), "{path:?}: {error}");
     }
-    assert_eq!(std::fs::read_dir(dir.path().join("headers")).unwrap().count(), 0);
+    assert_eq!(std::fs::read_dir(dir.path().join("headers").join(std::process::id().to_string())).unwrap().count(), 0);
 }

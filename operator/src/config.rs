@@ -26,6 +26,9 @@ pub struct Config {
     /// Address of the administrative port: probes, metrics, decisions.
     #[arg(long, env = "STOWAGE_ADMIN_ADDRESS", default_value_t = format!("0.0.0.0:{OPERATOR_ADMIN_PORT}"))]
     pub admin_address: String,
+    /// Address that serves metrics alone, for scrapers. Empty: none.
+    #[arg(long, env = "STOWAGE_METRICS_LISTEN", default_value = "")]
+    pub metrics_listen: String,
     /// Longest time between two plans, in milliseconds.
     #[arg(long, env = "STOWAGE_PLAN_INTERVAL_MS", default_value_t = 5000)]
     pub plan_interval_ms: u64,
@@ -38,6 +41,9 @@ pub struct Config {
     /// Who may read the engines' metrics: a JSON list of NetworkPolicyPeers. Empty: no one.
     #[arg(long, env = "STOWAGE_METRICS_FROM", default_value = "")]
     pub metrics_from: String,
+    /// A Prometheus that scrapes the operator: forecasts use the load of earlier days. Empty: none.
+    #[arg(long, env = "STOWAGE_PROMETHEUS_URL", default_value = "")]
+    pub prometheus_url: String,
     /// Do not print decisions as JSON lines on stdout.
     #[arg(long, env = "STOWAGE_QUIET_DECISIONS")]
     pub quiet_decisions: bool,
@@ -68,6 +74,16 @@ impl Config {
                 Some(LabelSelector { match_labels: Some(name.into()), ..LabelSelector::default() });
         }
         Ok(peers)
+    }
+
+    /// `None`: none is configured.
+    pub fn prometheus(&self) -> anyhow::Result<Option<prometheus_http_query::Client>> {
+        if self.prometheus_url.is_empty() {
+            return Ok(None);
+        }
+        let http = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).build()?;
+        let client = prometheus_http_query::Client::from(http, &self.prometheus_url);
+        client.map(Some).with_context(|| format!("STOWAGE_PROMETHEUS_URL is no URL: {}", self.prometheus_url))
     }
 
     pub fn period(&self) -> Duration {

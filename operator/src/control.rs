@@ -25,10 +25,11 @@ use crate::lead::{Fence, Term};
 use crate::observe::Sources;
 use crate::observe::agents::Agents;
 use crate::observe::agents::estimates::Estimates;
-use crate::observe::agents::preloads::Sayings;
+use crate::observe::agents::preloads::PreloadSender;
 use crate::observe::causes::Causes;
 use crate::observe::clock::ClockWatch;
 use crate::observe::gateways::Gateways;
+use crate::observe::history::Histories;
 use crate::observe::journal::Journals;
 use crate::observe::takeover::{confirm, take_over};
 use crate::observe::view::View;
@@ -57,7 +58,7 @@ pub struct Control {
     pub journals: Arc<Journals>,
     pub agents: Arc<Agents>,
     pub estimates: Arc<Estimates>,
-    pub preloads: Sayings,
+    pub preloads: PreloadSender,
     /// The lists as they were made last.
     pub preloading: Option<(Instant, Preloading)>,
     pub gateways: Arc<Gateways>,
@@ -84,6 +85,7 @@ pub struct Control {
     pub memory: Memory,
     pub desk: Desk,
     /// Who may read the engines' metrics.
+    pub histories: Arc<Histories>,
     pub scrapers: Arc<Vec<NetworkPolicyPeer>>,
     /// What became of the replicas that were created.
     pub startups: Startups,
@@ -155,8 +157,11 @@ impl Control {
             self.salt_key_missing.notify_one();
         }
         view.scrapers = self.scrapers.clone();
+        view.earlier = self.histories.known(Instant::now());
         if term.is_some() {
-            let addresses: Vec<String> = agents.values().cloned().collect();
+            let connected = self.agents.connected();
+            let heard = agents.iter().filter(|(node, _)| connected.contains(*node));
+            let addresses: Vec<String> = heard.map(|(_, address)| address.clone()).collect();
             self.estimates.ask(&questions(&view), &addresses, &self.http, &self.changed);
         }
         view.estimates = self.estimates.known();
@@ -184,7 +189,8 @@ impl Control {
         self.gateways.watch(ruled(&built.snapshot));
         let violations = check(&built.snapshot, &plan);
         self.metrics.planned(started.elapsed(), plan.actions.len());
-        self.metrics.ages(ages(&self.sources, view, &built.snapshot));
+        let history = self.histories.age(Instant::now()).map(|age| ("prometheus", age));
+        self.metrics.ages(ages(&self.sources, view, &built.snapshot).into_iter().chain(history));
         let fresh = self.log.take(&report);
         let started = self.startups.observe(&view.pods);
         let happened: Vec<_> = started.iter().filter_map(|started| self.log.happened(started)).collect();
@@ -215,8 +221,8 @@ impl Control {
             let fresh: Vec<_> = fresh.into_iter().map(|logged| logged.record).collect();
             // It looks at all nodes, and nothing waits for it.
             if self.preloading.as_ref().is_none_or(|(made, _)| made.elapsed() >= PERIOD) {
-                let preloading = preloading(&built);
-                self.preloads.say(&preloading.lists, agents, &self.http);
+                let preloading = preloading(&built, &report);
+                self.preloads.send(&preloading.lists, agents, &self.http);
                 self.preloading = Some((Instant::now(), preloading));
             }
             let held = self.preloading.as_ref().map(|(_, preloading)| preloading.held.clone()).unwrap_or_default();

@@ -21,9 +21,10 @@ use crate::execute::write::Writer;
 use crate::lead::{Elector, Fence};
 use crate::observe::Sources;
 use crate::observe::agents::Agents;
-use crate::observe::agents::preloads::Sayings;
+use crate::observe::agents::preloads::PreloadSender;
 use crate::observe::causes::Causes;
 use crate::observe::clock::ClockWatch;
+use crate::observe::history::Histories;
 use crate::serve::admin;
 use crate::serve::decisions::DecisionLog;
 use crate::serve::metrics::Metrics;
@@ -105,7 +106,9 @@ impl Parts {
             .await
             .with_context(|| format!("cannot listen on {} (--admin-address)", config.admin_address))?;
         let heartbeat = Heartbeat::default();
-        let router = admin::router(&readiness, &heartbeat, registry, log.clone(), published.clone());
+        let scraped = stowage_telemetry::metrics::router_of(registry, metrics.together());
+        stowage_telemetry::metrics::serve(&config.metrics_listen, scraped.clone()).await?;
+        let router = admin::router(&readiness, &heartbeat, scraped, log.clone(), published.clone());
         tokio::spawn(async move { axum::serve(listener, router).await });
         let writer = Writer::new(clients.write, fence.clone());
         let salt_key_missing = Arc::new(Notify::new());
@@ -116,13 +119,17 @@ impl Parts {
             salt_key_missing.clone(),
             stop.clone(),
         ));
+        let histories = Arc::new(Histories::default());
+        if let Some(prometheus) = config.prometheus()? {
+            watches.spawn(histories.clone().follow(prometheus));
+        }
         let control = Control {
             sources,
             causes,
             journals: Arc::default(),
             agents: Arc::new(Agents::default()),
             estimates: Arc::default(),
-            preloads: Sayings::default(),
+            preloads: PreloadSender::default(),
             preloading: None,
             gateways: Arc::default(),
             clock: ClockWatch::default(),
@@ -143,6 +150,7 @@ impl Parts {
             prepared: Prepared::default(),
             memory: Memory::default(),
             desk: Desk::default(),
+            histories,
             scrapers: Arc::new(config.scrapers()?),
             startups: Startups::default(),
             sequence: 0,

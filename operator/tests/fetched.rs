@@ -16,7 +16,7 @@ use stowage_operator::observe::agents::AgentReport;
 use stowage_operator::observe::view::View;
 use stowage_operator::translate::build;
 use stowage_operator::translate::memory::Memory;
-use stowage_operator::translate::preloads::{MAX_DEPLOYMENTS_OF_TENANT, preloading};
+use stowage_operator::translate::preloads::{MAX_DEPLOYMENTS_OF_TENANT, Preloading, preloading};
 use stowage_operator::translate::snapshot::replicas::millis;
 use stowage_operator::translate::validate::questions;
 use stowage_planner::snapshot::Policy;
@@ -204,6 +204,24 @@ fn estimate_that_fails_is_named_and_a_size_needs_none() {
     assert_eq!(run(&sized).0.len(), 1);
 }
 
+fn preloaded(view: &View) -> Preloading {
+    let built = build(view, &Memory::default(), 1);
+    let (_, report) = stowage_planner::plan(&built.snapshot, &Policy::default(), millis(view.now));
+    preloading(&built, &report)
+}
+
+#[test]
+fn model_is_fetched_while_its_replica_waits_for_room() {
+    let lists = |memory: &str, replicas: u32| {
+        let found = preloaded(&cluster(&http(), memory, replicas, &json!(null)));
+        assert!(found.held.is_empty(), "nothing is to be held when nobody asked for it");
+        found.lists.into_iter().map(|(node, list)| (node, list.len())).collect::<Vec<_>>()
+    };
+    assert_eq!(lists("300Mi", 1), [], "it is placed at once");
+    assert_eq!(lists("80Gi", 40), [("node1".to_owned(), 1)]);
+    assert_eq!(lists("8000Gi", 1), [], "it can start nowhere");
+}
+
 #[test]
 fn preloads_of_one_tenant_are_bounded() {
     let mut view = cluster(&http(), "1Gi", 0, &json!(null));
@@ -219,7 +237,7 @@ fn preloads_of_one_tenant_are_bounded() {
         model.preload = Some(Preload { nodes: 1 });
         view.deployments.insert((key.0.clone(), name), std::sync::Arc::new(next));
     }
-    let found = preloading(&build(&view, &Memory::default(), 1));
+    let found = preloaded(&view);
     assert_eq!(found.held.len(), MAX_DEPLOYMENTS_OF_TENANT);
     let of_node: Vec<usize> = found.lists.values().map(Vec::len).collect();
     assert_eq!(of_node, [MAX_PRELOADS_OF_TENANT]);

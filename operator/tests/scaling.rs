@@ -142,6 +142,22 @@ fn removed(view: &View, memory: &Memory) -> Vec<EndReason> {
 }
 
 #[test]
+fn replica_that_gateways_do_not_list_yet_has_nothing_in_flight() {
+    let mut view = with_a_replica("{mode: Manual}");
+    let counted = |view: &View| build(view, &Memory::default(), 1).snapshot.deployments[0].replicas[0].in_flight;
+    assert_eq!(counted(&view), None, "no gateway reports");
+    let reported = load(1, millis(view.now));
+    view.gateways.deployments.insert(DeploymentId::new("team-a", "chat"), reported.clone());
+    assert_eq!(counted(&view), Some(1));
+    let others = Load { replicas: BTreeMap::new(), ..reported.clone() };
+    view.gateways.deployments.insert(DeploymentId::new("team-a", "chat"), others);
+    assert_eq!(counted(&view), Some(0));
+    let of_another = Load { uid: "deleted".into(), ..reported };
+    view.gateways.deployments.insert(DeploymentId::new("team-a", "chat"), of_another);
+    assert_eq!(counted(&view), None);
+}
+
+#[test]
 fn draining_replica_ends_when_gateways_count_nothing_or_at_its_deadline() {
     assert_eq!(drained(Some(0), 0, false), [EndReason::Drained]);
     assert_eq!(drained(Some(1), 0, false), []);

@@ -213,6 +213,7 @@ fn cluster(trace: &Trace, seed: u64) -> Snapshot {
                 sm_percent: 1000,
                 health: Health::Healthy,
                 island: Some("node".into()),
+                numa: None,
                 mig: None,
                 slices: Vec::new(),
             })

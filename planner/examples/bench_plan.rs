@@ -155,6 +155,7 @@ fn fleet(nodes: u32, gpus: u32, replicas: u32) -> Snapshot {
         sm_percent: 100,
         health: Health::Healthy,
         island: Some(format!("{}", index / 4)),
+        numa: None,
         mig: None,
         slices: Vec::new(),
     };

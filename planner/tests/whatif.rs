@@ -8,9 +8,9 @@ mod common;
 use common::random::*;
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
-use stowage_planner::plan;
-use stowage_planner::report::{Change, DeploymentReport, Outcome};
+use stowage_planner::report::{Change, DecisionRecord, DeploymentReport, Outcome};
 use stowage_planner::snapshot::*;
+use stowage_planner::{plan, render};
 
 fn tenant_quota<'a>(s: &'a mut Snapshot, tenant: &TenantId) -> &'a mut Quota {
     &mut s.tenants.iter_mut().find(|t| &t.id == tenant).unwrap().quotas[0]
@@ -96,6 +96,11 @@ fn gained(s: &Snapshot, now: TimeMs, of: &DeploymentId, change: &Change) -> Opti
     Some(created.get(of).copied().unwrap_or(0))
 }
 
+/// All that a record puts into events and status.
+fn said(r: &DecisionRecord) -> String {
+    format!("{} {}", r.message, r.counterfactual.as_ref().map(render::would_fit).unwrap_or_default())
+}
+
 fn waits(r: &DeploymentReport) -> bool {
     matches!(r.outcome, Outcome::WaitingForGPU | Outcome::WaitingForQuota | Outcome::StaleInput | Outcome::NoTenant)
 }
@@ -137,6 +142,27 @@ proptest! {
                 let Some(less) = smaller(&c.change) else { continue };
                 prop_assert_eq!(gained_or_zero(&s, now, &r.deployment, &less), 0, "{} needs less than {:?}", r.deployment, c.change);
             }
+        }
+    }
+
+    #[test]
+    fn what_is_said_names_no_deployment_of_another_tenant(
+        s in random_snapshot(),
+        events in prop::collection::vec(event(), 0..12),
+    ) {
+        let mut s = s;
+        let (mut now, _) = come_to_rest(&mut s, common::NOW);
+        events.iter().for_each(|e| happen(&mut s, e));
+        for _ in 0..4 {
+            let (p, report) = plan(&s, &Policy::default(), now);
+            let records = report.records.iter().map(|r| (&r.object, said(r)));
+            let conditions = report.deployments.iter().map(|r| (&r.deployment, render::condition_message(r)));
+            for (id, text) in records.chain(conditions) {
+                let named = s.deployments.iter().find(|d| d.id.namespace != id.namespace && text.contains(&d.id.to_string()));
+                prop_assert!(named.is_none(), "{id} is told: {text}");
+            }
+            apply(&mut s, &p.actions, now);
+            now += 10_000;
         }
     }
 

@@ -108,6 +108,7 @@ impl Subject {
             sm_percent: promise.sm_percent,
             health: Health::Healthy,
             island: Some("nvlink".into()),
+            numa: None,
             mig: None,
             slices: Vec::new(),
         });

@@ -56,9 +56,17 @@ imagePullSecrets:
 {{- end }}
 {{- end -}}
 
-{{/* Peers that may read metrics. */}}
-{{- define "stowage.scrapers" -}}
-{{- with .Values.networkPolicies.metricsFrom }}{{ toYaml . }}{{ end }}
+{{/* The rule for those that may read metrics; none without one, as a rule without peers would admit everybody. */}}
+{{- define "stowage.scraped" -}}
+{{- with .Values.networkPolicies.metricsFrom }}
+- ports: [{port: 8083, protocol: TCP}]
+  from: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{/* Peers that may read decisions, beside the API server. */}}
+{{- define "stowage.readers" -}}
+{{- with .Values.networkPolicies.decisionsFrom }}{{ toYaml . }}{{ end }}
 {{- end -}}
 
 {{/* Addresses of the API server: as given, else those of the Service `kubernetes` right now (none in `helm template`). */}}

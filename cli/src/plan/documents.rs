@@ -20,9 +20,9 @@ pub(crate) struct Manifest {
 }
 
 /// The objects of `text`, YAML or JSON, each with the number of its document.
-pub(crate) fn objects(text: &str) -> Result<Vec<(usize, Value)>, String> {
-    if text.len() > MAX_PLAN_BYTES {
-        return Err(format!("more than {} KiB; give fewer manifests at a time", MAX_PLAN_BYTES >> 10));
+pub(crate) fn objects(text: &str, most: usize) -> Result<Vec<(usize, Value)>, String> {
+    if text.len() > most {
+        return Err(format!("more than {} KiB; give fewer manifests at a time", most >> 10));
     }
     let mut found = Vec::new();
     for (position, document) in serde_yaml::Deserializer::from_str(text).enumerate() {
@@ -45,7 +45,7 @@ pub(crate) fn objects(text: &str) -> Result<Vec<(usize, Value)>, String> {
 /// which none may contradict.
 pub(crate) fn manifests(text: &str, default: &str, given: Option<&str>) -> Result<Vec<Manifest>, String> {
     let read = |(number, object)| manifest(number, object, default, given);
-    let found = objects(text)?.into_iter().map(read).collect::<Result<Vec<_>, _>>()?;
+    let found = objects(text, MAX_PLAN_BYTES)?.into_iter().map(read).collect::<Result<Vec<_>, _>>()?;
     if found.len() > MAX_PLAN_MANIFESTS {
         return Err(format!("{} manifests are more than {MAX_PLAN_MANIFESTS}; plan them in parts", found.len()));
     }

@@ -19,6 +19,9 @@ use super::manifest::Manifest;
 /// A start that takes longer than a day is a mistake.
 const MAX_COLD_START: Duration = Duration::from_secs(24 * 3600);
 const MAX_COEFFICIENT: f64 = 1e6;
+/// What the API server accepts.
+const MAX_REPLICAS: u32 = 1000;
+const MAX_GPUS: u32 = 64;
 
 /// What is simulated, and what must be said about it.
 pub(super) struct Given {
@@ -38,6 +41,9 @@ impl Given {
         let cold_start = seconds("--cold-start", &args.cold_start)?;
         let scaling = stowage_translate::scaling(&scaling, u32::MAX, Some(cold_start));
         let replicas = manifest.map_or(1, |manifest| manifest.deployment.replicas);
+        if scaling.max_replicas.max(replicas) > MAX_REPLICAS {
+            return Err(format!("more than {MAX_REPLICAS} replicas: a deployment cannot have so many"));
+        }
         let (cost, origin) = cost(args, &mut notes)?;
         let fixed = compared.iter().map(|contender| contender.replicas_at_start(0)).max().unwrap_or(0);
         let objective = scaling.objectives.ok_or("the deployment has no objectives")?;
@@ -50,8 +56,13 @@ impl Given {
             warm_up: 0.0,
             ..Protocol::published(0.0)
         };
-        let subject =
-            Subject { scaling, replicas, variant: variant(manifest, &mut notes), origin, starts_ms: START_MS };
+        let variant = variant(manifest, &mut notes);
+        if let Accelerator::Gpu { count, .. } = variant.accelerator
+            && count > MAX_GPUS
+        {
+            return Err(format!("variant {}: more than {MAX_GPUS} GPUs", variant.name));
+        }
+        let subject = Subject { scaling, replicas, variant, origin, starts_ms: START_MS };
         Ok(Self {
             name: manifest.map_or("a deployment with the defaults", |manifest| &manifest.name).to_owned(),
             scenario: Scenario { protocol, subject, start: args.start.map(|start| start as usize) },

@@ -13,6 +13,9 @@ use stowage_crds::{GpuClass, GpuNode, InferenceDeployment};
 
 use crate::plan::objects;
 
+/// Largest file, in bytes: of a large cluster, GpuNodes name many models.
+const MAX_BYTES: usize = 64 << 20;
+
 /// What a file says.
 #[derive(Debug)]
 pub(super) struct Manifest {
@@ -25,7 +28,7 @@ pub(super) struct Manifest {
 }
 
 pub(super) fn read(text: &str) -> Result<Manifest, String> {
-    let all = objects(text)?;
+    let all = objects(text, MAX_BYTES)?;
     let of = |kind: &'static str| {
         all.iter().filter(move |(_, object)| object["kind"] == kind && object["apiVersion"] == API_VERSION)
     };

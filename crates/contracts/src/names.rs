@@ -97,6 +97,10 @@ pub const ENGINE_PORT: u16 = 8000;
 pub const HTTP_PORT_NAME: &str = "http";
 /// Name of the administrative port on operator, gateway and agent.
 pub const ADMIN_PORT_NAME: &str = "admin";
+/// Operator, gateway and agent: metrics alone, for scrapers. Port name [`METRICS_PORT_NAME`].
+pub const METRICS_PORT: u16 = 8083;
+/// Name of the port of metrics on operator, gateway and agent.
+pub const METRICS_PORT_NAME: &str = "metrics";
 /// Gateway, for clients.
 pub const GATEWAY_PORT: u16 = 8080;
 /// Gateway, administration.

@@ -14,13 +14,13 @@ pub fn page() -> String {
         have `_bucket`, `_count` and `_sum`.\n"
         .to_owned();
     let processes = [
-        (Process::Gateway, "Gateway", "port 8081, `/metrics`"),
+        (Process::Gateway, "Gateway", "port 8083, `/metrics`"),
         (
             Process::Operator,
             "Operator",
-            "port 8081, `/metrics`; what describes the current plan is exported by the leader alone",
+            "port 8083, `/metrics`; what describes the current plan is exported by the leader alone",
         ),
-        (Process::NodeAgent, "Node agent", "port 8082, `/metrics`"),
+        (Process::NodeAgent, "Node agent", "port 8083, `/metrics`"),
         (Process::Engine, "Engine", "the port that serves, `/metrics`"),
     ];
     for (process, name, place) in processes {

@@ -5,8 +5,9 @@
 //! get the older text format, where a counter's name carries `_total` in its HELP and TYPE too.
 
 use std::fmt::Write as _;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use anyhow::Context as _;
 use axum::Router;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -32,15 +33,52 @@ pub fn histogram(bounds: &[f64]) -> prometheus_client::metrics::histogram::Histo
     prometheus_client::metrics::histogram::Histogram::new(bounds.iter().copied())
 }
 
-/// `GET /metrics`, for any router state. Registration ends here: the registry is shared from now on.
-pub fn router<S: Clone + Send + Sync + 'static>(registry: Registry) -> Router<S> {
-    let registry = Arc::new(registry);
-    Router::new().route("/metrics", get(async move |headers: HeaderMap| page(&registry, &headers)))
+/// Metrics that change together: no page shows them half changed.
+#[derive(Clone, Debug, Default)]
+pub struct Together(Arc<RwLock<()>>);
+
+impl Together {
+    /// Held while they change.
+    pub fn change(&self) -> RwLockWriteGuard<'_, ()> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, ()> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
-fn page(registry: &Registry, headers: &HeaderMap) -> Response {
+/// `GET /metrics`, for any router state. Registration ends here: the registry is shared from now on.
+pub fn router<S: Clone + Send + Sync + 'static>(registry: Registry) -> Router<S> {
+    router_of(registry, Together::default())
+}
+
+/// The same, of metrics of which some change together.
+pub fn router_of<S: Clone + Send + Sync + 'static>(registry: Registry, together: Together) -> Router<S> {
+    let registry = Arc::new(registry);
+    Router::new().route("/metrics", get(async move |headers: HeaderMap| page(&registry, &together, &headers)))
+}
+
+/// Serves these routes alone at an address of their own, so that a scraper needs to reach nothing else of the process.
+/// An empty address: nowhere.
+pub async fn serve(address: &str, metrics: Router) -> anyhow::Result<()> {
+    if address.is_empty() {
+        return Ok(());
+    }
+    let listener = tokio::net::TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen for scrapers on {address} (STOWAGE_METRICS_LISTEN)"))?;
+    tokio::spawn(async move { axum::serve(listener, metrics).await });
+    Ok(())
+}
+
+fn page(registry: &Registry, together: &Together, headers: &HeaderMap) -> Response {
     let mut text = String::new();
-    if encode(&mut text, registry).is_err() {
+    let encoded = {
+        let _whole = together.read();
+        encode(&mut text, registry)
+    };
+    if encoded.is_err() {
         return (StatusCode::INTERNAL_SERVER_ERROR, "cannot encode the metrics\n").into_response();
     }
     let accepts_open = headers
@@ -107,7 +145,7 @@ mod tests {
         if let Some(accept) = accept {
             headers.insert(header::ACCEPT, accept.parse().unwrap());
         }
-        page(&sample(), &headers)
+        page(&sample(), &Together::default(), &headers)
     }
 
     #[test]

@@ -22,6 +22,8 @@ use super::headers::{Answer, Question, ReadError, ask};
 const AT_ONCE: usize = 2;
 /// The first part of a file that is read; most headers fit in it.
 const FIRST: u64 = 1 << 20;
+/// Each file counts as at least so much: a model has some hundred at most.
+const LEAST: u64 = FIRST / 8;
 /// Longest header.
 const LONGEST: u64 = 16 << 20;
 /// What is read for one estimate, all files together.
@@ -74,10 +76,11 @@ impl Left {
 impl Estimator {
     /// `program`: of the agent.
     pub fn new(fetcher: Fetcher, hub: Url, models: &Path, program: PathBuf) -> Self {
-        let folder = models.join("headers");
-        if let Err(err) = removed(&folder) {
+        let all = models.join("headers");
+        if let Err(err) = remove_of_ended(&all) {
             tracing::warn!(%err, "cannot remove headers that an earlier agent left");
         }
+        let folder = all.join(std::process::id().to_string());
         let (estimates, places) = (AtomicU64::new(0), Arc::new(Semaphore::new(AT_ONCE)));
         Self {
             fetcher,
@@ -91,8 +94,13 @@ impl Estimator {
         }
     }
 
+    /// Waits for a place of its tenant first.
     pub async fn estimate(&self, request: &EstimateRequest) -> Result<Estimate, EstimateError> {
-        let _place = self.place(&request.tenant).await;
+        let place = self.place(&request.tenant).await;
+        self.estimate_in(place, request).await
+    }
+
+    pub async fn estimate_in(&self, _place: Place, request: &EstimateRequest) -> Result<Estimate, EstimateError> {
         let number = self.estimates.fetch_add(1, Ordering::Relaxed);
         let folder = Folder::new(self.folder.join(number.to_string()))?;
         let path = self.headers(&folder.0, &request.model).await?;
@@ -113,7 +121,7 @@ impl Estimator {
     }
 
     /// Waits for the tenant's place first, so that of each tenant one waits for those of all.
-    async fn place(&self, tenant: &str) -> Place {
+    pub async fn place(&self, tenant: &str) -> Place {
         let own = {
             let mut of_tenants = self.of_tenants.lock().unwrap_or_else(PoisonError::into_inner);
             // An estimate that has a place, or waits for one, holds a reference.
@@ -155,6 +163,8 @@ impl Estimator {
             let path = folder.join(&name);
             if name.ends_with(".gguf") || name.ends_with(".safetensors") {
                 self.header(&url, &path, &mut left).await?;
+            } else if bytes == 0 {
+                tokio::fs::write(path, []).await?;
             } else if bytes <= WHOLE {
                 left.take(bytes)?;
                 let whole = self.fetcher.beginning(&url, bytes, None).await?;
@@ -178,7 +188,7 @@ impl Estimator {
                 None => have + 1,
             };
             if have >= needed.min(total) {
-                return left.take(have);
+                return left.take(needed.min(have).max(LEAST));
             }
             bytes = needed.max(2 * have);
             if bytes > LONGEST {
@@ -203,7 +213,7 @@ async fn write(path: &Path, head: &[u8], total: u64) -> std::io::Result<()> {
 }
 
 /// Held during an estimate.
-struct Place {
+pub struct Place {
     _own: Option<OwnedSemaphorePermit>,
     _of_all: Option<OwnedSemaphorePermit>,
 }
@@ -225,6 +235,21 @@ impl Drop for Folder {
             tracing::warn!(%err, "cannot remove the headers of an estimate");
         }
     }
+}
+
+/// Folders of processes that do not run any more: in an update, the agent before this one still does. Both see the
+/// host's processes.
+fn remove_of_ended(all: &Path) -> std::io::Result<()> {
+    let Ok(folders) = std::fs::read_dir(all) else { return Ok(()) };
+    let own = std::process::id().to_string();
+    for folder in folders {
+        let folder = folder?;
+        let process = Path::new("/proc").join(folder.file_name());
+        if folder.file_name() == own.as_str() || !process.exists() {
+            removed(&folder.path())?;
+        }
+    }
+    Ok(())
 }
 
 fn removed(folder: &Path) -> std::io::Result<()> {

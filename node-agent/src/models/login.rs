@@ -48,13 +48,12 @@ fn files<const N: usize>(
     for root in processes.roots_of_pods(pods) {
         let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
         let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        if rustix::fs::openat2(&root, TOKEN_DIR, directory, Mode::empty(), inside).is_err() {
-            continue;
-        }
+        let Ok(directory) = rustix::fs::openat2(&root, TOKEN_DIR, directory, Mode::empty(), inside) else { continue };
         waits = true;
+        let folder = generation(&directory);
         let mut found = [const { None }; N];
         for (text, name) in found.iter_mut().zip(names) {
-            *text = file(&root, name, secret)?;
+            *text = file(&root, &folder, name, secret)?;
         }
         if found.iter().any(Option::is_some) {
             return Ok(Some(found));
@@ -63,10 +62,17 @@ fn files<const N: usize>(
     Ok(waits.then_some([const { None }; N]))
 }
 
-fn file(root: &OwnedFd, name: &str, secret: &str) -> Result<Option<String>, FetchError> {
+/// Where the files of one version of the Secret lie: the kubelet changes to the next one between two reads.
+fn generation(directory: &OwnedFd) -> String {
+    let link = rustix::fs::readlinkat(directory, "..data", Vec::new()).ok().and_then(|link| link.into_string().ok());
+    let version = link.filter(|link| link.starts_with("..") && link.len() > 2 && !link.contains('/'));
+    version.map_or_else(|| TOKEN_DIR.to_owned(), |version| format!("{TOKEN_DIR}/{version}"))
+}
+
+fn file(root: &OwnedFd, folder: &str, name: &str, secret: &str) -> Result<Option<String>, FetchError> {
     let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let path = format!("{TOKEN_DIR}/{name}");
+    let path = format!("{folder}/{name}");
     let Ok(file) = rustix::fs::openat2(root, path, flags, Mode::empty(), inside).map(File::from) else {
         return Ok(None);
     };

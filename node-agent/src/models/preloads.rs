@@ -4,6 +4,7 @@
 //! them, they are removed like any unused model, and they fill the cache up to a share of it only.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use stowage_contracts::model::{ClaimModel, ModelKey};
 use stowage_contracts::preload::{HOLDS, MAX_PRELOADS, MAX_PRELOADS_OF_TENANT, Preloads};
@@ -11,6 +12,9 @@ use tokio::time::Instant;
 
 /// Share of the cache's limit that stays free of what is fetched ahead, in per cent.
 const STAYS_FREE: u64 = 20;
+
+/// What was fetched in part stays for so long without a list.
+const KEPT: Duration = Duration::from_secs(600);
 
 /// The last list, and until when it holds.
 #[derive(Debug, Clone, Default)]
@@ -35,6 +39,15 @@ impl Asked {
         Self { models, until: now.checked_add(HOLDS) }
     }
 
+    /// Whether what was fetched of the model in part stays although it is not wanted now: after a start, and while the
+    /// operator is silent, its list is not known.
+    pub fn keeps(&self, key: &ModelKey, now: Instant, began: Instant) -> bool {
+        match self.until {
+            None => now < began + KEPT,
+            Some(until) => now < until + KEPT && self.models.iter().any(|(listed, ..)| listed == key),
+        }
+    }
+
     /// What is wanted now: key, model, tenant.
     pub fn at(&self, now: Instant) -> &[(ModelKey, ClaimModel, String)] {
         if self.until.is_some_and(|until| now < until) { &self.models } else { &[] }
@@ -49,7 +62,6 @@ pub fn has_room(held: u64, bytes: u64, limit: u64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
     use stowage_contracts::model::FileModel;
     use stowage_contracts::preload::Preload;
 

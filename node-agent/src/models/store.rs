@@ -133,9 +133,7 @@ impl Store {
     /// Removes what was fetched of models that nobody waits for any more.
     pub fn forget_partials(&self, wanted: impl Fn(&ModelKey) -> bool) -> io::Result<()> {
         for entry in std::fs::read_dir(&self.partial)?.flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            let stem = name.split('.').next().unwrap_or_default();
-            if !ModelKey::of_directory(stem).is_some_and(|key| wanted(&key)) {
+            if !partial_of(&entry).is_some_and(|key| wanted(&key)) {
                 match entry.file_type()?.is_dir() {
                     true => std::fs::remove_dir_all(entry.path())?,
                     false => std::fs::remove_file(entry.path())?,
@@ -145,10 +143,13 @@ impl Store {
         Ok(())
     }
 
-    /// Bytes on the disk of models that are not complete.
-    pub fn partial_bytes(&self) -> io::Result<u64> {
+    /// Bytes on the disk of these models as far as they are not complete.
+    pub fn partial_bytes(&self, of: impl Fn(&ModelKey) -> bool) -> io::Result<u64> {
         let mut bytes = 0;
         for entry in std::fs::read_dir(&self.partial)?.flatten() {
+            if !partial_of(&entry).is_some_and(|key| of(&key)) {
+                continue;
+            }
             let files = match entry.file_type()?.is_dir() {
                 true => std::fs::read_dir(entry.path())?.flatten().map(|file| file.path()).collect(),
                 false => vec![entry.path()],
@@ -168,6 +169,12 @@ impl Store {
     pub fn default_limit(&self) -> io::Result<u64> {
         self.share_of_disk(80)
     }
+}
+
+/// Of which model this is a part.
+fn partial_of(entry: &std::fs::DirEntry) -> Option<ModelKey> {
+    let name = entry.file_name().to_string_lossy().into_owned();
+    ModelKey::of_directory(name.split('.').next().unwrap_or_default())
 }
 
 #[cfg(test)]

@@ -81,7 +81,7 @@ pub fn start(
 ) -> watch::Receiver<ModelsState> {
     let (state, seen) = watch::channel(ModelsState::default());
     let work = async move {
-        let _lock = lock(&models).await;
+        let _held = lock(&models).await;
         match Store::open(&models) {
             Ok(store) => Task::new(settings, &models, store, checkpoint, ahead, state).run().await,
             Err(err) => {
@@ -106,17 +106,17 @@ pub fn start(
 }
 
 /// Held as long as the process lives.
-async fn lock(models: &Path) -> Option<std::fs::File> {
+async fn lock(models: &Path) -> std::fs::File {
     loop {
         let opened = std::fs::create_dir_all(models).and_then(|()| std::fs::File::create(models.join("lock")));
         match opened {
             Ok(file) if rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_ok() => {
-                return Some(file);
+                return file;
             }
             Ok(_) => tokio::time::sleep(Duration::from_millis(500)).await,
             Err(err) => {
                 tracing::error!(%err, models = %models.display(), "cannot lock the cache of models");
-                return None;
+                tokio::time::sleep(RETRY).await;
             }
         }
     }
@@ -135,6 +135,9 @@ struct Task {
     state: watch::Sender<ModelsState>,
     active: BTreeMap<ModelKey, Active>,
     turns: Turns,
+    /// Of what is fetched ahead of need.
+    turns_ahead: Turns,
+    began: Instant,
     /// Jobs so far.
     jobs: u64,
     failed: BTreeMap<ModelKey, Failed>,
@@ -183,6 +186,8 @@ impl Task {
             state,
             active: BTreeMap::new(),
             turns: Turns::default(),
+            turns_ahead: Turns::default(),
+            began: Instant::now(),
             jobs: 0,
             failed: BTreeMap::new(),
             known: BTreeSet::new(),
@@ -248,6 +253,7 @@ impl Task {
             }
         }
         self.start_jobs(wanted);
+        self.stop_for_claims(wanted);
         self.start_ahead(wanted);
         self.stop_without_room(wanted)?;
         let cached = self.make_room(wanted)?;
@@ -272,8 +278,10 @@ impl Task {
             }
             keep
         });
-        let active = &self.active;
-        self.store.forget_partials(|key| wanted.contains_key(key) || active.contains_key(key))
+        let (active, ahead, now) = (&self.active, self.ahead.borrow(), Instant::now());
+        self.store.forget_partials(|key| {
+            wanted.contains_key(key) || active.contains_key(key) || ahead.keeps(key, now, self.began)
+        })
     }
 
     /// The driver removes a claim's directory; this task may have made it anew before it saw that the claim is gone.
@@ -320,19 +328,40 @@ impl Task {
         }
     }
 
-    /// Starts one fetch ahead of need while no claim waits and none is fetched.
+    /// A fetch ahead of need ends when one for a claim runs; it goes on later where it was.
+    fn stop_for_claims(&mut self, wanted: &BTreeMap<ModelKey, Wanted>) {
+        let ahead = |key: &ModelKey| wanted.get(key).is_some_and(Wanted::is_ahead);
+        if self.active.keys().all(ahead) {
+            return;
+        }
+        self.active.retain(|key, active| {
+            if ahead(key) {
+                active.task.abort();
+            }
+            !ahead(key)
+        });
+    }
+
+    /// Starts one fetch ahead of need while none runs. Tenants take turns.
     fn start_ahead(&mut self, wanted: &BTreeMap<ModelKey, Wanted>) {
+        let due =
+            |(key, wanted): &(&ModelKey, &Wanted)| wanted.is_ahead() && !self.is_done(key, wanted) && !self.pauses(key);
+        let waiting: Vec<Waiting> = wanted
+            .iter()
+            .filter(due)
+            .map(|(key, wanted)| Waiting { key: key.clone(), tenants: wanted.tenants.clone() })
+            .collect();
+        self.turns_ahead.waits(&waiting);
         if !self.active.is_empty() {
             return;
         }
-        let due =
-            |(key, wanted): &(&ModelKey, &Wanted)| wanted.is_ahead() && !self.is_done(key, wanted) && !self.pauses(key);
-        let next = wanted.iter().find(due).and_then(|(key, wanted)| Some((key, wanted, wanted.tenants.first()?)));
-        let Some((key, wanted, tenant)) = next else { return };
-        match self.job(key, wanted) {
-            Ok(Some(job)) => self.start(key, &tenant.clone(), job),
+        let Some((key, tenant)) = self.turns_ahead.next(&waiting, &BTreeMap::new()) else { return };
+        let Some(wanted) = wanted.get(&key) else { return };
+        self.turns_ahead.started(&key, &tenant);
+        match self.job(&key, wanted) {
+            Ok(Some(job)) => self.start(&key, &tenant, job),
             Ok(None) => {}
-            Err(err) => self.fail(key, &err),
+            Err(err) => self.fail(&key, &err),
         }
     }
 
@@ -447,10 +476,12 @@ impl Task {
                 tracing::info!(model = %key, bytes = active.progress.borrow().total, seconds, "{what}");
             }
             Err(err) => {
-                if let FetchError::DiskFull { needed, free } = err
-                    && !self.wanted().get(key).is_some_and(Wanted::is_ahead)
-                {
-                    self.free(needed.saturating_sub(free));
+                let full = matches!(err, FetchError::DiskFull { .. } | FetchError::CacheFull { .. });
+                if full && !self.wanted().get(key).is_some_and(Wanted::is_ahead) {
+                    self.forget_ahead();
+                    if let FetchError::DiskFull { needed, free } = err {
+                        self.free(needed.saturating_sub(free));
+                    }
                 }
                 self.fail(key, &err);
             }
@@ -501,8 +532,20 @@ impl Task {
             }
         }
         let in_use: u64 = cached.values().filter(|model| model.in_use).map(|model| model.bytes).sum();
-        self.fetcher.room.set_limit(self.limit.saturating_sub(in_use).saturating_sub(self.store.partial_bytes()?));
+        // What was fetched ahead of need in part makes way.
+        let claimed = |key: &ModelKey| wanted.get(key).is_some_and(|wanted| !wanted.is_ahead());
+        let partial = self.store.partial_bytes(claimed)?;
+        self.fetcher.room.set_limit(self.limit.saturating_sub(in_use).saturating_sub(partial));
         Ok(cached)
+    }
+
+    /// Removes what was fetched in part of models that no claim waits for.
+    fn forget_ahead(&mut self) {
+        let wanted = self.wanted();
+        let claimed = |key: &ModelKey| wanted.get(key).is_some_and(|wanted| !wanted.is_ahead());
+        if let Err(err) = self.store.forget_partials(claimed) {
+            tracing::error!(%err, "cannot remove what was fetched ahead of need in part");
+        }
     }
 
     /// Removes unused models for a file that does not fit on the disk.

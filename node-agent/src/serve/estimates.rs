@@ -13,15 +13,21 @@ use stowage_contracts::names::PATH_ESTIMATE;
 
 use crate::models::estimate::Estimator;
 
-/// For one estimate, the wait for others included.
-const LIMIT: Duration = Duration::from_secs(90);
+/// For one estimate, from when it has its place.
+const LIMIT: Duration = Duration::from_secs(60);
+/// For its place.
+const WAIT: Duration = Duration::from_secs(50);
 
 pub fn router(estimator: Arc<Estimator>) -> Router {
     Router::new().route(PATH_ESTIMATE, post(answer)).with_state(estimator)
 }
 
 async fn answer(State(estimator): State<Arc<Estimator>>, Json(request): Json<EstimateRequest>) -> Response {
-    match tokio::time::timeout(LIMIT, estimator.estimate(&request)).await {
+    let Ok(place) = tokio::time::timeout(WAIT, estimator.place(&request.tenant)).await else {
+        let why = "other models are looked at; it is tried again\n";
+        return (StatusCode::SERVICE_UNAVAILABLE, why).into_response();
+    };
+    match tokio::time::timeout(LIMIT, estimator.estimate_in(place, &request)).await {
         Ok(Ok(estimate)) => Json(estimate).into_response(),
         Ok(Err(err)) => (StatusCode::UNPROCESSABLE_ENTITY, format!("{err}\n")).into_response(),
         Err(_) => {

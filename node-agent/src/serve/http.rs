@@ -14,7 +14,6 @@ use serde::Deserialize;
 use stowage_contracts::names::PATH_SUMMARY;
 use stowage_contracts::summary::Summary;
 use stowage_telemetry::health::Check;
-use stowage_telemetry::metrics::Registry;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
@@ -32,12 +31,12 @@ pub struct Api {
     pub views: watch::Receiver<Arc<NodeView>>,
 }
 
-pub fn router(api: Api, registry: Registry, healthz: Check, readyz: Check) -> Router {
+pub fn router(api: Api, metrics: Router, healthz: Check, readyz: Check) -> Router {
     Router::new()
         .route(PATH_SUMMARY, get(answer))
         .with_state(api)
         .merge(stowage_telemetry::health::router(healthz, readyz))
-        .merge(stowage_telemetry::metrics::router(registry))
+        .merge(metrics)
 }
 
 #[derive(Debug, Deserialize)]

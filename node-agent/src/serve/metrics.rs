@@ -10,7 +10,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use stowage_telemetry::catalog::agent as catalog;
-use stowage_telemetry::metrics::Registry;
+use stowage_telemetry::metrics::{Registry, Together};
 
 use crate::device::inventory;
 use crate::device::model::Health;
@@ -78,6 +78,7 @@ pub struct Metrics {
     overshoots: Gauge,
     troubles: Family<Kind, Gauge>,
     reading_age: F64Gauge,
+    together: Together,
 }
 
 impl Metrics {
@@ -103,7 +104,13 @@ impl Metrics {
         m
     }
 
+    /// What a page waits for.
+    pub fn together(&self) -> Together {
+        self.together.clone()
+    }
+
     pub fn set(&self, view: &NodeView, now: jiff::Timestamp) {
+        let _whole = self.together.change();
         self.clear();
         let promisable = inventory::promisable(&view.facts);
         for facts in &view.facts {

@@ -2,8 +2,7 @@
 //! serve clients any more, or not yet, may still have requests in flight on a draining replica.
 //!
 //! One task per gateway pod. What an answer means is `signals`' to decide; here are addresses, time limits and the
-//! largest answer that is read. NetworkPolicies let the operator alone reach that port (and scrapers of metrics,
-//! which see the same figures).
+//! largest answer that is read. NetworkPolicies let the operator alone reach that port.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

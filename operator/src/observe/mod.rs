@@ -9,6 +9,7 @@ pub mod causes;
 pub mod clock;
 pub mod drains;
 pub mod gateways;
+pub mod history;
 pub mod identity;
 pub mod journal;
 pub mod signals;

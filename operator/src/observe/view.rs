@@ -23,6 +23,7 @@ use stowage_crds::{
 };
 
 use crate::observe::agents::AgentReport;
+use crate::observe::history::EarlierLoads;
 use crate::observe::signals::GatewayReport;
 use crate::observe::source::{Kept, Key, unversioned};
 use crate::observe::trim;
@@ -61,6 +62,8 @@ pub struct View {
     pub estimates: BTreeMap<String, Result<Estimate, String>>,
     /// What the gateways reported last, all together.
     pub gateways: GatewayReport,
+    /// The load of earlier days, where a Prometheus has it.
+    pub earlier: Arc<EarlierLoads>,
     /// Who may read the engines' metrics, by the operator's configuration.
     pub scrapers: Arc<Vec<NetworkPolicyPeer>>,
 }

@@ -14,7 +14,6 @@ use serde::Deserialize;
 use serde_json::json;
 use stowage_crds::names::PATH_DECISIONS;
 use stowage_telemetry::health::{Heartbeat, Readiness};
-use stowage_telemetry::metrics::Registry;
 use tokio::sync::watch;
 
 use crate::serve::decisions::{Annotation, DecisionLog, Query as Wanted};
@@ -38,7 +37,7 @@ struct Shared {
 pub fn router(
     readiness: &Readiness,
     heartbeat: &Heartbeat,
-    registry: Registry,
+    metrics: Router,
     log: Arc<DecisionLog>,
     published: watch::Receiver<Arc<Published>>,
 ) -> Router {
@@ -50,7 +49,7 @@ pub fn router(
         .merge(dry_run::router(published.clone()))
         .merge(overview::router(published))
         .merge(stowage_telemetry::health::router(heartbeat.check(STUCK_AFTER, "plan"), readiness.check()))
-        .merge(stowage_telemetry::metrics::router(registry))
+        .merge(metrics)
 }
 
 /// Moments are RFC 3339 or milliseconds since the epoch.

@@ -39,12 +39,8 @@ pub fn overview(published: &Published) -> Overview {
     gpus.sort_by(|a, b| (&a.node, a.index).cmp(&(&b.node, b.index)));
     let deployments: BTreeMap<_, _> = snapshot.deployments.iter().map(|d| (&d.id, d)).collect();
     let one = |r: &DeploymentReport| {
-        deployment(
-            r,
-            deployments.get(&r.deployment).map(|d| &***d),
-            snapshot,
-            view.gateways.deployments.get(&r.deployment),
-        )
+        let d = deployments.get(&r.deployment).map(|d| &***d);
+        deployment(r, d, snapshot, d.and_then(|d| view.gateways.load(&d.id, &d.uid)))
     };
     Overview {
         at_ms: report.at,

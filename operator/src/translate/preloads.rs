@@ -5,12 +5,15 @@ use std::collections::BTreeMap;
 use stowage_contracts::model::ClaimModel;
 use stowage_contracts::preload::{MAX_PRELOADS, MAX_PRELOADS_OF_TENANT, Preload};
 use stowage_planner::preload_nodes;
-use stowage_planner::snapshot::{Deployment, DeploymentId};
+use stowage_planner::report::DecisionReport;
+use stowage_planner::snapshot::{Deployment, DeploymentId, Node, Snapshot};
 
 use super::Built;
 
 /// Deployments of one tenant whose weights are held ahead, the first by name: each looks at all nodes.
 pub const MAX_DEPLOYMENTS_OF_TENANT: usize = 32;
+/// Nodes to which weights are fetched for the replicas of one deployment that wait.
+const MAX_AWAITED: usize = 4;
 
 /// What becomes of one deployment's `model.preload`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -28,38 +31,89 @@ pub struct Preloading {
     pub held: BTreeMap<DeploymentId, Held>,
 }
 
-pub fn preloading(built: &Built) -> Preloading {
+/// `report`: of the plan for this snapshot. Where replicas wait for room, their weights are fetched meanwhile.
+pub fn preloading(built: &Built, report: &DecisionReport) -> Preloading {
     let mut found = Preloading::default();
-    let mut of_tenant: BTreeMap<&str, usize> = BTreeMap::new();
-    for d in &built.snapshot.deployments {
-        let Some((model, tenant, count)) = asked(built, d) else { continue };
-        let deployments = of_tenant.entry(tenant).or_default();
-        *deployments += 1;
-        if *deployments > MAX_DEPLOYMENTS_OF_TENANT {
-            continue;
+    let wishes = wishes(built, report);
+    for wish in &wishes {
+        let kept = wish.held.iter().filter(|node| found.add(&node.name, wish));
+        let (nodes, cached) = kept.fold((0, 0), |(nodes, cached), node| {
+            (nodes + 1, cached + u32::from(node.cached_models.contains(&wish.d.model_key)))
+        });
+        if wish.count > 0 {
+            found.held.insert(wish.d.id.clone(), Held { nodes, cached });
         }
-        let nodes = preload_nodes(&built.snapshot, d, count);
-        let cached = nodes.iter().filter(|node| node.cached_models.contains(&d.model_key)).count();
-        let held = Held { nodes: nodes.len().try_into().unwrap_or(u32::MAX), cached: cached.try_into().unwrap_or(0) };
-        found.held.insert(d.id.clone(), held);
-        for node in nodes {
-            let list = found.lists.entry(node.name.clone()).or_default();
-            let preload = Preload { model: model.clone(), tenant: tenant.to_owned() };
-            let same = list.iter().filter(|other| other.tenant == tenant).count();
-            if !list.contains(&preload) && same < MAX_PRELOADS_OF_TENANT && list.len() < MAX_PRELOADS {
-                list.push(preload);
-            }
-        }
+    }
+    for wish in &wishes {
+        wish.awaited.iter().take(MAX_AWAITED).for_each(|node| {
+            found.add(node, wish);
+        });
     }
     found
 }
 
-/// Model, tenant and number of nodes of a deployment that wants its weights ahead. One whose commit is not known yet
+impl Preloading {
+    /// Whether the node's list has the wish's model now: each list is bounded, and a tenant's part of it.
+    fn add(&mut self, node: &str, wish: &Wish<'_>) -> bool {
+        let list = self.lists.entry(node.to_owned()).or_default();
+        let preload = Preload { model: wish.model.clone(), tenant: wish.tenant.to_owned() };
+        if list.contains(&preload) {
+            return true;
+        }
+        let of_tenant = list.iter().filter(|other| other.tenant == wish.tenant).count();
+        let room = of_tenant < MAX_PRELOADS_OF_TENANT && list.len() < MAX_PRELOADS;
+        if room {
+            list.push(preload);
+        }
+        room
+    }
+}
+
+/// What one deployment wants ahead of need.
+struct Wish<'a> {
+    d: &'a Deployment,
+    model: &'a ClaimModel,
+    tenant: &'a str,
+    /// Nodes that `model.preload` asks for.
+    count: usize,
+    held: Vec<&'a Node>,
+    awaited: Vec<&'a str>,
+}
+
+/// Tenants take turns, so that a full node has the first models of each.
+fn wishes<'a>(built: &'a Built, report: &'a DecisionReport) -> Vec<Wish<'a>> {
+    let mut of_tenant: BTreeMap<&str, usize> = BTreeMap::new();
+    let stands = stands(&built.snapshot);
+    let mut wishes: Vec<(usize, Wish<'_>)> = Vec::new();
+    for d in &built.snapshot.deployments {
+        let awaited = report.of(&d.id).map(|own| own.awaited_nodes(&stands)).unwrap_or_default();
+        let Some((model, tenant, count)) = asked(built, d) else { continue };
+        if count == 0 && awaited.is_empty() {
+            continue;
+        }
+        let turn = of_tenant.entry(tenant).or_default();
+        *turn += 1;
+        if *turn <= MAX_DEPLOYMENTS_OF_TENANT {
+            let held = preload_nodes(&built.snapshot, d, count);
+            wishes.push((*turn, Wish { d, model, tenant, count, held, awaited }));
+        }
+    }
+    wishes.sort_by_key(|(turn, _)| *turn);
+    wishes.into_iter().map(|(_, wish)| wish).collect()
+}
+
+/// The node of each pod.
+fn stands(snapshot: &Snapshot) -> BTreeMap<&str, &str> {
+    let replicas = snapshot.deployments.iter().flat_map(|d| &d.replicas);
+    replicas.filter_map(|replica| Some((replica.name.as_str(), replica.placement.as_ref()?.node.as_str()))).collect()
+}
+
+/// Model, tenant and number of nodes of a deployment whose weights can be fetched ahead. One whose commit is not known yet
 /// waits for its first replica: that resolves it.
 fn asked<'a>(built: &'a Built, d: &Deployment) -> Option<(&'a ClaimModel, &'a str, usize)> {
     let wanted = built.judged.get(&d.id)?.wanted().filter(|_| !d.deleting)?;
     let count = wanted.deployment.preload_nodes as usize;
-    let model = wanted.fetched.as_ref().filter(|_| count > 0)?;
+    let model = wanted.fetched.as_ref()?;
     let tenant = built.tenants.of(&d.id.namespace)?;
     Preload { model: model.clone(), tenant: tenant.to_owned() }.key().map(|_| (model, tenant, count))
 }

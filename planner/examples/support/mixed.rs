@@ -443,6 +443,7 @@ fn node(n: u32) -> Node {
         sm_percent: 100,
         health: Health::Healthy,
         island: Some((index / 4).to_string()),
+        numa: None,
         mig: (n.is_multiple_of(4) && index < 4).then(h100),
         slices: Vec::new(),
     };

@@ -91,10 +91,10 @@ impl<'a> Draft<'a> {
             }
             let ranking = alternative.ranking();
             let kept = |hold: &Hold| {
-                let claimant = self.cases[hold.case].d.id.clone();
-                Held { ranking, node: hold.node, claimant }
+                let claimant = self.cases[hold.case].d.tenant.clone()?;
+                Some(Held { ranking, node: hold.node, claimant })
             };
-            all.extend(self.holds.iter().map(kept));
+            all.extend(self.holds.iter().filter_map(kept));
         }
         all
     }

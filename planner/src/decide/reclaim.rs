@@ -408,7 +408,7 @@ impl<'a> Draft<'a> {
     }
 
     fn drain_victims(&mut self, claim: Claim<'a>) {
-        let claimant = self.cases[claim.case].d.id.clone();
+        let claimant = self.cases[claim.case].d.tenant.clone();
         let pods = claim.victims.iter().map(|v| v.replica.name.clone()).collect();
         self.cases[claim.case].reclaims.push((claim.slot, pods));
         for Candidate { case, replica, leaves, .. } in claim.victims {
@@ -430,7 +430,7 @@ impl<'a> Draft<'a> {
                 drain_until: finishes.then_some(until_ms),
                 reason: EndReason::Reclaimed,
                 exclude: None,
-                claimant: Some(claimant.clone()),
+                claimant: claimant.clone(),
             });
         }
     }

@@ -62,6 +62,8 @@ pub struct Wanted {
     pub offered: f64,
     /// Forecast over the cold start.
     pub forecast: f64,
+    /// By how much the load grew then on earlier days; 1: not known, or it did not.
+    pub growth: f64,
     /// Replicas of room for what varies.
     pub room: f64,
     /// The burst window's load, if it is a burst.
@@ -123,6 +125,7 @@ pub fn wanted(memory: &mut Memory, measured: &Measured, objectives: Objectives, 
         running,
         offered,
         forecast: load.forecast,
+        growth,
         room,
         burst: load.burst,
         backlog,

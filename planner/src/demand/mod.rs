@@ -237,6 +237,7 @@ fn figures(answer: &Wanted) -> LoadFigures {
     LoadFigures {
         offered_milli: milli(answer.offered),
         forecast_milli: milli(answer.forecast),
+        growth_milli: milli(answer.growth),
         burst_milli: answer.burst.map(milli),
         room_milli: milli(answer.room),
         per_replica_milli: milli(answer.load_per_replica),

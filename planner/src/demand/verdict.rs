@@ -97,6 +97,9 @@ pub struct LoadFigures {
     pub offered_milli: u64,
     /// Over the cold start.
     pub forecast_milli: u64,
+    /// By how much the load grew then on earlier days; 1,000: not known, or it did not.
+    #[serde(default)]
+    pub growth_milli: u64,
     /// The burst window's load, if it is a burst.
     pub burst_milli: Option<u64>,
     /// Replicas of room for what varies.

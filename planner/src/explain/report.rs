@@ -4,6 +4,8 @@
 //! explain`; prose is rendered from it in [`crate::explain::render`]. Lists are sorted by identity, so equal
 //! decisions serialize to equal bytes.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 pub use crate::demand::{Prediction, ScaleReason, ScaleVerdict, Signal, WithdrawnFor};
@@ -180,15 +182,18 @@ pub enum Change {
         tenant: TenantId,
         to_micros: u64,
     },
-    /// Scale another deployment in, by this many replicas.
+    /// Scale another deployment in, by this many replicas. `owner`: its tenant, if that is another one; messages then
+    /// do not name the deployment.
     ScaleIn {
         deployment: DeploymentId,
+        owner: Option<TenantId>,
         by: u32,
         to: u32,
     },
     /// The same of one whose count its rule decides: its largest count is what can be lowered, not below its least.
     LowerMaxReplicas {
         deployment: DeploymentId,
+        owner: Option<TenantId>,
         by: u32,
         to: u32,
     },
@@ -368,6 +373,23 @@ impl DecisionReport {
 // === impl DeploymentReport ===
 
 impl DeploymentReport {
+    /// Nodes on which replicas that wait will start: those of the pods whose room they get, else the node that the first
+    /// change that would help gives to one. `stands`: each pod's node.
+    pub fn awaited_nodes<'a>(&'a self, stands: &BTreeMap<&str, &'a str>) -> Vec<&'a str> {
+        let pods = self.waits.iter().flat_map(|wait| match wait {
+            Wait::Ending { pod, .. } => std::slice::from_ref(pod),
+            Wait::Reclaiming { pods, .. } => pods.as_slice(),
+            _ => &[],
+        });
+        let mut found: Vec<&str> = pods.filter_map(|pod| stands.get(pod.as_str()).copied()).collect();
+        if found.is_empty() {
+            found.extend(self.counterfactuals.first().map(|change| change.placement.node.as_str()));
+        }
+        found.sort_unstable();
+        found.dedup();
+        found
+    }
+
     /// What keeps it from as many replicas as are asked for, if anything does.
     pub fn limited_by(&self) -> Option<LimitedBy> {
         self.rule_limited_by().or(match self.outcome {

@@ -15,7 +15,7 @@ pub use verdict::{Trouble, TroubleKind, Wait};
 
 use crate::plan::{Action, CreateReason, EndReason, Exclude};
 use crate::snapshot::index::Index;
-use crate::snapshot::{Deployment, DeploymentId, Freshness, Health, Phase, Policy, Replica, ReplicaId, TimeMs};
+use crate::snapshot::{Deployment, Freshness, Health, Phase, Policy, Replica, ReplicaId, TenantId, TimeMs};
 
 /// Slots of one deployment that one plan tries to fill; the next plan goes on.
 const MAX_OPEN: usize = 4096;
@@ -61,8 +61,8 @@ pub(crate) struct End {
     pub drain_until: Option<TimeMs>,
     pub reason: EndReason,
     pub exclude: Option<Exclude>,
-    /// Whose replica gets the room, where it is reclaimed.
-    pub claimant: Option<DeploymentId>,
+    /// Whose replica gets the room, where it is reclaimed. Never a deployment's name: it may be another tenant's.
+    pub claimant: Option<TenantId>,
 }
 
 impl End {

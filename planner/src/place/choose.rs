@@ -2,10 +2,10 @@
 //!
 //! Order: healthy before degraded, domains with fewer replicas where they are to be spread, bucketed fragmentation gradient, weights already on the node,
 //! tightness of the fit, name. Inside a node the GPU with the largest unbucketed gradient; a group
-//! takes the island that it leaves least of.
+//! takes the island that it leaves least of, and of equal choices there one NUMA node.
 
 use std::cmp::Reverse;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::place::expected::Expected;
 use crate::place::filter::{Islands, Need, Refused, Usable, fit};
@@ -137,7 +137,7 @@ struct Cut {
 /// The choices worth comparing: sets of GPUs, and for a MIG device every place on each.
 fn choices(need: &Need, islands: Islands, row: &Row, free: &[FreeGpu]) -> Vec<Choice> {
     let Partition::Mig { profile } = &need.partition else {
-        let groups = groups(islands, need.gpus as usize, free);
+        let groups = groups(islands, need.gpus as usize, row, free);
         return groups.into_iter().map(|gpus| Choice { gpus, cut: None }).collect();
     };
     let mut usable: Vec<Usable> = islands.into_iter().flatten().collect();
@@ -160,8 +160,9 @@ fn choices(need: &Need, islands: Islands, row: &Row, free: &[FreeGpu]) -> Vec<Ch
 }
 
 /// The choices of `count` GPUs worth comparing: every single GPU that differs from those before it,
-/// or for a group the fullest GPUs that fit of each island, smallest island first.
-fn groups(mut islands: Islands, count: usize, free: &[FreeGpu]) -> Vec<Vec<Usable>> {
+/// or for a group the fullest GPUs that fit of each island, smallest island first, and before them those of one NUMA
+/// node.
+fn groups(mut islands: Islands, count: usize, row: &Row, free: &[FreeGpu]) -> Vec<Vec<Usable>> {
     if count <= 1 {
         let mut single: Vec<_> = islands.into_iter().flatten().collect();
         single.sort_by_key(|u| u.at);
@@ -171,15 +172,32 @@ fn groups(mut islands: Islands, count: usize, free: &[FreeGpu]) -> Vec<Vec<Usabl
         return single.into_iter().map(|u| vec![u]).collect();
     }
     islands.sort_by_key(|i| (i.len(), i.first().map(|u| u.at)));
-    islands
-        .into_iter()
-        .map(|mut island| {
-            island.sort_by_key(|u| (u.degraded, free[u.at].milli, u.at));
-            island.truncate(count);
-            island.sort_by_key(|u| u.at);
-            island
-        })
-        .collect()
+    let from = islands.into_iter().flat_map(|island| {
+        let mut local = of_one_numa_node(&island, row);
+        local.retain(|gpus| gpus.len() >= count && gpus.len() < island.len());
+        local.push(island);
+        local
+    });
+    from.map(|mut island| {
+        island.sort_by_key(|u| (u.degraded, free[u.at].milli, u.at));
+        island.truncate(count);
+        island.sort_by_key(|u| u.at);
+        island
+    })
+    .collect()
+}
+
+/// The island's GPUs by NUMA node, the fewest first; those of unknown nodes are in none.
+fn of_one_numa_node(island: &[Usable], row: &Row) -> Vec<Vec<Usable>> {
+    let mut nodes: BTreeMap<u32, Vec<Usable>> = BTreeMap::new();
+    for gpu in island {
+        if let Some(numa) = row.node.gpus[gpu.at].numa {
+            nodes.entry(numa).or_default().push(*gpu);
+        }
+    }
+    let mut nodes: Vec<_> = nodes.into_values().collect();
+    nodes.sort_by_key(Vec::len);
+    nodes
 }
 
 fn signed(x: u64) -> i64 {

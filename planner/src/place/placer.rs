@@ -17,7 +17,7 @@ use crate::place::refuse::refusals;
 use crate::place::spread::{Crowd, Crowds, Slot};
 use crate::place::verdict::{Ask, Because, Candidate, MAX_CANDIDATES, PlacementVerdict, RefusalGroup, Winner};
 use crate::snapshot::index::{ClassAt, Index, NodeAt, Owner, Row, Take, charge};
-use crate::snapshot::{Deployment, DeploymentId, Exclusion, Freshness, Objective, Placement, Policy, Snapshot, TimeMs};
+use crate::snapshot::{Deployment, Exclusion, Freshness, Objective, Placement, Policy, Snapshot, TenantId, TimeMs};
 
 /// Everything that placements on one index share.
 pub(crate) struct Placer {
@@ -69,7 +69,7 @@ pub(crate) struct Seeker<'a> {
 pub(crate) struct Held {
     pub ranking: usize,
     pub node: NodeAt,
-    pub claimant: DeploymentId,
+    pub claimant: TenantId,
 }
 
 /// A place that was chosen.

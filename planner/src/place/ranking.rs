@@ -263,6 +263,7 @@ mod tests {
             sm_percent: 1000,
             health: Health::Healthy,
             island: Some("nv".to_owned()),
+            numa: None,
             mig: None,
             slices: Vec::new(),
         };

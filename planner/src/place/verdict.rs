@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::snapshot::{DeploymentId, GpuShare, Partition, Placement, TenantId, TimeMs};
+use crate::snapshot::{GpuShare, Partition, Placement, TenantId, TimeMs};
 
 /// Stage three: where, for one replica.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -186,7 +186,7 @@ pub enum Refusal {
     },
     /// It fits, and would be borrowed; the node is kept for a replica that takes back what is its tenant's own.
     Held {
-        claimant: DeploymentId,
+        claimant: TenantId,
     },
     /// The node has no GPU of the class; these it has.
     NoSuchClass {

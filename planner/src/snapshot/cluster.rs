@@ -85,6 +85,9 @@ pub struct Gpu {
     /// NVLink island inside the node. `None`: unknown or none, the GPU is an island of its own.
     #[serde(default)]
     pub island: Option<String>,
+    /// NUMA node of its PCI slot. A group prefers one; `None`: unknown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub numa: Option<u32>,
     /// In MIG mode: the kinds of devices it can be cut into. `None`: it is not in MIG mode.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mig: Option<Vec<MigProfile>>,

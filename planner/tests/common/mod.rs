@@ -9,7 +9,7 @@
 //! tenant a ns=a cohort=prod h100=4+1
 //! deployment a/chat want=2 ask=h100*1,2Gi,10|l4*1,2Gi,20 goal=Cost prio=0 hash=v1
 //! replica a/chat 0 n1 0 ready serves=3
-//! node m1 gpu=h100*2 mig=1
+//! node m1 gpu=h100*2 mig=1 numa=2
 //! deployment a/small ask=h100*1,mig:1g.10gb
 //! replica a/small 0 m1 0 ready cut=3
 //! ```
@@ -101,6 +101,7 @@ fn node(w: &[&str]) -> Node {
                 sm_percent: 100,
                 health: Health::Healthy,
                 island: Some(format!("nv{}", index * islands / n)),
+                numa: (number(w, "numa", 1) > 1).then(|| index * number(w, "numa", 1) as u32 / n),
                 mig: (u64::from(index) < number(w, "mig", 0)).then(h100::h100),
                 slices: Vec::new(),
             })

@@ -124,6 +124,7 @@ pub fn node(i: usize, s: &Site) -> Node {
             _ => Health::Healthy,
         },
         island: Some(format!("{}", index * s.islands / s.gpus)),
+        numa: (s.gpus > 1).then_some(index % 2),
         mig: None,
         slices: match s.foreign {
             Some((at, memory, sm)) if at == index => vec![Slice {

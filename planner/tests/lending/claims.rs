@@ -81,7 +81,7 @@ fn place_that_a_borrower_gives_up_is_kept_until_its_young_replica_may_be_reclaim
     assert_eq!(creates(&actions), [""; 0], "its tenant may not borrow the place again");
     let b = report.deployments.iter().find(|d| d.deployment.namespace == "b").unwrap();
     let held = b.placements.iter().flat_map(|p| &p.refusals).flat_map(|g| &g.examples);
-    assert!(held.into_iter().any(|r| matches!(&r.reason, Refusal::Held { claimant } if claimant.namespace == "a")));
+    assert!(held.into_iter().any(|r| matches!(&r.reason, Refusal::Held { claimant } if claimant.0 == "a")));
     assert_eq!(report.wake_at, Some(common::NOW - 1000 + MIN_RUNTIME));
     let now = common::NOW - 1000 + MIN_RUNTIME;
     let (actions, _) = turn(&mut s, now);

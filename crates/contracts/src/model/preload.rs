@@ -1,4 +1,4 @@
-//! Models that a node is to hold before a claim needs them: the operator says which, the node's agent fetches them.
+//! Models that a node is to hold before a claim needs them: the operator sends the list, the node's agent fetches them.
 //!
 //! Each request is the whole list, and holds for [`HOLDS`]: what is not asked for again is an ordinary cached model.
 
@@ -12,16 +12,16 @@ use crate::model::{ClaimModel, ModelKey};
 pub const MAX_PRELOADS: usize = 64;
 /// Most models of one tenant on one node.
 pub const MAX_PRELOADS_OF_TENANT: usize = 8;
-/// An agent that hears nothing for so long forgets the list.
+/// An agent that receives no list for so long forgets the last one.
 pub const HOLDS: Duration = Duration::from_secs(60);
-/// How often the operator says it.
-pub const SAID_EVERY: Duration = Duration::from_secs(20);
+/// How often the operator sends it again.
+pub const RESEND_EVERY: Duration = Duration::from_secs(20);
 
 /// The whole list of one node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Preloads {
-    /// In the order in which they are fetched.
+    /// Tenants take turns; of a tenant, the first is fetched first.
     pub models: Vec<Preload>,
 }
 

@@ -172,12 +172,15 @@ pub async fn a_pod_of_another_tenant_reaches_no_engine_agent_or_operator(w: Worl
     }
     for agent in agents(&w).await? {
         closed.push(address(&agent, names::NODE_AGENT_ADMIN_PORT, names::PATH_METRICS));
+        closed.push(address(&agent, names::METRICS_PORT, names::PATH_METRICS));
     }
     for operator in w.cluster().list("Pod", SYSTEM, "app.kubernetes.io/name=stowage-operator").await? {
         closed.push(address(&operator, names::OPERATOR_ADMIN_PORT, names::PATH_DECISIONS));
+        closed.push(address(&operator, names::METRICS_PORT, names::PATH_METRICS));
     }
     for gateway in w.cluster().list("Pod", SYSTEM, "app.kubernetes.io/name=stowage-gateway").await? {
         closed.push(address(&gateway, names::GATEWAY_ADMIN_PORT, names::PATH_SIGNALS));
+        closed.push(address(&gateway, names::METRICS_PORT, names::PATH_METRICS));
     }
     for url in &closed {
         match fetch_from(&w, &b, "other", url).await? {

@@ -9,6 +9,7 @@ use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use serde_json::{Value, json};
+use stowage_gateway::admin;
 use stowage_gateway::gateway::{Gateway, Settings};
 use stowage_gateway::listen::body::BodyLimits;
 use stowage_gateway::listen::cors::Cors;
@@ -193,8 +194,8 @@ impl Harness {
     /// Serves the administrative port, once; answers its address.
     pub async fn admin(&mut self) -> SocketAddr {
         let registry = self.registry.take().unwrap();
-        let router =
-            stowage_gateway::admin::router(self.gateway.clone(), registry, stowage_telemetry::health::always());
+        let metrics = admin::metrics(&self.gateway, registry);
+        let router = admin::router(self.gateway.clone(), metrics, stowage_telemetry::health::always());
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         tokio::spawn(async move { axum::serve(listener, router).await });

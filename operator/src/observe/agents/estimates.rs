@@ -15,6 +15,8 @@ use super::bracketed;
 
 /// For one answer: the agent has its own, shorter limit.
 const LIMIT: Duration = Duration::from_secs(120);
+/// Questions of one tenant at the same time: agents answer them one after the other.
+const AT_ONCE_OF_TENANT: usize = 2;
 /// A question that failed is asked again after this.
 const RETRY: Duration = Duration::from_secs(60);
 /// Longest answer, in bytes.
@@ -59,7 +61,15 @@ impl Estimates {
     ) {
         let mut state = self.lock();
         state.retain(|key, _| wanted.contains_key(key));
+        let mut running: BTreeMap<String, usize> = BTreeMap::new();
+        for ((_, tenant), asked) in state.iter() {
+            *running.entry(tenant.clone()).or_default() += usize::from(asked.running);
+        }
         for (question, request) in wanted {
+            let of_tenant = running.entry(question.1.clone()).or_default();
+            if *of_tenant >= AT_ONCE_OF_TENANT {
+                continue;
+            }
             let asked = state.entry(question.clone()).or_default();
             let known = matches!(asked.answer, Some(Ok(_)));
             let waits = asked.again.is_some_and(|again| Instant::now() < again);
@@ -67,6 +77,7 @@ impl Estimates {
                 continue;
             };
             asked.running = true;
+            *of_tenant += 1;
             let url = format!("http://{}:{NODE_AGENT_ADMIN_PORT}{PATH_ESTIMATE}", bracketed(agent));
             let (estimates, http, changed) = (Arc::clone(self), http.clone(), Arc::clone(changed));
             let (question, request) = (question.clone(), request.clone());

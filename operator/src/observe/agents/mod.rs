@@ -7,7 +7,7 @@
 pub mod estimates;
 pub mod preloads;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -78,6 +78,8 @@ impl AgentReport {
     }
 }
 
+/// Of a node whose agent is gone for so long nothing is kept.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(600);
 /// Evidence in a summary older than this is no evidence.
 const EVIDENCE_LIMIT: Duration = Duration::from_secs(15);
 
@@ -110,6 +112,10 @@ impl Agents {
             }
             keep
         });
+        self.state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|node, received| agents.contains_key(node) || received.at.elapsed() < FORGOTTEN_AFTER);
         for (node, address) in agents {
             if tasks.contains_key(node) {
                 continue;
@@ -129,10 +135,16 @@ impl Agents {
         before.is_none_or(|before| before.broken || !report(&before).says_the_same(&evidence))
     }
 
-    fn broke(&self, node: &str) {
-        if let Some(received) = self.state.lock().unwrap_or_else(PoisonError::into_inner).get_mut(node) {
-            received.broken = true;
-        }
+    /// Whether it was whole before.
+    fn broke(&self, node: &str) -> bool {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.get_mut(node).is_some_and(|received| !std::mem::replace(&mut received.broken, true))
+    }
+
+    /// Nodes whose agent is heard.
+    pub fn connected(&self) -> BTreeSet<String> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.iter().filter(|(_, received)| !received.broken).map(|(node, _)| node.clone()).collect()
     }
 }
 
@@ -141,8 +153,9 @@ async fn listen(agents: Arc<Agents>, node: String, address: String, http: reqwes
         if let Err(err) = stream(&agents, &node, &address, &http, &changed).await {
             tracing::debug!(node, %err, "no summary from the node agent");
         }
-        agents.broke(&node);
-        changed.notify_one();
+        if agents.broke(&node) {
+            changed.notify_one();
+        }
         tokio::time::sleep(RETRY).await;
     }
 }

@@ -416,6 +416,11 @@ impl Counted {
 }
 
 impl GatewayReport {
+    /// The load of this deployment, not of one that had its name before.
+    pub fn load(&self, id: &DeploymentId, uid: &str) -> Option<&Load> {
+        self.deployments.get(id).filter(|load| load.uid == uid)
+    }
+
     /// The load of a deployment that no gateway names: they list only those with a replica, a waiting request or counts.
     pub fn quiet(&self, id: &DeploymentId, uid: &str) -> Option<Load> {
         let (from_ms, to_ms) = self.interval.filter(|_| !self.deployments.contains_key(id))?;

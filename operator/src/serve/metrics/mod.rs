@@ -19,7 +19,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use stowage_planner::report::DecisionRecord;
 use stowage_planner::{DecisionReport, Snapshot};
 use stowage_telemetry::catalog::operator as catalog;
-use stowage_telemetry::metrics::{Registry, STEP_SECONDS, histogram, registry};
+use stowage_telemetry::metrics::{Registry, STEP_SECONDS, Together, histogram, registry};
 
 use figures::Figures;
 use money::Meter;
@@ -74,6 +74,7 @@ pub struct Metrics {
     startup: Histograms,
     prediction_error: Family<Of, Histogram, fn() -> Histogram>,
     figures: Figures,
+    together: Together,
     meter: Arc<Mutex<Meter>>,
     costs: money::Costs,
 }
@@ -92,12 +93,18 @@ impl Metrics {
             startup: Family::new_with_constructor(|| histogram(&STARTUP_SECONDS)),
             prediction_error: Family::new_with_constructor(|| histogram(&ERROR_RATIOS)),
             figures: Figures::default(),
+            together: Together::default(),
             meter: Arc::default(),
             costs: money::Costs::default(),
         };
         let mut registry = registry();
         metrics.register(&mut registry);
         (Arc::new(metrics), registry)
+    }
+
+    /// What a page waits for.
+    pub fn together(&self) -> Together {
+        self.together.clone()
     }
 
     fn register(&self, registry: &mut Registry) {
@@ -113,6 +120,7 @@ impl Metrics {
             startup,
             prediction_error,
             figures,
+            together: _,
             meter: _,
             costs,
         } = self;
@@ -137,6 +145,7 @@ impl Metrics {
 
     /// The plan of the leader, and what its GPUs cost since the one before.
     pub fn leads(&self, snapshot: &Snapshot, report: &DecisionReport, now: Instant) {
+        let _whole = self.together.change();
         self.figures.set(report);
         let mut meter = self.meter.lock().unwrap_or_else(PoisonError::into_inner);
         meter.advance(now, money::rates(snapshot), &self.costs);
@@ -144,6 +153,7 @@ impl Metrics {
 
     /// Another process leads.
     pub fn stands_by(&self) {
+        let _whole = self.together.change();
         self.figures.clear();
         self.meter.lock().unwrap_or_else(PoisonError::into_inner).pause();
     }
@@ -169,6 +179,7 @@ impl Metrics {
 
     /// The ages of all inputs; one that is not named has none.
     pub fn ages(&self, ages: impl IntoIterator<Item = (&'static str, Duration)>) {
+        let _whole = self.together.change();
         self.input_age.clear();
         for (source, age) in ages {
             self.input_age.get_or_create(&Source { source }).set(age.as_secs_f64());

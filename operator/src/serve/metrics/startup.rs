@@ -40,7 +40,7 @@ impl Started {
 /// What is remembered between plans.
 #[derive(Debug, Default)]
 pub struct Startups {
-    /// UIDs of the pods that were Ready; `None`: none was looked at yet.
+    /// UIDs of the pods that were Ready once and still exist; `None`: none was looked at yet.
     ready: Option<BTreeSet<String>>,
     predicted: BTreeMap<ReplicaId, Duration>,
 }
@@ -51,10 +51,15 @@ impl Startups {
         let ready = pods.values().filter(|pod| condition(pod, "Ready").is_some_and(|ready| ready.status == "True"));
         let ready: BTreeMap<&str, &Pod> =
             ready.filter_map(|pod| Some((pod.metadata.uid.as_deref()?, pod.as_ref()))).collect();
-        let before = self.ready.replace(ready.keys().map(|uid| (*uid).to_owned()).collect());
-        let Some(before) = before else { return Vec::new() };
-        let fresh = ready.iter().filter(|(uid, _)| !before.contains(**uid));
+        let first = self.ready.is_none();
+        let known = self.ready.get_or_insert_default();
+        let exist: BTreeSet<&str> = pods.values().filter_map(|pod| pod.metadata.uid.as_deref()).collect();
+        known.retain(|uid| exist.contains(uid.as_str()));
+        let fresh = ready.iter().filter(|(uid, _)| known.insert((**uid).to_owned()) && !first);
         let mut started: Vec<Started> = fresh.filter_map(|(_, pod)| started(pod)).collect();
+        if first {
+            return Vec::new();
+        }
         for one in &mut started {
             one.predicted = self.predicted.remove(&one.replica);
         }

@@ -84,7 +84,7 @@ fn left_behind(view: &View, id: &DeploymentId, pods: &[Arc<Pod>], tenants: &Tena
         created_ms: created.min().unwrap_or(0),
         wanted: 0,
         scaling: Scaling::default(),
-        signals: signals::of(None, &[], None, ColdStart::default()),
+        signals: signals::of(None, &[], None, ColdStart::default(), None),
         memory: Default::default(),
         variants: Vec::new(),
         needs: Needs::default(),
@@ -116,7 +116,7 @@ fn one(
     memory: &Memory,
 ) -> Deployment {
     let wanted = judged.wanted();
-    let known = view.gateways.deployments.get(&id).filter(|load| load.uid == stored.uid());
+    let known = view.gateways.load(&id, stored.uid());
     // Gateways name every deployment that has a replica.
     let serves = owned.pods(stored.uid()).iter().any(|pod| replicas::serves(pod));
     let quiet = view.gateways.quiet(&id, stored.uid()).filter(|_| !serves);
@@ -137,6 +137,7 @@ fn one(
             owned.pods(stored.uid()),
             memory.learned(stored.uid()),
             cold_start.unwrap_or_default(),
+            view.earlier.get(&id),
         ),
         memory: memory.rule(stored.uid()),
         variants: wanted.map(|wanted| wanted.variants.clone()).unwrap_or_default(),

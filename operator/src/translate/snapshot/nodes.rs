@@ -96,6 +96,7 @@ fn gpu(device: &GpuDevice, parts: &mut Parts<'_>) -> Gpu {
         sm_percent: published.map_or(100, |found| found.sm_percent),
         health: health(device),
         island: device.island.map(|island| island.to_string()),
+        numa: device.numa_node,
         // The agent does not publish GPUs in MIG mode.
         mig: None,
         slices: parts.slices.remove(&device.uuid).unwrap_or_default(),

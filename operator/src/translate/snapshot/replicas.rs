@@ -55,10 +55,15 @@ fn replica(view: &View, pod: &Pod, wanted: Option<&Wanted>, load: Option<&Load>,
         phase: judged_phase(view, pod, wanted, memory),
         node_lost: node.is_some() && lost(kube_node.map(AsRef::as_ref)),
         overshoot: overshoot(view, pod),
-        in_flight: load.and_then(|load| load.replicas.get(meta.uid.as_deref()?)).map(|replica| replica.in_flight),
+        in_flight: load.map(|load| in_flight(load, meta.uid.as_deref().unwrap_or_default())),
         placement: id.placement,
         created_ms: millis(created_ms),
     })
+}
+
+/// Gateways that report the deployment send nothing to a replica that they do not list: they have not seen it Ready yet.
+fn in_flight(load: &Load, uid: &str) -> u32 {
+    load.replicas.get(uid).map_or(0, |replica| replica.in_flight)
 }
 
 /// The pod's phase, with what its node's agent and a comparison with the spec add to it.

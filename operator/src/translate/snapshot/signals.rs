@@ -1,10 +1,12 @@
 //! A deployment's signals, as the planner wants them, from what the gateways report.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
 use stowage_planner::snapshot::{ColdStart, EngineSignals, GatewaySignals, ReplicaCost, Signals, TimeMs};
 
+use crate::observe::history::Earlier;
 use crate::observe::signals::Load;
 use crate::translate::learned::Learned;
 use crate::translate::snapshot::replicas::serves;
@@ -13,13 +15,20 @@ use crate::translate::snapshot::replicas::serves;
 const KV_BOUND_MILLI: u64 = 900;
 
 /// `load`: of the deployment with this UID; `None`: no gateway knows it.
-pub fn of(load: Option<&Load>, pods: &[Arc<Pod>], learned: Option<&Learned>, cold_start: ColdStart) -> Signals {
+pub fn of(
+    load: Option<&Load>,
+    pods: &[Arc<Pod>],
+    learned: Option<&Learned>,
+    cold_start: ColdStart,
+    earlier: Option<&Earlier>,
+) -> Signals {
+    let start = cold_start.measured_ms().map(Duration::from_millis);
     Signals {
         gateway: load.and_then(gateway),
         engines: load.and_then(|load| engines(load, pods)),
         costs: learned.map(Learned::costs).unwrap_or_default(),
         cold_start,
-        history: None,
+        history: earlier.and_then(|earlier| earlier.history(start)),
     }
 }
 

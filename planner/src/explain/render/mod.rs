@@ -20,7 +20,7 @@ pub use scale::why as why_wanted;
 
 pub use crate::explain::units::{age, bytes, clock, gpus, latency};
 use crate::plan::{CreateReason, EndReason};
-use crate::snapshot::{DeploymentId, Placement, Promise, TimeMs};
+use crate::snapshot::{Placement, Promise, TenantId, TimeMs};
 pub use refusals::{RefusalLine, ask, refusal_label, refusal_lines};
 
 /// One or two sentences for the condition: what, why, next step.
@@ -236,16 +236,17 @@ pub(crate) fn ended(pod: &str, action: RecordAction, reason: EndReason, cause: O
 }
 
 /// Note of the record of a replica whose room is reclaimed.
-pub(crate) fn reclaimed(pod: &str, action: RecordAction, claimant: &DeploymentId) -> String {
+pub(crate) fn reclaimed(pod: &str, action: RecordAction, claimant: &TenantId) -> String {
     let does = if action == RecordAction::Drain { "drains" } else { "is removed" };
     format!(
-        "{pod} {does}: it borrows quota that {claimant} is entitled to; it is placed again where quota and room allow."
+        "{pod} {does}: it borrows quota that tenant {claimant} is entitled to; it is placed again where quota and room allow."
     )
 }
 
 /// It was on its way out before.
-pub(crate) fn reclaimed_sooner(pod: &str, left_ms: u64, claimant: &DeploymentId) -> String {
-    format!("{pod} ends already and may take {} more: it borrows quota that {claimant} is entitled to.", age(left_ms))
+pub(crate) fn reclaimed_sooner(pod: &str, left_ms: u64, claimant: &TenantId) -> String {
+    let left = age(left_ms);
+    format!("{pod} ends already and may take {left} more: it borrows quota that tenant {claimant} is entitled to.")
 }
 
 fn end_reason(reason: EndReason) -> &'static str {
@@ -348,16 +349,22 @@ pub fn change(c: &Change) -> String {
         Change::RaiseSpendLimit { tenant, to_micros } => {
             format!("if TenantQuota {tenant} has spend.perHour ≥ {}", price(*to_micros))
         }
+        Change::ScaleIn { owner: Some(tenant), by, .. } | Change::LowerMaxReplicas { owner: Some(tenant), by, .. } => {
+            format!("once tenant {tenant} ends {}", count((*by).into(), "replica"))
+        }
         Change::ScaleIn { deployment, to: 0, .. } => {
             format!("once {deployment} is deleted or scaled to 0")
         }
-        Change::ScaleIn { deployment, by, to } => {
+        Change::ScaleIn { deployment, by, to, .. } => {
             format!("once {deployment} is scaled in by {by}, to {to}")
         }
-        Change::LowerMaxReplicas { deployment, by, to } => {
+        Change::LowerMaxReplicas { deployment, by, to, .. } => {
             format!("once scaling.maxReplicas of {deployment} is lowered to {to}, {by} fewer than it has")
         }
-        Change::RemoveClaim { claim } => format!("once ResourceClaim {claim} is gone"),
+        Change::RemoveClaim { claim } => {
+            let namespace = claim.split('/').next().unwrap_or_default();
+            format!("once a ResourceClaim of namespace {namespace} is gone")
+        }
         Change::NodeFresh { node } => format!("as soon as {node} reports again"),
         Change::NodeReady { node } => format!("as soon as {node} is Ready"),
         Change::Uncordon { node } => format!("if {node} is uncordoned"),

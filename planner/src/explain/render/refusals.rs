@@ -96,7 +96,7 @@ fn one_detail(node: &str, r: &Refusal) -> String {
         Refusal::Excluded { until_ms, message } => {
             format!("{node} until {}: {message}", clock(*until_ms))
         }
-        Refusal::Held { claimant } => format!("{node} for {claimant}"),
+        Refusal::Held { claimant } => format!("{node} for tenant {claimant}"),
         Refusal::NoSuchClass { have } if have.is_empty() => format!("{node}: no GPU"),
         Refusal::NoSuchClass { have } => format!("{node}: {}", have.join(" ")),
         Refusal::Unhealthy { gpu, message } => format!("{node}: {} {message}", short_uuid(gpu)),

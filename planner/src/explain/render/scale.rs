@@ -71,12 +71,17 @@ fn decided_by(advice: &Advice) -> String {
 }
 
 fn load(advice: &Advice) -> String {
-    let LoadFigures { offered_milli, forecast_milli, burst_milli, room_milli, per_replica_milli, backlog_ms } =
-        advice.load;
+    let LoadFigures { offered_milli, forecast_milli, growth_milli, burst_milli, room_milli, .. } = advice.load;
+    let LoadFigures { per_replica_milli, backlog_ms, .. } = advice.load;
+    let earlier = if growth_milli > 1000 {
+        format!(" (on earlier days it grew {} times by then)", gpus(growth_milli))
+    } else {
+        String::new()
+    };
     let burst = burst_milli.map_or(String::new(), |burst| format!(", burst {}", gpus(burst)));
     let late = if backlog_ms > 0 { format!(", {} of work late", age(backlog_ms)) } else { String::new() };
     format!(
-        "{} busy replicas now, forecast {}{burst}; {} per replica and {} replicas of room{late}",
+        "{} busy replicas now, forecast {}{earlier}{burst}; {} per replica and {} replicas of room{late}",
         gpus(offered_milli),
         gpus(forecast_milli),
         gpus(per_replica_milli),

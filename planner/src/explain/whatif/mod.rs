@@ -127,7 +127,7 @@ impl Trials<'_> {
             }
             tried += 1;
             let Some((size, gains, placement)) = self.known[&step].get(&at).cloned() else { continue };
-            let change = named(draft, &step, size);
+            let change = named(draft, at, &step, size);
             found.counterfactuals.push(Counterfactual { change, gains, placement });
         }
         if found.counterfactuals.is_empty() {
@@ -288,8 +288,8 @@ fn own(draft: &mut Draft<'_>, at: usize, change: &Change) -> Restore {
     })
 }
 
-/// The step in the report's terms, of this size.
-fn named(draft: &Draft<'_>, step: &Step, size: u64) -> Change {
+/// The step in the terms of the case's report, of this size.
+fn named(draft: &Draft<'_>, asks: usize, step: &Step, size: u64) -> Change {
     let repeated = size.min(u32::MAX.into()) as u32;
     match step {
         Step::Once(change) | Step::Own(_, change) => change.clone(),
@@ -300,10 +300,11 @@ fn named(draft: &Draft<'_>, step: &Step, size: u64) -> Change {
             let case = &draft.cases[*case];
             let to = case.life.current.saturating_sub(repeated);
             let deployment = case.d.id.clone();
+            let owner = case.d.tenant.clone().filter(|tenant| draft.cases[asks].d.tenant.as_ref() != Some(tenant));
             match case.d.scaling.mode {
-                ScalingMode::Manual => Change::ScaleIn { deployment, by: repeated, to },
+                ScalingMode::Manual => Change::ScaleIn { deployment, owner, by: repeated, to },
                 ScalingMode::Active | ScalingMode::Advisory => {
-                    Change::LowerMaxReplicas { deployment, by: repeated, to }
+                    Change::LowerMaxReplicas { deployment, owner, by: repeated, to }
                 }
             }
         }

@@ -158,6 +158,7 @@ fn kind_key(node: &Node) -> Vec<u8> {
             Usability::Unhealthy => 2,
         });
         key.number(island);
+        key.number(gpu.numa.map_or(0, |numa| u64::from(numa) + 1));
         key.number(gpu.memory_bytes);
         key.number(gpu.memory_step_bytes);
         key.number(gpu.sm_percent.into());

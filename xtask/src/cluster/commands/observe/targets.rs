@@ -33,7 +33,7 @@ fn of(pods: &Value) -> (Vec<Value>, Vec<Value>) {
         || pods["items"].as_array().into_iter().flatten().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null());
     let label = |pod: &Value, name: &str| pod["metadata"]["labels"][name].as_str().unwrap_or_default().to_owned();
     let named = |pod: &&Value| OURS.contains(&label(pod, "app.kubernetes.io/name").as_str());
-    let ours = all().filter(named).filter_map(|pod| target(pod, "admin", &label(pod, "app.kubernetes.io/name")));
+    let ours = all().filter(named).filter_map(|pod| target(pod, "metrics", &label(pod, "app.kubernetes.io/name")));
     let engine = |pod: &&Value| {
         label(pod, "app.kubernetes.io/managed-by") == "stowage" && !label(pod, "stowage.dev/deployment").is_empty()
     };
@@ -58,7 +58,7 @@ mod tests {
 
     fn pod(name: &str, labels: Value, port: &str, rest: Value) -> Value {
         let mut pod = json!({"metadata": {"name": name, "namespace": "team-a", "labels": labels},
-            "spec": {"containers": [{"ports": [{"name": "other", "containerPort": 1}, {"name": port, "containerPort": 8081}]}]},
+            "spec": {"containers": [{"ports": [{"name": "other", "containerPort": 1}, {"name": port, "containerPort": 8083}]}]},
             "status": {"podIP": "10.1.2.3"}});
         for (key, value) in rest.as_object().into_iter().flatten() {
             pod[key] = value.clone();
@@ -73,16 +73,16 @@ mod tests {
         let leaving =
             json!({"metadata": {"name": "x", "labels": name("stowage-operator"), "deletionTimestamp": "now"}});
         let items = json!([
-            pod("operator", name("stowage-operator"), "admin", json!({})),
-            pod("leaving", name("stowage-operator"), "admin", leaving),
-            pod("starting", name("stowage-gateway"), "admin", json!({"status": {}})),
+            pod("operator", name("stowage-operator"), "metrics", json!({})),
+            pod("leaving", name("stowage-operator"), "metrics", leaving),
+            pod("starting", name("stowage-gateway"), "metrics", json!({"status": {}})),
             pod("portless", name("stowage-gateway"), "http", json!({})),
-            pod("other", name("nginx"), "admin", json!({})),
+            pod("other", name("nginx"), "metrics", json!({})),
             pod("chat-1", engine, "http", json!({})),
             pod("job", json!({"app.kubernetes.io/managed-by": "stowage"}), "http", json!({})),
         ]);
         let found = of(&json!({"items": items}));
-        let target = |job: &str, pod: &str| json!({"targets": ["10.1.2.3:8081"], "labels": {"job": job, "namespace": "team-a", "pod": pod}});
+        let target = |job: &str, pod: &str| json!({"targets": ["10.1.2.3:8083"], "labels": {"job": job, "namespace": "team-a", "pod": pod}});
         assert_eq!(found, (vec![target("stowage-operator", "operator")], vec![target("stowage-engine", "chat-1")]));
         assert_eq!(of(&json!({})), (vec![], vec![]));
     }
