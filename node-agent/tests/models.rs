@@ -32,6 +32,11 @@ struct Server {
 
 impl Server {
     fn start(bytes: Vec<u8>) -> Server {
+        Server::with(bytes, false)
+    }
+
+    /// `stalls`: after the headers nothing comes.
+    fn with(bytes: Vec<u8>, stalls: bool) -> Server {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let server = Server {
             address: listener.local_addr().unwrap(),
@@ -42,7 +47,7 @@ impl Server {
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let (sent, up, bytes) = (Arc::clone(&sent), Arc::clone(&up), Arc::clone(&bytes));
-                std::thread::spawn(move || answer(&stream.unwrap(), &sent, &up, &bytes));
+                std::thread::spawn(move || answer(&stream.unwrap(), &sent, &up, &bytes, stalls));
             }
         });
         server
@@ -62,7 +67,13 @@ fn at(url: &str, model: &ClaimModel) -> ClaimModel {
     }
 }
 
-fn answer(mut stream: &TcpStream, sent: &AtomicU64, up: &AtomicBool, bytes: &[u8]) -> std::io::Result<()> {
+fn answer(
+    mut stream: &TcpStream,
+    sent: &AtomicU64,
+    up: &AtomicBool,
+    bytes: &[u8],
+    stalls: bool,
+) -> std::io::Result<()> {
     let (mut range, mut line) = ((0, bytes.len()), String::new());
     let mut reader = BufReader::new(stream);
     while reader.read_line(&mut line)? > 0 && line != "\r\n" {
@@ -83,6 +94,9 @@ fn answer(mut stream: &TcpStream, sent: &AtomicU64, up: &AtomicBool, bytes: &[u8
         bytes.len(),
         to - from
     )?;
+    while stalls {
+        std::thread::park();
+    }
     sent.fetch_add((to - from) as u64, Ordering::Relaxed);
     stream.write_all(&bytes[from..to])
 }
@@ -315,6 +329,28 @@ async fn preloading_takes_free_room_only_and_makes_way_for_claims() {
     node.handed_to("uid-3").await;
     node.claim(&[("uid-3", &models[3]), ("uid-2", not)]);
     node.handed_to("uid-2").await;
-    let state = node.until("room for the claims", |state| state.cached.len() == 2).await;
-    assert!(!state.cached.contains_key(&there.key()), "{state:?}");
+    let both = |state: &ModelsState| [not, &models[3]].iter().all(|model| state.cached.contains_key(&model.key()));
+    node.until("room for the claims", |state| both(state) && !state.cached.contains_key(&there.key())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn preload_that_stalls_keeps_no_room_from_a_claim() {
+    let (dir, bytes) = (tempfile::tempdir().unwrap(), vec![7; 1000]);
+    let (server, stalled) = (Server::start(bytes.clone()), Server::with(vec![8; 1900], true));
+    let mut node = Node::start(dir.path(), 2500);
+    let slow = stalled.model("slow", &[8; 1900]);
+    node.preload(&[&slow]);
+    let partial = dir.path().join("partial");
+    let begun = || std::fs::read_dir(&partial).is_ok_and(|mut all| all.next().is_some());
+    for _ in 0..2000 {
+        if begun() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(begun(), "the preload did not begin");
+    let model = server.model("m", &bytes);
+    node.claim(&[("uid-1", &model)]);
+    assert_eq!(node.handed_to("uid-1").await, bytes);
+    node.until("the claim's model", |state| state.cached.contains_key(&model.key())).await;
 }

@@ -185,6 +185,7 @@ fn what_cannot_be_simulated_is_refused_with_the_reason() {
     check(&format!("{MANIFEST}---{MANUAL}"), &[], "documents 1 and 2 are both InferenceDeployments");
     check(&MANIFEST.replace("ttft: 2s", "ttft: soon"), &[], "document 1: spec.objectives.ttft");
     check(&MANIFEST.replace("minReplicas: 1", "minReplicas: 9"), &[], "document 1: spec.scaling");
+    check(&MANUAL.replace("replicas: 3", "replicas: 4000000000"), &[], "more than 1000 replicas");
     check("", &["--cost", "1,2,3"], "--cost \"1,2,3\": give four numbers above zero");
     check("", &["--cost", "1,2,0,4"], "zero would be unknown");
     check("", &["--cost", "1,2,x,4"], "give four numbers");

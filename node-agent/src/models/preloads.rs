@@ -92,6 +92,18 @@ mod tests {
     }
 
     #[test]
+    fn what_was_fetched_in_part_stays_while_the_list_is_not_known() {
+        let began = Instant::now();
+        let (listed, other) = (file(1, "a").key().unwrap(), file(2, "a").key().unwrap());
+        let soon = began + KEPT - Duration::from_secs(1);
+        assert!(Asked::default().keeps(&other, soon, began) && !Asked::default().keeps(&other, began + KEPT, began));
+        let asked = Asked::read(Preloads { models: vec![file(1, "a")] }, began);
+        assert!(asked.keeps(&listed, began + HOLDS + KEPT - Duration::from_secs(1), began));
+        assert!(!asked.keeps(&listed, began + HOLDS + KEPT, began));
+        assert!(!asked.keeps(&other, began, began), "it is on no list");
+    }
+
+    #[test]
     fn four_fifths_of_the_cache_are_the_most() {
         for (held, bytes, fits) in
             [(0, 80, true), (0, 81, false), (70, 10, true), (70, 11, false), (u64::MAX, 1, false)]

@@ -38,6 +38,9 @@ const AHEAD_TICK: Duration = Duration::from_secs(5);
 /// A failed fetch is tried again after this time; one that needs a change elsewhere, after the longer one.
 const RETRY: Duration = Duration::from_secs(60);
 const RETRY_LATER: Duration = Duration::from_secs(300);
+/// One for which room was just made.
+const RETRY_SOON: Duration = Duration::from_secs(1);
+const ROOM_COMES: Duration = Duration::from_secs(10);
 /// One that fetched everything in vain waits twice as long each time, up to this.
 const RETRY_LATEST: Duration = Duration::from_secs(6 * 3600);
 /// Longest error that is shown, in characters.
@@ -138,6 +141,8 @@ struct Task {
     /// Of what is fetched ahead of need.
     turns_ahead: Turns,
     began: Instant,
+    /// When a fetch ahead of need was ended last, whose room is free a moment later.
+    stopped_ahead: Option<Instant>,
     /// Jobs so far.
     jobs: u64,
     failed: BTreeMap<ModelKey, Failed>,
@@ -188,6 +193,7 @@ impl Task {
             turns: Turns::default(),
             turns_ahead: Turns::default(),
             began: Instant::now(),
+            stopped_ahead: None,
             jobs: 0,
             failed: BTreeMap::new(),
             known: BTreeSet::new(),
@@ -331,9 +337,10 @@ impl Task {
     /// A fetch ahead of need ends when one for a claim runs; it goes on later where it was.
     fn stop_for_claims(&mut self, wanted: &BTreeMap<ModelKey, Wanted>) {
         let ahead = |key: &ModelKey| wanted.get(key).is_some_and(Wanted::is_ahead);
-        if self.active.keys().all(ahead) {
+        if self.active.keys().all(ahead) || !self.active.keys().any(ahead) {
             return;
         }
+        self.stopped_ahead = Some(Instant::now());
         self.active.retain(|key, active| {
             if ahead(key) {
                 active.task.abort();
@@ -511,7 +518,9 @@ impl Task {
         let in_a_row = self.failed.get(key).map_or(1, |failed| failed.in_a_row.saturating_add(1));
         let error = err.to_string().chars().take(MAX_ERROR).collect();
         let ahead = self.wanted().get(key).is_some_and(Wanted::is_ahead);
-        let again = Instant::now() + pause(err, in_a_row);
+        let full = matches!(err, FetchError::DiskFull { .. } | FetchError::CacheFull { .. });
+        let room_comes = full && self.stopped_ahead.is_some_and(|at| at.elapsed() < ROOM_COMES);
+        let again = Instant::now() + if room_comes { RETRY_SOON } else { pause(err, in_a_row) };
         self.failed.insert(key.clone(), Failed { error, ahead, in_a_row, again });
     }
 

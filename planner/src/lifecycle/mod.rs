@@ -197,8 +197,10 @@ impl<'a> View<'a> {
                     self.out.wakes.push(since_ms.saturating_add(self.policy.schedule_patience_ms));
                 } else {
                     self.trouble(r, TroubleKind::Unscheduled { message: message.clone(), for_ms });
-                    let why = if message.is_empty() { "not scheduled" } else { message };
-                    return self.go_elsewhere(r, EndReason::Unschedulable, why);
+                    // A scheduler that has not looked at it yet is busy or away: another pod would wait like this one.
+                    if !message.is_empty() {
+                        return self.go_elsewhere(r, EndReason::Unschedulable, message);
+                    }
                 }
             }
             Phase::Unprepared { since_ms, message } => {

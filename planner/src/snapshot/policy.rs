@@ -9,7 +9,8 @@ use crate::snapshot::Rule;
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 #[allow(missing_docs, reason = "the names explain themselves")]
 pub struct Policy {
-    /// How long a pinned pod may stay unscheduled before it is removed and its node excluded.
+    /// How long after the scheduler refused it a pinned pod is removed and its node excluded. One at which it has not
+    /// looked stays.
     pub schedule_patience_ms: u64,
     /// How long a node may refuse to prepare a bound pod's slice before the same.
     pub prepare_patience_ms: u64,

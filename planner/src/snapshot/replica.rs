@@ -36,8 +36,9 @@ pub struct Replica {
 pub enum Phase {
     /// `PodScheduled` is not yet true.
     Unscheduled {
+        /// Of the scheduler's refusal, else of the pod's creation.
         since_ms: TimeMs,
-        /// The scheduler's message, empty while there is none.
+        /// The scheduler's message; empty: it has not looked at the pod.
         #[serde(default)]
         message: String,
     },

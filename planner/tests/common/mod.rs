@@ -327,6 +327,7 @@ fn replica(s: &mut Snapshot, w: &[&str]) {
             since_ms: since,
             message: "0/3 nodes are available: 3 cannot allocate all claims.".into(),
         },
+        "unlooked" => Phase::Unscheduled { since_ms: since, message: String::new() },
         "unprepared" => {
             Phase::Unprepared { since_ms: since, message: format!("{}: cannot write the checkpoint: disk full", w[3]) }
         }

@@ -239,7 +239,8 @@ pub fn apply(s: &mut Snapshot, actions: &[Action], now: TimeMs) {
                 Phase::Draining { until_ms, .. } | Phase::Terminating { until_ms } => *until_ms = Some(*deadline_ms),
                 phase => {
                     let may_resume = matches!(reason, EndReason::ScaleIn | EndReason::Reclaimed);
-                    *phase = Phase::Draining { since_ms: now, until_ms: Some(*deadline_ms), in_flight: Some(0), may_resume };
+                    *phase =
+                        Phase::Draining { since_ms: now, until_ms: Some(*deadline_ms), in_flight: Some(0), may_resume };
                 }
             },
             Action::Remove { .. } => replica(&mut s.deployments[d], &id).phase = Phase::Terminating { until_ms: None },

@@ -172,7 +172,10 @@ fn placed(facts: &Facts<'_>) -> Statement {
     if let Some(obstacle) = obstacle(facts).filter(|_| missing) {
         return state(types::PLACED, false, obstacle_reason(obstacle), obstacle.message.clone());
     }
-    let unscheduled = report.troubles.iter().any(|trouble| matches!(trouble.what, TroubleKind::Unscheduled { .. }));
+    let unscheduled = report
+        .troubles
+        .iter()
+        .any(|trouble| matches!(&trouble.what, TroubleKind::Unscheduled { message, .. } if !message.is_empty()));
     let reason = match report.outcome {
         Outcome::Draining => reasons::DELETING,
         Outcome::NoTenant => reasons::NO_TENANT,

@@ -302,6 +302,18 @@ mod tests {
     }
 
     #[test]
+    fn stream_that_stays_broken_makes_one_plan_and_gets_no_questions() {
+        let agents = Agents::default();
+        assert!(!agents.broke("node1"), "nothing was known of it");
+        let quiet = json!({"node": "node1", "at": "2026-01-01T00:00:00Z"});
+        agents.receive("node1", serde_json::from_value(quiet).unwrap());
+        assert_eq!(agents.connected(), BTreeSet::from(["node1".to_owned()]));
+        assert!(agents.broke("node1"));
+        assert!(!agents.broke("node1"));
+        assert!(agents.connected().is_empty());
+    }
+
+    #[test]
     fn heartbeat_makes_no_plan_and_news_and_a_stream_that_is_back_do() {
         let agents = Agents::default();
         let plans = |summary: serde_json::Value| agents.receive("node1", serde_json::from_value(summary).unwrap());

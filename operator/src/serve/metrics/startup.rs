@@ -150,6 +150,8 @@ mod tests {
         assert_eq!(seconds(&found[0].stages), [("schedule", 1), ("pull", 4), ("load", 7)]);
         assert_eq!(found[0].prediction_error(), Some(0.25));
         assert_eq!(startups.observe(&pods(&there)), []);
+        assert_eq!(startups.observe(&pods(&starting)), [], "it is not Ready for a moment");
+        assert_eq!(startups.observe(&pods(&there)), [], "it was Ready before");
     }
 
     #[test]

@@ -123,10 +123,10 @@ pub fn phase(now: Timestamp, pod: &Pod, was_ready: bool) -> Phase {
 fn unscheduled(now: Timestamp, pod: &Pod) -> Phase {
     let refusal = condition(pod, "PodScheduled").filter(|scheduled| scheduled.status == "False");
     let created = pod.metadata.creation_timestamp.as_ref().map_or(now, |time| time.0);
-    Phase::Unscheduled {
-        since_ms: millis(created),
-        message: refusal.and_then(|scheduled| scheduled.message.clone()).unwrap_or_default(),
-    }
+    let refused = refusal.and_then(|scheduled| scheduled.last_transition_time.as_ref()).map_or(created, |time| time.0);
+    let texts = refusal.map(|scheduled| [scheduled.message.clone(), scheduled.reason.clone()]);
+    let message = texts.into_iter().flatten().flatten().find(|text| !text.is_empty());
+    Phase::Unscheduled { since_ms: millis(refused), message: message.unwrap_or_default() }
 }
 
 /// Bound, and the node's agent reports that it cannot hand out the slice (a full disk, say): no container of

@@ -273,7 +273,7 @@ pub fn trouble(t: &Trouble) -> String {
     let pod = &t.pod;
     match &t.what {
         TroubleKind::Unscheduled { message, for_ms } if message.is_empty() => {
-            format!("{pod} was not scheduled for {}", age(*for_ms))
+            format!("{pod} waits for the scheduler to look at it for {}: it is busy or away", age(*for_ms))
         }
         TroubleKind::Unscheduled { message, for_ms } => {
             format!("{pod} was not scheduled for {}: {}", age(*for_ms), trim(message))

@@ -36,7 +36,8 @@ pub async fn two_tenants_share_one_gpu_and_a_third_waits_with_a_true_counterfact
     ensure!(w.pods(&c, "third").await?.is_empty(), "a pod exists for a replica that is not placed");
     let counterfactual = text(&waiting, "/status/decision/counterfactual");
     // The other tenant, and none of its deployments.
-    let names_it = counterfactual.contains(&format!("once tenant {} ends 1 replica", a.name)) && !counterfactual.contains("/left");
+    let names_it =
+        counterfactual.contains(&format!("once tenant {} ends 1 replica", a.name)) && !counterfactual.contains("/left");
     ensure!(names_it, "the counterfactual names another cure than the one that is tried next: {counterfactual}");
 
     w.cluster().delete("InferenceDeployment", &a.name, "left").await?;
