@@ -81,11 +81,11 @@ fn write(view: &mut View, prepared: Vec<Prepared>) {
             view.pods.insert(key(&replica.pod.metadata), Arc::new(replica.pod));
             view.claims.insert(key(&claim.metadata), Arc::new(claim));
         }
-        let (service, policy) = (due.make.service.unwrap().object, due.make.policy.unwrap().object);
-        let budget = due.make.budget.unwrap().object;
-        view.budgets.insert(key(&budget.metadata), Arc::new(budget));
-        view.services.insert(key(&service.metadata), Arc::new(service));
-        view.policies.insert(key(&policy.metadata), Arc::new(policy));
+        // What exists already is made once.
+        let (service, policy, budget) = (due.make.service, due.make.policy, due.make.budget);
+        view.services.extend(service.map(|made| (key(&made.object.metadata), Arc::new(made.object))));
+        view.policies.extend(policy.map(|made| (key(&made.object.metadata), Arc::new(made.object))));
+        view.budgets.extend(budget.map(|made| (key(&made.object.metadata), Arc::new(made.object))));
     }
 }
 

@@ -46,6 +46,9 @@ use crate::translate::{Built, build};
 
 /// Changes within this time are decided on together.
 const DEBOUNCE: Duration = Duration::from_millis(100);
+/// After a plan nothing is planned for so many times as long as it took, so that planning uses a quarter of a core at most.
+const REST: u32 = 3;
+const LONGEST_REST: Duration = Duration::from_secs(2);
 /// A process that does not lead only publishes its plan.
 const STANDBY_DEBOUNCE: Duration = Duration::from_secs(1);
 /// Without a change a plan is made this often: deadlines and back-offs end by themselves.
@@ -90,6 +93,8 @@ pub struct Control {
     /// What became of the replicas that were created.
     pub startups: Startups,
     pub sequence: u64,
+    /// What the last plan was made for.
+    pub before: Snapshot,
     /// The term for which a fresh list has been taken in.
     pub taken_over: Option<Term>,
 }
@@ -98,6 +103,7 @@ impl Control {
     pub async fn run(mut self, stop: CancellationToken) {
         let mut next = Instant::now();
         let mut last = Instant::now();
+        let mut rested = last;
         loop {
             let due = self.desk.next_try(last).map_or(next, |at| at.min(next));
             tokio::select! {
@@ -108,7 +114,8 @@ impl Control {
                 () = tokio::time::sleep_until(due.into()) => {}
             }
             let debounce = if self.leading.borrow().is_some() { DEBOUNCE } else { STANDBY_DEBOUNCE };
-            let pause = debounce.saturating_sub(last.elapsed()).max(Duration::from_millis(10));
+            let rest = rested.saturating_duration_since(Instant::now());
+            let pause = debounce.saturating_sub(last.elapsed()).max(rest).max(Duration::from_millis(10));
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = stop.cancelled() => break,
@@ -118,6 +125,7 @@ impl Control {
             self.desk.drain_finished(&self.journals, &self.metrics);
             last = Instant::now();
             next = last + self.turn().await;
+            rested = Instant::now() + rest_after(last.elapsed());
         }
         self.desk.finish().await;
     }
@@ -178,7 +186,9 @@ impl Control {
         self.memory.hold(held);
         self.sequence += 1;
         let started = Instant::now();
-        let built = build(view, &self.memory, self.sequence);
+        let mut built = build(view, &self.memory, self.sequence);
+        built.snapshot.share(&self.before);
+        self.before = built.snapshot.clone();
         let basis = Basis { view: view.clone(), memory: self.memory.clone(), policy: self.policy.clone() };
         let (plan, report) = self.prepared.plan(&built.snapshot, &self.policy, now);
         self.memory.borrowed(&report.shares);
@@ -338,6 +348,12 @@ impl Control {
             basis,
         }));
     }
+}
+
+/// How long nothing is planned after a plan that took so long: in a large cluster every moment brings something new, and
+/// planning would take a core for itself.
+fn rest_after(took: Duration) -> Duration {
+    (took * REST).min(LONGEST_REST)
 }
 
 /// How old the inputs of a decision are: the watches, the node agents (the oldest), the gateways.

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::Context;
 use kube::Client;
 use stowage_planner::Prepared;
-use stowage_planner::snapshot::Policy;
+use stowage_planner::snapshot::{Policy, Snapshot};
 use stowage_telemetry::health::{Heartbeat, Readiness};
 use stowage_telemetry::shutdown_signal;
 use tokio::sync::{Notify, watch};
@@ -154,6 +154,7 @@ impl Parts {
             scrapers: Arc::new(config.scrapers()?),
             startups: Startups::default(),
             sequence: 0,
+            before: Snapshot::default(),
             taken_over: None,
         };
         let stop_electing = CancellationToken::new();

@@ -15,7 +15,7 @@ use stowage_operator::observe::view::View;
 use stowage_operator::translate::build;
 use stowage_operator::translate::memory::Memory;
 use stowage_operator::translate::snapshot::replicas::millis;
-use stowage_planner::snapshot::Policy;
+use stowage_planner::snapshot::{Policy, Snapshot};
 use stowage_planner::{Prepared, check};
 
 use super::{objects, write};
@@ -95,6 +95,7 @@ struct Operator {
     prepared: Prepared,
     policy: Policy,
     sequence: u64,
+    before: Snapshot,
 }
 
 impl Operator {
@@ -104,7 +105,9 @@ impl Operator {
         let now = millis(view.now);
         let start = Instant::now();
         self.memory.observe(view, now);
-        let built = build(view, &self.memory, self.sequence);
+        let mut built = build(view, &self.memory, self.sequence);
+        built.snapshot.share(&self.before);
+        self.before = built.snapshot.clone();
         let building = start.elapsed();
         let (plan, report) = self.prepared.plan(&built.snapshot, &self.policy, now);
         self.memory.remember(&built.snapshot, &plan);
@@ -139,7 +142,8 @@ fn run(view: &mut View) {
     view.now = view.now.checked_add(5.seconds()).unwrap();
     // As fresh as the agents keep them.
     let observed = view.now.to_string();
-    for node in view.gpu_nodes.values_mut().step_by(12) {
+    let first = view.now.as_second() as usize / 5 % 12;
+    for node in view.gpu_nodes.values_mut().skip(first).step_by(12) {
         let mut fresh = node.as_ref().clone();
         let status = fresh.status.as_mut().unwrap();
         status.observed_time = serde_json::from_value(json!(observed)).unwrap();

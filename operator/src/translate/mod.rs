@@ -29,7 +29,7 @@ use snapshot::{deployments, nodes, promises, usage};
 use validate::classes::Classes;
 use validate::runtimes::Runtimes;
 use validate::tenants::Tenants;
-use validate::{Judged, References};
+use validate::{Judged, References, Wanted};
 
 /// The snapshot, and what was found out on the way.
 #[derive(Debug)]
@@ -65,7 +65,8 @@ pub fn build(view: &View, memory: &Memory, sequence: u64) -> Built {
     let lost = |node: &str| nodes::lost(view.nodes.get(&(String::new(), node.to_owned())).map(AsRef::as_ref));
     let slices = promises::by_gpu(&view.claims, &devices, &tenants, &isolation_of, &lost);
     let taken = usage::by_node(&view.pods);
-    let nodes = nodes::build(view, nodes::Parts { devices: &devices, classes: &classes, slices, taken });
+    let labels = judged.values().filter_map(|judged| judged.wanted()).flat_map(asked_labels).collect();
+    let nodes = nodes::build(view, nodes::Parts { devices: &devices, classes: &classes, slices, taken, labels });
     let snapshot = Snapshot {
         sequence,
         nodes: nodes.into_iter().map(Into::into).collect(),
@@ -84,4 +85,11 @@ pub fn build(view: &View, memory: &Memory, sequence: u64) -> Built {
     let strays = strays::due(view, &unclaimed, &|uid| memory.unclaimed_since(uid), millis(view.now));
     let orphaning = memory.orphaning().clone();
     Built { snapshot, judged, owned, tenants, classes, runtimes, orphaning, unclaimed, strays }
+}
+
+/// Keys of node labels on which a deployment's place depends.
+fn asked_labels(wanted: &Wanted) -> impl Iterator<Item = &str> {
+    let pod = &wanted.deployment.pod;
+    let spread = pod.topology_spread_constraints.iter().map(|spread| spread.topology_key.as_str());
+    pod.node_selector.keys().map(String::as_str).chain(spread)
 }

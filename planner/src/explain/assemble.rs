@@ -10,6 +10,7 @@ use crate::explain::report::{
     TenantReport, Wait,
 };
 use crate::explain::whatif::Findings;
+use crate::place::MAX_EXAMPLES;
 use crate::plan::BasedOn;
 use crate::snapshot::index::Index;
 use crate::snapshot::{Freshness, Snapshot, TimeMs};
@@ -179,8 +180,8 @@ fn ages(index: &Index) -> Vec<Ages> {
 /// Ages of the nodes that have what is asked for, whether or not they fit.
 fn inputs(ages: &[Ages], case: &Case<'_>) -> (u64, Vec<String>) {
     let of = || case.alternatives.iter().filter_map(|a| ages.get(a.class?));
-    let stale: BTreeSet<&String> = of().flat_map(|a| &a.stale).collect();
-    (of().map(|a| a.oldest_ms).max().unwrap_or(0), stale.into_iter().cloned().collect())
+    let stale: BTreeSet<&String> = of().flat_map(|a| a.stale.iter().take(MAX_EXAMPLES)).collect();
+    (of().map(|a| a.oldest_ms).max().unwrap_or(0), stale.into_iter().take(MAX_EXAMPLES).cloned().collect())
 }
 
 fn tenants(snapshot: &Snapshot, draft: &Draft<'_>) -> Vec<TenantReport> {

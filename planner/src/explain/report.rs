@@ -63,7 +63,8 @@ pub struct DeploymentReport {
     pub counterfactuals: Vec<Counterfactual>,
     /// Why there is none although the deployment waits.
     pub no_counterfactual: Option<NoCounterfactual>,
-    /// Oldest input of a node that this decision could have used, and the nodes that were too old.
+    /// Oldest input of a node that this decision could have used, and the first nodes that were too old: at most
+    /// [`MAX_EXAMPLES`].
     pub oldest_input_ms: u64,
     pub stale_nodes: Vec<String>,
     /// Why no pod of it that lives at present is Ready where it should be, one line per replica.

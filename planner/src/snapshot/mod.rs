@@ -19,6 +19,8 @@ mod scaling;
 mod shared;
 mod tenant;
 
+use std::collections::HashMap;
+
 use serde::{Deserialize, Serialize};
 pub use shared::Shared;
 pub use stowage_contracts::model::ModelKey;
@@ -60,4 +62,27 @@ pub struct Snapshot {
     /// What tenants borrowed of late, as the report on the last snapshot has it; none: as they borrow now.
     #[serde(default)]
     pub shares: Vec<DecayedShare>,
+}
+
+impl Snapshot {
+    /// Takes what is equal from the snapshot before, so that a plan that follows it need not read that again.
+    pub fn share(&mut self, before: &Snapshot) {
+        let nodes: HashMap<&str, &Shared<Node>> = before.nodes.iter().map(|node| (node.name.as_str(), node)).collect();
+        for node in &mut self.nodes {
+            if let Some(same) = nodes.get(node.name.as_str())
+                && ***same == **node
+            {
+                *node = (*same).clone();
+            }
+        }
+        let deployments: HashMap<(&DeploymentId, &str), &Shared<Deployment>> =
+            before.deployments.iter().map(|d| ((&d.id, d.uid.as_str()), d)).collect();
+        for d in &mut self.deployments {
+            if let Some(same) = deployments.get(&(&d.id, d.uid.as_str()))
+                && ***same == **d
+            {
+                *d = (*same).clone();
+            }
+        }
+    }
 }

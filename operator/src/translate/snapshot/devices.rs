@@ -1,6 +1,6 @@
 //! The GPUs that our driver publishes in ResourceSlices.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use k8s_openapi::api::resource::v1::{Device, ResourceSlice};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -26,6 +26,8 @@ pub struct Published {
 #[derive(Debug, Clone, Default)]
 pub struct Devices {
     by_name: BTreeMap<(String, String), Published>,
+    /// Pool and name by uuid; of two that have it, the first by pool and name.
+    by_uuid: HashMap<String, (String, String)>,
     /// Uuids by node.
     nodes: BTreeMap<String, BTreeSet<String>>,
 }
@@ -49,6 +51,9 @@ impl Devices {
                 devices.by_name.insert((spec.pool.name.clone(), device.name.clone()), published);
             }
         }
+        for (name, published) in devices.by_name.iter().rev() {
+            devices.by_uuid.insert(published.uuid.clone(), name.clone());
+        }
         devices
     }
 
@@ -58,7 +63,7 @@ impl Devices {
     }
 
     pub fn with_uuid(&self, uuid: &str) -> Option<&Published> {
-        self.by_name.values().find(|device| device.uuid == uuid)
+        self.by_name.get(self.by_uuid.get(uuid)?)
     }
 
     /// Uuids that the node's slices show.

@@ -4,7 +4,7 @@
 //! slices vanished (the kubelet deletes them 30 s after the agent's socket dies) is *stale* and keeps
 //! the capacity that its GpuNode last showed, so that its replicas are never taken for unplaced.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::{Node as KubeNode, Taint as KubeTaint};
 use stowage_crds::gpu_node::{GpuDevice, GpuNodeStatus, Health as Verdict};
@@ -17,6 +17,8 @@ use super::usage::Taken;
 use crate::observe::view::View;
 use crate::translate::validate::classes::Classes;
 
+/// Ages of fresh nodes are rounded up to a multiple of this: the heartbeat of agents.
+const FRESH_STEP_MS: u64 = 10_000;
 /// An agent that has reported is stale after three missed heartbeats.
 const STREAM_LIMIT_MS: u64 = 35_000;
 
@@ -30,6 +32,9 @@ pub struct Parts<'a> {
     pub classes: &'a Classes,
     pub slices: BTreeMap<String, Vec<Slice>>,
     pub taken: BTreeMap<String, Taken>,
+    /// Labels that some deployment asks for. The others make nodes differ that are equal to every decision: each node
+    /// has its own name as a label.
+    pub labels: BTreeSet<&'a str>,
 }
 
 pub fn build(view: &View, mut parts: Parts<'_>) -> Vec<Node> {
@@ -42,11 +47,13 @@ fn one(view: &View, node: &KubeNode, parts: &mut Parts<'_>) -> Node {
     let taken = parts.taken.remove(&name).unwrap_or_default();
     let status = view.gpu_nodes.get(&(String::new(), name.clone())).and_then(|stored| stored.status.as_ref());
     let freshness = freshness(view, &name, status, parts.devices);
+    let labels = node.metadata.labels.iter().flatten();
+    let owned = |(key, value): (&String, &String)| (key.clone(), value.clone());
     let gpus = status.map(|status| gpus(status, parts)).unwrap_or_default();
     Node {
         ready: ready(node),
         cordoned: spec.unschedulable.unwrap_or(false),
-        labels: node.metadata.labels.clone().unwrap_or_default(),
+        labels: labels.filter(|(key, _)| parts.labels.contains(key.as_str())).map(owned).collect(),
         taints: spec.taints.iter().flatten().filter_map(taint).collect(),
         allocatable: allocatable(node),
         used: taken.resources,
@@ -73,7 +80,11 @@ fn freshness(view: &View, name: &str, status: Option<&GpuNodeStatus>, devices: &
     };
     let published = devices.of_node(name);
     let all_published = status.devices.iter().all(|device| published.is_some_and(|uuids| uuids.contains(&device.uuid)));
-    if age_ms > limit_ms || !all_published { Freshness::Stale { age_ms } } else { Freshness::Fresh { age_ms } }
+    if age_ms > limit_ms || !all_published {
+        return Freshness::Stale { age_ms };
+    }
+    // Within a heartbeat all are of one age: a node that said nothing new is the node that it was.
+    Freshness::Fresh { age_ms: age_ms.div_ceil(FRESH_STEP_MS).max(1) * FRESH_STEP_MS }
 }
 
 fn gpus(status: &GpuNodeStatus, parts: &mut Parts<'_>) -> Vec<Gpu> {

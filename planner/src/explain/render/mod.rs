@@ -12,8 +12,8 @@ use std::fmt::Write as _;
 
 use crate::demand::Prediction;
 use crate::explain::report::{
-    Because, Change, Counterfactual, DecisionRecord, DeploymentReport, NoCounterfactual, Outcome, PlacementVerdict,
-    QuotaBinding, QuotaLimit, QuotaVerdict, RecordAction, TenantReport, Trouble, TroubleKind, Wait,
+    Because, Change, Counterfactual, DecisionRecord, DeploymentReport, MAX_EXAMPLES, NoCounterfactual, Outcome,
+    PlacementVerdict, QuotaBinding, QuotaLimit, QuotaVerdict, RecordAction, TenantReport, Trouble, TroubleKind, Wait,
 };
 pub use difference::dry_run;
 pub use scale::why as why_wanted;
@@ -405,7 +405,8 @@ pub fn explain(
         refused_lines(&mut out, v);
     }
     if !r.stale_nodes.is_empty() {
-        line(&mut out, "stale", &format!("no decision uses {}", r.stale_nodes.join(", ")));
+        let more = if r.stale_nodes.len() == MAX_EXAMPLES { ", …" } else { "" };
+        line(&mut out, "stale", &format!("no decision uses {}{more}", r.stale_nodes.join(", ")));
     }
     for t in &r.troubles {
         line(&mut out, "trouble", &trouble(t));
