@@ -40,6 +40,8 @@ use crate::translate::snapshot::strays::Stray;
 /// Tasks at work, of one tenant and of all.
 const LANES_PER_TENANT: usize = 4;
 const LANES: usize = 32;
+/// Tasks of one tenant at work or waiting for a lane: each holds what it will write. The next plan finds the rest.
+const TASKS_PER_TENANT: usize = 8 * LANES_PER_TENANT;
 /// A deployment that waits for the same reason has another event after this.
 const WAIT_EVENTS: Duration = Duration::from_secs(300);
 /// Distinct refusals of one deployment that are remembered as reported.
@@ -87,6 +89,9 @@ pub struct Tools<'a> {
 pub struct Desk {
     tasks: JoinSet<Done>,
     running: HashMap<Id, Subject>,
+    /// Tasks of each tenant, and whose each one is.
+    of_tenant: HashMap<String, usize>,
+    tenants: HashMap<Id, String>,
     entries: BTreeMap<Subject, Entry>,
     /// The last written statuses of cluster-scoped objects.
     cluster_gates: HashMap<String, Gate>,
@@ -152,7 +157,9 @@ impl Desk {
             entry.obstacles.clear();
         }
         let now = Instant::now();
-        if entry.busy || entry.backoff.holds_all(now) {
+        let tenant = share.case.tenant.as_ref().unwrap_or(&share.case.id.namespace).clone();
+        let tasks = self.of_tenant.get(&tenant).copied().unwrap_or(0);
+        if entry.busy || tasks >= TASKS_PER_TENANT || entry.backoff.holds_all(now) {
             return;
         }
         let (prepared, held) = entry.allowed(prepare(&share.case, share.now), now);
@@ -167,7 +174,7 @@ impl Desk {
         entry.assumed = assume(&prepared, tools.journals);
         let before = entry.obstacles.clone();
         let (gate, reported, noticed) = (entry.gate.clone(), entry.reported.clone(), entry.noticed.clone());
-        let lanes = (self.lane(share.case.tenant.as_ref().unwrap_or(&share.case.id.namespace)), self.global());
+        let lanes = (self.lane(&tenant), self.global());
         let task = Task {
             share,
             prepared,
@@ -184,6 +191,8 @@ impl Desk {
         };
         let handle = self.tasks.spawn(task.run(lanes));
         self.running.insert(handle.id(), subject);
+        *self.of_tenant.entry(tenant.clone()).or_default() += 1;
+        self.tenants.insert(handle.id(), tenant);
     }
 
     /// Statuses of cluster-scoped kinds, one task for all of them.
@@ -302,6 +311,10 @@ impl Desk {
             }
         };
         let Some(subject) = self.running.remove(&task) else { return };
+        if let Some(tasks) = self.tenants.remove(&task).and_then(|tenant| self.of_tenant.get_mut(&tenant)) {
+            *tasks -= 1;
+        }
+        self.of_tenant.retain(|_, tasks| *tasks > 0);
         metrics.write_outcome(if done.failed.is_empty() { "ok" } else { "failed" });
         let entry = self.entries.entry(subject).or_default();
         for key in entry.assumed.drain(..) {
@@ -349,6 +362,10 @@ impl Entry {
                     continue;
                 }
                 self.waited.insert(record.trigger, Instant::now());
+            }
+            // A creation that was not carried out is decided anew, perhaps for another place.
+            if record.action == RecordAction::Create {
+                self.records.retain(|old| old.action != record.action || old.replica != record.replica);
             }
             self.records.push(record.clone());
         }
