@@ -410,7 +410,7 @@ fn deployment_scales_to_zero_where_its_gateways_hold_requests_for_long_enough() 
 }
 
 #[test]
-fn starts_are_measured_and_told_from_the_third_on() {
+fn starts_are_measured_and_reported_from_the_third_on() {
     let whole = |seconds: &[u64]| seconds.iter().map(|seconds| (*seconds, 0)).collect::<Vec<_>>();
     for (pods, spec_hash, status, words) in [
         (whole(&[9]), None, json!(null), "cold start 9.0 s (1 measured)"),

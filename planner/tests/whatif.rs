@@ -159,7 +159,7 @@ proptest! {
             let conditions = report.deployments.iter().map(|r| (&r.deployment, render::condition_message(r)));
             for (id, text) in records.chain(conditions) {
                 let named = s.deployments.iter().find(|d| d.id.namespace != id.namespace && text.contains(&d.id.to_string()));
-                prop_assert!(named.is_none(), "{id} is told: {text}");
+                prop_assert!(named.is_none(), "{id} reads: {text}");
             }
             apply(&mut s, &p.actions, now);
             now += 10_000;

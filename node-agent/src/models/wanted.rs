@@ -27,6 +27,16 @@ impl Wanted {
     }
 }
 
+/// Whether a claim needs the model.
+pub fn is_claimed(wanted: &BTreeMap<ModelKey, Wanted>, key: &ModelKey) -> bool {
+    wanted.get(key).is_some_and(|wanted| !wanted.is_ahead())
+}
+
+/// Whether the model is wanted ahead of need and by no claim.
+pub fn is_ahead(wanted: &BTreeMap<ModelKey, Wanted>, key: &ModelKey) -> bool {
+    wanted.get(key).is_some_and(Wanted::is_ahead)
+}
+
 pub fn wanted(
     checkpoint: &Checkpoint,
     commits: &Commits,

@@ -1,6 +1,8 @@
 //! The task that makes the cache agree with the claims. Beside the driver, never inside `prepare`, which holds the node.
 //!
-//! One agent of the node at a time: in a rolling update the new one waits for the old one's lock.
+//! What is removed for what, and what a fetch may take, is in `room`. One agent of the node at a time: in a rolling update the new one waits for the old one's lock.
+
+mod room;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -21,12 +23,11 @@ use crate::device::process::Processes;
 use crate::dra::checkpoint::Checkpoint;
 use crate::dra::model_dirs::ClaimDirectories;
 use crate::models::estimate::Estimator;
-use crate::models::evict::{Cached, evict, make_free};
 use crate::models::job::{Active, Done, Job, Todo};
-use crate::models::preloads::{Asked, has_room};
+use crate::models::preloads::Asked;
 use crate::models::store::Store;
 use crate::models::turns::{AT_ONCE, Turns, Waiting};
-use crate::models::wanted::{Commits, Wanted, wanted};
+use crate::models::wanted::{Commits, Wanted, is_ahead, wanted};
 use crate::models::{ModelsState, login};
 
 /// Models that are reported: as many as the status of a GpuNode may hold.
@@ -265,7 +266,7 @@ impl Task {
         let cached = self.make_room(wanted)?;
         let waiting: Vec<_> = wanted.iter().filter(|(key, w)| !w.is_ahead() && !self.is_done(key, w)).collect();
         let fetches = waiting.into_iter().map(|(key, wanted)| self.shown(key, wanted)).collect();
-        let cached = most_recent(cached);
+        let cached = room::most_recent(cached);
         let state = ModelsState { cached, fetches, commits: self.commits.clone() };
         self.state.send_if_modified(|old| {
             let changed = *old != state;
@@ -336,7 +337,7 @@ impl Task {
 
     /// A fetch ahead of need ends when one for a claim runs; it goes on later where it was.
     fn stop_for_claims(&mut self, wanted: &BTreeMap<ModelKey, Wanted>) {
-        let ahead = |key: &ModelKey| wanted.get(key).is_some_and(Wanted::is_ahead);
+        let ahead = |key: &ModelKey| is_ahead(wanted, key);
         if self.active.keys().all(ahead) || !self.active.keys().any(ahead) {
             return;
         }
@@ -370,19 +371,6 @@ impl Task {
             Ok(None) => {}
             Err(err) => self.fail(&key, &err),
         }
-    }
-
-    /// Ends a fetch ahead of need that turns out to be larger than what is free for such. Before anything makes room for it.
-    fn stop_without_room(&mut self, wanted: &BTreeMap<ModelKey, Wanted>) -> std::io::Result<()> {
-        let ahead = |key: &&ModelKey| wanted.get(key).is_some_and(Wanted::is_ahead);
-        let Some(key) = self.active.keys().find(ahead).cloned() else { return Ok(()) };
-        let held = self.store.list()?.values().map(|model| model.bytes).sum();
-        let total = self.active.get(&key).map_or(0, |active| active.progress.borrow().total);
-        if !has_room(held, total, self.limit) {
-            self.active.remove(&key).into_iter().for_each(|active| active.task.abort());
-            self.fail(&key, &FetchError::CacheFull { needed: total, free: self.limit.saturating_sub(held) });
-        }
-        Ok(())
     }
 
     /// Whether it failed a short time ago.
@@ -484,7 +472,7 @@ impl Task {
             }
             Err(err) => {
                 let full = matches!(err, FetchError::DiskFull { .. } | FetchError::CacheFull { .. });
-                if full && !self.wanted().get(key).is_some_and(Wanted::is_ahead) {
+                if full && !is_ahead(&self.wanted(), key) {
                     self.forget_ahead();
                     if let FetchError::DiskFull { needed, free } = err {
                         self.free(needed.saturating_sub(free));
@@ -517,63 +505,11 @@ impl Task {
         tracing::warn!(model = %key, %err, "a model cannot be fetched");
         let in_a_row = self.failed.get(key).map_or(1, |failed| failed.in_a_row.saturating_add(1));
         let error = err.to_string().chars().take(MAX_ERROR).collect();
-        let ahead = self.wanted().get(key).is_some_and(Wanted::is_ahead);
+        let ahead = is_ahead(&self.wanted(), key);
         let full = matches!(err, FetchError::DiskFull { .. } | FetchError::CacheFull { .. });
         let room_comes = full && self.stopped_ahead.is_some_and(|at| at.elapsed() < ROOM_COMES);
         let again = Instant::now() + if room_comes { RETRY_SOON } else { pause(err, in_a_row) };
         self.failed.insert(key.clone(), Failed { error, ahead, in_a_row, again });
-    }
-
-    /// Keeps the cache within its limit; what is left.
-    fn make_room(&self, wanted: &BTreeMap<ModelKey, Wanted>) -> std::io::Result<BTreeMap<ModelKey, Cached>> {
-        let mut cached = self.store.list()?;
-        for (key, model) in &mut cached {
-            model.in_use |= wanted.get(key).is_some_and(|wanted| !wanted.is_ahead());
-        }
-        let models: Vec<Cached> = cached.values().cloned().collect();
-        for key in evict(&models, self.limit, self.fetcher.room.reserved()) {
-            match self.store.remove(&key) {
-                Ok(()) => tracing::info!(model = %key, "removed an unused model, the cache is full"),
-                Err(err) => tracing::error!(model = %key, %err, "cannot remove a model"),
-            }
-            if self.store.model(&key).is_none() {
-                cached.remove(&key);
-            }
-        }
-        let in_use: u64 = cached.values().filter(|model| model.in_use).map(|model| model.bytes).sum();
-        // What was fetched ahead of need in part makes way.
-        let claimed = |key: &ModelKey| wanted.get(key).is_some_and(|wanted| !wanted.is_ahead());
-        let partial = self.store.partial_bytes(claimed)?;
-        self.fetcher.room.set_limit(self.limit.saturating_sub(in_use).saturating_sub(partial));
-        Ok(cached)
-    }
-
-    /// Removes what was fetched in part of models that no claim waits for.
-    fn forget_ahead(&mut self) {
-        let wanted = self.wanted();
-        let claimed = |key: &ModelKey| wanted.get(key).is_some_and(|wanted| !wanted.is_ahead());
-        if let Err(err) = self.store.forget_partials(claimed) {
-            tracing::error!(%err, "cannot remove what was fetched ahead of need in part");
-        }
-    }
-
-    /// Removes unused models for a file that does not fit on the disk.
-    fn free(&mut self, bytes: u64) {
-        let wanted = self.wanted();
-        let Ok(cached) = self.store.list() else { return };
-        let models: Vec<Cached> = cached
-            .into_values()
-            .map(|model| {
-                let claimed = wanted.get(&model.key).is_some_and(|wanted| !wanted.is_ahead());
-                Cached { in_use: model.in_use || claimed, ..model }
-            })
-            .collect();
-        for key in make_free(&models, bytes) {
-            tracing::info!(model = %key, "removing an unused model, the disk is full");
-            if let Err(err) = self.store.remove(&key) {
-                tracing::error!(model = %key, %err, "cannot remove a model");
-            }
-        }
     }
 
     fn shown(&mut self, key: &ModelKey, wanted: &Wanted) -> ModelFetch {
@@ -607,13 +543,6 @@ impl Task {
             }
         }
     }
-}
-
-/// What is reported of the cache: what is in use or was used last, as far as there is room for it.
-fn most_recent(cached: BTreeMap<ModelKey, Cached>) -> BTreeMap<ModelKey, u64> {
-    let mut models: Vec<Cached> = cached.into_values().collect();
-    models.sort_by_key(|model| std::cmp::Reverse((model.in_use, model.used_at, model.key.clone())));
-    models.into_iter().take(MAX_CACHED).map(|model| (model.key, model.bytes)).collect()
 }
 
 /// The pause after this many failures in a row.
@@ -650,17 +579,5 @@ mod tests {
         ] {
             assert_eq!(pause(&err, in_a_row).as_secs(), seconds, "{err} × {in_a_row}");
         }
-    }
-
-    #[test]
-    fn models_in_use_and_the_last_used_are_reported() {
-        let model = |n: usize| {
-            let (key, used_at) = (ModelKey::read(&format!("m{n:04}")), n as u64);
-            (key.clone(), Cached { key, bytes: 1, in_use: n == 0, used_at })
-        };
-        let shown = most_recent((0..2 * MAX_CACHED).map(model).collect());
-        assert_eq!(shown.len(), MAX_CACHED);
-        assert!(shown.contains_key(&ModelKey::read("m0000")) && shown.contains_key(&ModelKey::read("m0511")));
-        assert!(!shown.contains_key(&ModelKey::read("m0001")));
     }
 }

@@ -1,0 +1,97 @@
+//! What is removed from the cache, and for what: claims come before what is fetched ahead of need, and nothing that is in
+//! use leaves.
+
+use std::collections::BTreeMap;
+
+use stowage_contracts::model::ModelKey;
+use stowage_fetch::FetchError;
+
+use super::{MAX_CACHED, Task};
+use crate::models::evict::{Cached, evict, make_free};
+use crate::models::preloads::has_room;
+use crate::models::wanted::{Wanted, is_ahead, is_claimed};
+
+impl Task {
+    /// Ends a fetch ahead of need that turns out to be larger than what is free for such. Before anything makes room for it.
+    pub(super) fn stop_without_room(&mut self, wanted: &BTreeMap<ModelKey, Wanted>) -> std::io::Result<()> {
+        let Some(key) = self.active.keys().find(|key| is_ahead(wanted, key)).cloned() else { return Ok(()) };
+        let held = self.store.list()?.values().map(|model| model.bytes).sum();
+        let total = self.active.get(&key).map_or(0, |active| active.progress.borrow().total);
+        if !has_room(held, total, self.limit) {
+            self.active.remove(&key).into_iter().for_each(|active| active.task.abort());
+            self.fail(&key, &FetchError::CacheFull { needed: total, free: self.limit.saturating_sub(held) });
+        }
+        Ok(())
+    }
+
+    /// Keeps the cache within its limit; what is left.
+    pub(super) fn make_room(&self, wanted: &BTreeMap<ModelKey, Wanted>) -> std::io::Result<BTreeMap<ModelKey, Cached>> {
+        let mut cached = self.store.list()?;
+        for (key, model) in &mut cached {
+            model.in_use |= is_claimed(wanted, key);
+        }
+        let models: Vec<Cached> = cached.values().cloned().collect();
+        for key in evict(&models, self.limit, self.fetcher.room.reserved()) {
+            match self.store.remove(&key) {
+                Ok(()) => tracing::info!(model = %key, "removed an unused model, the cache is full"),
+                Err(err) => tracing::error!(model = %key, %err, "cannot remove a model"),
+            }
+            if self.store.model(&key).is_none() {
+                cached.remove(&key);
+            }
+        }
+        let in_use: u64 = cached.values().filter(|model| model.in_use).map(|model| model.bytes).sum();
+        // What was fetched ahead of need in part makes way.
+        let partial = self.store.partial_bytes(|key| is_claimed(wanted, key))?;
+        self.fetcher.room.set_limit(self.limit.saturating_sub(in_use).saturating_sub(partial));
+        Ok(cached)
+    }
+
+    /// Removes what was fetched in part of models that no claim waits for.
+    pub(super) fn forget_ahead(&mut self) {
+        let wanted = self.wanted();
+        if let Err(err) = self.store.forget_partials(|key| is_claimed(&wanted, key)) {
+            tracing::error!(%err, "cannot remove what was fetched ahead of need in part");
+        }
+    }
+
+    /// Removes unused models for a file that does not fit on the disk.
+    pub(super) fn free(&mut self, bytes: u64) {
+        let wanted = self.wanted();
+        let Ok(cached) = self.store.list() else { return };
+        let models: Vec<Cached> = cached
+            .into_values()
+            .map(|model| Cached { in_use: model.in_use || is_claimed(&wanted, &model.key), ..model })
+            .collect();
+        for key in make_free(&models, bytes) {
+            tracing::info!(model = %key, "removing an unused model, the disk is full");
+            if let Err(err) = self.store.remove(&key) {
+                tracing::error!(model = %key, %err, "cannot remove a model");
+            }
+        }
+    }
+}
+
+/// What is reported of the cache: what is in use or was used last, as far as there is room for it.
+pub(super) fn most_recent(cached: BTreeMap<ModelKey, Cached>) -> BTreeMap<ModelKey, u64> {
+    let mut models: Vec<Cached> = cached.into_values().collect();
+    models.sort_by_key(|model| std::cmp::Reverse((model.in_use, model.used_at, model.key.clone())));
+    models.into_iter().take(MAX_CACHED).map(|model| (model.key, model.bytes)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn models_in_use_and_the_last_used_are_reported() {
+        let model = |n: usize| {
+            let (key, used_at) = (ModelKey::read(&format!("m{n:04}")), n as u64);
+            (key.clone(), Cached { key, bytes: 1, in_use: n == 0, used_at })
+        };
+        let shown = most_recent((0..2 * MAX_CACHED).map(model).collect());
+        assert_eq!(shown.len(), MAX_CACHED);
+        assert!(shown.contains_key(&ModelKey::read("m0000")) && shown.contains_key(&ModelKey::read("m0511")));
+        assert!(!shown.contains_key(&ModelKey::read("m0001")));
+    }
+}
