@@ -78,8 +78,8 @@ fn write(view: &mut View, prepared: Vec<Prepared>) {
     for due in prepared {
         for replica in due.make.create {
             let claim = replica.claim.unwrap();
-            view.pods.insert(key(&replica.pod.metadata), Arc::new(replica.pod));
-            view.claims.insert(key(&claim.metadata), Arc::new(claim));
+            view.pods.insert(key(&replica.pod.metadata), Arc::new(replica.pod.into()));
+            view.claims.insert(key(&claim.metadata), Arc::new(claim.into()));
         }
         // What exists already is made once.
         let (service, policy, budget) = (due.make.service, due.make.policy, due.make.budget);

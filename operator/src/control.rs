@@ -189,6 +189,7 @@ impl Control {
         let mut built = build(view, &self.memory, self.sequence);
         built.snapshot.share(&self.before);
         self.before = built.snapshot.clone();
+        self.memory.keep(view, &built);
         let basis = Basis { view: view.clone(), memory: self.memory.clone(), policy: self.policy.clone() };
         let (plan, report) = self.prepared.plan(&built.snapshot, &self.policy, now);
         self.memory.borrowed(&report.shares);

@@ -82,8 +82,8 @@ fn run(view: &mut View, published: &Published) {
             {"type": "PodScheduled", "status": "True"},
             {"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T11:30:00Z"}]});
         pod.status = Some(serde_json::from_value(status).unwrap());
-        view.claims.insert(key(&claim.metadata.name, &claim.metadata.namespace), Arc::new(claim));
-        view.pods.insert(key(&pod.metadata.name, &pod.metadata.namespace), Arc::new(pod));
+        view.claims.insert(key(&claim.metadata.name, &claim.metadata.namespace), Arc::new(claim.into()));
+        view.pods.insert(key(&pod.metadata.name, &pod.metadata.namespace), Arc::new(pod.into()));
     }
 }
 

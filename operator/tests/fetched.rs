@@ -4,7 +4,7 @@
 #[path = "support/objects.rs"]
 mod objects;
 
-use objects::{insert, view};
+use objects::{identified, insert, view};
 use serde_json::{Value, json};
 use stowage_contracts::estimate::Estimate;
 use stowage_contracts::preload::MAX_PRELOADS_OF_TENANT;
@@ -130,7 +130,7 @@ fn one_replica_resolves_a_branch_and_all_others_get_its_commit() {
     // The agent of its node reports the commit.
     let mut claim = claim.clone();
     claim["metadata"]["uid"] = json!("claim-1");
-    insert(&mut view.claims, &claim, |claim| serde_json::from_value(claim.clone()).unwrap());
+    insert(&mut view.claims, &claim, identified);
     let report = |uid: &str| AgentReport { commits: [(uid.to_owned(), FIRST.to_owned())].into(), ..Default::default() };
     view.agents.insert("node1".into(), report("claim-of-another"));
     assert_eq!(run(&view).1["model"], Value::Null);

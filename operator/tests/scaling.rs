@@ -5,6 +5,7 @@
 mod objects;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
@@ -128,7 +129,7 @@ fn drains(view: &mut View, since: &str, until: &str) {
     let annotations = pod.metadata.annotations.as_mut().unwrap();
     annotations.insert(ANNOTATION_DRAINING.into(), since.into());
     annotations.insert(ANNOTATION_DRAIN_UNTIL.into(), until.into());
-    view.pods.insert(key, pod.into());
+    view.pods.insert(key, Arc::new(pod.into()));
 }
 
 fn removed(view: &View, memory: &Memory) -> Vec<EndReason> {
@@ -173,7 +174,7 @@ fn resumed(reason: Option<&str>) -> Vec<String> {
     let annotations = pod.metadata.annotations.as_mut().unwrap();
     annotations.insert(ANNOTATION_DRAINING.into(), "2026-01-01T11:59:50Z".into());
     annotations.extend(reason.map(|reason| (ANNOTATION_DRAIN_REASON.to_owned(), reason.to_owned())));
-    view.pods.insert(key, pod.into());
+    view.pods.insert(key, Arc::new(pod.into()));
     let answer = Answer { in_flight: [("p".to_owned(), 1)].into(), at: millis(view.now), unread: None };
     view.gateways.drains.gateways.insert("g".into(), answer);
     let built = build(&view, &Memory::default(), 1);
@@ -208,7 +209,7 @@ fn reclaimed(annotations: &[(&str, &str)], deleted: bool, reason: EndReason) -> 
     let own = pod.metadata.annotations.as_mut().unwrap();
     own.extend(annotations.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
     pod.metadata.deletion_timestamp = deleted.then(|| Time("2026-01-01T13:00:00Z".parse().unwrap()));
-    view.pods.insert(key, pod.into());
+    view.pods.insert(key, Arc::new(pod.into()));
     let built = build(&view, &Memory::default(), 1);
     let (mut plan, report) = stowage_planner::plan(&built.snapshot, &Policy::default(), millis(view.now));
     let replica = ReplicaId { deployment: DeploymentId::new("team-a", "chat"), index: 0, incarnation: 0 };
@@ -360,7 +361,7 @@ fn started(pods: &[(u64, u32)], spec_hash: Option<&str>, seen: bool, stated: Opt
     let first = view.pods[&("team-a".to_owned(), "chat-1".to_owned())].clone();
     view.pods.retain(|_, pod| pod.metadata.namespace.as_deref() != Some("team-a"));
     for (index, (seconds, restarts)) in pods.iter().enumerate() {
-        let mut pod = serde_json::to_value(first.as_ref()).unwrap();
+        let mut pod = serde_json::to_value(&**first).unwrap();
         let ready = Timestamp::from_second(view.now.as_second() - 1000 + i64::try_from(*seconds).unwrap()).unwrap();
         let created = Timestamp::from_second(view.now.as_second() - 1000).unwrap();
         (pod["metadata"]["name"], pod["metadata"]["uid"]) =
@@ -373,8 +374,10 @@ fn started(pods: &[(u64, u32)], spec_hash: Option<&str>, seen: bool, stated: Opt
         pod["status"]["conditions"][1]["lastTransitionTime"] = json!(ready.to_string());
         pod["status"]["containerStatuses"] = json!([{"name": "engine", "image": "i", "imageID": "", "ready": true,
             "restartCount": restarts}]);
-        view.pods
-            .insert(("team-a".to_owned(), format!("chat-{index}")), serde_json::from_value::<Pod>(pod).unwrap().into());
+        view.pods.insert(
+            ("team-a".to_owned(), format!("chat-{index}")),
+            Arc::new(serde_json::from_value::<Pod>(pod).unwrap().into()),
+        );
     }
     let key = ("team-a".to_owned(), "chat".to_owned());
     let mut stored = view.deployments[&key].as_ref().clone();

@@ -7,15 +7,17 @@ use std::time::Instant;
 use jiff::ToSpan;
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
-use stowage_contracts::names::ANNOTATION_PLACEMENT;
+use stowage_contracts::names::{ANNOTATION_PLACEMENT, DRAIN_FINALIZER};
 use stowage_operator::execute::build::prepare;
 use stowage_operator::execute::case::cases;
+use stowage_operator::execute::case::rest::Rest;
 use stowage_operator::execute::status;
-use stowage_operator::observe::view::View;
+use stowage_operator::observe::view::{StoredDeployment, View};
 use stowage_operator::translate::build;
 use stowage_operator::translate::memory::Memory;
 use stowage_operator::translate::snapshot::replicas::millis;
-use stowage_planner::snapshot::{Policy, Snapshot};
+use stowage_planner::report::DeploymentReport;
+use stowage_planner::snapshot::{DeploymentId, Policy, Snapshot};
 use stowage_planner::{Prepared, check};
 
 use super::{objects, write};
@@ -33,8 +35,11 @@ pub fn main() {
     let mut view = fleet(nodes, deployments, given["--replicas"]);
     let cold = operator.turn(&mut view);
     let pods = view.pods.len();
-    run(&mut view);
-    operator.turn(&mut view);
+    // Until all run and their statuses say so.
+    for _ in 0..3 {
+        run(&mut view);
+        operator.turn(&mut view);
+    }
     let mut turns: Vec<Parts> = (0..ROUNDS)
         .map(|round| {
             one_more(&mut view, round * 7 % deployments);
@@ -96,11 +101,13 @@ struct Operator {
     policy: Policy,
     sequence: u64,
     before: Snapshot,
+    rests: BTreeMap<DeploymentId, Rest>,
 }
 
 impl Operator {
     /// One turn, carried out.
-    fn turn(&mut self, view: &mut View) -> Parts {
+    fn turn(&mut self, given: &mut View) -> Parts {
+        let view = &Arc::new(given.clone());
         self.sequence += 1;
         let now = millis(view.now);
         let start = Instant::now();
@@ -108,20 +115,35 @@ impl Operator {
         let mut built = build(view, &self.memory, self.sequence);
         built.snapshot.share(&self.before);
         self.before = built.snapshot.clone();
+        self.memory.keep(view, &built);
         let building = start.elapsed();
         let (plan, report) = self.prepared.plan(&built.snapshot, &self.policy, now);
         self.memory.remember(&built.snapshot, &plan);
         let planned = start.elapsed();
         assert_eq!(check::check(&built.snapshot, &plan), []);
         let checked = start.elapsed();
-        let due = cases(view, &built, &plan, &report).map(|case| {
-            let status = status::render(&case, report.of(&case.id), &[], None, view.now);
-            let differs = status::differs(&case.stored.raw_status, &status);
-            (differs, prepare(&case, view.now))
-        });
-        let due: Vec<_> = due.map(|(_, due)| due).filter(|due| !due.is_empty()).collect();
+        let reports: BTreeMap<&DeploymentId, &DeploymentReport> =
+            report.deployments.iter().map(|report| (&report.deployment, report)).collect();
+        let (mut due, mut statuses) = (Vec::new(), Vec::new());
+        for case in cases(view, &built, &plan, &report) {
+            let report = reports.get(&case.id).copied();
+            if self.rests.get(&case.id).is_some_and(|rest| rest.holds(&case, report, view.now)) {
+                continue;
+            }
+            let (id, prepared) = (case.id.clone(), prepare(&case, view.now));
+            let status = status::render(&case, report, &[], None, view.now);
+            if !prepared.is_empty() {
+                due.push(prepared);
+            } else if !status::differs(&case.stored.raw_status, &status) {
+                let rest = Rest::begin(case, report.cloned(), view.now);
+                self.rests.extend(rest.map(|rest| (id, rest)));
+                continue;
+            }
+            statuses.push((id, status));
+        }
         let reported = start.elapsed();
-        write(view, due);
+        write(given, due);
+        say(given, statuses);
         let ms = |time: std::time::Duration| time.as_secs_f64() * 1000.0;
         Parts {
             build: ms(building),
@@ -132,11 +154,24 @@ impl Operator {
     }
 }
 
+/// The statuses are as they were written.
+fn say(view: &mut View, statuses: Vec<(DeploymentId, Value)>) {
+    for (id, status) in statuses {
+        let stored = view.deployments.get_mut(&(id.namespace, id.name)).unwrap();
+        let next = StoredDeployment {
+            status: serde_json::from_value(status.clone()).unwrap(),
+            raw_status: status,
+            ..stored.as_ref().clone()
+        };
+        *stored = Arc::new(next);
+    }
+}
+
 /// What scheduler and kubelets do, at once; then five seconds pass.
 fn run(view: &mut View) {
     for pod in view.pods.values_mut() {
         if pod.status.as_ref().is_none_or(|status| status.phase.as_deref() != Some("Running")) {
-            *pod = Arc::new(ready(pod));
+            *pod = Arc::new(ready(pod).into());
         }
     }
     view.now = view.now.checked_add(5.seconds()).unwrap();
@@ -202,6 +237,7 @@ fn fleet(nodes: usize, deployments: usize, replicas: usize) -> View {
         next.meta.name = Some(name.clone());
         next.meta.namespace = Some(namespace.clone());
         next.meta.uid = Some(format!("7f1d3c1e-0000-4000-8000-{n:012}"));
+        next.meta.finalizers = Some(vec![DRAIN_FINALIZER.to_owned()]);
         let spec = next.spec.as_mut().unwrap();
         spec.model.name = None;
         spec.replicas = u32::try_from(replicas).unwrap();

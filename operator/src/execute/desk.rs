@@ -6,6 +6,7 @@
 //! deployments of one tenant do not delay a single one of another. What failed waits, as
 //! [`Backoff`] says.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,10 +22,11 @@ use tokio::task::{Id, JoinError, JoinSet};
 use super::apply::Applied;
 use super::backoff::{Backoff, Failing, Part};
 use super::build::{Prepared, prepare};
+use super::case::rest::Rest;
 use super::case::{Case, cases};
 use super::cluster::ClusterStatus;
 use super::refusal::Obstacle;
-use super::status::Gate;
+use super::status::{self, Gate};
 use super::strays;
 use super::task::{CarriedOut, Done, Share, Task};
 use super::write::Writer;
@@ -73,6 +75,8 @@ struct Entry {
     /// When the deployment was last reported to wait, by why.
     waited: HashMap<Trigger, Instant>,
     gate: Gate,
+    /// As it was when nothing was left to do.
+    rest: Option<Rest>,
     /// Creations that count as existing while the task runs.
     assumed: Vec<(String, String)>,
 }
@@ -124,7 +128,7 @@ pub fn shares<'a>(
     built: &'a Built,
     decided: Decided<'a>,
     term: Term,
-) -> impl Iterator<Item = Share> + 'a {
+) -> impl Iterator<Item = Share<'a>> + 'a {
     let Decided { plan, report, fresh, mut bottlenecks, mut held } = decided;
     let reports: BTreeMap<&DeploymentId, &DeploymentReport> =
         report.deployments.iter().map(|report| (&report.deployment, report)).collect();
@@ -134,7 +138,7 @@ pub fn shares<'a>(
     }
     cases(view, built, plan, report).map(move |case| Share {
         term,
-        report: reports.get(&case.id).map(|report| (*report).clone()),
+        report: reports.get(&case.id).map(|report| Cow::Borrowed(*report)),
         fresh: by_object.remove(&case.id).unwrap_or_default(),
         now: view.now,
         case: Case {
@@ -147,10 +151,14 @@ pub fn shares<'a>(
 
 impl Desk {
     /// Starts what the share needs, if anything and if its deployment is not busy.
-    pub fn dispatch(&mut self, share: Share, tools: Tools<'_>) {
+    pub fn dispatch(&mut self, share: Share<'_>, tools: Tools<'_>) {
         let subject = Subject::Deployment(share.case.id.clone());
         let entry = self.entries.entry(subject.clone()).or_default();
         entry.keep_records(&share);
+        if entry.rests(&share) {
+            return;
+        }
+        entry.rest = None;
         let stored = &share.case.stored;
         if entry.backoff.acted(stored.uid(), stored.generation(), stored.deleting()) {
             entry.reported.clear();
@@ -166,7 +174,11 @@ impl Desk {
         let records = std::mem::take(&mut entry.records);
         if prepared.is_empty() && records.is_empty() {
             let status = share.render(&Applied::nothing(held.clone()));
+            let said = !status::differs(&share.case.stored.raw_status, &status);
             if entry.gate.due(&share.case, status, now).is_none() {
+                if said && held.is_empty() {
+                    entry.rest = Rest::begin(share.case, share.report.map(Cow::into_owned), share.now);
+                }
                 return;
             }
         }
@@ -176,7 +188,7 @@ impl Desk {
         let (gate, reported, noticed) = (entry.gate.clone(), entry.reported.clone(), entry.noticed.clone());
         let lanes = (self.lane(&tenant), self.global());
         let task = Task {
-            share,
+            share: share.owned(),
             prepared,
             held,
             before,
@@ -351,7 +363,7 @@ impl Desk {
 impl Entry {
     /// Keeps the decisions that are new, for their events. That something still waits, with other
     /// numbers, is nothing new: the condition and the decision log show it.
-    fn keep_records(&mut self, share: &Share) {
+    fn keep_records(&mut self, share: &Share<'_>) {
         for record in &share.fresh {
             if record.trigger == Trigger::Waits(Outcome::Refused) {
                 // The refusal has an event of its own, once per distinct reason.
@@ -369,6 +381,12 @@ impl Entry {
             }
             self.records.push(record.clone());
         }
+    }
+
+    /// Whether nothing was left to do, and everything is as it was then.
+    fn rests(&self, share: &Share<'_>) -> bool {
+        let holds = |rest: &Rest| rest.holds(&share.case, share.report.as_deref(), share.now);
+        !self.busy && self.records.is_empty() && self.rest.as_ref().is_some_and(holds)
     }
 
     /// What of the prepared writes may be tried now, and what stands in the way of the rest.

@@ -1,5 +1,6 @@
 //! The reconciliation of one deployment: apply what was prepared, then report what became of it.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,10 +29,10 @@ use crate::observe::journal::Journals;
 const STALE: Duration = Duration::from_secs(10);
 
 /// One deployment's part of one plan, with all that is needed to carry it out and to report on it.
-pub struct Share {
+pub struct Share<'a> {
     pub term: Term,
     pub case: Case,
-    pub report: Option<DeploymentReport>,
+    pub report: Option<Cow<'a, DeploymentReport>>,
     /// Decisions that are new with this plan.
     pub fresh: Vec<DecisionRecord>,
     /// When the plan was made.
@@ -40,7 +41,7 @@ pub struct Share {
 
 /// What one task works with.
 pub struct Task {
-    pub share: Share,
+    pub share: Share<'static>,
     pub prepared: Prepared,
     /// Obstacles of the parts that are not tried now.
     pub held: Vec<Obstacle>,
@@ -136,7 +137,7 @@ impl Task {
 }
 
 impl Done {
-    fn of(share: &Share, applied: &Applied, tried: &[Part]) -> Self {
+    fn of(share: &Share<'_>, applied: &Applied, tried: &[Part]) -> Self {
         let failed: Vec<(Part, Failing)> =
             applied.failures.iter().map(|failure| (failure.part, Failing::of(&failure.error))).collect();
         let succeeded = tried.iter().copied().filter(|part| !failed.iter().any(|(other, _)| other == part)).collect();
@@ -154,7 +155,14 @@ impl Done {
 
     /// Writes the status that follows from what was applied, if it says something new.
     /// `before`: what stood in the way before this attempt.
-    async fn report(&mut self, share: &Share, applied: &Applied, before: &[Obstacle], gate: &Gate, writer: &Writer) {
+    async fn report(
+        &mut self,
+        share: &Share<'_>,
+        applied: &Applied,
+        before: &[Obstacle],
+        gate: &Gate,
+        writer: &Writer,
+    ) {
         if applied.writes == 0 && !applied.failures.is_empty() && applied.obstacles() == before {
             // Refused as before: the stored status says so, and what else it says holds while nothing is tried.
             return;
@@ -177,7 +185,7 @@ impl Done {
     /// happen has no event; it keeps its record while it is still planned.
     fn events(
         &mut self,
-        share: &Share,
+        share: &Share<'_>,
         applied: &Applied,
         records: Vec<DecisionRecord>,
         reported: &BTreeSet<String>,
@@ -204,7 +212,7 @@ impl Done {
     }
 
     /// The events of what changed around the deployment: its tenant is gone, its quota was lowered.
-    fn notices(&mut self, share: &Share, noticed: &BTreeSet<&'static str>) -> Vec<Event> {
+    fn notices(&mut self, share: &Share<'_>, noticed: &BTreeSet<&'static str>) -> Vec<Event> {
         let case = &share.case;
         let lost = (case.tenant.is_none() && case.anything_exists()).then(|| {
             let namespace = &case.id.namespace;
@@ -226,7 +234,12 @@ impl Done {
     }
 }
 
-impl Share {
+impl Share<'_> {
+    /// For a task that outlives the plan.
+    pub fn owned(self) -> Share<'static> {
+        Share { report: self.report.map(|report| Cow::Owned(report.into_owned())), ..self }
+    }
+
     /// The status as it follows from what was applied.
     pub fn render(&self, applied: &Applied) -> Value {
         let last = self.fresh.iter().rev().find(|record| match record.action {
@@ -234,6 +247,6 @@ impl Share {
             RecordAction::Wait => record.trigger != Trigger::Waits(Outcome::Refused),
             RecordAction::Resume | RecordAction::Drain | RecordAction::Remove => true,
         });
-        status::render(&self.case, self.report.as_ref(), &applied.obstacles(), last, self.now)
+        status::render(&self.case, self.report.as_deref(), &applied.obstacles(), last, self.now)
     }
 }

@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 
 use super::agents::bracketed;
 use super::signals::{GatewayReport, SignalBook};
-use super::source::Key;
+use super::view::{KnownPod, Objects};
 
 const PERIOD: Duration = Duration::from_secs(1);
 /// For one answer.
@@ -40,7 +40,7 @@ impl Gateways {
     /// Reads exactly the gateways among these pods that run.
     pub fn follow(
         self: &Arc<Self>,
-        pods: &BTreeMap<Key, Arc<Pod>>,
+        pods: &Objects<KnownPod>,
         http: &reqwest::Client,
         changed: &Arc<Notify>,
         now: TimeMs,

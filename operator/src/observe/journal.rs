@@ -17,7 +17,9 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use kube::Resource;
 
-use crate::observe::source::Key;
+use crate::observe::identity::Identified;
+use crate::observe::source::{Kept, Key};
+use crate::observe::view::Objects;
 
 /// An object that we wrote and the watch does not show after this long is asked for by a GET.
 pub const CONFIRM_AFTER: Duration = Duration::from_secs(5);
@@ -53,9 +55,9 @@ impl Journals {
 #[derive(Debug)]
 enum Entry<K> {
     /// Decided; the write is on its way or has yet to be sent.
-    Assumed(Arc<K>),
+    Assumed(Arc<Identified<K>>),
     /// Returned by a write.
-    Written { object: Arc<K>, at: Instant },
+    Written { object: Arc<Identified<K>>, at: Instant },
     /// Deleted by us, and gone according to the answer.
     Gone { uid: String, at: Instant },
 }
@@ -66,15 +68,15 @@ impl<K> Default for Journal<K> {
     }
 }
 
-impl<K: Resource> Journal<K> {
+impl<K: Resource + Kept> Journal<K> {
     /// A creation that was decided. It counts as existing until [`written`](Self::written) or [`forget`](Self::forget).
     pub fn assume(&mut self, object: K) {
-        self.entries.insert(key(&object), Entry::Assumed(Arc::new(object)));
+        self.entries.insert(key(&object), Entry::Assumed(Arc::new(object.into())));
     }
 
     /// The object as the API server returned it.
     pub fn written(&mut self, object: K, now: Instant) {
-        self.entries.insert(key(&object), Entry::Written { object: Arc::new(object), at: now });
+        self.entries.insert(key(&object), Entry::Written { object: Arc::new(object.into()), at: now });
     }
 
     pub fn gone(&mut self, key: Key, uid: String, now: Instant) {
@@ -106,7 +108,7 @@ impl<K: Resource> Journal<K> {
     ///
     /// `ended` says whether the watch has reported the deletion of the object with this UID: a write
     /// whose result was deleted before it was ever seen is not waited for.
-    pub fn overlay(&mut self, seen: &mut BTreeMap<Key, Arc<K>>, ended: &dyn Fn(&str) -> bool) {
+    pub fn overlay(&mut self, seen: &mut Objects<Identified<K>>, ended: &dyn Fn(&str) -> bool) {
         self.entries.retain(|key, entry| {
             let watched = seen.get(key);
             match entry {
@@ -118,7 +120,7 @@ impl<K: Resource> Journal<K> {
                     true
                 }
                 Entry::Written { object, .. } => {
-                    let caught_up = watched.is_some_and(|watched| !older(watched.as_ref(), object));
+                    let caught_up = watched.is_some_and(|watched| !older::<K>(watched, object));
                     if caught_up || object.meta().uid.as_deref().is_some_and(ended) {
                         return false;
                     }
@@ -178,15 +180,15 @@ fn older<K: Resource>(watched: &K, written: &K) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use k8s_openapi::api::core::v1::ConfigMap;
+    use k8s_openapi::api::core::v1::Service;
 
-    fn object(uid: &str, version: &str) -> ConfigMap {
-        let mut map = ConfigMap::default();
-        map.metadata.namespace = Some("a".into());
-        map.metadata.name = Some("x".into());
-        map.metadata.uid = Some(uid.into());
-        map.metadata.resource_version = Some(version.into());
-        map
+    fn object(uid: &str, version: &str) -> Service {
+        let mut object = Service::default();
+        object.metadata.namespace = Some("a".into());
+        object.metadata.name = Some("x".into());
+        object.metadata.uid = Some(uid.into());
+        object.metadata.resource_version = Some(version.into());
+        object
     }
 
     fn name() -> Key {
@@ -194,10 +196,10 @@ mod tests {
     }
 
     /// What the view shows under the name: the resource version, or nothing.
-    fn shown(journal: &mut Journal<ConfigMap>, watched: Option<ConfigMap>) -> Option<String> {
-        let mut seen: BTreeMap<_, _> = watched.map(|map| (name(), Arc::new(map))).into_iter().collect();
+    fn shown(journal: &mut Journal<Service>, watched: Option<Service>) -> Option<String> {
+        let mut seen: Objects<_> = watched.map(|object| (name(), Arc::new(object.into()))).into_iter().collect();
         journal.overlay(&mut seen, &|uid| uid == "ended");
-        seen.get(&name()).map(|map| map.metadata.resource_version.clone().unwrap())
+        seen.get(&name()).map(|object| object.metadata.resource_version.clone().unwrap())
     }
 
     #[test]

@@ -35,8 +35,11 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use crate::observe::journal::Journals;
-use crate::observe::view::{Stored, StoredClass, StoredDeployment, StoredGpuNode, StoredQuota, StoredRuntime, View};
-use source::{Source, Trust, follow};
+use crate::observe::view::{
+    KnownClaim, KnownPod, Stored, StoredClass, StoredDeployment, StoredGpuNode, StoredQuota, StoredRuntime, View,
+};
+use identity::Identified;
+use source::{Kept, Source, Trust, follow};
 
 /// A watch may fail for this long before planning pauses: the API server restarts faster.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -52,8 +55,8 @@ pub struct Sources {
     pub runtimes: Arc<Source<StoredRuntime>>,
     pub gpu_nodes: Arc<Source<StoredGpuNode>>,
     pub nodes: Arc<Source<Node>>,
-    pub pods: Arc<Source<Pod>>,
-    pub claims: Arc<Source<ResourceClaim>>,
+    pub pods: Arc<Source<KnownPod>>,
+    pub claims: Arc<Source<KnownClaim>>,
     pub slices: Arc<Source<ResourceSlice>>,
     pub services: Arc<Source<Service>>,
     pub policies: Arc<Source<NetworkPolicy>>,
@@ -106,13 +109,19 @@ impl Sources {
         tasks.spawn(follow(custom::<GpuClass>(client), all(), self.classes.clone(), Stored::read, signal()));
         tasks.spawn(follow(custom::<InferenceRuntime>(client), all(), self.runtimes.clone(), Stored::read, signal()));
         tasks.spawn(follow(custom::<GpuNode>(client), all(), self.gpu_nodes.clone(), Stored::read, signal()));
-        tasks.spawn(follow(Api::all(client.clone()), all(), self.nodes.clone(), trim::node, signal()));
-        tasks.spawn(follow(Api::all(client.clone()), all(), self.pods.clone(), trim::pod, signal()));
-        tasks.spawn(follow(Api::all(client.clone()), all(), self.claims.clone(), trim::claim, signal()));
-        tasks.spawn(follow(Api::all(client.clone()), all(), self.slices.clone(), trim::plain, signal()));
-        tasks.spawn(follow(Api::all(client.clone()), ours(), self.services.clone(), trim::plain, signal()));
-        tasks.spawn(follow(Api::all(client.clone()), ours(), self.policies.clone(), trim::plain, signal()));
-        tasks.spawn(follow(Api::all(client.clone()), ours(), self.budgets.clone(), trim::plain, signal()));
+        tasks.spawn(follow(Api::all(client.clone()), all(), self.nodes.clone(), Kept::trimmed, signal()));
+        tasks.spawn(follow(Api::<Pod>::all(client.clone()), all(), self.pods.clone(), Identified::from, signal()));
+        tasks.spawn(follow(
+            Api::<ResourceClaim>::all(client.clone()),
+            all(),
+            self.claims.clone(),
+            Identified::from,
+            signal(),
+        ));
+        tasks.spawn(follow(Api::all(client.clone()), all(), self.slices.clone(), Kept::trimmed, signal()));
+        tasks.spawn(follow(Api::all(client.clone()), ours(), self.services.clone(), Kept::trimmed, signal()));
+        tasks.spawn(follow(Api::all(client.clone()), ours(), self.policies.clone(), Kept::trimmed, signal()));
+        tasks.spawn(follow(Api::all(client.clone()), ours(), self.budgets.clone(), Kept::trimmed, signal()));
         tasks
     }
 

@@ -131,6 +131,9 @@ impl<T> Source<T> {
 
 /// An object as it is kept.
 pub trait Kept: Clone + PartialEq {
+    /// Without what nothing is decided by.
+    fn trimmed(self) -> Self;
+
     /// The same without what moves by itself: versions and signs of life.
     fn still(&self) -> Self;
 }
@@ -269,6 +272,10 @@ mod tests {
     use k8s_openapi::api::core::v1::ConfigMap;
 
     impl Kept for ConfigMap {
+        fn trimmed(self) -> Self {
+            self
+        }
+
         fn still(&self) -> Self {
             let mut still = self.clone();
             unversioned(still.meta_mut());

@@ -12,8 +12,9 @@ use serde::de::DeserializeOwned;
 use stowage_crds::names::{LABEL_MANAGED_BY, MANAGED_BY};
 
 use crate::observe::Sources;
+use crate::observe::identity::Identified;
 use crate::observe::journal::{Journal, Journals};
-use crate::observe::source::{Key, Source};
+use crate::observe::source::{Kept, Key, Source};
 
 const LIST_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -81,9 +82,9 @@ where
 }
 
 /// What is listed stands; what the watch still shows of ours and is not listed is gone.
-fn rebuild<K>(journal: &mut Journal<K>, listed: Vec<K>, source: &Arc<Source<K>>)
+fn rebuild<K>(journal: &mut Journal<K>, listed: Vec<K>, source: &Arc<Source<Identified<K>>>)
 where
-    K: Resource,
+    K: Resource + Kept,
 {
     let now = Instant::now();
     journal.clear();

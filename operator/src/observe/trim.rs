@@ -1,6 +1,8 @@
 //! What is kept of an object: a cluster has many pods, and most of each is of no interest here.
 
-use k8s_openapi::api::core::v1::{Container, Node, NodeSpec, NodeStatus, Pod, PodSpec, PodStatus, Service};
+use k8s_openapi::api::core::v1::{
+    Container, EphemeralContainer, Node, NodeSpec, NodeStatus, Pod, PodSpec, PodStatus, Service,
+};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::resource::v1::{ResourceClaim, ResourceClaimSpec, ResourceClaimStatus, ResourceSlice};
@@ -10,15 +12,8 @@ use stowage_crds::names::{LABEL_MANAGED_BY, MANAGED_BY, NODE_NAMESPACE, SYSTEM_N
 
 use crate::observe::source::{Kept, unversioned};
 
-/// All but what only others read: editors may write a quarter of a megabyte of annotations on as many objects as they
-/// like.
-pub fn plain<K: Resource>(mut object: K) -> K {
-    meta(object.meta_mut());
-    object
-}
-
 /// Claims of ours whole, others only as far as they take a share of a GPU.
-pub fn claim(mut claim: ResourceClaim) -> ResourceClaim {
+fn claim(mut claim: ResourceClaim) -> ResourceClaim {
     let ours = ours(&claim.metadata);
     meta(&mut claim.metadata);
     if ours {
@@ -43,35 +38,52 @@ fn ours(meta: &ObjectMeta) -> bool {
     meta.labels.as_ref().and_then(|labels| labels.get(LABEL_MANAGED_BY)).is_some_and(|value| value == MANAGED_BY)
 }
 
-/// Pods of ours, of the node agents and of the gateways whole, others only as far as they take room on a node.
-pub fn pod(mut pod: Pod) -> Pod {
+/// Of pods of ours, of the node agents and of the gateways: where they are, how they do, and what they take. Of others only
+/// what they take. A whole pod of ours is some 20 KB in memory.
+fn pod(mut pod: Pod) -> Pod {
     meta(&mut pod.metadata);
     let ours =
         ours(&pod.metadata) || matches!(pod.metadata.namespace.as_deref(), Some(NODE_NAMESPACE | SYSTEM_NAMESPACE));
+    pod.spec = pod.spec.map(|spec| PodSpec {
+        node_name: spec.node_name,
+        containers: spec.containers.into_iter().map(container).collect(),
+        init_containers: spec.init_containers.map(|all| all.into_iter().map(container).collect()),
+        ephemeral_containers: spec.ephemeral_containers.map(|all| all.into_iter().map(added).collect()),
+        overhead: spec.overhead,
+        ..PodSpec::default()
+    });
     if ours {
+        pod.status = pod.status.map(|status| PodStatus {
+            phase: status.phase,
+            reason: status.reason,
+            message: status.message,
+            conditions: status.conditions,
+            pod_ip: status.pod_ip,
+            container_statuses: status.container_statuses,
+            init_container_statuses: status.init_container_statuses,
+            ..PodStatus::default()
+        });
         return pod;
     }
     pod.metadata.annotations = None;
     pod.metadata.labels = None;
     pod.metadata.owner_references = None;
-    pod.spec = pod.spec.map(|spec| PodSpec {
-        node_name: spec.node_name,
-        containers: spec.containers.into_iter().map(container).collect(),
-        init_containers: spec.init_containers.map(|all| all.into_iter().map(container).collect()),
-        overhead: spec.overhead,
-        ..PodSpec::default()
-    });
     pod.status = pod.status.map(|status| PodStatus { phase: status.phase, ..PodStatus::default() });
     pod
 }
 
 fn container(container: Container) -> Container {
-    let Container { name, resources, ports, restart_policy, .. } = container;
-    Container { name, resources, ports, restart_policy, ..Container::default() }
+    let Container { name, image, resources, ports, restart_policy, .. } = container;
+    Container { name, image, resources, ports, restart_policy, ..Container::default() }
+}
+
+fn added(container: EphemeralContainer) -> EphemeralContainer {
+    let EphemeralContainer { name, image, .. } = container;
+    EphemeralContainer { name, image, ..EphemeralContainer::default() }
 }
 
 /// Labels, taints, allocatable and conditions.
-pub fn node(mut node: Node) -> Node {
+fn node(mut node: Node) -> Node {
     node.metadata.managed_fields = None;
     node.metadata.annotations = None;
     node.spec = node.spec.map(|spec| NodeSpec {
@@ -88,8 +100,12 @@ pub fn node(mut node: Node) -> Node {
 }
 
 macro_rules! kept {
-    ($($kind:ty),*) => {
+    ($($kind:ty: $trim:expr),*) => {
         $(impl Kept for $kind {
+            fn trimmed(self) -> Self {
+                $trim(self)
+            }
+
             fn still(&self) -> Self {
                 let mut still = self.clone();
                 unversioned(still.meta_mut());
@@ -98,9 +114,20 @@ macro_rules! kept {
         })*
     };
 }
-kept!(Pod, ResourceClaim, ResourceSlice, Service, NetworkPolicy, PodDisruptionBudget);
+kept!(Pod: pod, ResourceClaim: claim, ResourceSlice: plain, Service: plain, NetworkPolicy: plain, PodDisruptionBudget: plain);
+
+/// All but what only others read: editors may write a quarter of a megabyte of annotations on as many objects as they
+/// like.
+fn plain<K: Resource>(mut object: K) -> K {
+    meta(object.meta_mut());
+    object
+}
 
 impl Kept for Node {
+    fn trimmed(self) -> Self {
+        node(self)
+    }
+
     /// Without the time of the last heartbeat.
     fn still(&self) -> Self {
         let mut still = self.clone();
@@ -117,12 +144,12 @@ mod tests {
     use serde_json::{Value, json};
 
     /// What is kept of an object with this metadata and much of everything else, in JSON.
-    fn kept<K: serde::de::DeserializeOwned + serde::Serialize>(trim: fn(K) -> K, meta: Value, rest: Value) -> Value {
+    fn kept<K: Kept + serde::de::DeserializeOwned + serde::Serialize>(meta: Value, rest: Value) -> Value {
         let mut object = rest;
         object["metadata"] = meta;
         object["metadata"]["annotations"]["example.org/note"] = json!("x".repeat(250_000));
         object["metadata"]["labels"]["example.org/team"] = json!("web");
-        serde_json::to_value(trim(serde_json::from_value(object).unwrap())).unwrap()
+        serde_json::to_value(serde_json::from_value::<K>(object).unwrap().trimmed()).unwrap()
     }
 
     #[test]
@@ -136,14 +163,15 @@ mod tests {
         let spec = json!({"spec": {"devices": {"config": [{"opaque": {"driver": "d", "parameters": {"k": "x".repeat(250_000)}}}]}},
             "status": {"allocation": {"devices": {"results": [{"driver": "d", "pool": "p", "device": "g", "request": "r"}]}}}});
         let size = |object: &Value| object.to_string().len();
-        let claim_of_others = kept(claim, foreign(), spec.clone());
+        let claim_of_others = kept::<ResourceClaim>(foreign(), spec.clone());
         assert!(size(&claim_of_others) < 2_000, "{} bytes", size(&claim_of_others));
         assert_eq!(claim_of_others["status"]["allocation"]["devices"]["results"][0]["device"], "g");
-        let service =
-            kept(plain::<k8s_openapi::api::core::v1::Service>, ours(), json!({"spec": {"clusterIP": "None"}}));
+        let service = kept::<Service>(ours(), json!({"spec": {"clusterIP": "None"}}));
         assert!(size(&service) < 2_000, "{} bytes", size(&service));
         assert_eq!(service["spec"]["clusterIP"], "None");
-        for object in [service, kept(claim, ours(), spec), kept(pod, ours(), json!({"spec": {"containers": []}}))] {
+        for object in
+            [service, kept::<ResourceClaim>(ours(), spec), kept::<Pod>(ours(), json!({"spec": {"containers": []}}))]
+        {
             assert_eq!(object["metadata"]["annotations"], json!({"stowage.dev/placement": "{}"}));
             assert_eq!(object["metadata"]["labels"]["stowage.dev/deployment"], "chat");
             assert_eq!(object["metadata"]["labels"]["example.org/team"], Value::Null);

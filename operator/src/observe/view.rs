@@ -24,9 +24,14 @@ use stowage_crds::{
 
 use crate::observe::agents::AgentReport;
 use crate::observe::history::EarlierLoads;
+use crate::observe::identity::Identified;
 use crate::observe::signals::GatewayReport;
 use crate::observe::source::{Kept, Key, unversioned};
 use crate::observe::trim;
+
+/// A pod or a claim with what it says about the replica that it belongs to.
+pub type KnownPod = Identified<Pod>;
+pub type KnownClaim = Identified<ResourceClaim>;
 
 /// Objects of one kind by key.
 pub type Objects<T> = BTreeMap<Key, Arc<T>>;
@@ -49,8 +54,8 @@ pub struct View {
     pub gpu_nodes: Objects<StoredGpuNode>,
     pub nodes: Objects<Node>,
     /// All pods of the cluster; those that are not ours only as far as they take room.
-    pub pods: Objects<Pod>,
-    pub claims: Objects<ResourceClaim>,
+    pub pods: Objects<KnownPod>,
+    pub claims: Objects<KnownClaim>,
     pub slices: Objects<ResourceSlice>,
     /// Ours only.
     pub services: Objects<Service>,
@@ -111,6 +116,11 @@ where
     S: Clone + PartialEq,
     T: Clone + PartialEq,
 {
+    /// [`Stored::read`] has left out what is not kept.
+    fn trimmed(self) -> Self {
+        self
+    }
+
     /// Without the time at which a node agent last looked; nothing is decided by what is read of it but its age.
     fn still(&self) -> Self {
         let mut still = Self { status: None, ..self.clone() };

@@ -1,7 +1,7 @@
 //! What the operator remembers between plans and may forget in a crash: back-offs, exclusions, and
 //! which pods have been Ready. Losing it costs an early retry, never a wrong object.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
@@ -15,13 +15,15 @@ use stowage_planner::snapshot::{
 use stowage_crds::names::{ANNOTATION_DRAIN_UNTIL, ANNOTATION_DRAINING};
 use stowage_crds::quantity::parse_duration;
 
+use super::Built;
+use super::known::Known;
 use super::learned::Learned;
 use super::snapshot::strays::Stray;
 use super::starts::{Kind, Start, Starts, restarted};
 use super::validate::{Judged, Wanted};
 use crate::observe::clock::moved;
-use crate::observe::identity::{controller, identity};
-use crate::observe::view::{Objects, StoredDeployment, View};
+use crate::observe::identity::controller;
+use crate::observe::view::{KnownPod, Objects, StoredDeployment, View};
 use crate::translate::snapshot::replicas::{condition, millis};
 
 /// A pod that was Ready for this long has proved that its slot works.
@@ -34,7 +36,7 @@ type SlotKey = (String, u32);
 pub struct Memory {
     slots: BTreeMap<SlotKey, Slot>,
     exclusions: Vec<Exclusion>,
-    was_ready: BTreeSet<String>,
+    was_ready: HashSet<String>,
     /// Since when pods are looked at.
     since: Option<TimeMs>,
     /// UIDs of deployments that were deleted with `--cascade=orphan`.
@@ -44,7 +46,7 @@ pub struct Memory {
     /// What is learned of each deployment, by its UID.
     learned: BTreeMap<String, Learned>,
     /// Pods that became Ready for the first time and are not looked at yet.
-    fresh: Vec<Arc<Pod>>,
+    fresh: Vec<Arc<KnownPod>>,
     /// Shared, because each plan keeps a copy of the memory that it was made with.
     starts: Arc<Starts>,
     /// What the scaling rule remembers of each deployment, by its UID.
@@ -58,6 +60,7 @@ pub struct Memory {
     /// By how much the clock was set while a pod drains, by the pod's UID and since when it drains: a drain that is
     /// cancelled and begins again has times of its own.
     drain_shifts: BTreeMap<(String, String), DrainShift>,
+    known: Arc<Known>,
 }
 
 #[derive(Debug, Clone)]
@@ -88,6 +91,16 @@ impl Memory {
         self.observe_costs(view);
     }
 
+    /// Takes in what the snapshot of this view was made of.
+    pub fn keep(&mut self, view: &Arc<View>, built: &Built) {
+        self.known = Arc::new(Known::of(view, built));
+    }
+
+    /// What the last snapshot was made of.
+    pub fn known(&self) -> &Known {
+        &self.known
+    }
+
     /// Takes in which objects nobody claims now.
     pub fn unclaimed(&mut self, strays: &[Stray], now: TimeMs) {
         let since = |stray: &Stray| (stray.uid.clone(), self.unclaimed.get(&stray.uid).copied().unwrap_or(now));
@@ -98,7 +111,7 @@ impl Memory {
     fn observe_costs(&mut self, view: &View) {
         for pod in view.pods.values() {
             let (Some(uid), Some(owner)) = (pod.metadata.uid.as_deref(), controller(&pod.metadata)) else { continue };
-            let Some(id) = identity(&pod.metadata) else { continue };
+            let Some(id) = pod.identity() else { continue };
             let load = view.gateways.deployments.get(&id.replica.deployment).and_then(|load| load.replicas.get(uid));
             let engine = load.and_then(|load| load.engine.as_ref());
             let coefficients = engine.and_then(|(at, engine)| Some((*at, engine.coefficients?)));
@@ -138,8 +151,8 @@ impl Memory {
     }
 
     /// The clock was set by so many milliseconds: what it timed before moves with it.
-    pub fn clock_set(&mut self, pods: &Objects<Pod>, by_ms: i64) {
-        let shift = |pod: &Arc<Pod>| {
+    pub fn clock_set(&mut self, pods: &Objects<KnownPod>, by_ms: i64) {
+        let shift = |pod: &Arc<KnownPod>| {
             let (since_ms, until_ms) = self.drain_shift(pod);
             let until = drain_until(pod).cloned();
             Some((drain_of(pod)?, DrainShift { since_ms: since_ms + by_ms, until_ms: until_ms + by_ms, until }))
@@ -181,24 +194,22 @@ impl Memory {
         self.rules.get(uid).cloned().unwrap_or_default()
     }
 
-    fn observe_pods(&mut self, pods: &Objects<Pod>, now: TimeMs) {
-        let mut ready = BTreeSet::new();
+    fn observe_pods(&mut self, pods: &Objects<KnownPod>, now: TimeMs) {
+        let exist: HashSet<&str> = pods.values().filter_map(|pod| pod.metadata.uid.as_deref()).collect();
+        self.was_ready.retain(|uid| exist.contains(uid.as_str()));
         self.fresh.clear();
         for pod in pods.values() {
-            let (Some(uid), Some(id)) = (pod.metadata.uid.as_ref(), identity(&pod.metadata)) else { continue };
+            let (Some(uid), Some(id)) = (pod.metadata.uid.as_ref(), pod.identity()) else { continue };
             let Some(condition) = condition(pod, "Ready") else { continue };
             if condition.status == "True" && !self.was_ready.contains(uid) {
                 self.fresh.push(pod.clone());
-            }
-            if condition.status == "True" || self.was_ready.contains(uid) {
-                ready.insert(uid.clone());
+                self.was_ready.insert(uid.clone());
             }
             let since = condition.last_transition_time.as_ref().map_or(now, |time| millis(time.0));
             if condition.status == "True" && now.saturating_sub(since) > PROVEN_MS {
                 self.proven(pod, id.replica.index);
             }
         }
-        self.was_ready = ready;
     }
 
     /// Takes in what was decided: failures count, exclusions stand.
@@ -283,15 +294,15 @@ impl Memory {
 /// How long the replica took, and of what kind it is. `None`: it was made of another spec than the present one, or its
 /// engine ended meanwhile.
 fn measured(
-    pod: &Pod,
+    pod: &KnownPod,
     judged: &BTreeMap<DeploymentId, Arc<Judged>>,
     stored: &Objects<StoredDeployment>,
     since: TimeMs,
 ) -> Option<(Kind, Start)> {
-    let (id, owner) = (identity(&pod.metadata)?, controller(&pod.metadata)?);
+    let (id, owner) = (pod.identity()?, controller(&pod.metadata)?);
     let deployment = &id.replica.deployment;
     let wanted = judged.get(deployment)?.wanted().filter(|wanted| wanted.spec_hash == id.spec_hash)?;
-    let kind = Kind::of(&deployment.namespace, &owner.uid, wanted, &id.placement?.variant)?;
+    let kind = Kind::of(&deployment.namespace, &owner.uid, wanted, &id.placement.as_ref()?.variant)?;
     let start = Start::of(pod).filter(|_| !restarted(pod))?;
     if pod.metadata.creation_timestamp.as_ref().is_some_and(|made| millis(made.0) >= since) {
         return Some((kind, start));

@@ -5,6 +5,7 @@
 //! refused deployment nothing is made (its replicas go on, their slices stay charged), and the refusal
 //! becomes its condition.
 
+pub mod known;
 pub mod learned;
 pub mod memory;
 pub mod preloads;
@@ -22,6 +23,7 @@ use stowage_planner::snapshot::{DeploymentId, Isolation};
 use crate::observe::view::View;
 use memory::Memory;
 use snapshot::devices::Devices;
+use snapshot::nodes::Alive;
 use snapshot::owned::Owned;
 use snapshot::replicas::millis;
 use snapshot::strays::{self, Stray};
@@ -35,8 +37,11 @@ use validate::{Judged, References, Wanted};
 #[derive(Debug)]
 pub struct Built {
     pub snapshot: Snapshot,
-    pub judged: BTreeMap<DeploymentId, Arc<Judged>>,
+    pub judged: Arc<BTreeMap<DeploymentId, Arc<Judged>>>,
     pub owned: Owned,
+    pub devices: Arc<Devices>,
+    /// Keys of node labels that deployments ask for.
+    pub labels: BTreeSet<String>,
     pub tenants: Tenants,
     pub classes: Classes,
     pub runtimes: Runtimes,
@@ -53,25 +58,27 @@ pub fn build(view: &View, memory: &Memory, sequence: u64) -> Built {
     let tenants = Tenants::read(&view.quotas);
     let classes = Classes::read(&view.classes);
     let runtimes = Runtimes::read(&view.runtimes);
-    let devices = Devices::read(&view.slices);
+    let known = memory.known();
+    let devices = known.devices(view).cloned().unwrap_or_else(|| Arc::new(Devices::read(&view.slices)));
     let owned = Owned::read(view);
     let references =
         References { tenants: &tenants, classes: &classes, runtimes: &runtimes, estimates: &view.estimates };
-    let judged = validate::deployments(&view.deployments, &references);
-    let isolation_of = |namespace: &str, name: &str| {
-        let judged = judged.get(&DeploymentId::new(namespace, name));
-        judged.map_or(Isolation::Shared, |judged| judged.standing.isolation)
-    };
-    let lost = |node: &str| nodes::lost(view.nodes.get(&(String::new(), node.to_owned())).map(AsRef::as_ref));
-    let slices = promises::by_gpu(&view.claims, &devices, &tenants, &isolation_of, &lost);
+    let judged = Arc::new(validate::deployments(view, &references, known));
+    let isolation_of = |id: &DeploymentId| judged.get(id).map_or(Isolation::Shared, |judged| judged.standing.isolation);
+    let alive = Alive::read(&view.nodes);
+    let slices = promises::by_gpu(&view.claims, &devices, &tenants, &isolation_of, &alive);
     let taken = usage::by_node(&view.pods);
-    let labels = judged.values().filter_map(|judged| judged.wanted()).flat_map(asked_labels).collect();
-    let nodes = nodes::build(view, nodes::Parts { devices: &devices, classes: &classes, slices, taken, labels });
+    let labels = judged.values().filter_map(|judged| judged.wanted()).flat_map(asked_labels);
+    let labels: BTreeSet<String> = labels.map(str::to_owned).collect();
+    let parts = nodes::Parts { devices: &devices, classes: &classes, slices, taken, labels: &labels };
+    let nodes = nodes::build(view, parts, known);
+    let parts = deployments::Parts { view, owned: &owned, tenants: &tenants, alive: &alive, memory };
+    let deployments = deployments::build(&judged, parts);
     let snapshot = Snapshot {
         sequence,
-        nodes: nodes.into_iter().map(Into::into).collect(),
+        nodes,
         tenants: tenants.accepted.clone(),
-        deployments: deployments::build(view, &owned, &judged, &tenants, memory).into_iter().map(Into::into).collect(),
+        deployments: deployments.into_iter().map(Into::into).collect(),
         classes: classes.for_planner(),
         exclusions: memory.exclusions(),
         shares: memory.shares(),
@@ -84,7 +91,7 @@ pub fn build(view: &View, memory: &Memory, sequence: u64) -> Built {
     let unclaimed = strays::unclaimed(view, &accepts);
     let strays = strays::due(view, &unclaimed, &|uid| memory.unclaimed_since(uid), millis(view.now));
     let orphaning = memory.orphaning().clone();
-    Built { snapshot, judged, owned, tenants, classes, runtimes, orphaning, unclaimed, strays }
+    Built { snapshot, judged, owned, devices, labels, tenants, classes, runtimes, orphaning, unclaimed, strays }
 }
 
 /// Keys of node labels on which a deployment's place depends.

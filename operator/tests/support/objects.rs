@@ -3,10 +3,14 @@
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::resource::v1::ResourceClaim;
+use kube::Resource;
 use kube::core::DynamicObject;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use stowage_operator::observe::identity::Identified;
+use stowage_operator::observe::source::Kept;
 use stowage_operator::observe::view::{Objects, Stored, View};
 
 pub const NOW: &str = "2026-01-01T12:00:00Z";
@@ -18,9 +22,9 @@ pub fn view(yaml: &str) -> View {
         let object = Value::deserialize(document).unwrap();
         match object["kind"].as_str().unwrap() {
             "Node" => insert(&mut view.nodes, &object, typed),
-            "Pod" => insert::<Pod>(&mut view.pods, &object, typed),
+            "Pod" => insert(&mut view.pods, &object, identified::<Pod>),
             "ResourceSlice" => insert(&mut view.slices, &object, typed),
-            "ResourceClaim" => insert(&mut view.claims, &object, typed),
+            "ResourceClaim" => insert(&mut view.claims, &object, identified::<ResourceClaim>),
             "GpuNode" => insert(&mut view.gpu_nodes, &object, stored),
             "GpuClass" => insert(&mut view.classes, &object, stored),
             "TenantQuota" => insert(&mut view.quotas, &object, stored),
@@ -39,6 +43,10 @@ pub fn insert<T>(objects: &mut Objects<T>, object: &Value, read: fn(&Value) -> T
 
 fn typed<T: DeserializeOwned>(object: &Value) -> T {
     serde_json::from_value(object.clone()).unwrap()
+}
+
+pub fn identified<K: Resource + Kept + DeserializeOwned>(object: &Value) -> Identified<K> {
+    typed::<K>(object).into()
 }
 
 fn stored<S: DeserializeOwned, T: DeserializeOwned>(object: &Value) -> Stored<S, T> {

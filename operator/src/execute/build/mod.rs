@@ -28,7 +28,8 @@ use stowage_planner::snapshot::{Placement, ReplicaId, TimeMs};
 
 use super::backoff::Part;
 use super::case::Case;
-use crate::observe::identity::{ReplicaNames, annotations, identity, names};
+use crate::observe::identity::{ReplicaNames, annotations, names};
+use crate::observe::view::{KnownClaim, KnownPod};
 use crate::translate::snapshot::replicas::{condition, millis};
 use crate::translate::validate::Wanted;
 
@@ -328,7 +329,7 @@ fn seconds_until(deadline_ms: TimeMs, now: Timestamp) -> u32 {
 fn unreadable<'a>(case: &'a Case) -> impl Iterator<Item = Target> + 'a {
     case.pods
         .iter()
-        .filter(|pod| identity(&pod.metadata).is_none() && pod.metadata.deletion_timestamp.is_none())
+        .filter(|pod| pod.identity().is_none() && pod.metadata.deletion_timestamp.is_none())
         .filter_map(|pod| Target::of(&pod.metadata))
 }
 
@@ -349,9 +350,9 @@ fn overdue(pod: &Pod, now: Timestamp) -> bool {
 
 /// Orphans of the same specification, which go on as the deployment's own: pods, and claims with their pods.
 fn adoptions(case: &Case, wanted: &Wanted) -> (Vec<Target>, Vec<Target>) {
-    let fits = |meta: &ObjectMeta| identity(meta).is_some_and(|id| id.spec_hash == wanted.spec_hash);
-    let pods: Vec<&Pod> = case.orphans.pods.iter().map(AsRef::as_ref).filter(|pod| goes_on(pod)).collect();
-    let pods: Vec<&Pod> = pods.into_iter().filter(|pod| fits(&pod.metadata)).collect();
+    let fits = |pod: &KnownPod| pod.identity().is_some_and(|id| id.spec_hash == wanted.spec_hash);
+    let pods = case.orphans.pods.iter().map(AsRef::as_ref);
+    let pods: Vec<&KnownPod> = pods.filter(|pod| goes_on(pod) && fits(pod)).collect();
     let used = |claim: &ObjectMeta| {
         let pod = claim.name.as_deref().and_then(|name| name.strip_prefix(CLAIM_PREFIX));
         pods.iter().any(|found| found.metadata.name.as_deref() == pod)
@@ -364,8 +365,8 @@ fn adoptions(case: &Case, wanted: &Wanted) -> (Vec<Target>, Vec<Target>) {
 /// Orphans that no deployment will go on with: the present one asks for something else.
 fn unwanted_orphans(case: &Case) -> impl Iterator<Item = Target> {
     let wanted = case.wanted().filter(|_| !case.stored.deleting()).map(|wanted| wanted.spec_hash.as_str());
-    let unwanted = |pod: &&std::sync::Arc<Pod>| {
-        let other = identity(&pod.metadata).is_none_or(|id| Some(id.spec_hash.as_str()) != wanted);
+    let unwanted = |pod: &&std::sync::Arc<KnownPod>| {
+        let other = pod.identity().is_none_or(|id| Some(id.spec_hash.as_str()) != wanted);
         wanted.is_some() && pod.metadata.deletion_timestamp.is_none() && (other || !goes_on(pod))
     };
     case.orphans
@@ -388,7 +389,7 @@ fn goes_on(pod: &Pod) -> bool {
 fn orphaned_claims(case: &Case) -> Vec<Target> {
     let pods = case.pods.iter().chain(&case.orphans.pods);
     let pods: Vec<_> = pods.filter_map(|pod| pod.metadata.name.as_deref()).collect();
-    let orphaned = |claim: &&std::sync::Arc<ResourceClaim>| {
+    let orphaned = |claim: &&std::sync::Arc<KnownClaim>| {
         let pod = claim.metadata.name.as_deref().and_then(|name| name.strip_prefix(CLAIM_PREFIX));
         claim.metadata.deletion_timestamp.is_none() && pod.is_none_or(|pod| !pods.contains(&pod))
     };

@@ -26,7 +26,6 @@ use stowage_planner::report::{DecisionRecord, DeploymentReport};
 use super::build::engine::args;
 use super::case::Case;
 use super::refusal::Obstacle;
-use crate::observe::identity::identity;
 use crate::serve::metrics::trigger;
 use crate::translate::snapshot::replicas::condition as pod_condition;
 use crate::translate::validate::Wanted;
@@ -191,10 +190,10 @@ impl Live {
             live.ready += u32::from(ready);
             live.draining += u32::from(draining || ending);
             live.current += u32::from(!ending && !draining && !failed);
-            let Some(placement) = identity(&pod.metadata).and_then(|id| id.placement) else { continue };
+            let Some(placement) = pod.placement() else { continue };
             live.placements.push(Placement {
                 name: pod.metadata.name.clone().unwrap_or_default(),
-                node: placement.node,
+                node: placement.node.clone(),
                 gpus: placement
                     .gpus
                     .iter()
@@ -204,7 +203,7 @@ impl Live {
                         compute: gpu.promise.sm_percent,
                     })
                     .collect(),
-                variant: placement.variant,
+                variant: placement.variant.clone(),
                 tier: Tier::Running,
                 ready,
             });

@@ -5,13 +5,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Pod;
 use stowage_planner::plan::Action;
 use stowage_planner::snapshot::{ReplicaId, StartStages, TimeMs};
 use stowage_planner::{DecisionReport, Plan};
 
-use crate::observe::identity::identity;
-use crate::observe::view::Objects;
+use crate::observe::view::{KnownPod, Objects};
 use crate::translate::snapshot::replicas::condition;
 use crate::translate::starts::Start;
 
@@ -47,9 +45,9 @@ pub struct Startups {
 
 impl Startups {
     /// Takes in the pods as they are now; answers those that became Ready since the last call.
-    pub fn observe(&mut self, pods: &Objects<Pod>) -> Vec<Started> {
+    pub fn observe(&mut self, pods: &Objects<KnownPod>) -> Vec<Started> {
         let ready = pods.values().filter(|pod| condition(pod, "Ready").is_some_and(|ready| ready.status == "True"));
-        let ready: BTreeMap<&str, &Pod> =
+        let ready: BTreeMap<&str, &KnownPod> =
             ready.filter_map(|pod| Some((pod.metadata.uid.as_deref()?, pod.as_ref()))).collect();
         let first = self.ready.is_none();
         let known = self.ready.get_or_insert_default();
@@ -63,9 +61,10 @@ impl Startups {
         for one in &mut started {
             one.predicted = self.predicted.remove(&one.replica);
         }
-        let live: BTreeSet<ReplicaId> =
-            pods.values().filter_map(|pod| identity(&pod.metadata)).map(|id| id.replica).collect();
-        self.predicted.retain(|replica, _| live.contains(replica));
+        if !self.predicted.is_empty() {
+            let live: BTreeSet<&ReplicaId> = pods.values().filter_map(|pod| Some(&pod.identity()?.replica)).collect();
+            self.predicted.retain(|replica, _| live.contains(replica));
+        }
         started
     }
 
@@ -81,7 +80,7 @@ impl Startups {
     }
 }
 
-fn started(pod: &Pod) -> Option<Started> {
+fn started(pod: &KnownPod) -> Option<Started> {
     let start = Start::of(pod)?;
     let named = |stages: StartStages| {
         let StartStages { schedule_ms, pull_ms, load_ms } = stages;
@@ -89,7 +88,7 @@ fn started(pod: &Pod) -> Option<Started> {
     };
     let stages = start.stages.into_iter().flat_map(named).map(|(stage, ms)| (stage, Duration::from_millis(ms)));
     Some(Started {
-        replica: identity(&pod.metadata)?.replica,
+        replica: pod.identity()?.replica.clone(),
         ready_ms: start.ready_ms,
         took: Duration::from_millis(start.took_ms),
         stages: stages.collect(),
@@ -100,6 +99,7 @@ fn started(pod: &Pod) -> Option<Started> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use k8s_openapi::api::core::v1::Pod;
     use std::sync::Arc;
 
     /// A pod of the slot, created at 12:00:00, bound a second later, running at :05, and Ready at `ready`.
@@ -129,8 +129,8 @@ mod tests {
         ReplicaId { deployment, index, incarnation: 1 }
     }
 
-    fn pods(all: &[Pod]) -> Objects<Pod> {
-        all.iter().map(|pod| (("a".into(), pod.metadata.name.clone().unwrap()), Arc::new(pod.clone()))).collect()
+    fn pods(all: &[Pod]) -> Objects<KnownPod> {
+        all.iter().map(|pod| (("a".into(), pod.metadata.name.clone().unwrap()), Arc::new(pod.clone().into()))).collect()
     }
 
     #[test]

@@ -6,7 +6,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Pod;
 use stowage_crds::inference_deployment::ScalingMode;
 use stowage_crds::pod_template::TopologySpread;
 use stowage_crds::validate::{AcceptedDeployment, AcceptedPod};
@@ -16,22 +15,27 @@ use stowage_planner::snapshot::{
 };
 use stowage_translate::{objective, scaling};
 
+use super::nodes::Alive;
 use super::owned::Owned;
 use super::replicas::{self, millis};
 use super::signals;
-use crate::observe::identity::identity;
-use crate::observe::view::{StoredDeployment, View};
+use crate::observe::view::{KnownPod, StoredDeployment, View};
 use crate::translate::memory::{Memory, empty};
 use crate::translate::validate::tenants::Tenants;
 use crate::translate::validate::{Judged, Standing, Verdict, Wanted};
 
-pub fn build(
-    view: &View,
-    owned: &Owned,
-    judged: &BTreeMap<DeploymentId, Arc<Judged>>,
-    tenants: &Tenants,
-    memory: &Memory,
-) -> Vec<Deployment> {
+/// What deployments are made of besides their own objects.
+#[derive(Clone, Copy)]
+pub struct Parts<'a> {
+    pub view: &'a View,
+    pub owned: &'a Owned,
+    pub tenants: &'a Tenants,
+    pub alive: &'a Alive<'a>,
+    pub memory: &'a Memory,
+}
+
+pub fn build(judged: &BTreeMap<DeploymentId, Arc<Judged>>, parts: Parts<'_>) -> Vec<Deployment> {
+    let Parts { view, owned, alive, memory, .. } = parts;
     let translate = |stored: &StoredDeployment| {
         let id = DeploymentId::new(stored.namespace(), stored.name());
         let judged = judged.get(&id)?;
@@ -40,11 +44,11 @@ pub fn build(
         if outlived || judged.wanted().is_none() && !stored.deleting() && !runs {
             return None;
         }
-        let built = one(view, owned, stored, id, judged, tenants, memory);
+        let built = one(stored, id, judged, parts);
         Some(match &judged.verdict {
             Verdict::Refused { message, .. } if !stored.deleting() => {
                 let orphans = owned.orphans(&built.id).pods;
-                standing(built, replicas::of(view, &orphans, None, None, memory), message)
+                standing(built, replicas::of(view, &orphans, None, None, alive, memory), message)
             }
             _ => built,
         })
@@ -52,7 +56,7 @@ pub fn build(
     let mut all: Vec<Deployment> = view.deployments.values().filter_map(|stored| translate(stored)).collect();
     let planned: BTreeSet<DeploymentId> = all.iter().map(|d| d.id.clone()).collect();
     let left = owned.orphaned().filter(|(id, _)| !planned.contains(id));
-    all.extend(left.map(|(id, pods)| left_behind(view, id, pods, tenants, memory)));
+    all.extend(left.map(|(id, pods)| left_behind(id, pods, parts)));
     all
 }
 
@@ -72,7 +76,8 @@ fn standing(mut d: Deployment, orphans: Vec<Replica>, why: &str) -> Deployment {
 }
 
 /// Pods without an owner, whose deployment is gone.
-fn left_behind(view: &View, id: &DeploymentId, pods: &[Arc<Pod>], tenants: &Tenants, memory: &Memory) -> Deployment {
+fn left_behind(id: &DeploymentId, pods: &[Arc<KnownPod>], parts: Parts<'_>) -> Deployment {
+    let Parts { view, tenants, alive, memory, .. } = parts;
     let created = pods.iter().filter_map(|pod| pod.metadata.creation_timestamp.as_ref()).map(|time| millis(time.0));
     let standing_as = Standing::default();
     let d = Deployment {
@@ -102,19 +107,12 @@ fn left_behind(view: &View, id: &DeploymentId, pods: &[Arc<Pod>], tenants: &Tena
         force_delete: false,
         drain_timeout_ms: u64::try_from(standing_as.drain_timeout.as_millis()).unwrap_or(u64::MAX),
     };
-    let replicas = replicas::of(view, pods, None, None, memory);
+    let replicas = replicas::of(view, pods, None, None, alive, memory);
     standing(d, replicas, "there is none, its deployment was deleted")
 }
 
-fn one(
-    view: &View,
-    owned: &Owned,
-    stored: &StoredDeployment,
-    id: DeploymentId,
-    judged: &Judged,
-    tenants: &Tenants,
-    memory: &Memory,
-) -> Deployment {
+fn one(stored: &StoredDeployment, id: DeploymentId, judged: &Judged, parts: Parts<'_>) -> Deployment {
+    let Parts { view, owned, tenants, alive, memory } = parts;
     let wanted = judged.wanted();
     let known = view.gateways.load(&id, stored.uid());
     // Gateways name every deployment that has a replica.
@@ -149,7 +147,7 @@ fn one(
         isolation: judged.standing.isolation,
         model_key: wanted.map(|wanted| wanted.model_key()).unwrap_or_default(),
         spec_hash: wanted.map(|wanted| wanted.spec_hash.clone()).unwrap_or_default(),
-        replicas: replicas::of(view, owned.pods(stored.uid()), wanted, load, memory),
+        replicas: replicas::of(view, owned.pods(stored.uid()), wanted, load, alive, memory),
         slots: slots(owned, stored, memory),
         held: memory.held(&id).cloned(),
         deleting: stored.deleting(),
@@ -186,9 +184,9 @@ fn most(wanted: &Wanted, pods: usize) -> u32 {
 /// What is remembered of the slots, with the highest incarnation among pods and claims that exist.
 fn slots(owned: &Owned, stored: &StoredDeployment, memory: &Memory) -> Vec<Slot> {
     let mut slots = memory.slots(stored.uid());
-    let pods = owned.pods(stored.uid()).iter().map(|pod| &pod.metadata);
-    let claims = owned.claims(stored.uid()).iter().map(|claim| &claim.metadata);
-    for id in pods.chain(claims).filter_map(identity) {
+    let pods = owned.pods(stored.uid()).iter().filter_map(|pod| pod.identity());
+    let claims = owned.claims(stored.uid()).iter().filter_map(|claim| claim.identity());
+    for id in pods.chain(claims) {
         let slot = slots.entry(id.replica.index).or_insert_with(|| empty(id.replica.index));
         slot.incarnation = slot.incarnation.max(id.replica.incarnation);
     }

@@ -4,17 +4,20 @@
 //! slices vanished (the kubelet deletes them 30 s after the agent's socket dies) is *stale* and keeps
 //! the capacity that its GpuNode last showed, so that its replicas are never taken for unplaced.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node as KubeNode, Taint as KubeTaint};
 use stowage_crds::gpu_node::{GpuDevice, GpuNodeStatus, Health as Verdict};
 use stowage_crds::names::{GPU_NODE_STALE_AFTER_MS, MEMORY_STEP_BYTES};
 use stowage_crds::quantity::{parse_bytes, parse_milli};
-use stowage_planner::snapshot::{Freshness, Gpu, Health, ModelKey, Node, Resources, Slice, Taint, TaintEffect};
+use stowage_planner::snapshot::{Freshness, Gpu, Health, ModelKey, Node, Resources, Shared, Slice, Taint, TaintEffect};
 
 use super::devices::Devices;
 use super::usage::Taken;
-use crate::observe::view::View;
+use crate::observe::source::Key;
+use crate::observe::view::{Objects, View};
+use crate::translate::known::Known;
 use crate::translate::validate::classes::Classes;
 
 /// Ages of fresh nodes are rounded up to a multiple of this: the heartbeat of agents.
@@ -30,23 +33,55 @@ const STATE_TAINTS: [&str; 3] =
 pub struct Parts<'a> {
     pub devices: &'a Devices,
     pub classes: &'a Classes,
-    pub slices: BTreeMap<String, Vec<Slice>>,
-    pub taken: BTreeMap<String, Taken>,
+    pub slices: HashMap<String, Vec<Slice>>,
+    pub taken: HashMap<String, Taken>,
     /// Labels that some deployment asks for. The others make nodes differ that are equal to every decision: each node
     /// has its own name as a label.
-    pub labels: BTreeSet<&'a str>,
+    pub labels: &'a BTreeSet<String>,
 }
 
-pub fn build(view: &View, mut parts: Parts<'_>) -> Vec<Node> {
-    view.nodes.values().map(|node| one(view, node, &mut parts)).collect()
+pub fn build(view: &View, mut parts: Parts<'_>, known: &Known) -> Vec<Shared<Node>> {
+    let same = known.has_classes(view) && known.devices(view).is_some() && known.labels() == parts.labels;
+    let node = |(key, node): (&Key, &Arc<KubeNode>)| {
+        let (name, gpu_node) = (key.1.as_str(), view.gpu_nodes.get(key));
+        let status = gpu_node.and_then(|stored| stored.status.as_ref());
+        let taken = parts.taken.remove(name).unwrap_or_default();
+        let freshness = freshness(view, name, status, parts.devices);
+        let before = if same { known.node(key, node, gpu_node) } else { None };
+        let before = before.filter(|before| again(before, &taken, &mut parts));
+        match before.cloned() {
+            Some(mut before) => {
+                if before.freshness != freshness {
+                    before.freshness = freshness;
+                }
+                before
+            }
+            None => one(node, status, freshness, taken, &mut parts).into(),
+        }
+    };
+    view.nodes.iter().map(node).collect()
 }
 
-fn one(view: &View, node: &KubeNode, parts: &mut Parts<'_>) -> Node {
-    let name = node.metadata.name.clone().unwrap_or_default();
+/// Whether a node of the same objects holds what it held; its slices are taken out of the parts then.
+fn again(before: &Node, taken: &Taken, parts: &mut Parts<'_>) -> bool {
+    let promised = |gpu: &Gpu| parts.slices.get(&gpu.uuid).map(Vec::as_slice).unwrap_or_default();
+    let same = before.used == taken.resources
+        && before.host_ports == taken.host_ports
+        && before.gpus.iter().all(|gpu| gpu.slices == promised(gpu));
+    if same {
+        before.gpus.iter().for_each(|gpu| drop(parts.slices.remove(&gpu.uuid)));
+    }
+    same
+}
+
+fn one(
+    node: &KubeNode,
+    status: Option<&GpuNodeStatus>,
+    freshness: Freshness,
+    taken: Taken,
+    parts: &mut Parts<'_>,
+) -> Node {
     let spec = node.spec.clone().unwrap_or_default();
-    let taken = parts.taken.remove(&name).unwrap_or_default();
-    let status = view.gpu_nodes.get(&(String::new(), name.clone())).and_then(|stored| stored.status.as_ref());
-    let freshness = freshness(view, &name, status, parts.devices);
     let labels = node.metadata.labels.iter().flatten();
     let owned = |(key, value): (&String, &String)| (key.clone(), value.clone());
     let gpus = status.map(|status| gpus(status, parts)).unwrap_or_default();
@@ -65,7 +100,7 @@ fn one(view: &View, node: &KubeNode, parts: &mut Parts<'_>) -> Node {
             .flat_map(|status| &status.cached_models)
             .map(|model| ModelKey::read(&model.source))
             .collect(),
-        name,
+        name: node.metadata.name.clone().unwrap_or_default(),
     }
 }
 
@@ -131,10 +166,22 @@ fn ready(node: &KubeNode) -> bool {
 
 /// Whether the node's pods must be given up: the node object is gone, or the control plane has not
 /// received anything of the kubelet for its whole grace period (`Unknown`). `False` is a kubelet that still reports.
-pub fn lost(node: Option<&KubeNode>) -> bool {
-    match node {
-        None => true,
-        Some(node) => ready_status(node).is_some_and(|(status, _)| status == "Unknown"),
+fn lost(node: &KubeNode) -> bool {
+    ready_status(node).is_some_and(|(status, _)| status == "Unknown")
+}
+
+/// Names of the nodes whose pods need not be given up.
+#[derive(Debug)]
+pub struct Alive<'a>(HashSet<&'a str>);
+
+impl<'a> Alive<'a> {
+    pub fn read(nodes: &'a Objects<KubeNode>) -> Self {
+        let alive = nodes.iter().filter(|(_, node)| !lost(node));
+        Self(alive.map(|((_, name), _)| name.as_str()).collect())
+    }
+
+    pub fn lost(&self, node: &str) -> bool {
+        !self.0.contains(node)
     }
 }
 

@@ -1,15 +1,15 @@
 //! What belongs to which deployment, found once for all of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::resource::v1::ResourceClaim;
-use kube::ResourceExt;
+use kube::Resource;
 use stowage_planner::snapshot::DeploymentId;
 
-use crate::observe::identity::{controller, labelled};
-use crate::observe::view::{Objects, View};
+use crate::observe::identity::{Identified, controller};
+use crate::observe::view::{KnownClaim, KnownPod, Objects, View};
 
 /// Pods and claims of ours by the UID of their deployment, and those that no deployment owns.
 #[derive(Debug, Default)]
@@ -21,14 +21,14 @@ pub struct Owned {
 /// Pods and claims that were left by `kubectl delete --cascade=orphan`.
 #[derive(Debug, Clone, Default)]
 pub struct Orphans {
-    pub pods: Vec<Arc<Pod>>,
-    pub claims: Vec<Arc<ResourceClaim>>,
+    pub pods: Vec<Arc<KnownPod>>,
+    pub claims: Vec<Arc<KnownClaim>>,
 }
 
 #[derive(Debug)]
 struct ByOwner<K> {
-    owned: BTreeMap<String, Vec<Arc<K>>>,
-    orphans: BTreeMap<DeploymentId, Vec<Arc<K>>>,
+    owned: HashMap<String, Vec<Arc<Identified<K>>>>,
+    orphans: BTreeMap<DeploymentId, Vec<Arc<Identified<K>>>>,
 }
 
 impl Owned {
@@ -37,17 +37,17 @@ impl Owned {
     }
 
     /// In the order of their names.
-    pub fn pods(&self, uid: &str) -> &[Arc<Pod>] {
+    pub fn pods(&self, uid: &str) -> &[Arc<KnownPod>] {
         self.pods.owned.get(uid).map(Vec::as_slice).unwrap_or_default()
     }
 
     /// In the order of their names.
-    pub fn claims(&self, uid: &str) -> &[Arc<ResourceClaim>] {
+    pub fn claims(&self, uid: &str) -> &[Arc<KnownClaim>] {
         self.claims.owned.get(uid).map(Vec::as_slice).unwrap_or_default()
     }
 
     /// All pods that nobody owns, by the deployment that they were made for.
-    pub fn orphaned(&self) -> impl Iterator<Item = (&DeploymentId, &[Arc<Pod>])> {
+    pub fn orphaned(&self) -> impl Iterator<Item = (&DeploymentId, &[Arc<KnownPod>])> {
         self.pods.orphans.iter().map(|(id, pods)| (id, pods.as_slice()))
     }
 
@@ -68,18 +68,21 @@ impl Orphans {
 
 impl<K> Default for ByOwner<K> {
     fn default() -> Self {
-        Self { owned: BTreeMap::new(), orphans: BTreeMap::new() }
+        Self { owned: HashMap::new(), orphans: BTreeMap::new() }
     }
 }
 
 /// Only what carries our labels: an object that merely names a deployment as its owner is not ours.
-fn by_owner<K: ResourceExt>(objects: &Objects<K>) -> ByOwner<K> {
+fn by_owner<K: Resource>(objects: &Objects<Identified<K>>) -> ByOwner<K> {
     let mut found = ByOwner::default();
     for object in objects.values() {
-        let Some(deployment) = labelled(object.meta()) else { continue };
+        let Some(deployment) = object.deployment() else { continue };
         match controller(object.meta()) {
-            Some(owner) => found.owned.entry(owner.uid.clone()).or_default().push(object.clone()),
-            None => found.orphans.entry(deployment).or_default().push(object.clone()),
+            Some(owner) => match found.owned.get_mut(&owner.uid) {
+                Some(known) => known.push(object.clone()),
+                None => drop(found.owned.insert(owner.uid.clone(), vec![object.clone()])),
+            },
+            None => found.orphans.entry(deployment.clone()).or_default().push(object.clone()),
         }
     }
     found

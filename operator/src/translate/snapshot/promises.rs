@@ -1,39 +1,37 @@
 //! What is promised on each GPU: claims that are allocated, claims of ours that are not yet, and the
 //! journal's. A claim counts until it is gone, whatever became of its pod.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 
 use k8s_openapi::api::resource::v1::{DeviceRequestAllocationResult, ResourceClaim};
 use stowage_crds::names::{CAPACITY_MEMORY, CAPACITY_SM, DRIVER};
 use stowage_crds::quantity::{parse_bytes, parse_milli};
-use stowage_planner::snapshot::{GpuShare, Isolation, Promise, Slice, SliceOwner, TenantId};
+use stowage_planner::snapshot::{DeploymentId, GpuShare, Isolation, Promise, Slice, SliceOwner, TenantId};
 
 use super::devices::Devices;
-use crate::observe::identity::identity;
-use crate::observe::view::Objects;
+use super::nodes::Alive;
+use crate::observe::view::{KnownClaim, Objects};
 use crate::translate::validate::tenants::Tenants;
 
 /// Slices by GPU uuid.
 pub fn by_gpu(
-    claims: &Objects<ResourceClaim>,
+    claims: &Objects<KnownClaim>,
     devices: &Devices,
     tenants: &Tenants,
-    isolation: &dyn Fn(&str, &str) -> Isolation,
-    lost: &dyn Fn(&str) -> bool,
-) -> BTreeMap<String, Vec<Slice>> {
-    let mut slices: BTreeMap<String, Vec<Slice>> = BTreeMap::new();
+    isolation: &dyn Fn(&DeploymentId) -> Isolation,
+    alive: &Alive<'_>,
+) -> HashMap<String, Vec<Slice>> {
+    let mut slices: HashMap<String, Vec<Slice>> = HashMap::new();
     for ((namespace, name), claim) in claims {
-        let identity = identity(&claim.metadata);
-        let planned =
-            || identity.iter().filter_map(|id| id.placement.as_ref()).flat_map(|placement| placement.gpus.clone());
+        let identity = claim.identity();
+        let planned = || claim.placement().into_iter().flat_map(|placement| placement.gpus.clone());
         let shares = allocated(claim, devices).unwrap_or_else(|| planned().collect());
-        let (owner, isolation) = match &identity {
-            Some(id) => (SliceOwner::Replica(id.replica.clone()), isolation(namespace, &id.replica.deployment.name)),
+        let (owner, isolation) = match identity {
+            Some(id) => (SliceOwner::Replica(id.replica.clone()), isolation(&id.replica.deployment)),
             None => (SliceOwner::Foreign { claim: format!("{namespace}/{name}") }, Isolation::Shared),
         };
         // What stood on a lost node serves nobody, so it is charged to nobody: its successor needs the budget.
-        let gone =
-            identity.as_ref().and_then(|id| id.placement.as_ref()).is_some_and(|placement| lost(&placement.node));
+        let gone = claim.placement().is_some_and(|placement| alive.lost(&placement.node));
         let payer = tenants.of(namespace).filter(|_| !gone).map(|name| TenantId(name.to_owned()));
         for share in shares {
             slices.entry(share.uuid).or_default().push(Slice {

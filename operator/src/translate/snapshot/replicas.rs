@@ -15,12 +15,11 @@ use stowage_planner::plan::EndReason;
 use stowage_planner::snapshot::{Overshoot, Phase, Replica};
 
 use super::changed::changed;
-use super::nodes::{lost, millis_between};
+use super::nodes::{Alive, millis_between};
 use crate::observe::agents::FoundOvershoot;
 use crate::observe::clock::moved;
-use crate::observe::identity::{identity, node_of};
 use crate::observe::signals::Load;
-use crate::observe::view::View;
+use crate::observe::view::{KnownPod, View};
 use crate::translate::memory::Memory;
 use crate::translate::snapshot::startup::{Startup, startup};
 use crate::translate::validate::Wanted;
@@ -31,32 +30,39 @@ const RESTARTS_TOO_MANY: i32 = 6;
 /// The replicas that these pods are, sorted by slot and life.
 pub fn of(
     view: &View,
-    pods: &[Arc<Pod>],
+    pods: &[Arc<KnownPod>],
     wanted: Option<&Wanted>,
     load: Option<&Load>,
+    alive: &Alive<'_>,
     memory: &Memory,
 ) -> Vec<Replica> {
-    let mut replicas: Vec<Replica> = pods.iter().filter_map(|pod| replica(view, pod, wanted, load, memory)).collect();
+    let mut replicas: Vec<Replica> =
+        pods.iter().filter_map(|pod| replica(view, pod, wanted, load, alive, memory)).collect();
     replicas.sort_by(|a, b| (a.index, a.incarnation, &a.name).cmp(&(b.index, b.incarnation, &b.name)));
     replicas
 }
 
-fn replica(view: &View, pod: &Pod, wanted: Option<&Wanted>, load: Option<&Load>, memory: &Memory) -> Option<Replica> {
-    let id = identity(&pod.metadata)?;
+fn replica(
+    view: &View,
+    pod: &KnownPod,
+    wanted: Option<&Wanted>,
+    load: Option<&Load>,
+    alive: &Alive<'_>,
+    memory: &Memory,
+) -> Option<Replica> {
+    let id = pod.identity()?;
     let meta = &pod.metadata;
-    let node = node_of(pod);
-    let kube_node = node.as_ref().and_then(|name| view.nodes.get(&(String::new(), name.clone())));
     let created_ms = meta.creation_timestamp.as_ref().map_or(view.now, |time| time.0);
     Some(Replica {
         index: id.replica.index,
         incarnation: id.replica.incarnation,
         name: meta.name.clone().unwrap_or_default(),
-        spec_hash: id.spec_hash,
+        spec_hash: id.spec_hash.clone(),
         phase: judged_phase(view, pod, wanted, memory),
-        node_lost: node.is_some() && lost(kube_node.map(AsRef::as_ref)),
+        node_lost: pod.node().is_some_and(|node| alive.lost(node)),
         overshoot: overshoot(view, pod),
         in_flight: load.map(|load| in_flight(load, meta.uid.as_deref().unwrap_or_default())),
-        placement: id.placement,
+        placement: id.placement.clone(),
         created_ms: millis(created_ms),
     })
 }
@@ -67,7 +73,7 @@ fn in_flight(load: &Load, uid: &str) -> u32 {
 }
 
 /// The pod's phase, with what its node's agent and a comparison with the spec add to it.
-fn judged_phase(view: &View, pod: &Pod, wanted: Option<&Wanted>, memory: &Memory) -> Phase {
+fn judged_phase(view: &View, pod: &KnownPod, wanted: Option<&Wanted>, memory: &Memory) -> Phase {
     let uid = pod.metadata.uid.as_deref().unwrap_or_default();
     let own = match phase(view.now, pod, memory.was_ready(uid)) {
         Phase::Draining { since_ms, until_ms, may_resume, .. } => {
@@ -90,9 +96,10 @@ pub fn phase(now: Timestamp, pod: &Pod, was_ready: bool) -> Phase {
         // The API server adds the grace period to the time of the request.
         return Phase::Terminating { until_ms: Some(millis(end.0)) };
     }
-    let status = pod.status.clone().unwrap_or_default();
-    if let Some(kind @ ("Failed" | "Succeeded")) = status.phase.as_deref() {
-        let texts = [status.reason, status.message].into_iter().flatten().collect::<Vec<_>>().join(": ");
+    if let Some(status) = &pod.status
+        && let Some(kind @ ("Failed" | "Succeeded")) = status.phase.as_deref()
+    {
+        let texts = [&status.reason, &status.message].into_iter().flatten().cloned().collect::<Vec<_>>().join(": ");
         return Phase::Failed { reason: if texts.is_empty() { format!("pod {kind}") } else { texts } };
     }
     let annotation = |name| pod.metadata.annotations.as_ref().and_then(|all| all.get(name));
@@ -131,13 +138,13 @@ fn unscheduled(now: Timestamp, pod: &Pod) -> Phase {
 
 /// Bound, and the node's agent reports that it cannot hand out the slice (a full disk, say): no container of
 /// the pod can have started. Whatever else is true of the pod (it ends, it failed) comes first.
-fn unprepared(view: &View, pod: &Pod) -> Option<Phase> {
-    let node = node_of(pod)?;
+fn unprepared(view: &View, pod: &KnownPod) -> Option<Phase> {
+    let node = pod.node()?;
     let claim = format!("{CLAIM_PREFIX}{}", pod.metadata.name.as_deref()?);
     let wanted = (pod.metadata.namespace.as_deref()?, claim.as_str());
     let found = view
         .agents
-        .get(&node)?
+        .get(node)?
         .refusals
         .iter()
         .find(|found| (found.namespace.as_str(), found.claim.as_str()) == wanted)?;

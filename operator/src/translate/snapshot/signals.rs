@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Pod;
 use stowage_planner::snapshot::{ColdStart, EngineSignals, GatewaySignals, ReplicaCost, Signals, TimeMs};
 
 use crate::observe::history::Earlier;
 use crate::observe::signals::Load;
+use crate::observe::view::KnownPod;
 use crate::translate::learned::Learned;
 use crate::translate::snapshot::replicas::serves;
 
@@ -17,7 +17,7 @@ const KV_BOUND_MILLI: u64 = 900;
 /// `load`: of the deployment with this UID; `None`: no gateway knows it.
 pub fn of(
     load: Option<&Load>,
-    pods: &[Arc<Pod>],
+    pods: &[Arc<KnownPod>],
     learned: Option<&Learned>,
     cold_start: ColdStart,
     earlier: Option<&Earlier>,
@@ -50,7 +50,7 @@ fn gateway(load: &Load) -> Option<GatewaySignals> {
 }
 
 /// Of the Ready replicas, of which each must have reported. `None`: one has not, or none is Ready.
-fn engines(load: &Load, pods: &[Arc<Pod>]) -> Option<EngineSignals> {
+fn engines(load: &Load, pods: &[Arc<KnownPod>]) -> Option<EngineSignals> {
     let ready = pods.iter().filter(|pod| serves(pod));
     let mut sum: Option<EngineSignals> = None;
     for pod in ready {

@@ -40,18 +40,28 @@ pub enum StrayKind {
 /// takes over nothing, so it keeps nothing either.
 pub fn unclaimed(view: &View, accepts: &dyn Fn(&DeploymentId) -> bool) -> Vec<Stray> {
     let mut all = Vec::new();
-    let mut look = |kind, meta: &ObjectMeta| all.extend(stray(accepts, kind, meta));
-    view.pods.values().for_each(|pod| look(StrayKind::Pod, &pod.metadata));
-    view.claims.values().for_each(|claim| look(StrayKind::Claim, &claim.metadata));
-    view.services.values().for_each(|service| look(StrayKind::Service, &service.metadata));
-    view.budgets.values().for_each(|budget| look(StrayKind::Budget, &budget.metadata));
-    view.policies.values().for_each(|policy| look(StrayKind::Policy, &policy.metadata));
+    let mut look = |kind, id: Option<&DeploymentId>, meta: &ObjectMeta| all.extend(stray(accepts, kind, id, meta));
+    view.pods.values().for_each(|pod| look(StrayKind::Pod, pod.deployment(), &pod.metadata));
+    view.claims.values().for_each(|claim| look(StrayKind::Claim, claim.deployment(), &claim.metadata));
+    let mut shared = |kind, meta: &ObjectMeta| {
+        if controller(meta).is_none() {
+            look(kind, labelled(meta).as_ref(), meta);
+        }
+    };
+    view.services.values().for_each(|service| shared(StrayKind::Service, &service.metadata));
+    view.budgets.values().for_each(|budget| shared(StrayKind::Budget, &budget.metadata));
+    view.policies.values().for_each(|policy| shared(StrayKind::Policy, &policy.metadata));
     all
 }
 
-fn stray(accepts: &dyn Fn(&DeploymentId) -> bool, kind: StrayKind, meta: &ObjectMeta) -> Option<Stray> {
-    let id = labelled(meta)?;
-    let claimed = controller(meta).is_some() || accepts(&id);
+fn stray(
+    accepts: &dyn Fn(&DeploymentId) -> bool,
+    kind: StrayKind,
+    id: Option<&DeploymentId>,
+    meta: &ObjectMeta,
+) -> Option<Stray> {
+    let id = id?;
+    let claimed = controller(meta).is_some() || accepts(id);
     let uid = meta.uid.clone().filter(|uid| !uid.is_empty() && !claimed)?;
     Some(Stray { kind, namespace: meta.namespace.clone()?, name: meta.name.clone()?, uid })
 }

@@ -1,14 +1,13 @@
 //! What a pod takes of its node, as kube-scheduler counts it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use stowage_crds::quantity::{ParseError, parse_bytes, parse_milli};
 use stowage_planner::snapshot::Resources;
 
-use crate::observe::identity::node_of;
-use crate::observe::view::Objects;
+use crate::observe::view::{KnownPod, Objects};
 
 /// What is taken on one node.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -18,12 +17,15 @@ pub struct Taken {
 }
 
 /// By node: all pods that are bound there, and ours that are pinned there.
-pub fn by_node(pods: &Objects<Pod>) -> BTreeMap<String, Taken> {
-    let mut nodes: BTreeMap<String, Taken> = BTreeMap::new();
+pub fn by_node(pods: &Objects<KnownPod>) -> HashMap<String, Taken> {
+    let mut nodes: HashMap<String, Taken> = HashMap::new();
     for pod in pods.values().filter(|pod| !finished(pod)) {
-        let (Some(node), Some(spec)) = (node_of(pod), pod.spec.as_ref()) else { continue };
+        let (Some(node), Some(spec)) = (pod.node(), pod.spec.as_ref()) else { continue };
         let (cpu_milli, memory_bytes) = requests(spec);
-        let taken = nodes.entry(node).or_default();
+        if !nodes.contains_key(node) {
+            nodes.insert(node.to_owned(), Taken::default());
+        }
+        let Some(taken) = nodes.get_mut(node) else { continue };
         // Any editor may write a request as large as a quantity can be, in as many pods as it likes.
         let Resources { cpu_milli: cpu, memory_bytes: memory, pods } = taken.resources;
         taken.resources = Resources {
@@ -117,9 +119,9 @@ mod tests {
     #[test]
     fn sum_of_absurd_requests_fills_the_node_and_no_other() {
         let absurd = "{spec: {nodeName: n, containers: [{name: a, resources: {requests: {cpu: '9223372036854775', memory: '9223372036854775807'}}}]}}";
-        let pod = |text: &str| std::sync::Arc::new(serde_yaml::from_str::<Pod>(text).unwrap());
+        let pod = |text: &str| std::sync::Arc::new(KnownPod::from(serde_yaml::from_str::<Pod>(text).unwrap()));
         let named = |name: &str| (String::from("a"), name.to_owned());
-        let pods: Objects<Pod> = [
+        let pods: Objects<KnownPod> = [
             (named("p"), pod(absurd)),
             (named("q"), pod(absurd)),
             (named("r"), pod(absurd)),

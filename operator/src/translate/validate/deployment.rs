@@ -21,7 +21,7 @@ use super::classes::Classes;
 use super::estimate;
 use super::hash::{inputs, spec_hash};
 use super::models::Models;
-use super::{References, Refusal, Standing, Wanted, refusal};
+use super::{Judged, References, Refusal, Standing, Wanted, refusal};
 use crate::observe::view::StoredDeployment;
 
 /// What the engine container requests where neither deployment nor runtime says.
@@ -81,7 +81,7 @@ pub fn related(
     for variant in &deployment.variants {
         fits_a_class(variant, classes)?;
     }
-    name_is_free(stored, &deployment.model_name, models)?;
+    name_taken(stored, &deployment.model_name, models)?;
     let (deployment, memory_estimate) = estimate::filled(stored, deployment, runtime, estimates)?;
     runnable(runtime, &deployment)?;
     Ok(Wanted {
@@ -130,7 +130,12 @@ fn fits_a_class(variant: &AcceptedVariant, classes: &Classes) -> Result<(), Refu
         .map_err(|message| (reasons::CLASS_NOT_FOUND, format!("spec.variants[{}].class: {message}", variant.name)))
 }
 
-fn name_is_free(stored: &StoredDeployment, model: &str, models: &Models<'_>) -> Result<(), Refusal> {
+/// Whether no older deployment serves the model under the name that this one was accepted with.
+pub fn name_is_free(stored: &StoredDeployment, judged: &Judged, models: &Models<'_>) -> bool {
+    judged.wanted().is_some_and(|wanted| models.older(stored, &wanted.deployment.model_name).is_none())
+}
+
+fn name_taken(stored: &StoredDeployment, model: &str, models: &Models<'_>) -> Result<(), Refusal> {
     let Some((tenant, namespace, name)) = models.older(stored, model) else { return Ok(()) };
     let message = format!(
         "{namespace}/{name} of tenant {tenant} serves model \"{model}\" already; choose another spec.model.name"

@@ -30,7 +30,8 @@ use stowage_crds::validate::{
 use stowage_planner::snapshot::{Accelerator, DeploymentId, Isolation, Needs, Toleration, Variant};
 
 use crate::observe::agents::estimates::Question;
-use crate::observe::view::{Objects, StoredDeployment, View};
+use crate::observe::view::{StoredDeployment, View};
+use crate::translate::known::Known;
 use classes::Classes;
 use deployment::Alone;
 use models::Models;
@@ -94,24 +95,51 @@ pub struct References<'a> {
     pub estimates: &'a estimate::Answers,
 }
 
-/// Judges all stored deployments: each alone first, then against what it refers to and collides with.
-pub fn deployments(
-    stored: &Objects<StoredDeployment>,
-    references: &References<'_>,
-) -> BTreeMap<DeploymentId, Arc<Judged>> {
-    let alone: Vec<(&StoredDeployment, Alone)> =
-        stored.values().map(|stored| (stored.as_ref(), Alone::read(stored))).collect();
-    let named = alone.iter().filter_map(|(stored, alone)| Some((*stored, alone.standing.model_name.as_deref()?)));
-    let models = Models::read(named, references.tenants);
-    let judge = |(stored, alone): &(&StoredDeployment, Alone)| {
-        let verdict = match deployment::related(stored, alone, references, &models) {
-            Ok(wanted) => Verdict::Accepted(Box::new(wanted)),
-            Err((reason, message)) => Verdict::Refused { reason, message },
-        };
-        let judged = Judged { standing: alone.standing.clone(), verdict };
-        (DeploymentId::new(stored.namespace(), stored.name()), Arc::new(judged))
+/// Judges all stored deployments: each alone first, then against what it refers to and collides with. One that was
+/// accepted is so again while it and all that it refers to are the same and its model's name is still free.
+pub fn deployments(view: &View, references: &References<'_>, known: &Known) -> BTreeMap<DeploymentId, Arc<Judged>> {
+    let same_references = known.refers_to_the_same(view);
+    let read = |stored| {
+        let accepted = known.judged(stored).filter(|judged| same_references && judged.wanted().is_some());
+        (stored, accepted.map_or_else(|| Reading::Alone(Box::new(Alone::read(stored))), Reading::Accepted))
     };
-    alone.iter().map(judge).collect()
+    let read: Vec<(&Arc<StoredDeployment>, Reading<'_>)> = view.deployments.values().map(read).collect();
+    let named =
+        read.iter().filter_map(|(stored, read)| Some((stored.as_ref(), read.standing().model_name.as_deref()?)));
+    let models = Models::read(named, references.tenants);
+    let judge = |(stored, read): &(&Arc<StoredDeployment>, Reading<'_>)| {
+        let judged = match read {
+            Reading::Alone(alone) => Arc::new(judge(stored, alone, references, &models)),
+            Reading::Accepted(judged) if deployment::name_is_free(stored, judged, &models) => Arc::clone(judged),
+            Reading::Accepted(_) => Arc::new(judge(stored, &Alone::read(stored), references, &models)),
+        };
+        (DeploymentId::new(stored.namespace(), stored.name()), judged)
+    };
+    read.iter().map(judge).collect()
+}
+
+/// What is known of a deployment before it is compared with others.
+enum Reading<'a> {
+    Alone(Box<Alone>),
+    /// As it was judged with the last snapshot.
+    Accepted(&'a Arc<Judged>),
+}
+
+impl Reading<'_> {
+    fn standing(&self) -> &Standing {
+        match self {
+            Reading::Alone(alone) => &alone.standing,
+            Reading::Accepted(judged) => &judged.standing,
+        }
+    }
+}
+
+fn judge(stored: &StoredDeployment, alone: &Alone, references: &References<'_>, models: &Models<'_>) -> Judged {
+    let verdict = match deployment::related(stored, alone, references, models) {
+        Ok(wanted) => Verdict::Accepted(Box::new(wanted)),
+        Err((reason, message)) => Verdict::Refused { reason, message },
+    };
+    Judged { standing: alone.standing.clone(), verdict }
 }
 
 /// What must be asked of node agents about models before they can be placed. What a status has is not asked again.

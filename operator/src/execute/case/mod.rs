@@ -1,14 +1,15 @@
 //! Everything that belongs to one deployment, picked from the view once. No client.
 
+pub mod rest;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::networking::v1::{NetworkPolicy, NetworkPolicyPeer};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use k8s_openapi::api::resource::v1::ResourceClaim;
 use kube::Resource;
 use stowage_contracts::charge::gpu_milli;
 use stowage_contracts::hub::HubModel;
@@ -21,13 +22,13 @@ use stowage_planner::plan::{Action, Plan};
 use stowage_planner::render::gpus;
 use stowage_planner::snapshot::{Deployment, DeploymentId, Gpu, Phase, Replica, Slice, SliceOwner};
 
-use super::build::claim::model_of;
-use super::build::{Owner, Target};
+use crate::execute::build::claim::model_of;
+use crate::execute::build::{Owner, Target};
 use crate::observe::agents::AgentReport;
 use crate::observe::drains::DrainState;
 use crate::observe::identity::{Belongs, belongs};
 use crate::observe::source::Key;
-use crate::observe::view::{Objects, StoredDeployment, View};
+use crate::observe::view::{KnownClaim, KnownPod, Objects, StoredDeployment, View};
 use crate::translate::Built;
 use crate::translate::preloads::Held;
 use crate::translate::snapshot::changed::changed;
@@ -43,8 +44,8 @@ pub struct Case {
     pub tenant: Option<String>,
     /// Deleted with `--cascade=orphan`: its pods and claims are to outlive it.
     pub orphaning: bool,
-    pub pods: Vec<Arc<Pod>>,
-    pub claims: Vec<Arc<ResourceClaim>>,
+    pub pods: Vec<Arc<KnownPod>>,
+    pub claims: Vec<Arc<KnownClaim>>,
     /// Pods and claims of an earlier deployment of this name, to be adopted.
     pub orphans: Orphans,
     pub service: Option<Arc<Service>>,
@@ -148,7 +149,7 @@ fn cold_starts(built: &Built) -> BTreeMap<DeploymentId, Duration> {
 }
 
 /// What agents fetch for these claims. Their UIDs decide, whatever an agent says of names.
-fn fetches(view: &View, claims: &[Arc<ResourceClaim>]) -> Vec<(String, ModelFetch)> {
+fn fetches(view: &View, claims: &[Arc<KnownClaim>]) -> Vec<(String, ModelFetch)> {
     let ours = |fetch: &&ModelFetch| {
         claims.iter().any(|claim| claim.metadata.uid.as_ref().is_some_and(|uid| fetch.claims.contains(uid)))
     };
@@ -159,7 +160,7 @@ fn fetches(view: &View, claims: &[Arc<ResourceClaim>]) -> Vec<(String, ModelFetc
 }
 
 /// Of the replicas that drain by the snapshot, whose times follow a clock that was set.
-fn drains(view: &View, pods: &[Arc<Pod>], replicas: &[Replica]) -> Vec<Drain> {
+fn drains(view: &View, pods: &[Arc<KnownPod>], replicas: &[Replica]) -> Vec<Drain> {
     let drain = |replica: &Replica| {
         let Phase::Draining { since_ms, .. } = replica.phase else { return None };
         let pod = pods.iter().find(|pod| pod.metadata.name.as_ref() == Some(&replica.name))?;
@@ -171,9 +172,8 @@ fn drains(view: &View, pods: &[Arc<Pod>], replicas: &[Replica]) -> Vec<Drain> {
 }
 
 /// The commit that an agent resolved for a claim of this very repository and revision.
-fn commit(view: &View, claims: &[Arc<ResourceClaim>], wanted: &HubModel) -> Option<String> {
-    let asks =
-        |claim: &&Arc<ResourceClaim>| model_of(claim).is_some_and(|model| model == ClaimModel::Hub(wanted.clone()));
+fn commit(view: &View, claims: &[Arc<KnownClaim>], wanted: &HubModel) -> Option<String> {
+    let asks = |claim: &&Arc<KnownClaim>| model_of(claim).is_some_and(|model| model == ClaimModel::Hub(wanted.clone()));
     let uids: Vec<&str> = claims.iter().filter(asks).filter_map(|claim| claim.metadata.uid.as_deref()).collect();
     let resolved = |report: &AgentReport| uids.iter().find_map(|uid| report.commits.get(*uid).cloned());
     view.agents.values().find_map(resolved)
