@@ -267,9 +267,10 @@ impl Control {
         let Decided { plan, report, .. } = decided;
         self.desk.retain(|id| view.deployments.contains_key(&(id.namespace.clone(), id.name.clone())));
         let tools = Tools { writer: &self.writer, journals: &self.journals, sources: &self.sources };
-        for share in shares(view, built, decided, term) {
-            self.desk.dispatch(share, tools);
-        }
+        let mut shares: Vec<_> = shares(view, built, decided, term).collect();
+        // What ends comes first: somebody may wait for the room.
+        shares.sort_by_key(|share| !share.ends());
+        shares.into_iter().for_each(|share| self.desk.dispatch(share, tools));
         let mut strays = strays::ended_by(plan, &built.unclaimed);
         strays.extend(built.strays.iter().filter(|stray| !strays.contains(stray)).cloned().collect::<Vec<_>>());
         self.desk.dispatch_strays(&strays, tools);

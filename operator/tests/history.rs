@@ -86,8 +86,11 @@ async fn growth_of_earlier_days_is_read_from_a_real_prometheus() {
     let now = Timestamp::now().as_second();
     let (days, week) = ([now - 2 * DAY, now - DAY], [now - 7 * DAY]);
     let mut text = String::new();
-    series(&mut text, r#"{namespace="team-a",deployment="chat",pod="a"}"#, &[week[0], days[0], days[1]], 2.0, 4.0);
-    series(&mut text, r#"{namespace="team-a",deployment="chat",pod="b"}"#, &days, 1.0, 1.0);
+    series(&mut text, r#"{namespace="team-a",deployment="chat",pod="a"}"#, &[week[0], days[0]], 2.0, 4.0);
+    series(&mut text, r#"{namespace="team-a",deployment="chat",pod="b"}"#, &days[1..], 2.0, 4.0);
+    // One of the two may be anybody's.
+    series(&mut text, r#"{namespace="team-a",deployment="twice",pod="a"}"#, &days, 2.0, 4.0);
+    series(&mut text, r#"{namespace="team-a",deployment="twice",pod="b"}"#, &days, 1.0, 90.0);
     series(&mut text, r#"{namespace="team-a",deployment="young"}"#, &days[1..], 1.0, 3.0);
     series(&mut text, r#"{namespace="team-a",deployment="odd"}"#, &days, f64::NAN, f64::INFINITY);
     series(&mut text, r#"{namespace="team-a"}"#, &days, 5.0, 5.0);
@@ -97,6 +100,7 @@ async fn growth_of_earlier_days_is_read_from_a_real_prometheus() {
     assert_eq!(of(&loads, "chat", 20), Some(History { now: 2.0, ahead: 2.0, periods: 3 }));
     assert_eq!(of(&loads, "young", 300), Some(History { now: 1.0, ahead: 3.0, periods: 1 }), "too few for the planner");
     assert_eq!(of(&loads, "odd", 300), None);
+    assert_eq!(of(&loads, "twice", 300), None);
     assert_eq!(loads.len(), 2, "{loads:?}");
 }
 

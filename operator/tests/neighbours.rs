@@ -65,6 +65,52 @@ async fn refused_pod_is_reported_once_and_nothing_is_made_for_it_until_the_cause
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_creations_of_a_tenant_do_not_hold_up_what_ends() {
+    let server = cluster();
+    let life = server.live();
+    deployment(&server, "z", 1);
+    let operator = operator(&server, &Link::default()).await;
+    until(&server, "z serves", serves(1)).await;
+    server.slow(700);
+    (0..15).for_each(|n| deployment(&server, &format!("a-{n:02}"), 1));
+    patch(&server, "z", json!({"spec": {"replicas": 0}}));
+    let pods = |name: &str| {
+        let store = server.store();
+        let of = |pod: &&Value| pod["metadata"]["name"].as_str().is_some_and(|found| found.starts_with(name));
+        store.of("pods").into_iter().filter(of).cloned().collect::<Vec<_>>()
+    };
+    let ends = |pod: &Value| {
+        !pod["metadata"]["annotations"]["stowage.dev/draining"].is_null()
+            || !pod["metadata"]["deletionTimestamp"].is_null()
+    };
+    until(&server, "z ends", |_| pods("z").iter().all(ends)).await;
+    let created = pods("a-").len();
+    assert!(created <= 8, "{created} of 15 were created first");
+    until(&server, "all others are created", |_| pods("a-").len() == 15).await;
+    operator.stop().await;
+    life.abort();
+}
+
+/// The conditions and `decision` of a deployment that had to wait for its turn.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn decision_of_a_creation_that_waited_for_its_turn_is_in_the_status() {
+    let server = cluster();
+    let life = server.live();
+    server.slow(200);
+    (0..14).for_each(|n| deployment(&server, &format!("a-{n:02}"), 1));
+    let operator = operator(&server, &Link::default()).await;
+    let actions = || {
+        let store = server.store();
+        let action = |d: &&Value| d["status"]["decision"]["action"].as_str().unwrap_or_default().to_owned();
+        store.of("inferencedeployments").iter().map(action).collect::<Vec<_>>()
+    };
+    until(&server, "all serve", |now| now.ready && now.claims == 14).await;
+    until(&server, "each says that it was created", |_| actions().iter().all(|action| action == "Create")).await;
+    operator.stop().await;
+    life.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn refused_policy_starts_no_pod_and_a_refused_deployment_can_be_deleted() {
     let server = cluster();
     let life = server.live();

@@ -213,6 +213,8 @@ impl One<'_> {
         let etag = source.etag.as_deref().filter(|_| source.ranges);
         let partial = Partial::open(&self.request.partial, source.total, etag)?;
         let (bytes, folder) = (partial.journal.bytes(), self.request.partial.parent());
+        // Its size is known before anything is reserved: whoever makes room sees what for.
+        self.report(Phase::Fetch, bytes, source.total);
         let (folder, keep) = (folder.unwrap_or(&self.request.partial), self.fetcher.limits.disk_reserve_bytes);
         let reserved = match self.part.of {
             None => Some(self.fetcher.room.reserve(folder, keep, source.total - bytes)?),
@@ -224,7 +226,6 @@ impl One<'_> {
             again: AtomicU64::new(0),
             reserved: reserved.as_ref().or(self.reserved),
         };
-        self.report(Phase::Fetch, partial.journal.bytes(), source.total);
         let partial = Arc::new(Mutex::new(partial));
         let written = match source.ranges {
             true => self.pieces(&source, &partial, &on_disk).await,

@@ -130,31 +130,28 @@ impl Store {
         Ok(found)
     }
 
-    /// Removes what was fetched of models that nobody waits for any more.
-    pub fn forget_partials(&self, wanted: impl Fn(&ModelKey) -> bool) -> io::Result<()> {
+    /// Removes what was fetched of models that nobody waits for any more; how many bytes.
+    pub fn forget_partials(&self, wanted: impl Fn(&ModelKey) -> bool) -> io::Result<u64> {
+        let mut freed = 0;
         for entry in std::fs::read_dir(&self.partial)?.flatten() {
             if !partial_of(&entry).is_some_and(|key| wanted(&key)) {
+                freed += bytes_of(&entry)?;
                 match entry.file_type()?.is_dir() {
                     true => std::fs::remove_dir_all(entry.path())?,
                     false => std::fs::remove_file(entry.path())?,
                 }
             }
         }
-        Ok(())
+        Ok(freed)
     }
 
     /// Bytes on the disk of these models as far as they are not complete.
     pub fn partial_bytes(&self, of: impl Fn(&ModelKey) -> bool) -> io::Result<u64> {
         let mut bytes = 0;
         for entry in std::fs::read_dir(&self.partial)?.flatten() {
-            if !partial_of(&entry).is_some_and(|key| of(&key)) {
-                continue;
+            if partial_of(&entry).is_some_and(|key| of(&key)) {
+                bytes += bytes_of(&entry)?;
             }
-            let files = match entry.file_type()?.is_dir() {
-                true => std::fs::read_dir(entry.path())?.flatten().map(|file| file.path()).collect(),
-                false => vec![entry.path()],
-            };
-            bytes += files.iter().filter_map(|file| file.metadata().ok()).map(|file| file.blocks() * 512).sum::<u64>();
         }
         Ok(bytes)
     }
@@ -169,6 +166,15 @@ impl Store {
     pub fn default_limit(&self) -> io::Result<u64> {
         self.share_of_disk(80)
     }
+}
+
+/// What a file, or all files of a folder, take on the disk.
+fn bytes_of(entry: &std::fs::DirEntry) -> io::Result<u64> {
+    let files = match entry.file_type()?.is_dir() {
+        true => std::fs::read_dir(entry.path())?.flatten().map(|file| file.path()).collect(),
+        false => vec![entry.path()],
+    };
+    Ok(files.iter().filter_map(|file| file.metadata().ok()).map(|file| file.blocks() * 512).sum())
 }
 
 /// Of which model this is a part.

@@ -127,7 +127,7 @@ impl Operator {
         let (mut due, mut statuses) = (Vec::new(), Vec::new());
         for case in cases(view, &built, &plan, &report) {
             let report = reports.get(&case.id).copied();
-            if self.rests.get(&case.id).is_some_and(|rest| rest.holds(&case, report, view.now)) {
+            if self.rests.get(&case.id).is_some_and(|rest| rest.holds(&case, report, start)) {
                 continue;
             }
             let (id, prepared) = (case.id.clone(), prepare(&case, view.now));
@@ -135,7 +135,7 @@ impl Operator {
             if !prepared.is_empty() {
                 due.push(prepared);
             } else if !status::differs(&case.stored.raw_status, &status) {
-                let rest = Rest::begin(case, report.cloned(), view.now);
+                let rest = Rest::begin(case, report.cloned(), start);
                 self.rests.extend(rest.map(|rest| (id, rest)));
                 continue;
             }

@@ -39,11 +39,11 @@ use crate::translate::Built;
 use crate::translate::preloads;
 use crate::translate::snapshot::strays::Stray;
 
-/// Tasks at work, of one tenant and of all.
+/// Tasks at work, of one tenant and of all; as many again where replicas end.
 const LANES_PER_TENANT: usize = 4;
 const LANES: usize = 32;
 /// Tasks of one tenant at work or waiting for a lane: each holds what it will write. The next plan finds the rest.
-const TASKS_PER_TENANT: usize = 8 * LANES_PER_TENANT;
+const TASKS_PER_TENANT: usize = 2 * LANES_PER_TENANT;
 /// A deployment that waits for the same reason has another event after this.
 const WAIT_EVENTS: Duration = Duration::from_secs(300);
 /// Distinct refusals of one deployment that are remembered as reported.
@@ -57,6 +57,22 @@ enum Subject {
     ClusterStatuses,
     /// Pods and claims that no deployment owns.
     Strays,
+}
+
+/// Whose lanes a task uses: a tenant's, however many namespaces it has; without a tenant, the namespace's.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Payer {
+    Tenant(String),
+    Namespace(String),
+}
+
+impl Payer {
+    fn of(case: &Case) -> Self {
+        match &case.tenant {
+            Some(tenant) => Payer::Tenant(tenant.clone()),
+            None => Payer::Namespace(case.id.namespace.clone()),
+        }
+    }
 }
 
 /// What is remembered of one subject between its tasks.
@@ -93,14 +109,15 @@ pub struct Tools<'a> {
 pub struct Desk {
     tasks: JoinSet<Done>,
     running: HashMap<Id, Subject>,
-    /// Tasks of each tenant, and whose each one is.
-    of_tenant: HashMap<String, usize>,
-    tenants: HashMap<Id, String>,
+    /// Tasks of each payer, and whose each one is.
+    of_payer: HashMap<Payer, usize>,
+    payers: HashMap<Id, Payer>,
     entries: BTreeMap<Subject, Entry>,
     /// The last written statuses of cluster-scoped objects.
     cluster_gates: HashMap<String, Gate>,
     carried_out: Vec<CarriedOut>,
-    lanes: HashMap<String, Arc<Semaphore>>,
+    /// Those in which replicas end are their own: what is created does not hold them up.
+    lanes: HashMap<(Payer, bool), Arc<Semaphore>>,
     all: Option<Arc<Semaphore>>,
 }
 
@@ -130,7 +147,7 @@ pub fn shares<'a>(
     term: Term,
 ) -> impl Iterator<Item = Share<'a>> + 'a {
     let Decided { plan, report, fresh, mut bottlenecks, mut held } = decided;
-    let reports: BTreeMap<&DeploymentId, &DeploymentReport> =
+    let reports: HashMap<&DeploymentId, &DeploymentReport> =
         report.deployments.iter().map(|report| (&report.deployment, report)).collect();
     let mut by_object: BTreeMap<DeploymentId, Vec<DecisionRecord>> = BTreeMap::new();
     for record in fresh {
@@ -155,7 +172,8 @@ impl Desk {
         let subject = Subject::Deployment(share.case.id.clone());
         let entry = self.entries.entry(subject.clone()).or_default();
         entry.keep_records(&share);
-        if entry.rests(&share) {
+        let now = Instant::now();
+        if entry.rests(&share, now) {
             return;
         }
         entry.rest = None;
@@ -164,20 +182,24 @@ impl Desk {
             entry.reported.clear();
             entry.obstacles.clear();
         }
-        let now = Instant::now();
-        let tenant = share.case.tenant.as_ref().unwrap_or(&share.case.id.namespace).clone();
-        let tasks = self.of_tenant.get(&tenant).copied().unwrap_or(0);
-        if entry.busy || tasks >= TASKS_PER_TENANT || entry.backoff.holds_all(now) {
+        let payer = Payer::of(&share.case);
+        let full = self.of_payer.get(&payer).is_some_and(|tasks| *tasks >= TASKS_PER_TENANT);
+        if entry.busy || full && !share.ends() || entry.backoff.holds_all(now) {
             return;
         }
-        let (prepared, held) = entry.allowed(prepare(&share.case, share.now), now);
+        let mut prepared = prepare(&share.case, share.now);
+        if full {
+            // What ends is small, and somebody may wait for it.
+            prepared.hold(Part::Make);
+        }
+        let (prepared, held) = entry.allowed(prepared, now);
         let records = std::mem::take(&mut entry.records);
         if prepared.is_empty() && records.is_empty() {
-            let status = share.render(&Applied::nothing(held.clone()));
+            let status = share.render(&Applied::nothing(held.clone()), &[]);
             let said = !status::differs(&share.case.stored.raw_status, &status);
             if entry.gate.due(&share.case, status, now).is_none() {
                 if said && held.is_empty() {
-                    entry.rest = Rest::begin(share.case, share.report.map(Cow::into_owned), share.now);
+                    entry.rest = Rest::begin(share.case, share.report.map(Cow::into_owned), now);
                 }
                 return;
             }
@@ -186,7 +208,7 @@ impl Desk {
         entry.assumed = assume(&prepared, tools.journals);
         let before = entry.obstacles.clone();
         let (gate, reported, noticed) = (entry.gate.clone(), entry.reported.clone(), entry.noticed.clone());
-        let lanes = (self.lane(&tenant), self.global());
+        let lanes = (self.lane(&payer, share.ends()), self.global());
         let task = Task {
             share: share.owned(),
             prepared,
@@ -203,8 +225,8 @@ impl Desk {
         };
         let handle = self.tasks.spawn(task.run(lanes));
         self.running.insert(handle.id(), subject);
-        *self.of_tenant.entry(tenant.clone()).or_default() += 1;
-        self.tenants.insert(handle.id(), tenant);
+        *self.of_payer.entry(payer.clone()).or_default() += 1;
+        self.payers.insert(handle.id(), payer);
     }
 
     /// Statuses of cluster-scoped kinds, one task for all of them.
@@ -323,10 +345,11 @@ impl Desk {
             }
         };
         let Some(subject) = self.running.remove(&task) else { return };
-        if let Some(tasks) = self.tenants.remove(&task).and_then(|tenant| self.of_tenant.get_mut(&tenant)) {
+        if let Some(tasks) = self.payers.remove(&task).and_then(|payer| self.of_payer.get_mut(&payer)) {
             *tasks -= 1;
         }
-        self.of_tenant.retain(|_, tasks| *tasks > 0);
+        self.of_payer.retain(|_, tasks| *tasks > 0);
+        self.lanes.retain(|(payer, _), _| self.of_payer.contains_key(payer));
         metrics.write_outcome(if done.failed.is_empty() { "ok" } else { "failed" });
         let entry = self.entries.entry(subject).or_default();
         for key in entry.assumed.drain(..) {
@@ -350,9 +373,9 @@ impl Desk {
         self.running.insert(handle.id(), subject);
     }
 
-    /// Of a tenant, however many namespaces it has; without a tenant, of the namespace.
-    fn lane(&mut self, payer: &str) -> Arc<Semaphore> {
-        self.lanes.entry(payer.to_owned()).or_insert_with(|| Arc::new(Semaphore::new(LANES_PER_TENANT))).clone()
+    fn lane(&mut self, payer: &Payer, ends: bool) -> Arc<Semaphore> {
+        let lane = self.lanes.entry((payer.clone(), ends));
+        lane.or_insert_with(|| Arc::new(Semaphore::new(LANES_PER_TENANT))).clone()
     }
 
     fn global(&mut self) -> Arc<Semaphore> {
@@ -384,8 +407,8 @@ impl Entry {
     }
 
     /// Whether nothing was left to do, and everything is as it was then.
-    fn rests(&self, share: &Share<'_>) -> bool {
-        let holds = |rest: &Rest| rest.holds(&share.case, share.report.as_deref(), share.now);
+    fn rests(&self, share: &Share<'_>, now: Instant) -> bool {
+        let holds = |rest: &Rest| rest.holds(&share.case, share.report.as_deref(), now);
         !self.busy && self.records.is_empty() && self.rest.as_ref().is_some_and(holds)
     }
 

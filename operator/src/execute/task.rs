@@ -110,7 +110,7 @@ impl Task {
             return given_up(records);
         }
         let mut done = Done::of(&share, &applied, &tried);
-        done.report(&share, &applied, &before, &gate, &writer).await;
+        done.report(&share, &applied, &records, &before, &gate, &writer).await;
         let mut events = done.events(&share, &applied, records, &reported);
         events.extend(done.notices(&share, &noticed));
         emit(&writer, &share.case.id.namespace, events).await;
@@ -159,6 +159,7 @@ impl Done {
         &mut self,
         share: &Share<'_>,
         applied: &Applied,
+        records: &[DecisionRecord],
         before: &[Obstacle],
         gate: &Gate,
         writer: &Writer,
@@ -167,7 +168,7 @@ impl Done {
             // Refused as before: the stored status says so, and what else it says holds while nothing is tried.
             return;
         }
-        let Some(status) = gate.due(&share.case, share.render(applied), Instant::now()) else { return };
+        let Some(status) = gate.due(&share.case, share.render(applied, records), Instant::now()) else { return };
         match update_status::write(writer, &share.case, &status).await {
             Ok(()) => {
                 self.progress = true;
@@ -235,14 +236,19 @@ impl Done {
 }
 
 impl Share<'_> {
+    /// Whether a replica is to end or to be routed to again.
+    pub fn ends(&self) -> bool {
+        self.case.actions.iter().any(|action| !matches!(action, Action::Create { .. }))
+    }
+
     /// For a task that outlives the plan.
     pub fn owned(self) -> Share<'static> {
         Share { report: self.report.map(|report| Cow::Owned(report.into_owned())), ..self }
     }
 
-    /// The status as it follows from what was applied.
-    pub fn render(&self, applied: &Applied) -> Value {
-        let last = self.fresh.iter().rev().find(|record| match record.action {
+    /// The status as it follows from what was applied. `waiting`: decisions, of earlier plans too, whose task this is.
+    pub fn render(&self, applied: &Applied, waiting: &[DecisionRecord]) -> Value {
+        let last = self.fresh.iter().rev().chain(waiting.iter().rev()).find(|record| match record.action {
             RecordAction::Create => record.replica.as_ref().is_some_and(|replica| applied.created.contains(replica)),
             RecordAction::Wait => record.trigger != Trigger::Waits(Outcome::Refused),
             RecordAction::Resume | RecordAction::Drain | RecordAction::Remove => true,

@@ -124,9 +124,11 @@ pub async fn read(prometheus: &Client, now: i64) -> Result<EarlierLoads, String>
     Ok(loads)
 }
 
-/// The load of each deployment around this second. Only the leader exports it; of two that did, the larger counts.
+/// The load of each deployment around this second. Only the leader exports it. Where several did, one of them may be a pod of
+/// anybody that says it is the operator, so that none counts.
 async fn ask(prometheus: &Client, at: i64) -> Result<Vec<(DeploymentId, f64)>, String> {
-    let query = format!("max by (namespace, deployment) (avg_over_time({}[2m]))", OFFERED_LOAD.name);
+    let (load, by) = (format!("avg_over_time({}[2m])", OFFERED_LOAD.name), "by (namespace, deployment)");
+    let query = format!("sum {by} ({load}) unless count {by} ({load}) > 1");
     let answer = prometheus.query(query).at(at).timeout(LIMIT.as_millis() as i64).get();
     let answer =
         tokio::time::timeout(LIMIT, answer).await.map_err(|_| format!("no answer within {} s", LIMIT.as_secs()))?;

@@ -141,7 +141,7 @@ pub enum Belongs {
 
 /// Whose the object is: our labels and the controller among its owners decide, never its name.
 pub fn belongs(meta: &ObjectMeta, deployment: &DeploymentId, uid: &str) -> Belongs {
-    if labelled(meta).as_ref() != Some(deployment) {
+    if !made_for(meta, deployment) {
         return Belongs::Foreign;
     }
     match controller(meta) {
@@ -152,12 +152,20 @@ pub fn belongs(meta: &ObjectMeta, deployment: &DeploymentId, uid: &str) -> Belon
     }
 }
 
+fn made_for(meta: &ObjectMeta, deployment: &DeploymentId) -> bool {
+    let name = labelled_name(meta).is_some_and(|name| *name == deployment.name);
+    name && meta.namespace.as_ref() == Some(&deployment.namespace)
+}
+
 /// The deployment that an object of ours was made for, by its labels; `None`: it is not ours.
 pub fn labelled(meta: &ObjectMeta) -> Option<DeploymentId> {
+    Some(DeploymentId::new(meta.namespace.clone()?, labelled_name(meta)?.clone()))
+}
+
+fn labelled_name(meta: &ObjectMeta) -> Option<&String> {
     let labels = meta.labels.as_ref()?;
     let ours = labels.get(LABEL_MANAGED_BY).is_some_and(|value| value == MANAGED_BY);
-    let name = labels.get(LABEL_DEPLOYMENT).filter(|_| ours)?;
-    Some(DeploymentId::new(meta.namespace.clone()?, name.clone()))
+    labels.get(LABEL_DEPLOYMENT).filter(|_| ours)
 }
 
 /// The owner that manages the object.

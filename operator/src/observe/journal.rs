@@ -75,8 +75,9 @@ impl<K: Resource + Kept> Journal<K> {
     }
 
     /// The object as the API server returned it.
-    pub fn written(&mut self, object: K, now: Instant) {
-        self.entries.insert(key(&object), Entry::Written { object: Arc::new(object.into()), at: now });
+    pub fn written(&mut self, object: impl Into<Identified<K>>, now: Instant) {
+        let object: Identified<K> = object.into();
+        self.entries.insert(key::<K>(&object), Entry::Written { object: Arc::new(object), at: now });
     }
 
     pub fn gone(&mut self, key: Key, uid: String, now: Instant) {

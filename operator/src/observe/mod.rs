@@ -38,6 +38,8 @@ use crate::observe::journal::Journals;
 use crate::observe::view::{
     KnownClaim, KnownPod, Stored, StoredClass, StoredDeployment, StoredGpuNode, StoredQuota, StoredRuntime, View,
 };
+pub use trim::keeps;
+
 use identity::Identified;
 use source::{Kept, Source, Trust, follow};
 

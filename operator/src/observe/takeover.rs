@@ -11,10 +11,11 @@ use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use stowage_crds::names::{LABEL_MANAGED_BY, MANAGED_BY};
 
-use crate::observe::Sources;
 use crate::observe::identity::Identified;
 use crate::observe::journal::{Journal, Journals};
 use crate::observe::source::{Kept, Key, Source};
+use crate::observe::view::{KnownClaim, KnownPod};
+use crate::observe::{PAGE, Sources};
 
 const LIST_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -28,8 +29,8 @@ pub enum TakeOverError {
 
 /// Rebuilds both journals from fresh lists.
 pub async fn take_over(client: &Client, sources: &Sources, journals: &Journals) -> Result<(), TakeOverError> {
-    let pods: Vec<Pod> = list(client, "pods").await?;
-    let claims: Vec<ResourceClaim> = list(client, "resourceclaims").await?;
+    let pods: Vec<KnownPod> = list(client, "pods").await?;
+    let claims: Vec<KnownClaim> = list(client, "resourceclaims").await?;
     tracing::info!(pods = pods.len(), claims = claims.len(), "took over with a fresh list");
     rebuild(&mut journals.pods(), pods, &sources.pods);
     rebuild(&mut journals.claims(), claims, &sources.claims);
@@ -67,22 +68,32 @@ where
     tokio::time::timeout(Duration::from_secs(3), api.get_opt(name)).await.ok()?.ok()
 }
 
-/// Without a resource version the list is read from the quorum, not from a cache.
-async fn list<K>(client: &Client, kind: &'static str) -> Result<Vec<K>, TakeOverError>
+/// Without a resource version the list is read from the quorum, not from a cache; all its pages show one state.
+async fn list<K>(client: &Client, kind: &'static str) -> Result<Vec<Identified<K>>, TakeOverError>
 where
-    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug,
+    K: Kept + Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug,
 {
-    let params = ListParams::default().labels(&format!("{LABEL_MANAGED_BY}={MANAGED_BY}"));
-    let api: Api<K> = Api::all(client.clone());
-    match tokio::time::timeout(LIST_TIMEOUT, api.list(&params)).await {
-        Ok(Ok(list)) => Ok(list.items),
+    let mut params = ListParams::default().labels(&format!("{LABEL_MANAGED_BY}={MANAGED_BY}")).limit(PAGE);
+    let (api, mut all): (Api<K>, Vec<Identified<K>>) = (Api::all(client.clone()), Vec::new());
+    let pages = async {
+        loop {
+            let page = api.list(&params).await?;
+            all.extend(page.items.into_iter().map(Identified::from));
+            match page.metadata.continue_.filter(|token| !token.is_empty()) {
+                Some(token) => params = params.clone().continue_token(&token),
+                None => return Ok(()),
+            }
+        }
+    };
+    match tokio::time::timeout(LIST_TIMEOUT, pages).await {
+        Ok(Ok(())) => Ok(all),
         Ok(Err(source)) => Err(TakeOverError::List { kind, source }),
         Err(_) => Err(TakeOverError::Slow { kind }),
     }
 }
 
 /// What is listed stands; what the watch still shows of ours and is not listed is gone.
-fn rebuild<K>(journal: &mut Journal<K>, listed: Vec<K>, source: &Arc<Source<Identified<K>>>)
+fn rebuild<K>(journal: &mut Journal<K>, listed: Vec<Identified<K>>, source: &Arc<Source<Identified<K>>>)
 where
     K: Resource + Kept,
 {

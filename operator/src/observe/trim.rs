@@ -1,11 +1,17 @@
 //! What is kept of an object: a cluster has many pods, and most of each is of no interest here.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::api::core::v1::{
-    Container, EphemeralContainer, Node, NodeSpec, NodeStatus, Pod, PodSpec, PodStatus, Service,
+    Container, ContainerPort, EphemeralContainer, Node, NodeSpec, NodeStatus, Pod, PodSpec, PodStatus,
+    ResourceRequirements, Service,
 };
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use k8s_openapi::api::resource::v1::{ResourceClaim, ResourceClaimSpec, ResourceClaimStatus, ResourceSlice};
+use k8s_openapi::api::resource::v1::{
+    AllocationResult, DeviceAllocationResult, ResourceClaim, ResourceClaimSpec, ResourceClaimStatus, ResourceSlice,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use stowage_crds::names::{LABEL_MANAGED_BY, MANAGED_BY, NODE_NAMESPACE, SYSTEM_NAMESPACE};
@@ -19,19 +25,33 @@ fn claim(mut claim: ResourceClaim) -> ResourceClaim {
     if ours {
         return claim;
     }
-    (claim.metadata.annotations, claim.metadata.owner_references) = (None, None);
+    bare(&mut claim.metadata);
     claim.spec = ResourceClaimSpec::default();
-    claim.status =
-        claim.status.map(|status| ResourceClaimStatus { allocation: status.allocation, ..Default::default() });
+    let devices = claim.status.and_then(|status| status.allocation?.devices);
+    claim.status = devices.map(|devices| {
+        let devices = DeviceAllocationResult { results: devices.results, config: None };
+        let allocation = AllocationResult { devices: Some(devices), ..AllocationResult::default() };
+        ResourceClaimStatus { allocation: Some(allocation), ..ResourceClaimStatus::default() }
+    });
     claim
+}
+
+/// Name and identity alone.
+fn bare(meta: &mut ObjectMeta) {
+    (meta.annotations, meta.labels, meta.owner_references, meta.finalizers) = (None, None, None, None);
 }
 
 /// Labels and annotations of ours and those that Kubernetes recommends, and nothing of field managers.
 pub fn meta(meta: &mut ObjectMeta) {
     meta.managed_fields = None;
     for map in [&mut meta.labels, &mut meta.annotations].into_iter().flatten() {
-        map.retain(|key, _| key.starts_with("stowage.dev/") || key.starts_with("app.kubernetes.io/"));
+        map.retain(|key, _| keeps(key));
     }
+}
+
+/// Whether labels and annotations of this key are kept.
+pub fn keeps(key: &str) -> bool {
+    key.starts_with("stowage.dev/") || key.starts_with("app.kubernetes.io/")
 }
 
 fn ours(meta: &ObjectMeta) -> bool {
@@ -39,20 +59,16 @@ fn ours(meta: &ObjectMeta) -> bool {
 }
 
 /// Of pods of ours, of the node agents and of the gateways: where they are, how they do, and what they take. Of others only
-/// what they take. A whole pod of ours is some 20 KB in memory.
+/// what they take of the node that they are bound to. A whole pod of ours is some 20 KB in memory.
 fn pod(mut pod: Pod) -> Pod {
     meta(&mut pod.metadata);
     let ours =
         ours(&pod.metadata) || matches!(pod.metadata.namespace.as_deref(), Some(NODE_NAMESPACE | SYSTEM_NAMESPACE));
-    pod.spec = pod.spec.map(|spec| PodSpec {
-        node_name: spec.node_name,
-        containers: spec.containers.into_iter().map(container).collect(),
-        init_containers: spec.init_containers.map(|all| all.into_iter().map(container).collect()),
-        ephemeral_containers: spec.ephemeral_containers.map(|all| all.into_iter().map(added).collect()),
-        overhead: spec.overhead,
-        ..PodSpec::default()
-    });
     if ours {
+        pod.spec = pod.spec.map(|spec| PodSpec {
+            ephemeral_containers: spec.ephemeral_containers.clone().map(|all| all.into_iter().map(added).collect()),
+            ..needs(spec, true)
+        });
         pod.status = pod.status.map(|status| PodStatus {
             phase: status.phase,
             reason: status.reason,
@@ -65,16 +81,41 @@ fn pod(mut pod: Pod) -> Pod {
         });
         return pod;
     }
-    pod.metadata.annotations = None;
-    pod.metadata.labels = None;
-    pod.metadata.owner_references = None;
+    bare(&mut pod.metadata);
+    pod.spec = pod.spec.filter(|spec| spec.node_name.is_some()).map(|spec| needs(spec, false));
     pod.status = pod.status.map(|status| PodStatus { phase: status.phase, ..PodStatus::default() });
     pod
 }
 
-fn container(container: Container) -> Container {
-    let Container { name, image, resources, ports, restart_policy, .. } = container;
-    Container { name, image, resources, ports, restart_policy, ..Container::default() }
+/// Where it is bound and what it takes there. `named`: with the names of containers and their images.
+fn needs(spec: PodSpec, named: bool) -> PodSpec {
+    let container = |container: Container| {
+        let Container { name, image, resources, ports, restart_policy, .. } = container;
+        let (name, image) = if named { (name, image) } else { Default::default() };
+        let ports = ports.into_iter().flatten().filter(|port| port.host_port.is_some_and(|port| port != 0));
+        let port = |port: ContainerPort| ContainerPort { host_port: port.host_port, ..ContainerPort::default() };
+        let ports: Vec<ContainerPort> = ports.map(port).collect();
+        let ports = Some(ports).filter(|ports| !ports.is_empty());
+        Container { name, image, resources: requests(resources), ports, restart_policy, ..Container::default() }
+    };
+    PodSpec {
+        node_name: spec.node_name,
+        containers: spec.containers.into_iter().map(container).collect(),
+        init_containers: spec.init_containers.map(|all| all.into_iter().map(container).collect()),
+        resources: requests(spec.resources),
+        overhead: spec.overhead.map(cpu_and_memory),
+        ..PodSpec::default()
+    }
+}
+
+fn requests(resources: Option<ResourceRequirements>) -> Option<ResourceRequirements> {
+    let requests = resources.and_then(|resources| resources.requests).map(cpu_and_memory)?;
+    Some(ResourceRequirements { requests: Some(requests), ..ResourceRequirements::default() })
+}
+
+fn cpu_and_memory(mut amounts: BTreeMap<String, Quantity>) -> BTreeMap<String, Quantity> {
+    amounts.retain(|name, _| name == "cpu" || name == "memory");
+    amounts
 }
 
 fn added(container: EphemeralContainer) -> EphemeralContainer {

@@ -73,6 +73,11 @@ pub struct View {
     pub scrapers: Arc<Vec<NetworkPolicyPeer>>,
 }
 
+/// What `kubectl apply` was given last: what a manifest leaves out is removed by it.
+pub const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+/// More bytes of it are not kept.
+const MOST_APPLIED: usize = 16 << 10;
+
 /// A custom resource whose parts are read one by one, so that a malformed object affects only
 /// itself: it was stored before a rule existed, or by an older version.
 #[derive(Debug, Clone, PartialEq)]
@@ -98,7 +103,11 @@ where
 {
     pub fn read(object: DynamicObject) -> Self {
         let DynamicObject { mut metadata, mut data, .. } = object;
+        let applied = metadata.annotations.as_mut().and_then(|all| all.remove(LAST_APPLIED));
         trim::meta(&mut metadata);
+        if let Some(applied) = applied.filter(|applied| applied.len() <= MOST_APPLIED) {
+            metadata.annotations.get_or_insert_default().insert(LAST_APPLIED.to_owned(), applied);
+        }
         let mut take = |field: &str| data.get_mut(field).map(Value::take).unwrap_or_default();
         let (spec, raw_status) = (take("spec"), take("status"));
         let spec = if spec.is_null() { Value::Object(serde_json::Map::new()) } else { spec };

@@ -13,10 +13,8 @@ use stowage_contracts::names::{API_VERSION, MAX_PLAN_MANIFESTS, PLANNED_KINDS};
 use stowage_crds::conditions::reasons;
 use stowage_planner::difference::{Document, DryRunRequest, Proposal, Refused};
 
-use crate::observe::view::{Malformed, Objects, Stored, View};
-
-/// Where `kubectl apply` keeps the manifest that it applied last.
-const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+use crate::observe::keeps;
+use crate::observe::view::{LAST_APPLIED, Malformed, Objects, Stored, View};
 
 /// Why a request cannot be planned for at all.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -185,7 +183,7 @@ fn created(
 fn annotations(manifest: &Value) -> std::collections::BTreeMap<String, String> {
     let given = manifest.pointer("/metadata/annotations").and_then(Value::as_object);
     let text = |(key, value): (&String, &Value)| Some((key.clone(), value.as_str()?.to_owned()));
-    given.into_iter().flatten().filter_map(text).filter(|(key, _)| key != LAST_APPLIED).collect()
+    given.into_iter().flatten().filter_map(text).filter(|(key, _)| keeps(key)).collect()
 }
 
 /// The spec after the manifest is applied.

@@ -25,6 +25,8 @@ pub struct Server {
     version: watch::Sender<u64>,
     /// Milliseconds by which watches are behind.
     lag: Arc<AtomicU64>,
+    /// Milliseconds that the creation of a pod takes.
+    slow: Arc<AtomicU64>,
     /// Plural → why the creation of such an object is refused.
     refused: Arc<Mutex<BTreeMap<String, String>>>,
     /// Creations that were refused, dry runs included.
@@ -57,6 +59,7 @@ impl Server {
             store: Arc::default(),
             version: watch::channel(0).0,
             lag: Arc::default(),
+            slow: Arc::default(),
             refused: Arc::default(),
             refusals: Arc::default(),
         }
@@ -65,6 +68,11 @@ impl Server {
     /// From now on watches deliver everything this much later; lists do not.
     pub fn lag(&self, millis: u64) {
         self.lag.store(millis, Ordering::Relaxed);
+    }
+
+    /// From now on the creation of a pod takes this long.
+    pub fn slow(&self, millis: u64) {
+        self.slow.store(millis, Ordering::Relaxed);
     }
 
     /// From now on creations of this kind are refused, as a quota or a policy would; `None`: no longer.
@@ -144,6 +152,9 @@ impl Server {
             self.refusals.fetch_add(1, Ordering::Relaxed);
             let name = body["metadata"]["name"].as_str().unwrap_or_default();
             return refused(&format!("{} \"{name}\" is forbidden: {why}", key.0));
+        }
+        if parts.method == Method::POST && key.0 == "pods" {
+            tokio::time::sleep(std::time::Duration::from_millis(self.slow.load(Ordering::Relaxed))).await;
         }
         if dry_run {
             return json_answer(StatusCode::CREATED, &body);

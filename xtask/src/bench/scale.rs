@@ -10,10 +10,15 @@ use std::process::Command;
 /// Beside the checkout's own cluster.
 const PLACE: [&str; 2] = ["--state-dir", "/var/tmp/stowage-scale"];
 
+const OPERATOR: &str = "--operator";
+
 pub fn run(options: &[String]) -> Result<()> {
     product::build()?;
-    let mut cargo = sh::cargo(&["build", "--release", "--quiet", "-p", "stowage-operator"]);
-    ensure!(cargo.status().context("start cargo")?.success(), "the build failed (see above)");
+    // With `--operator FILE` another build is measured.
+    if !options.iter().any(|option| option == OPERATOR) {
+        let mut cargo = sh::cargo(&["build", "--release", "--quiet", "-p", "stowage-operator"]);
+        ensure!(cargo.status().context("start cargo")?.success(), "the build failed (see above)");
+    }
     let cluster = |words: &[&str]| product::own(&[&["cluster"], words, &PLACE].concat());
     eprint!("{}", cluster(&["up", "--nodes", "1"])?);
     let measured = cluster(&["kubeconfig"]).and_then(|kubeconfig| measure(kubeconfig.trim(), options));
@@ -24,9 +29,11 @@ pub fn run(options: &[String]) -> Result<()> {
 fn measure(kubeconfig: &str, options: &[String]) -> Result<()> {
     let target = Target { kubeconfig: kubeconfig.into(), bin: Some(build::ensure(build::DEFAULT_VERSION)?) };
     product::install_without_processes(&target)?;
-    let operator = paths::target().join("release/stowage-operator");
     let mut scale = Command::new(product::built("stowage-e2e"));
-    scale.arg("scale").arg("--operator").arg(operator).args(options).env("KUBECONFIG", kubeconfig);
+    scale.arg("scale").args(options).env("KUBECONFIG", kubeconfig);
+    if !options.iter().any(|option| option == OPERATOR) {
+        scale.arg(OPERATOR).arg(paths::target().join("release/stowage-operator"));
+    }
     ensure!(scale.status().context("start the measurement")?.success(), "the measurement failed (see above)");
     Ok(())
 }

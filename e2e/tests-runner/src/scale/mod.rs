@@ -169,9 +169,11 @@ impl Request {
             figures["writes_per_pod"] = json!((written.len() as f64 / self.pods() as f64 * 100.0).round() / 100.0);
             figures["by_kind"] = json!(by_kind(&written));
         }
-        let removing = Instant::now();
-        self.remove(cluster).await?;
-        eprintln!("all removed after {:.1} s", removing.elapsed().as_secs_f64());
+        if !self.count_writes {
+            let removing = Instant::now();
+            self.remove(cluster).await?;
+            eprintln!("all removed after {:.1} s", removing.elapsed().as_secs_f64());
+        }
         operator.kill().await.context("end the operator")?;
         Ok((figures, objects))
     }

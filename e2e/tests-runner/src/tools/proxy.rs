@@ -34,7 +34,7 @@ struct Inner {
     client: kube::Client,
     fault: Mutex<Fault>,
     requests: AtomicUsize,
-    /// Method and path of each, in order.
+    /// Method, path and query of each, in order.
     writes: Mutex<Vec<String>>,
     errors: AtomicUsize,
     cut: AtomicBool,
@@ -107,7 +107,7 @@ impl Proxy {
         self.inner.writes.lock().map(|w| w.len()).unwrap_or_default()
     }
 
-    /// The same writes, in order, as `METHOD path`.
+    /// The same writes, in order, as `METHOD path?query`.
     pub fn written(&self) -> Vec<String> {
         self.inner.writes.lock().map(|w| w.clone()).unwrap_or_default()
     }
@@ -203,7 +203,7 @@ impl Inner {
     /// Records a write; its number, from 1.
     fn count(&self, request: &Request) -> usize {
         let Ok(mut writes) = self.writes.lock() else { return 0 };
-        writes.push(format!("{} {}", request.method(), request.uri().path()));
+        writes.push(format!("{} {}", request.method(), request.uri()));
         writes.len()
     }
 

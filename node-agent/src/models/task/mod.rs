@@ -142,8 +142,8 @@ struct Task {
     /// Of what is fetched ahead of need.
     turns_ahead: Turns,
     began: Instant,
-    /// When a fetch ahead of need was ended last, whose room is free a moment later.
-    stopped_ahead: Option<Instant>,
+    /// When room was made last for a claim; that of a fetch that was ended is free a moment later.
+    made_room: Option<Instant>,
     /// Jobs so far.
     jobs: u64,
     failed: BTreeMap<ModelKey, Failed>,
@@ -194,7 +194,7 @@ impl Task {
             turns: Turns::default(),
             turns_ahead: Turns::default(),
             began: Instant::now(),
-            stopped_ahead: None,
+            made_room: None,
             jobs: 0,
             failed: BTreeMap::new(),
             known: BTreeSet::new(),
@@ -207,6 +207,8 @@ impl Task {
         let resolved = |uid: String| Some((self.claims.commit(&uid)?, uid)).map(|(commit, uid)| (uid, commit));
         self.commits = self.claims.all().unwrap_or_default().into_iter().filter_map(resolved).collect();
         loop {
+            self.checkpoint.mark_unchanged();
+            self.ahead.mark_unchanged();
             let wanted = self.wanted();
             if let Err(err) = self.step(&wanted) {
                 tracing::error!(%err, "the cache of models cannot be read or written");
@@ -237,9 +239,9 @@ impl Task {
 
     /// What the checkpoint and the list of the operator ask for now.
     fn wanted(&mut self) -> BTreeMap<ModelKey, Wanted> {
-        let checkpoint = Arc::clone(&self.checkpoint.borrow_and_update());
+        let checkpoint = Arc::clone(&self.checkpoint.borrow());
         self.commits.retain(|uid, _| checkpoint.claims.contains_key(uid));
-        wanted(&checkpoint, &self.commits, self.ahead.borrow_and_update().at(Instant::now()))
+        wanted(&checkpoint, &self.commits, self.ahead.borrow().at(Instant::now()))
     }
 
     /// Whether all claims have it; without claims, whether it is here.
@@ -262,8 +264,8 @@ impl Task {
         self.start_jobs(wanted);
         self.stop_for_claims(wanted);
         self.start_ahead(wanted);
-        self.stop_without_room(wanted)?;
-        let cached = self.make_room(wanted)?;
+        let reserved = self.reserved(wanted)?;
+        let cached = self.make_room(wanted, reserved)?;
         let waiting: Vec<_> = wanted.iter().filter(|(key, w)| !w.is_ahead() && !self.is_done(key, w)).collect();
         let fetches = waiting.into_iter().map(|(key, wanted)| self.shown(key, wanted)).collect();
         let cached = room::most_recent(cached);
@@ -286,9 +288,9 @@ impl Task {
             keep
         });
         let (active, ahead, now) = (&self.active, self.ahead.borrow(), Instant::now());
-        self.store.forget_partials(|key| {
-            wanted.contains_key(key) || active.contains_key(key) || ahead.keeps(key, now, self.began)
-        })
+        let keeps =
+            |key: &ModelKey| wanted.contains_key(key) || active.contains_key(key) || ahead.keeps(key, now, self.began);
+        self.store.forget_partials(keeps).map(drop)
     }
 
     /// The driver removes a claim's directory; this task may have made it anew before it saw that the claim is gone.
@@ -341,7 +343,7 @@ impl Task {
         if self.active.keys().all(ahead) || !self.active.keys().any(ahead) {
             return;
         }
-        self.stopped_ahead = Some(Instant::now());
+        self.made_room = Some(Instant::now());
         self.active.retain(|key, active| {
             if ahead(key) {
                 active.task.abort();
@@ -473,9 +475,13 @@ impl Task {
             Err(err) => {
                 let full = matches!(err, FetchError::DiskFull { .. } | FetchError::CacheFull { .. });
                 if full && !is_ahead(&self.wanted(), key) {
-                    self.forget_ahead();
+                    let mut freed = self.forget_ahead();
                     if let FetchError::DiskFull { needed, free } = err {
-                        self.free(needed.saturating_sub(free));
+                        let lacks = needed.saturating_sub(free).saturating_sub(freed);
+                        freed += u64::from(lacks > 0 && self.free(lacks));
+                    }
+                    if freed > 0 {
+                        self.made_room = Some(Instant::now());
                     }
                 }
                 self.fail(key, &err);
@@ -507,7 +513,7 @@ impl Task {
         let error = err.to_string().chars().take(MAX_ERROR).collect();
         let ahead = is_ahead(&self.wanted(), key);
         let full = matches!(err, FetchError::DiskFull { .. } | FetchError::CacheFull { .. });
-        let room_comes = full && self.stopped_ahead.is_some_and(|at| at.elapsed() < ROOM_COMES);
+        let room_comes = full && self.made_room.is_some_and(|at| at.elapsed() < ROOM_COMES);
         let again = Instant::now() + if room_comes { RETRY_SOON } else { pause(err, in_a_row) };
         self.failed.insert(key.clone(), Failed { error, ahead, in_a_row, again });
     }

@@ -12,26 +12,36 @@ use crate::models::preloads::has_room;
 use crate::models::wanted::{Wanted, is_ahead, is_claimed};
 
 impl Task {
-    /// Ends a fetch ahead of need that turns out to be larger than what is free for such. Before anything makes room for it.
-    pub(super) fn stop_without_room(&mut self, wanted: &BTreeMap<ModelKey, Wanted>) -> std::io::Result<()> {
-        let Some(key) = self.active.keys().find(|key| is_ahead(wanted, key)).cloned() else { return Ok(()) };
-        let held = self.store.list()?.values().map(|model| model.bytes).sum();
+    /// What room is to be made for: what is reserved now, unless a fetch ahead of need turns out to be larger than what is
+    /// free for such, beside what was fetched of others in part. Then that ends, and room is made for the rest in the next step.
+    pub(super) fn reserved(&mut self, wanted: &BTreeMap<ModelKey, Wanted>) -> std::io::Result<u64> {
+        // Read first: a fetch shows its size before it reserves room.
+        let reserved = self.fetcher.room.reserved();
+        let Some(key) = self.active.keys().find(|key| is_ahead(wanted, key)).cloned() else { return Ok(reserved) };
+        let complete: u64 = self.store.list()?.values().map(|model| model.bytes).sum();
+        let partial = self.store.partial_bytes(|other| *other != key && !is_claimed(wanted, other))?;
+        let held = complete.saturating_add(partial);
         let total = self.active.get(&key).map_or(0, |active| active.progress.borrow().total);
         if !has_room(held, total, self.limit) {
             self.active.remove(&key).into_iter().for_each(|active| active.task.abort());
             self.fail(&key, &FetchError::CacheFull { needed: total, free: self.limit.saturating_sub(held) });
+            return Ok(0);
         }
-        Ok(())
+        Ok(reserved)
     }
 
-    /// Keeps the cache within its limit; what is left.
-    pub(super) fn make_room(&self, wanted: &BTreeMap<ModelKey, Wanted>) -> std::io::Result<BTreeMap<ModelKey, Cached>> {
+    /// Keeps the cache within its limit, with so many bytes more; what is left.
+    pub(super) fn make_room(
+        &self,
+        wanted: &BTreeMap<ModelKey, Wanted>,
+        reserved: u64,
+    ) -> std::io::Result<BTreeMap<ModelKey, Cached>> {
         let mut cached = self.store.list()?;
         for (key, model) in &mut cached {
             model.in_use |= is_claimed(wanted, key);
         }
         let models: Vec<Cached> = cached.values().cloned().collect();
-        for key in evict(&models, self.limit, self.fetcher.room.reserved()) {
+        for key in evict(&models, self.limit, reserved) {
             match self.store.remove(&key) {
                 Ok(()) => tracing::info!(model = %key, "removed an unused model, the cache is full"),
                 Err(err) => tracing::error!(model = %key, %err, "cannot remove a model"),
@@ -47,28 +57,31 @@ impl Task {
         Ok(cached)
     }
 
-    /// Removes what was fetched in part of models that no claim waits for.
-    pub(super) fn forget_ahead(&mut self) {
+    /// Removes what was fetched in part of models that no claim waits for; how many bytes.
+    pub(super) fn forget_ahead(&mut self) -> u64 {
         let wanted = self.wanted();
-        if let Err(err) = self.store.forget_partials(|key| is_claimed(&wanted, key)) {
+        self.store.forget_partials(|key| is_claimed(&wanted, key)).unwrap_or_else(|err| {
             tracing::error!(%err, "cannot remove what was fetched ahead of need in part");
-        }
+            0
+        })
     }
 
-    /// Removes unused models for a file that does not fit on the disk.
-    pub(super) fn free(&mut self, bytes: u64) {
+    /// Removes unused models for a file that does not fit on the disk; whether there was one.
+    pub(super) fn free(&mut self, bytes: u64) -> bool {
         let wanted = self.wanted();
-        let Ok(cached) = self.store.list() else { return };
+        let Ok(cached) = self.store.list() else { return false };
         let models: Vec<Cached> = cached
             .into_values()
             .map(|model| Cached { in_use: model.in_use || is_claimed(&wanted, &model.key), ..model })
             .collect();
-        for key in make_free(&models, bytes) {
+        let removed = make_free(&models, bytes);
+        for key in &removed {
             tracing::info!(model = %key, "removing an unused model, the disk is full");
-            if let Err(err) = self.store.remove(&key) {
+            if let Err(err) = self.store.remove(key) {
                 tracing::error!(model = %key, %err, "cannot remove a model");
             }
         }
+        !removed.is_empty()
     }
 }
 

@@ -11,7 +11,6 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use stowage_contracts::hub::{HubModel, TOKEN_DIR, TOKEN_FILE, TokenRef};
 use stowage_contracts::model::{ClaimModel, FileModel};
 use stowage_contracts::s3::{ACCESS_KEY_ID, S3Login, SECRET_ACCESS_KEY, SESSION_TOKEN};
-use stowage_crds::conditions::reasons;
 use stowage_crds::names::{CACHE_MOUNT, ENGINE_CONTAINER, MODEL_MOUNT};
 use stowage_crds::quantity::{bytes_quantity, milli_quantity};
 use stowage_crds::validate::{AcceptedAccelerator, AcceptedSource};
@@ -25,20 +24,13 @@ const MODEL_VOLUME: &str = "model";
 /// Name of the volume that holds the token of the model's source.
 const TOKEN_VOLUME: &str = "source-token";
 
-/// Whether the runtime can do what the deployment asks of it: every variant is built once on paper.
-pub fn allowed(wanted: &Wanted) -> Result<(), (&'static str, String)> {
-    let Err(refusals) = stowage_runtimes::check(&wanted.runtime, &wanted.deployment) else { return Ok(()) };
-    let reason = refusals.first().map_or(reasons::INVALID, |refusal| refusal.reason);
-    Err((reason, refusals.iter().map(ToString::to_string).collect::<Vec<_>>().join(" · ")))
-}
-
 /// The engine's command line in this variant; empty if it cannot be rendered.
 pub fn args(wanted: &Wanted, variant: &str) -> Vec<String> {
     rendered(wanted, variant).and_then(|container| container.args).unwrap_or_default()
 }
 
 pub fn engine(replica: &Replica<'_>, wanted: &Wanted) -> (Container, Vec<Volume>) {
-    // What was accepted can be rendered; `allowed` tried it for every variant.
+    // What was accepted can be rendered: validation tried it for every variant.
     let rendered = rendered(wanted, &replica.placement.variant)
         .unwrap_or_else(|| Container { name: ENGINE_CONTAINER.into(), ..Container::default() });
     let container = Container {

@@ -2,7 +2,7 @@
 
 pub mod rest;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -98,15 +98,15 @@ pub fn cases<'a>(
     plan: &Plan,
     report: &DecisionReport,
 ) -> impl Iterator<Item = Case> + 'a {
-    let mut actions: BTreeMap<DeploymentId, Vec<Action>> = BTreeMap::new();
+    let mut actions: HashMap<DeploymentId, Vec<Action>> = HashMap::new();
     for action in &plan.actions {
         actions.entry(action.replica().deployment.clone()).or_default().push(action.clone());
     }
     let reported = report.deployments.iter().map(|report| (report.deployment.clone(), report.counts.wanted));
-    let reported: BTreeMap<DeploymentId, u32> = reported.collect();
+    let reported: HashMap<DeploymentId, u32> = reported.collect();
     let (mut charges, over) = (charges(built), over_quota(built));
     let mut cold_starts = cold_starts(built);
-    let replicas: BTreeMap<&DeploymentId, &[Replica]> =
+    let replicas: HashMap<&DeploymentId, &[Replica]> =
         built.snapshot.deployments.iter().map(|d| (&d.id, d.replicas.as_slice())).collect();
     view.deployments.values().map(move |stored| {
         let id = DeploymentId::new(stored.namespace(), stored.name());
@@ -143,7 +143,7 @@ pub fn cases<'a>(
     })
 }
 
-fn cold_starts(built: &Built) -> BTreeMap<DeploymentId, Duration> {
+fn cold_starts(built: &Built) -> HashMap<DeploymentId, Duration> {
     let measured = |d: &Deployment| Some((d.id.clone(), Duration::from_millis(d.signals.cold_start.measured_ms()?)));
     built.snapshot.deployments.iter().filter_map(|d| measured(d)).collect()
 }
@@ -189,28 +189,21 @@ fn ours<K: Resource>(objects: &Objects<K>, id: &DeploymentId, stored: &StoredDep
 /// Tenant and class of which more is held than the quota allows, with the message for people. A quota
 /// that is lowered ends nothing that runs. A replica whose replacement exists is not counted beside it.
 fn over_quota(built: &Built) -> BTreeMap<(&str, &str), String> {
-    let latest = latest_lives(built);
-    let mut held: BTreeMap<(&str, &str), u64> = BTreeMap::new();
-    for gpu in built.snapshot.nodes.iter().flat_map(|node| &node.gpus) {
-        let Some(class) = &gpu.class else { continue };
-        for slice in &gpu.slices {
-            let Some(tenant) = &slice.tenant else { continue };
-            if matches!(&slice.owner, SliceOwner::Replica(id) if latest.get(&(&id.deployment, id.index)) > Some(&id.incarnation))
-            {
-                continue;
-            }
-            let sum = held.entry((&tenant.0, class)).or_default();
-            *sum = sum.saturating_add(charge(gpu, slice));
-        }
-    }
     let limit = |(name, class): (&str, &str)| {
         let tenant = built.snapshot.tenants.iter().find(|tenant| tenant.id.0 == name)?;
         let Some(quota) = tenant.quotas.iter().find(|quota| quota.class == class) else { return Some(0) };
         let borrowed = if tenant.cohort.is_some() { quota.borrowing_limit_milli? } else { 0 };
         Some(quota.nominal_milli.saturating_add(borrowed))
     };
+    let exceeds = |(key, held): (&(&str, &str), &u64)| limit(*key).is_some_and(|limit| held > &limit);
+    let all = held(built, |_| true);
+    if !all.iter().any(exceeds) {
+        return BTreeMap::new();
+    }
+    let latest = latest_lives(built);
+    let replaced = |owner: &SliceOwner| matches!(owner, SliceOwner::Replica(id) if latest.get(&(&id.deployment, id.index)) > Some(&id.incarnation));
     let mut over = BTreeMap::new();
-    for ((tenant, class), held) in held {
+    for ((tenant, class), held) in held(built, |slice| !replaced(&slice.owner)) {
         let Some(limit) = limit((tenant, class)).filter(|limit| held > *limit) else { continue };
         let message = format!(
             "{tenant} holds {} {class} and may hold {}: what runs stays, and a replica that ends is not replaced before \
@@ -223,9 +216,23 @@ fn over_quota(built: &Built) -> BTreeMap<(&str, &str), String> {
     over
 }
 
+/// Of each tenant and class, what the slices that count cost, in thousandths of a GPU.
+fn held(built: &Built, counts: impl Fn(&Slice) -> bool) -> BTreeMap<(&str, &str), u64> {
+    let mut held: BTreeMap<(&str, &str), u64> = BTreeMap::new();
+    for gpu in built.snapshot.nodes.iter().flat_map(|node| &node.gpus) {
+        let Some(class) = &gpu.class else { continue };
+        for slice in gpu.slices.iter().filter(|slice| counts(slice)) {
+            let Some(tenant) = &slice.tenant else { continue };
+            let sum = held.entry((&tenant.0, class)).or_default();
+            *sum = sum.saturating_add(charge(gpu, slice));
+        }
+    }
+    held
+}
+
 /// The latest life of each replica slot that has a pod.
-fn latest_lives(built: &Built) -> BTreeMap<(&DeploymentId, u32), u32> {
-    let mut latest = BTreeMap::new();
+fn latest_lives(built: &Built) -> HashMap<(&DeploymentId, u32), u32> {
+    let mut latest = HashMap::new();
     for deployment in &built.snapshot.deployments {
         for replica in &deployment.replicas {
             let life = latest.entry((&deployment.id, replica.index)).or_insert(replica.incarnation);
@@ -236,14 +243,14 @@ fn latest_lives(built: &Built) -> BTreeMap<(&DeploymentId, u32), u32> {
 }
 
 /// By deployment, from what is promised on the GPUs: a pod's own annotations are not asked.
-fn charges(built: &Built) -> BTreeMap<DeploymentId, Charge> {
-    let mut charges: BTreeMap<DeploymentId, Charge> = BTreeMap::new();
+fn charges(built: &Built) -> HashMap<&DeploymentId, Charge> {
+    let mut charges: HashMap<&DeploymentId, Charge> = HashMap::new();
     for gpu in built.snapshot.nodes.iter().flat_map(|node| &node.gpus) {
         let price = gpu.class.as_ref().and_then(|class| built.classes.price(class));
         for slice in &gpu.slices {
             let SliceOwner::Replica(replica) = &slice.owner else { continue };
             let milli = charge(gpu, slice);
-            let charge = charges.entry(replica.deployment.clone()).or_default();
+            let charge = charges.entry(&replica.deployment).or_default();
             charge.gpu_milli = charge.gpu_milli.saturating_add(milli);
             if let Some((micros, currency)) = price {
                 let sum = charge.per_hour.get_or_insert((0, currency.clone()));

@@ -2,42 +2,42 @@
 //! plans; the others are not looked at again while everything about them is the same.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use jiff::{SignedDuration, Timestamp};
+use stowage_crds::conditions::types;
 use stowage_planner::report::DeploymentReport;
 
 use super::Case;
 use crate::translate::snapshot::replicas::serves;
 
-/// Looked at again after one to two of these whatever is the same: no deadline is known, and one that is overlooked ends
-/// here. Not all at once.
-const LOOK_AGAIN: SignedDuration = SignedDuration::from_secs(60);
+/// Looked at again after one to two of these whatever is the same, should something have been overlooked. Not all at once.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
 /// A deployment as it was when nothing was left to do for it.
 #[derive(Debug)]
 pub struct Rest {
     case: Case,
     report: Option<DeploymentReport>,
-    until: Timestamp,
+    until: Instant,
 }
 
 impl Rest {
     /// `None`: something about it ends by itself.
-    pub fn begin(case: Case, report: Option<DeploymentReport>, now: Timestamp) -> Option<Self> {
+    pub fn begin(case: Case, report: Option<DeploymentReport>, now: Instant) -> Option<Self> {
         let spread = case.stored.uid().bytes().fold(0_u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
-        let more = LOOK_AGAIN * i32::try_from(spread % 64).unwrap_or(0) / 64;
-        let until = now.checked_add(LOOK_AGAIN + more).ok()?;
+        let until = now + LOOK_AGAIN + LOOK_AGAIN * (spread % 64) / 64;
         is_still(&case).then_some(Self { case, report, until })
     }
 
     /// Whether everything is as it was.
-    pub fn holds(&self, case: &Case, report: Option<&DeploymentReport>, now: Timestamp) -> bool {
+    pub fn holds(&self, case: &Case, report: Option<&DeploymentReport>, now: Instant) -> bool {
         now < self.until && same(&self.case, case) && self.report.as_ref() == report
     }
 }
 
-/// Whether nothing is under way: all replicas serve, nothing ends, nothing is fetched.
+/// Whether nothing is under way: all replicas serve, nothing ends, nothing is fetched, and no condition ends by itself.
 fn is_still(case: &Case) -> bool {
+    let conditions = case.stored.status.iter().flat_map(|status| &status.conditions);
     case.actions.is_empty()
         && case.drains.is_empty()
         && case.fetches.is_empty()
@@ -45,6 +45,7 @@ fn is_still(case: &Case) -> bool {
         && !case.orphaning
         && !case.stored.deleting()
         && case.pods.iter().all(|pod| serves(pod))
+        && conditions.filter(|condition| condition.type_ == types::DEGRADED).count() == 0
 }
 
 /// Whether two cases are made of the very same objects and say the same.

@@ -28,7 +28,7 @@ mod tests {
     use k8s_openapi::api::core::v1::Pod;
 
     fn pod(spec: &str) -> KnownPod {
-        KnownPod::from(serde_yaml::from_str::<Pod>(&format!("spec: {spec}")).unwrap())
+        KnownPod::from(serde_yaml::from_str::<Pod>(&format!("metadata: {{namespace: a, labels: {{app.kubernetes.io/managed-by: stowage, stowage.dev/deployment: x}}}}\nspec: {spec}")).unwrap())
     }
 
     #[test]

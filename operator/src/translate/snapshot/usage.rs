@@ -59,7 +59,18 @@ pub fn requests(spec: &PodSpec) -> (u64, u64) {
         }
     }
     let overhead = spec.overhead.as_ref().map_or((0, 0), amounts);
-    plus(max(plus(main, sidecars), peak), overhead)
+    let all = max(plus(main, sidecars), peak);
+    plus(of_the_pod(spec, all), overhead)
+}
+
+/// What the pod as a whole requests takes the place of its containers' sum.
+fn of_the_pod(spec: &PodSpec, (cpu, memory): (u64, u64)) -> (u64, u64) {
+    let Some(requests) = spec.resources.as_ref().and_then(|resources| resources.requests.as_ref()) else {
+        return (cpu, memory);
+    };
+    let (own_cpu, own_memory) = amounts(requests);
+    let or = |name: &str, own: u64, sum: u64| if requests.contains_key(name) { own } else { sum };
+    (or("cpu", own_cpu, cpu), or("memory", own_memory, memory))
 }
 
 fn sum<'a>(containers: impl Iterator<Item = &'a Container>) -> (u64, u64) {
@@ -132,6 +143,14 @@ mod tests {
         let of = |node: &str| taken[node].resources;
         assert_eq!(of("n"), Resources { cpu_milli: u64::MAX, memory_bytes: u64::MAX, pods: 3 });
         assert_eq!(of("m"), Resources { cpu_milli: 1000, memory_bytes: 0, pods: 1 });
+    }
+
+    #[test]
+    fn request_of_the_pod_as_a_whole_takes_the_place_of_its_containers() {
+        check(
+            "{resources: {requests: {cpu: '60'}}, overhead: {cpu: 10m}, containers: [{name: a, resources: {requests: {cpu: '1', memory: 1Gi}}}, {name: b}]}",
+            (60_010, 1 << 30),
+        );
     }
 
     #[test]

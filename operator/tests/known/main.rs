@@ -2,11 +2,12 @@
 //! rest would not be written to, whatever changes in between.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-#[path = "support/objects.rs"]
+#[path = "../support/objects.rs"]
 mod objects;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use jiff::ToSpan;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -59,6 +60,7 @@ fn changes() -> Vec<(&'static str, &'static str, Value)> {
             "/metadata/creationTimestamp",
             json!(["2026-01-01T11:00:00Z", "2026-01-01T11:59:30Z"]),
         ),
+        ("InferenceDeployment/chat", "/metadata/annotations", json!([{"stowage.dev/disruption-budget": "none"}, {}])),
         (
             "InferenceDeployment/broken",
             "/spec/model",
@@ -69,7 +71,7 @@ fn changes() -> Vec<(&'static str, &'static str, Value)> {
 
 /// All documents by `Kind/name`: the quickstart's, a second node, and a replica of chat.
 fn world() -> BTreeMap<String, Value> {
-    let text = include_str!("golden/quickstart.in.yaml");
+    let text = include_str!("../golden/quickstart.in.yaml");
     let read = |text: &str| serde_yaml::Deserializer::from_str(text).map(|d| Value::deserialize(d).unwrap()).collect();
     let mut all: Vec<Value> = read(text);
     let other = text.replace("node1", "node2").replace("GPU-a", "GPU-c").replace("GPU-b", "GPU-d");
@@ -174,7 +176,8 @@ fn settled() -> (View, BTreeMap<String, Value>) {
     let decided = decide(&view);
     let made = prepare(&decided.cases().find(|case| case.id.name == "chat").unwrap(), view.now).make;
     let key = |meta: &ObjectMeta| (meta.namespace.clone().unwrap(), meta.name.clone().unwrap());
-    let (service, policy, budget) = (made.service.unwrap(), made.policy.unwrap(), made.budget.unwrap());
+    let (service, policy, mut budget) = (made.service.unwrap(), made.policy.unwrap(), made.budget.unwrap());
+    budget.object.metadata.uid = Some("b".into());
     view.services.insert(key(&service.object.metadata), Arc::new(service.object));
     view.policies.insert(key(&policy.object.metadata), Arc::new(policy.object));
     view.budgets.insert(key(&budget.object.metadata), Arc::new(budget.object));
@@ -204,7 +207,7 @@ impl Decided<'_> {
 fn check_rest(steps: Vec<(usize, usize, bool)>) -> usize {
     let ((mut view, mut documents), changes) = (settled(), changes());
     let mut rests: BTreeMap<DeploymentId, (Rest, Value)> = BTreeMap::new();
-    let mut held = 0;
+    let (mut held, now) = (0, Instant::now());
     // Only then a deployment that was judged before is the same object still.
     let mut judged: BTreeMap<DeploymentId, (String, Arc<Judged>)> = BTreeMap::new();
     for (change, turn, removes) in steps {
@@ -231,7 +234,7 @@ fn check_rest(steps: Vec<(usize, usize, bool)>) -> usize {
             let status = status::render(&case, report, &[], None, view.now);
             let prepared = prepare(&case, view.now);
             let id = case.id.clone();
-            match rests.get(&id).filter(|(rest, _)| rest.holds(&case, report, view.now)) {
+            match rests.get(&id).filter(|(rest, _)| rest.holds(&case, report, now)) {
                 Some((_, said)) => {
                     assert!(prepared.is_empty(), "{id} after {key} {pointer}: {prepared:?}");
                     assert_eq!(without_times(said), without_times(&status), "{id} after {key} {pointer}");
@@ -239,7 +242,7 @@ fn check_rest(steps: Vec<(usize, usize, bool)>) -> usize {
                 }
                 None if prepared.is_empty() => {
                     rests.remove(&id);
-                    let rest = Rest::begin(case, report.cloned(), view.now);
+                    let rest = Rest::begin(case, report.cloned(), now);
                     rests.extend(rest.map(|rest| (id, (rest, status))));
                 }
                 None => drop(rests.remove(&id)),
