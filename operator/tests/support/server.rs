@@ -25,8 +25,9 @@ pub struct Server {
     version: watch::Sender<u64>,
     /// Milliseconds by which watches are behind.
     lag: Arc<AtomicU64>,
-    /// Milliseconds that the creation of a pod takes.
+    /// Milliseconds that the creation of a pod takes, and how many such creations have begun, dry runs included.
     slow: Arc<AtomicU64>,
+    slowed: Arc<AtomicU64>,
     /// Plural → why the creation of such an object is refused.
     refused: Arc<Mutex<BTreeMap<String, String>>>,
     /// Creations that were refused, dry runs included.
@@ -60,6 +61,7 @@ impl Server {
             version: watch::channel(0).0,
             lag: Arc::default(),
             slow: Arc::default(),
+            slowed: Arc::default(),
             refused: Arc::default(),
             refusals: Arc::default(),
         }
@@ -73,6 +75,11 @@ impl Server {
     /// From now on the creation of a pod takes this long.
     pub fn slow(&self, millis: u64) {
         self.slow.store(millis, Ordering::Relaxed);
+    }
+
+    /// How many creations of pods were slow so far, dry runs included.
+    pub fn slowed(&self) -> u64 {
+        self.slowed.load(Ordering::Relaxed)
     }
 
     /// From now on creations of this kind are refused, as a quota or a policy would; `None`: no longer.
@@ -154,7 +161,9 @@ impl Server {
             return refused(&format!("{} \"{name}\" is forbidden: {why}", key.0));
         }
         if parts.method == Method::POST && key.0 == "pods" {
-            tokio::time::sleep(std::time::Duration::from_millis(self.slow.load(Ordering::Relaxed))).await;
+            let millis = self.slow.load(Ordering::Relaxed);
+            self.slowed.fetch_add(u64::from(millis > 0), Ordering::Relaxed);
+            tokio::time::sleep(std::time::Duration::from_millis(millis)).await;
         }
         if dry_run {
             return json_answer(StatusCode::CREATED, &body);
