@@ -53,6 +53,22 @@ fn model() -> Hub {
 const FETCHED: [&str; 4] =
     ["config.json", "empty.txt", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
 
+/// Whoever makes room must see what for, before anything is removed for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn size_of_a_repository_is_shown_before_room_is_taken_for_it() {
+    let (dir, hub, fetcher) = (tempfile::tempdir().unwrap(), model(), fetcher());
+    let endpoint = hub.endpoint().parse().unwrap();
+    let repository = fetcher.repository(&endpoint, "o/n", "main", None).await.unwrap();
+    let files = repository.chosen(&endpoint, None).unwrap();
+    let total: u64 = files.iter().map(|file| file.bytes).sum();
+    let all = Files { files, folder: dir.path().to_owned(), login: None };
+    fetcher.room.set_limit(10);
+    let progress = watch::Sender::new(Progress::default());
+    let refused = fetcher.fetch_files(&all, &progress).await;
+    assert!(matches!(refused, Err(FetchError::CacheFull { .. })), "{refused:?}");
+    assert_eq!((progress.borrow().bytes, progress.borrow().total), (0, total));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn repository_is_fetched_without_code_and_pickles() {
     let (dir, hub) = (tempfile::tempdir().unwrap(), model());

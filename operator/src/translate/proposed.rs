@@ -224,7 +224,27 @@ fn merge(live: &mut Value, last: &Value, new: &Value) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::observe::view::StoredDeployment;
     use serde_json::json;
+
+    #[test]
+    fn what_was_applied_last_and_is_left_out_now_is_taken_out() {
+        let model = json!({"source": {"image": {"reference": "a:b", "path": "/m"}}});
+        let spec = json!({"model": model, "podTemplate": {"nodeSelector": {"zone": "a"}}});
+        let applied = |text: String| {
+            let annotations = json!({LAST_APPLIED: text, "example.org/note": "x"});
+            let object = json!({"apiVersion": "stowage.dev/v1alpha1", "kind": "InferenceDeployment",
+                "metadata": {"name": "chat", "annotations": annotations}, "spec": spec});
+            StoredDeployment::read(serde_json::from_value(object).unwrap())
+        };
+        let selector = |stored: &StoredDeployment| {
+            merged(Some(stored), &json!({"spec": {"model": model}}))["podTemplate"]["nodeSelector"]["zone"].clone()
+        };
+        assert_eq!(selector(&applied(json!({"spec": spec}).to_string())), Value::Null);
+        assert_eq!(selector(&applied("{}".into())), "a", "another field manager's");
+        let long = applied(json!({"spec": spec, "x": "y".repeat(20_000)}).to_string());
+        assert!(long.annotation(LAST_APPLIED).is_none() && long.annotation("example.org/note").is_none());
+    }
 
     #[test]
     fn what_a_manifest_leaves_out_stays_unless_it_was_applied_last() {
