@@ -268,7 +268,7 @@ impl Control {
         self.desk.retain(|id| view.deployments.contains_key(&(id.namespace.clone(), id.name.clone())));
         let tools = Tools { writer: &self.writer, journals: &self.journals, sources: &self.sources };
         let mut shares: Vec<_> = shares(view, built, decided, term).collect();
-        // What ends comes first: somebody may wait for the room.
+        // What ends comes first: another tenant may wait for the room.
         shares.sort_by_key(|share| !share.ends());
         shares.into_iter().for_each(|share| self.desk.dispatch(share, tools));
         let mut strays = strays::ended_by(plan, &built.unclaimed);

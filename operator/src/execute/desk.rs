@@ -189,7 +189,7 @@ impl Desk {
         }
         let mut prepared = prepare(&share.case, share.now);
         if full {
-            // What ends is small, and somebody may wait for it.
+            // What ends is small, and another tenant may wait for it.
             prepared.hold(Part::Make);
         }
         let (prepared, held) = entry.allowed(prepared, now);
