@@ -230,12 +230,15 @@ mod tests {
     #[test]
     fn what_was_applied_last_and_is_left_out_now_is_taken_out() {
         let model = json!({"source": {"image": {"reference": "a:b", "path": "/m"}}});
-        let spec = json!({"model": model, "podTemplate": {"nodeSelector": {"zone": "a"}}});
+        let variants = json!([{"name": "small", "class": "h100-80g", "memory": "1Gi", "compute": 10}]);
+        let spec = json!({"model": model, "variants": variants, "podTemplate": {"nodeSelector": {"zone": "a"}}});
         let applied = |text: String| {
             let annotations = json!({LAST_APPLIED: text, "example.org/note": "x"});
             let object = json!({"apiVersion": "stowage.dev/v1alpha1", "kind": "InferenceDeployment",
                 "metadata": {"name": "chat", "annotations": annotations}, "spec": spec});
-            StoredDeployment::read(serde_json::from_value(object).unwrap())
+            let stored = StoredDeployment::read(serde_json::from_value(object).unwrap());
+            assert!(stored.spec.is_ok(), "{:?}", stored.spec);
+            stored
         };
         let selector = |stored: &StoredDeployment| {
             merged(Some(stored), &json!({"spec": {"model": model}}))["podTemplate"]["nodeSelector"]["zone"].clone()
