@@ -29,6 +29,8 @@ use crate::tools::proxy::{Fault, Proxy};
 use crate::tools::world::Wish;
 
 const COMMAND: &str = "scale";
+/// In the query of a request that stores nothing.
+const TRIED: &str = "dryRun";
 /// Requests at once, of whoever creates objects.
 const AT_ONCE: usize = 32;
 /// Label of everything that is made here.
@@ -165,8 +167,11 @@ impl Request {
             "ready_s": tenth(ready_s), "cpu_s": tenth(usage.cpu_s - idle.cpu_s), "peak_rss_mib": usage.peak_rss_mib, "events": events});
         if let Some(proxy) = &proxy {
             let written = proxy.written();
-            figures["writes"] = json!(written.len());
-            figures["writes_per_pod"] = json!((written.len() as f64 / self.pods() as f64 * 100.0).round() / 100.0);
+            // What is only tried is stored nowhere.
+            let stored = written.iter().filter(|write| !write.contains(TRIED)).count();
+            figures["writes"] = json!(stored);
+            figures["dry_runs"] = json!(written.len() - stored);
+            figures["writes_per_pod"] = json!((stored as f64 / self.pods() as f64 * 100.0).round() / 100.0);
             figures["by_kind"] = json!(by_kind(&written));
         }
         if !self.count_writes {
@@ -331,7 +336,7 @@ fn by_kind(written: &[String]) -> BTreeMap<String, usize> {
 fn kind(write: &str) -> String {
     let (method, path) = write.split_once(' ').unwrap_or((write, ""));
     let (path, query) = path.split_once('?').unwrap_or((path, ""));
-    let tried = if query.contains("dryRun") { " (tried)" } else { "" };
+    let tried = if query.contains(TRIED) { " (tried)" } else { "" };
     let parts: Vec<&str> = path.split('/').collect();
     let after = |word: &str| parts.iter().position(|part| *part == word).and_then(|at| parts.get(at + 2..));
     // Of a kind without a namespace the plural stands after the version.
