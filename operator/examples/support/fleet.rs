@@ -12,6 +12,7 @@ use stowage_operator::execute::build::prepare;
 use stowage_operator::execute::case::cases;
 use stowage_operator::execute::case::rest::Rest;
 use stowage_operator::execute::status;
+use stowage_operator::observe::agents::AgentReport;
 use stowage_operator::observe::view::{StoredDeployment, View};
 use stowage_operator::translate::build;
 use stowage_operator::translate::memory::Memory;
@@ -222,6 +223,9 @@ fn fleet(nodes: usize, deployments: usize, replicas: usize) -> View {
     }
     let machines = objects::view(&text);
     (view.nodes, view.gpu_nodes, view.slices) = (machines.nodes, machines.gpu_nodes, machines.slices);
+    // Agents send something every ten seconds.
+    let heard = |(_, node): &(String, String)| (node.clone(), AgentReport { age_ms: 4_000, ..AgentReport::default() });
+    view.agents = view.nodes.keys().map(heard).collect();
     for tenant in 0..TENANTS {
         let name = format!("team-{tenant}");
         let mut next = quota.clone();

@@ -1,7 +1,10 @@
 //! What the last snapshot was made of, so that what is made of the same objects again is not made again: of thousands of
 //! objects a few change between two plans. Without it the snapshot is the same, only later.
 
+use std::cmp::Ordering;
+use std::collections::btree_map::Iter;
 use std::collections::{BTreeMap, BTreeSet};
+use std::iter::Peekable;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Node as KubeNode;
@@ -57,17 +60,12 @@ impl Known {
         Arc::ptr_eq(then, stored).then(|| self.judged.get(&id))?
     }
 
-    /// The node under this key, if the Node and the GpuNode are the same objects as then.
-    pub fn node(
-        &self,
-        key: &Key,
-        node: &Arc<KubeNode>,
-        gpu_node: Option<&Arc<StoredGpuNode>>,
-    ) -> Option<&Shared<Node>> {
-        let then = self.view.nodes.get(key)?;
-        let same = Arc::ptr_eq(then, node) && same_one(self.view.gpu_nodes.get(key), gpu_node);
-        let at = self.nodes.binary_search_by(|known| known.name.as_str().cmp(&key.1)).ok().filter(|_| same)?;
-        self.nodes.get(at)
+    /// The nodes as they were, to be asked for in the order of their names.
+    pub fn nodes(&self) -> KnownNodes<'_> {
+        KnownNodes {
+            nodes: Ascending::new(self.view.nodes.iter().zip(&self.nodes)),
+            gpu_nodes: Ascending::new(self.view.gpu_nodes.iter()),
+        }
     }
 
     /// Keys of node labels that deployments asked for.
@@ -78,6 +76,42 @@ impl Known {
     /// Whether GPUs are of the same classes as then.
     pub fn has_classes(&self, view: &View) -> bool {
         same(&self.view.classes, &view.classes)
+    }
+}
+
+type NodePair<'a> = std::iter::Zip<Iter<'a, Key, Arc<KubeNode>>, std::slice::Iter<'a, Shared<Node>>>;
+
+pub struct KnownNodes<'a> {
+    nodes: Ascending<NodePair<'a>>,
+    gpu_nodes: Ascending<Iter<'a, Key, Arc<StoredGpuNode>>>,
+}
+
+impl<'a> KnownNodes<'a> {
+    /// The node under this key, if the Node and the GpuNode are the same objects as then.
+    pub fn get(
+        &mut self,
+        key: &Key,
+        node: &Arc<KubeNode>,
+        gpu_node: Option<&Arc<StoredGpuNode>>,
+    ) -> Option<&'a Shared<Node>> {
+        let ((_, then), known) = self.nodes.find(|((at, _), _)| (*at).cmp(key))?;
+        let gpu_node_then = self.gpu_nodes.find(|(at, _)| (*at).cmp(key)).map(|(_, found)| found);
+        (Arc::ptr_eq(then, node) && same_one(gpu_node_then, gpu_node)).then_some(known)
+    }
+}
+
+/// Finds things in a sorted sequence that are asked for in its order: one step each instead of a search.
+pub struct Ascending<I: Iterator>(Peekable<I>);
+
+impl<I: Iterator<Item: Copy>> Ascending<I> {
+    pub fn new(sorted: I) -> Self {
+        Self(sorted.peekable())
+    }
+
+    /// `order`: how an item stands to the one that is asked for.
+    pub fn find(&mut self, order: impl Fn(&I::Item) -> Ordering) -> Option<I::Item> {
+        while self.0.next_if(|item| order(item) == Ordering::Less).is_some() {}
+        self.0.peek().copied().filter(|item| order(item) == Ordering::Equal)
     }
 }
 

@@ -108,13 +108,14 @@ pub fn cases<'a>(
     let mut cold_starts = cold_starts(built);
     let replicas: HashMap<&DeploymentId, &[Replica]> =
         built.snapshot.deployments.iter().map(|d| (&d.id, d.replicas.as_slice())).collect();
+    let fetching: Vec<_> = view.agents.iter().filter(|(_, report)| !report.fetches.is_empty()).collect();
     view.deployments.values().map(move |stored| {
         let id = DeploymentId::new(stored.namespace(), stored.name());
         let judged = built.judged.get(&id).cloned().unwrap_or_else(|| Arc::new(Judged::unknown()));
         let in_spec = || judged.wanted().map_or(0, |wanted| wanted.deployment.replicas);
         let claims = built.owned.claims(stored.uid());
         Case {
-            fetches: fetches(view, claims),
+            fetches: fetches(&fetching, claims),
             drains: drains(view, built.owned.pods(stored.uid()), replicas.get(&id).copied().unwrap_or_default()),
             scrapers: view.scrapers.clone(),
             commit: judged.wanted().and_then(|wanted| commit(view, claims, wanted.unresolved()?)),
@@ -148,15 +149,16 @@ fn cold_starts(built: &Built) -> HashMap<DeploymentId, Duration> {
     built.snapshot.deployments.iter().filter_map(|d| measured(d)).collect()
 }
 
-/// What agents fetch for these claims. Their UIDs decide, whatever an agent says of names.
-fn fetches(view: &View, claims: &[Arc<KnownClaim>]) -> Vec<(String, ModelFetch)> {
+/// What agents fetch for these claims. Their UIDs decide, whatever an agent says of names. `agents`: those that fetch
+/// anything, by node.
+fn fetches(agents: &[(&String, &AgentReport)], claims: &[Arc<KnownClaim>]) -> Vec<(String, ModelFetch)> {
     let ours = |fetch: &&ModelFetch| {
         claims.iter().any(|claim| claim.metadata.uid.as_ref().is_some_and(|uid| fetch.claims.contains(uid)))
     };
-    let of_node = |(node, report): (&String, &AgentReport)| {
-        report.fetches.iter().filter(ours).map(|fetch| (node.clone(), fetch.clone())).collect::<Vec<_>>()
+    let of_node = |(node, report): &(&String, &AgentReport)| {
+        report.fetches.iter().filter(ours).map(|fetch| ((*node).clone(), fetch.clone())).collect::<Vec<_>>()
     };
-    view.agents.iter().flat_map(of_node).collect()
+    agents.iter().flat_map(of_node).collect()
 }
 
 /// Of the replicas that drain by the snapshot, whose times follow a clock that was set.

@@ -15,9 +15,10 @@ use stowage_planner::snapshot::{Freshness, Gpu, Health, ModelKey, Node, Resource
 
 use super::devices::Devices;
 use super::usage::Taken;
+use crate::observe::agents::AgentReport;
 use crate::observe::source::Key;
 use crate::observe::view::{Objects, View};
-use crate::translate::known::Known;
+use crate::translate::known::{Ascending, Known};
 use crate::translate::validate::classes::Classes;
 
 /// Ages of fresh nodes are rounded up to a multiple of this: the heartbeat of agents.
@@ -42,12 +43,16 @@ pub struct Parts<'a> {
 
 pub fn build(view: &View, mut parts: Parts<'_>, known: &Known) -> Vec<Shared<Node>> {
     let same = known.has_classes(view) && known.devices(view).is_some() && known.labels() == parts.labels;
+    let (mut gpu_nodes, mut agents) = (Ascending::new(view.gpu_nodes.iter()), Ascending::new(view.agents.iter()));
+    let mut known = known.nodes();
     let node = |(key, node): (&Key, &Arc<KubeNode>)| {
-        let (name, gpu_node) = (key.1.as_str(), view.gpu_nodes.get(key));
+        let name = key.1.as_str();
+        let gpu_node = gpu_nodes.find(|(at, _)| (*at).cmp(key)).map(|(_, found)| found);
+        let agent = agents.find(|(at, _)| at.as_str().cmp(name)).map(|(_, found)| found);
         let status = gpu_node.and_then(|stored| stored.status.as_ref());
         let taken = parts.taken.remove(name).unwrap_or_default();
-        let freshness = freshness(view, name, status, parts.devices);
-        let before = if same { known.node(key, node, gpu_node) } else { None };
+        let freshness = freshness(view, name, status, agent, parts.devices);
+        let before = if same { known.get(key, node, gpu_node) } else { None };
         let before = before.filter(|before| again(before, &taken, &mut parts));
         match before.cloned() {
             Some(mut before) => {
@@ -104,10 +109,16 @@ fn one(
     }
 }
 
-fn freshness(view: &View, name: &str, status: Option<&GpuNodeStatus>, devices: &Devices) -> Freshness {
+fn freshness(
+    view: &View,
+    name: &str,
+    status: Option<&GpuNodeStatus>,
+    agent: Option<&AgentReport>,
+    devices: &Devices,
+) -> Freshness {
     let Some(status) = status else { return Freshness::Missing };
     let observed_ms = status.observed_time.as_ref().map_or(0, |at| millis_between(at.0, view.now));
-    let (age_ms, limit_ms) = match view.agents.get(name) {
+    let (age_ms, limit_ms) = match agent {
         // Unreachable since its last summary, unless its GpuNode is newer: nothing new is placed where no agent could prepare it.
         Some(agent) if agent.broken && agent.age_ms <= observed_ms => return Freshness::Stale { age_ms: agent.age_ms },
         Some(agent) if agent.age_ms < observed_ms || agent.age_ms < STREAM_LIMIT_MS => (agent.age_ms, STREAM_LIMIT_MS),
