@@ -19,7 +19,7 @@ pub mod run;
 pub mod serve;
 pub mod translate;
 
-/// A plan makes and drops a hundred thousand small values. With glibc's allocator a turn takes nearly twice as long, and
-/// what the largest plan needed is kept for good.
+/// A turn makes and drops very many small values; with glibc's allocator it takes nearly twice as long
+/// (docs/measurements.md).
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

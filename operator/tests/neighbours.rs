@@ -92,7 +92,6 @@ async fn many_creations_of_a_tenant_do_not_hold_up_what_ends() {
     life.abort();
 }
 
-/// The conditions and `decision` of a deployment that had to wait for its turn.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn decision_of_a_creation_that_waited_for_its_turn_is_in_the_status() {
     let server = cluster();

@@ -213,7 +213,7 @@ impl One<'_> {
         let etag = source.etag.as_deref().filter(|_| source.ranges);
         let partial = Partial::open(&self.request.partial, source.total, etag)?;
         let (bytes, folder) = (partial.journal.bytes(), self.request.partial.parent());
-        // Its size is known before anything is reserved: whoever makes room sees what for.
+        // The cache must know the size before room is reserved and others' models are removed for it.
         self.report(Phase::Fetch, bytes, source.total);
         let (folder, keep) = (folder.unwrap_or(&self.request.partial), self.fetcher.limits.disk_reserve_bytes);
         let reserved = match self.part.of {

@@ -53,7 +53,7 @@ fn model() -> Hub {
 const FETCHED: [&str; 4] =
     ["config.json", "empty.txt", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
 
-/// Whoever makes room must see what for, before anything is removed for it.
+/// The cache must know it before it removes other models.
 #[tokio::test(flavor = "multi_thread")]
 async fn size_of_a_repository_is_shown_before_room_is_taken_for_it() {
     let (dir, hub, fetcher) = (tempfile::tempdir().unwrap(), model(), fetcher());

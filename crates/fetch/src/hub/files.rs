@@ -73,7 +73,7 @@ impl Fetcher {
             return Err(FetchError::TooLarge { bytes: total, limit: self.limits.file_bytes });
         }
         std::fs::create_dir_all(&all.folder)?;
-        // The size is known before anything is reserved: whoever makes room sees what for.
+        // The cache must know the size before room is reserved and others' models are removed for it.
         meter.show(Progress { phase: crate::Phase::Fetch, bytes: total.saturating_sub(missing(all)), total });
         let reserved = self.room.reserve(&all.folder, self.limits.disk_reserve_bytes, missing(all))?;
         let (client, mut before) = (self.client(all.login.clone())?, 0);

@@ -475,12 +475,13 @@ impl Task {
             Err(err) => {
                 let full = matches!(err, FetchError::DiskFull { .. } | FetchError::CacheFull { .. });
                 if full && !is_ahead(&self.wanted(), key) {
-                    let mut freed = self.forget_ahead();
-                    if let FetchError::DiskFull { needed, free } = err {
-                        let lacks = needed.saturating_sub(free).saturating_sub(freed);
-                        freed += u64::from(lacks > 0 && self.free(lacks));
-                    }
-                    if freed > 0 {
+                    let freed = self.forget_ahead();
+                    let lacks = match err {
+                        FetchError::DiskFull { needed, free } => needed.saturating_sub(free).saturating_sub(freed),
+                        _ => 0,
+                    };
+                    let removed = lacks > 0 && self.free(lacks);
+                    if freed > 0 || removed {
                         self.made_room = Some(Instant::now());
                     }
                 }

@@ -37,7 +37,7 @@ impl Rest {
 
 /// Whether nothing is under way: all replicas serve, nothing ends, nothing is fetched, and no condition ends by itself.
 fn is_still(case: &Case) -> bool {
-    let conditions = case.stored.status.iter().flat_map(|status| &status.conditions);
+    let mut conditions = case.stored.status.iter().flat_map(|status| &status.conditions);
     case.actions.is_empty()
         && case.drains.is_empty()
         && case.fetches.is_empty()
@@ -45,7 +45,7 @@ fn is_still(case: &Case) -> bool {
         && !case.orphaning
         && !case.stored.deleting()
         && case.pods.iter().all(|pod| serves(pod))
-        && conditions.filter(|condition| condition.type_ == types::DEGRADED).count() == 0
+        && conditions.all(|condition| condition.type_ != types::DEGRADED)
 }
 
 /// Whether two cases are made of the very same objects and say the same.
