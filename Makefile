@@ -5,6 +5,7 @@ XTASK = cargo run --quiet --package xtask --
 
 .PHONY: demo demo-down test test-unit e2e test-long bench lint audit codegen tools
 
+demo: NEEDS = demo $(if $(filter-out 0,$(OBSERVE)),prometheus)
 demo: tools
 	$(XTASK) demo up
 

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Names or installs what a bare Linux machine lacks. Rust, Go and git are the user's to bring; Debian packages we install as root.
-# Arguments: programs (and packages) that are needed besides.
+# Arguments: programs (and packages) that are needed besides; `demo` leaves out what only the tests need.
 set -eu
 for tool in cargo go git; do
   command -v "$tool" >/dev/null 2>&1 || {
@@ -19,10 +19,15 @@ need curl curl
 need strip binutils
 need python3 python3
 need unshare util-linux
-need node nodejs
-need npm npm
-need promtool prometheus
-for more in "$@"; do need "$more" "$more"; done
+tests=yes
+for more in "$@"; do
+  if [ "$more" = demo ]; then tests=no; else need "$more" "$more"; fi
+done
+if [ "$tests" = yes ]; then
+  need node nodejs
+  need npm npm
+  need promtool prometheus
+fi
 [ -e /usr/include/seccomp.h ] || missing="$missing libseccomp-dev"
 [ -x /bin/busybox ] || missing="$missing busybox-static"
 python3 -c 'import venv, ensurepip' >/dev/null 2>&1 || missing="$missing python3-venv python3-pip"

@@ -275,7 +275,7 @@ impl Cluster {
     }
 
     /// One GET on the operator's admin port, through the API server's proxy. Asks the leader's pod if
-    /// the Lease names one, because only the leader records decisions; otherwise any pod of the Service.
+    /// the Lease names one, because it carries out what it decides; otherwise any pod of the Service.
     pub async fn operator<T: DeserializeOwned>(&self, path_and_query: &str) -> Result<T, ClusterError> {
         self.through_proxy(path_and_query, http::Method::GET, &[]).await
     }

@@ -18,10 +18,16 @@ pub(super) fn kubernetes(f: &Facts) -> Check {
             "below 1.34 there is no stable device API to place GPUs by",
             "upgrade the cluster to 1.36 or later",
         ),
-        (1, 34..=35) => Check::warn(
+        (1, 34) => Check::warn(
             "kubernetes",
             version,
-            "fractions of a GPU need 1.36; whole GPUs work",
+            "whole GPUs work; models in images (source.image) need 1.35 or the feature gate ImageVolume, fractions of a GPU 1.36",
+            "upgrade the cluster to 1.36 or later",
+        ),
+        (1, 35) => Check::warn(
+            "kubernetes",
+            version,
+            "whole GPUs work; fractions of a GPU need 1.36",
             "upgrade the cluster to 1.36 or later",
         ),
         _ => Check::ok("kubernetes", version),

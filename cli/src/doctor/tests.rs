@@ -190,6 +190,7 @@ fn policies_are_those_of_the_chart() {
 #[test]
 fn every_fault_is_noticed_by_its_check() {
     notices("kubernetes", Finding::Warn, |f| f.version = (1, 35, "v1.35.0".into()));
+    notices("kubernetes", Finding::Warn, |f| f.version = (1, 34, "v1.34.0".into()));
     notices("kubernetes", Finding::Fail, |f| f.version = (1, 33, "v1.33.0".into()));
     notices("device API", Finding::Fail, |f| f.dra = Read::Got(false));
     notices("CRDs", Finding::Fail, |f| {

@@ -61,7 +61,7 @@ pub(crate) async fn run(
     format: Option<Format>,
     paint: Paint,
 ) -> Result<Answer, Failure> {
-    let text = read(&args.filename)?;
+    let text = read(&args.filename, MAX_PLAN_BYTES)?;
     let planned = ask(cluster, &text, shown(&args.filename), args.delete, None, namespace).await?;
     let text = out::machine(format, &planned).unwrap_or_else(|| rendered(&planned, paint));
     Ok(Answer { text, yes: planned.fits() })
@@ -106,15 +106,15 @@ pub(crate) fn shown(filename: &str) -> &str {
     if filename == "-" { "standard input" } else { filename }
 }
 
-/// Manifests; no more than one byte over the limit is read.
-pub(crate) fn read(filename: &str) -> Result<String, Failure> {
+/// Manifests; no more than one byte over `most` is read.
+pub(crate) fn read(filename: &str, most: usize) -> Result<String, Failure> {
     let failed = |e: std::io::Error| Failure::Usage(format!("reading {}: {e}", shown(filename)));
     let from: Box<dyn std::io::Read> = match filename {
         "-" => Box::new(std::io::stdin().lock()),
         path => Box::new(std::fs::File::open(Path::new(path)).map_err(failed)?),
     };
     let mut text = String::new();
-    from.take(MAX_PLAN_BYTES as u64 + 1).read_to_string(&mut text).map_err(failed)?;
+    from.take(most as u64 + 1).read_to_string(&mut text).map_err(failed)?;
     Ok(text)
 }
 

@@ -134,7 +134,7 @@ fn seconds(name: &str, text: &str) -> Result<Duration, String> {
 
 fn cost(args: &Args, notes: &mut Vec<String>) -> Result<(Coefficients, CostOrigin), String> {
     let Some(text) = &args.cost else {
-        notes.push("the cost of a step is the planner's reference row (Llama-3.1-70B FP8 on four H100), and so is the KV cache; --cost and --kv-tokens give those of your engine (GET /stowage/v1/load)".into());
+        notes.push("the cost of a step and the KV cache are built-in figures of Llama-3.1-70B FP8 on four H100; --cost and --kv-tokens give those of your engine (GET /stowage/v1/load)".into());
         return Ok((Coefficients::REFERENCE, CostOrigin::Reference));
     };
     let wrong = || format!("--cost {text:?}: give four numbers above zero, a,d,k,p; zero would be unknown, not free");

@@ -14,7 +14,7 @@ use stowage_crds::{GpuClass, GpuNode, InferenceDeployment};
 use crate::plan::objects;
 
 /// Largest file, in bytes: of a large cluster, GpuNodes name many models.
-const MAX_BYTES: usize = 64 << 20;
+pub(super) const MAX_BYTES: usize = 64 << 20;
 
 /// What a file says.
 #[derive(Debug)]

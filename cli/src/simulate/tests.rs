@@ -238,6 +238,15 @@ fn text_has_its_form_on_wide_and_narrow_terminals() {
 }
 
 #[test]
+fn manifest_above_the_limit_of_a_plan_is_read_to_its_end() {
+    let padding = "# of a large cluster, GpuNodes name many models\n".repeat(stowage_crds::names::MAX_PLAN_BYTES / 40);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), format!("{MANIFEST}---{CLASS}---\n{padding}---{NODE}")).unwrap();
+    let manifest = read_manifest(file.path().to_str().unwrap()).unwrap();
+    assert_eq!(manifest.price, Ok((1_200_000, "USD".to_owned())));
+}
+
+#[test]
 fn page_loads_nothing_from_elsewhere_and_escapes_what_it_shows() {
     let mut report = simulated(MANIFEST, &burst(), &["--compare", "static:4"]);
     report.deployment = "<script>alert(\"1\")</script> & 'co'".to_owned();

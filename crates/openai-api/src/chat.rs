@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use crate::fields::{Fields, missing, mistyped};
 use crate::ordered::{OrderedMap, OrderedValue};
-use crate::policy::Place;
+use crate::policy::{Place, rule_for};
 use crate::sampling::{read_cache_salt, read_chat_logprobs};
 use crate::{ApiError, Limits, Output, SamplingFields};
 
@@ -137,23 +137,22 @@ impl ChatRequest {
     /// Refuses tools and structured output, for servers that have neither. The explicit defaults
     /// (`tool_choice: none`, `response_format: text`) are fine.
     pub fn refuse_extras(&self) -> Result<(), ApiError> {
-        let calls = self.messages.iter().position(|message| !message.tool_calls.is_empty());
+        let refuse = |place, name, param| {
+            let note = rule_for(place, name).map_or("", |rule| rule.note);
+            Err(ApiError::unsupported(param, note))
+        };
         if !self.tools.is_empty() {
-            return Err(ApiError::unsupported("tools", "This model's server has no tool calling. Remove `tools`."));
+            return refuse(Place::Chat, "tools", "tools".to_owned());
         }
         if self.tool_choice.as_ref().is_some_and(|choice| choice != "none" && choice != "auto") {
-            let message = "This model's server has no tool calling. Remove `tool_choice`.";
-            return Err(ApiError::unsupported("tool_choice", message));
+            return refuse(Place::Chat, "tool_choice", "tool_choice".to_owned());
         }
-        if let Some(i) = calls {
-            let message = "This model's server has no tool calling. Send the calls as text.";
-            return Err(ApiError::unsupported(format!("messages[{i}].tool_calls"), message));
+        if let Some(i) = self.messages.iter().position(|message| !message.tool_calls.is_empty()) {
+            return refuse(Place::Message, "tool_calls", format!("messages[{i}].tool_calls"));
         }
         let format = self.response_format.as_ref();
         if format.is_some_and(|format| format.get("type").is_none_or(|kind| kind != "text")) {
-            let message =
-                "This model's server has no structured output. Remove `response_format`, or use {\"type\": \"text\"}.";
-            return Err(ApiError::unsupported("response_format", message));
+            return refuse(Place::Chat, "response_format", "response_format".to_owned());
         }
         Ok(())
     }

@@ -205,12 +205,13 @@ impl Fields {
         }
     }
 
-    /// A field that is nearly the name of one that is honoured was meant to be that.
+    /// A field that is nearly the name of one that is honoured or read was meant to be that.
     fn refuse_misspellings(self, place: Place) -> Result<(), ApiError> {
-        let honoured = rules_of(place).filter(|rule| rule.treatment == Treatment::Honoured);
-        let honoured: Vec<&'static str> = honoured.map(|rule| rule.name).collect();
+        let is_known = |name| rule_for(place, name).is_some_and(|rule| rule.treatment == Treatment::Honoured);
+        let names = rules_of(place).map(|rule| rule.name);
+        let known: Vec<&'static str> = names.filter(|name| is_known(name) || self.asked.contains(name)).collect();
         let misspelt = self.map.iter().find_map(|(name, value)| {
-            nearest(name, &honoured).filter(|_| !value.is_null()).map(|near| (name.clone(), near))
+            nearest(name, &known).filter(|_| !value.is_null()).map(|near| (name.clone(), near))
         });
         match misspelt {
             None => Ok(()),

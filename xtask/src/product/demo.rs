@@ -1,5 +1,5 @@
 //! `make demo`: from a clean clone to an answer of a real model in a pod that our operator placed.
-//! Seven steps, each with what it did and how long it took. `down` ends the cluster.
+//! Seven steps, each with what it did and how long it took. `down` ends the local cluster.
 
 use crate::base::progress::seconds;
 use crate::base::{paths, sh};
@@ -25,7 +25,7 @@ enum Action {
         #[arg(long, default_value_t = 3)]
         nodes: usize,
     },
-    /// End the cluster and everything in it
+    /// End the local cluster and everything in it
     Down,
 }
 
@@ -33,10 +33,15 @@ const QUESTION: &str = "What is the capital of France?";
 const NAMESPACE: &str = "team-a";
 const DEPLOYMENT: &str = "chat";
 const STEPS: usize = 7;
+/// On a cluster that is not ours.
+const TO_END: &str = "docs/operations.md, A trial on a cluster that is there already";
 
 pub fn run(args: &Args) -> Result<()> {
     match args.action {
         Action::Up { nodes } => up(nodes),
+        Action::Down if product::is_current() => {
+            bail!("the cluster of the present kubeconfig context is not ended; what the demo made there: {TO_END}")
+        }
         Action::Down => {
             print!("{}", product::own(&["cluster", "down"])?);
             std::fs::remove_file(paths::target().join("demo.env")).ok(); // there may have been none
@@ -50,6 +55,9 @@ fn up(nodes: usize) -> Result<()> {
     let whose = if product::is_current() { "the cluster of the present kubeconfig context," } else { &own };
     println!("stowage demo · {whose} simulated H100 80GB each (no GPU here: engines run on the CPU)");
     step(1, "tools", tools)?;
+    if product::is_current() {
+        only_ours(&product::Target::find()?)?;
+    }
     if !product::is_current() {
         step(2, "kubernetes", || build::ensure(build::DEFAULT_VERSION).map(|_| "built".into()))?;
     }
@@ -70,7 +78,7 @@ fn up(nodes: usize) -> Result<()> {
     let target = product::Target::find()?;
     step(5, "helm install", || product::install(&target, None).map(|()| "stowage-crds, stowage".into()))?;
     let key = step_value(6, "quickstart", || quickstart(&target))?;
-    let url = product::endpoint(&target)?.leave_open();
+    let (url, forward) = product::endpoint(&target)?.leave_open();
     let env = environment(&target, &url, &key)?;
     step(7, "ask", || ask(&url, &key))?;
     println!("\nwhy there   {}", why(&target)?);
@@ -81,7 +89,23 @@ fn up(nodes: usize) -> Result<()> {
         println!("observe     {address} (Prometheus: queries, alerts)        dashboards: charts/stowage/dashboards");
     }
     println!("            curl $STOWAGE_URL/v1/models -H \"Authorization: Bearer $STOWAGE_API_KEY\"        make e2e");
-    println!("stop        make demo-down");
+    println!("stop        {}", if product::is_current() { TO_END } else { "make demo-down" });
+    if let Some(process) = forward {
+        println!("            kill {process}        ends kubectl port-forward, which STOWAGE_URL leads through");
+    }
+    Ok(())
+}
+
+/// On a cluster that is not ours, nothing is changed that an earlier demo did not make.
+fn only_ours(target: &product::Target) -> Result<()> {
+    if product::existing::release(target)? {
+        return Ok(());
+    }
+    let found = target.kubectl(&["get", "namespace", NAMESPACE, "--ignore-not-found", "--output", "name"])?;
+    ensure!(
+        found.trim().is_empty(),
+        "the namespace {NAMESPACE} exists, and the demo would write into it; use another cluster, or remove the namespace"
+    );
     Ok(())
 }
 

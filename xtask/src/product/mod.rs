@@ -2,6 +2,7 @@
 //! and by the end-to-end tests; every step looks first, so a second run does little.
 
 pub mod demo;
+mod existing;
 pub mod krew;
 
 use crate::base::{paths, sh};
@@ -91,22 +92,29 @@ pub fn load(options: &[&str]) -> Result<()> {
 }
 
 /// Installs or upgrades both charts with real Helm and waits until everything runs.
-/// `hub`: where node agents look for repositories; `None`: where the chart says.
+/// `hub`: where node agents look for repositories, for the tests; `None`: where the chart says.
 pub fn install(target: &Target, hub: Option<&str>) -> Result<()> {
+    if is_current() {
+        existing::release(target)?;
+    }
     install_crds(target)?;
     let (path, images) = (chart("stowage"), images()?.join(","));
     let mut args = vec!["upgrade", "--install", "stowage", &path, "--timeout", "180s", "--wait"];
-    args.extend(["--set", "nodeAgent.simulated.enabled=true", "--set-string", &images]);
-    // Models for the tests are served inside the cluster.
-    args.extend(["--set", "nodeAgent.models.allowedCidrs={10.0.0.0/8}"]);
-    // A disk of all nodes together, and of whatever else this machine does.
-    args.extend(["--set", "nodeAgent.models.diskReservePercent=1"]);
+    args.extend(["--set", "nodeAgent.simulated.enabled=true", "--set-string", &images, "--set", existing::MARK]);
+    if !is_current() || hub.is_some() {
+        // Models for the tests are served inside the cluster.
+        args.extend(["--set", "nodeAgent.models.allowedCidrs={10.0.0.0/8}"]);
+    }
+    if !is_current() {
+        // A disk of all nodes together, and of whatever else this machine does.
+        args.extend(["--set", "nodeAgent.models.diskReservePercent=1"]);
+    }
     // The Prometheus of `cargo xtask cluster observe` scrapes from where the API server is.
     let scraper = if is_current() { None } else { Some(scraper(target)?) };
     args.extend(scraper.iter().flat_map(|peers| ["--set-json", peers]));
     let hub = hub.map(|hub| format!("nodeAgent.models.hubEndpoint={hub}"));
     args.extend(hub.iter().flat_map(|hub| ["--set", hub]));
-    helm(target, &args).context("install stowage")
+    helm(target, &args).map(drop).context("install stowage")
 }
 
 /// What the charts put on a cluster, and none of Stowage's own processes: policies, rights, classes, runtimes.
@@ -117,18 +125,20 @@ pub fn install_without_processes(target: &Target) -> Result<()> {
         target,
         &["upgrade", "--install", "stowage", &path, "--set", "nodeAgent.simulated.enabled=true", "--set", nowhere],
     )
+    .map(drop)
     .context("install stowage")?;
     target.kubectl(&["-n", SYSTEM, "scale", "deployment", "--all", "--replicas=0"])?;
     Ok(())
 }
 
 fn install_crds(target: &Target) -> Result<()> {
-    helm(target, &["upgrade", "--install", "stowage-crds", &chart("stowage-crds"), "--wait", "--timeout", "60s"])
-        .context("install the CRDs")
+    let path = chart("stowage-crds");
+    let args = ["upgrade", "--install", "stowage-crds", &path, "--wait", "--timeout", "60s", "--set", existing::MARK];
+    helm(target, &args).map(drop).context("install the CRDs")
 }
 
-fn helm(target: &Target, args: &[&str]) -> Result<()> {
-    sh::output(target.program("helm").args(args).env("HOME", paths::repo().join("target"))).map(drop)
+fn helm(target: &Target, args: &[&str]) -> Result<String> {
+    sh::output(target.program("helm").args(args).env("HOME", paths::repo().join("target")))
 }
 
 fn chart(name: &str) -> String {
@@ -181,10 +191,10 @@ impl Drop for Endpoint {
 }
 
 impl Endpoint {
-    /// The forwarder goes on when this program has ended.
-    pub fn leave_open(mut self) -> String {
-        self.forward.take();
-        self.url.clone()
+    /// The forwarder goes on when this program has ended. The URL, and the forwarder's process if there is one.
+    pub fn leave_open(mut self) -> (String, Option<u32>) {
+        let forward = self.forward.take();
+        (self.url.clone(), forward.map(|forward| forward.id()))
     }
 }
 
