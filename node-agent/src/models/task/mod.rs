@@ -2,6 +2,7 @@
 //!
 //! What is removed for what, and what a fetch may take, is in `room`. One agent of the node at a time: in a rolling update the new one waits for the old one's lock.
 
+mod retry;
 mod room;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,9 +14,7 @@ use stowage_contracts::hub::HubModel;
 use stowage_contracts::model::{ClaimModel, FileModel, ModelKey};
 use stowage_contracts::summary::{FetchPhase, ModelFetch};
 use stowage_fetch::address::Addresses;
-use stowage_fetch::{
-    FetchError, Fetcher, FileDigest, Kind, Limits, Login, Progress, Request, Url, directory, parse_url,
-};
+use stowage_fetch::{FetchError, Fetcher, FileDigest, Limits, Login, Progress, Request, Url, directory, parse_url};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
@@ -29,6 +28,7 @@ use crate::models::store::Store;
 use crate::models::turns::{AT_ONCE, Turns, Waiting};
 use crate::models::wanted::{Commits, Wanted, is_ahead, wanted};
 use crate::models::{ModelsState, login};
+use retry::{RETRY, RETRY_SOON, is_full, retry_after};
 
 /// Models that are reported: as many as the status of a GpuNode may hold.
 pub const MAX_CACHED: usize = 256;
@@ -36,14 +36,6 @@ pub const MAX_CACHED: usize = 256;
 const TICK: Duration = Duration::from_millis(250);
 /// How often it is looked whether what is wanted ahead of need can be fetched now.
 const AHEAD_TICK: Duration = Duration::from_secs(5);
-/// A failed fetch is tried again after this time; one that needs a change elsewhere, after the longer one.
-const RETRY: Duration = Duration::from_secs(60);
-const RETRY_LATER: Duration = Duration::from_secs(300);
-/// One for which room was just made.
-const RETRY_SOON: Duration = Duration::from_secs(1);
-const ROOM_COMES: Duration = Duration::from_secs(10);
-/// One that fetched everything in vain waits twice as long each time, up to this.
-const RETRY_LATEST: Duration = Duration::from_secs(6 * 3600);
 /// Longest error that is shown, in characters.
 const MAX_ERROR: usize = 400;
 /// Threads that fetch and write: none of those that answer the kubelet.
@@ -159,6 +151,8 @@ struct Failed {
     error: String,
     /// When nothing but the operator's list wanted the model: that keeps no claim waiting.
     ahead: bool,
+    /// For want of room.
+    full: bool,
     in_a_row: u32,
     again: Instant,
 }
@@ -362,7 +356,10 @@ impl Task {
             .map(|(key, wanted)| Waiting { key: key.clone(), tenants: wanted.tenants.clone() })
             .collect();
         self.turns_ahead.waits(&waiting);
-        if !self.active.is_empty() {
+        // Room was made for a claim, which is about to be tried again.
+        let soon = Instant::now() + RETRY_SOON;
+        let room_is_taken = self.failed.values().any(|failed| !failed.ahead && failed.full && failed.again <= soon);
+        if !self.active.is_empty() || room_is_taken {
             return;
         }
         let Some((key, tenant)) = self.turns_ahead.next(&waiting, &BTreeMap::new()) else { return };
@@ -473,13 +470,12 @@ impl Task {
                 tracing::info!(model = %key, bytes = active.progress.borrow().total, seconds, "{what}");
             }
             Err(err) => {
-                let full = matches!(err, FetchError::DiskFull { .. } | FetchError::CacheFull { .. });
-                if full && !is_ahead(&self.wanted(), key) {
+                // Within the cache's limit, what is fetched ahead of need in part does not count.
+                if let FetchError::DiskFull { needed, free } = err.root()
+                    && !is_ahead(&self.wanted(), key)
+                {
                     let freed = self.forget_ahead();
-                    let lacks = match err {
-                        FetchError::DiskFull { needed, free } => needed.saturating_sub(free).saturating_sub(freed),
-                        _ => 0,
-                    };
+                    let lacks = needed.saturating_sub(*free).saturating_sub(freed);
                     let removed = lacks > 0 && self.free(lacks);
                     if freed > 0 || removed {
                         self.made_room = Some(Instant::now());
@@ -513,10 +509,9 @@ impl Task {
         let in_a_row = self.failed.get(key).map_or(1, |failed| failed.in_a_row.saturating_add(1));
         let error = err.to_string().chars().take(MAX_ERROR).collect();
         let ahead = is_ahead(&self.wanted(), key);
-        let full = matches!(err, FetchError::DiskFull { .. } | FetchError::CacheFull { .. });
-        let room_comes = full && self.made_room.is_some_and(|at| at.elapsed() < ROOM_COMES);
-        let again = Instant::now() + if room_comes { RETRY_SOON } else { pause(err, in_a_row) };
-        self.failed.insert(key.clone(), Failed { error, ahead, in_a_row, again });
+        let full = is_full(err);
+        let again = Instant::now() + retry_after(err, in_a_row, self.made_room.map(|at| at.elapsed()));
+        self.failed.insert(key.clone(), Failed { error, ahead, full, in_a_row, again });
     }
 
     fn shown(&mut self, key: &ModelKey, wanted: &Wanted) -> ModelFetch {
@@ -548,43 +543,6 @@ impl Task {
             {
                 tracing::warn!(%err, claim = uid, "cannot remove the directory of a claim that is gone");
             }
-        }
-    }
-}
-
-/// The pause after this many failures in a row.
-fn pause(err: &FetchError, in_a_row: u32) -> Duration {
-    let in_vain =
-        matches!(err.root(), FetchError::Digest { .. } | FetchError::TooLarge { .. } | FetchError::Changed { .. })
-            || err.kind() == Kind::Restart;
-    match err {
-        _ if in_vain => RETRY_LATER.saturating_mul(1 << (in_a_row - 1).min(16)).min(RETRY_LATEST),
-        FetchError::DiskFull { .. } | FetchError::CacheFull { .. } => RETRY,
-        _ if err.kind() == Kind::Permanent => RETRY_LATER,
-        _ => RETRY,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pauses_grow_for_what_was_fetched_in_vain() {
-        let digest = || FetchError::Digest { found: String::new(), wanted: String::new() };
-        let unavailable = || FetchError::Unavailable { host: String::new(), status: 503, after: None };
-        let refused = || FetchError::Refused { host: String::new(), status: 404 };
-        for (err, in_a_row, seconds) in [
-            (digest(), 1, 300),
-            (digest(), 2, 600),
-            (digest(), 5, 4800),
-            (digest(), 50, 6 * 3600),
-            (FetchError::OfFile { name: String::new(), cause: Box::new(digest()) }, 2, 600),
-            (unavailable(), 9, 60),
-            (refused(), 9, 300),
-            (FetchError::DiskFull { needed: 1, free: 0 }, 9, 60),
-        ] {
-            assert_eq!(pause(&err, in_a_row).as_secs(), seconds, "{err} × {in_a_row}");
         }
     }
 }

@@ -11,6 +11,10 @@ use crate::models::evict::{Cached, evict, make_free};
 use crate::models::preloads::has_room;
 use crate::models::wanted::{Wanted, is_ahead, is_claimed};
 
+/// Unused models make room for at most so many bytes that are announced and not written yet; several gigabytes more than
+/// come until the next look.
+const STEP: u64 = 4 << 30;
+
 impl Task {
     /// What room is to be made for: what is reserved now, unless a fetch ahead of need turns out to be larger than what is
     /// free for such, beside what was fetched of others in part. Then that ends, and room is made for the rest in the next step.
@@ -30,9 +34,10 @@ impl Task {
         Ok(reserved)
     }
 
-    /// Keeps the cache within its limit, with so many bytes more; what is left.
+    /// Keeps the cache within its limit, with so many bytes more that fetches will write; what is left. Room is made as
+    /// they write: a server may announce more than it ever sends.
     pub(super) fn make_room(
-        &self,
+        &mut self,
         wanted: &BTreeMap<ModelKey, Wanted>,
         reserved: u64,
     ) -> std::io::Result<BTreeMap<ModelKey, Cached>> {
@@ -41,7 +46,9 @@ impl Task {
             model.in_use |= is_claimed(wanted, key);
         }
         let models: Vec<Cached> = cached.values().cloned().collect();
-        for key in evict(&models, self.limit, reserved) {
+        let claimed = self.store.partial_bytes(|key| is_claimed(wanted, key))?;
+        let needed = claimed.saturating_add(reserved.min(STEP));
+        for key in evict(&models, self.limit, needed) {
             match self.store.remove(&key) {
                 Ok(()) => tracing::info!(model = %key, "removed an unused model, the cache is full"),
                 Err(err) => tracing::error!(model = %key, %err, "cannot remove a model"),
@@ -50,10 +57,15 @@ impl Task {
                 cached.remove(&key);
             }
         }
-        let in_use: u64 = cached.values().filter(|model| model.in_use).map(|model| model.bytes).sum();
+        let sum = |in_use: bool| cached.values().filter(|model| model.in_use || !in_use).map(|model| model.bytes).sum();
+        let (in_use, all): (u64, u64) = (sum(true), sum(false));
         // What was fetched ahead of need in part makes way.
-        let partial = self.store.partial_bytes(|key| is_claimed(wanted, key))?;
-        self.fetcher.room.set_limit(self.limit.saturating_sub(in_use).saturating_sub(partial));
+        self.fetcher.room.set_limit(self.limit.saturating_sub(in_use).saturating_sub(claimed));
+        let for_claims = !self.active.is_empty() && !self.active.keys().any(|key| is_ahead(wanted, key));
+        let ahead = self.store.partial_bytes(|key| !is_claimed(wanted, key))?;
+        if for_claims && ahead > 0 && all.saturating_add(needed).saturating_add(ahead) > self.limit {
+            self.forget_ahead();
+        }
         Ok(cached)
     }
 
