@@ -194,6 +194,24 @@ fn snapshot_of_an_older_version_is_read_and_planned() {
     assert!(refused.starts_with("unknown field `forecast`"), "{refused}");
 }
 
+/// Active, then Manual, then Active again: what the rule settled on long ago does not come back.
+#[test]
+fn number_set_by_hand_is_where_the_rule_goes_on() {
+    let text = r#"{"sequence":1,"deployments":[{"id":{"namespace":"t","name":"d"},"uid":"u","generation":1,
+        "tenant":"t","createdMs":0,"wanted":2,"variants":[],"needs":{"cpuMilli":1,"memoryBytes":1},
+        "specHash":"v","drainTimeoutMs":0}]}"#;
+    let mut s: Snapshot = serde_json::from_str(text).unwrap();
+    for (mode, wanted) in [(ScalingMode::Active, 7), (ScalingMode::Manual, 2), (ScalingMode::Active, 2)] {
+        s.deployments[0].scaling = Scaling { mode, max_replicas: 9, ..Scaling::default() };
+        s.deployments[0].wanted = wanted;
+        let (made, report) = plan(&s, &Policy::default(), NOW);
+        assert_eq!(report.deployments[0].scale.replicas(), wanted, "{mode:?}");
+        for (_, memory) in &made.memory {
+            s.deployments[0].memory = memory.clone();
+        }
+    }
+}
+
 fn any_float() -> impl Strategy<Value = f64> {
     prop_oneof![Just(f64::NAN), Just(f64::INFINITY), Just(-1.0), Just(0.0), Just(f64::MAX), Just(1e-300), 0.0..1e4f64]
 }

@@ -37,7 +37,7 @@ const CLOCK_WAS_SET_MS: u64 = 60_000;
 pub(crate) struct Demand {
     pub verdict: ScaleVerdict,
     pub replicas: u32,
-    /// `None`: nothing, the count is not the rule's.
+    /// `None`: as before.
     pub memory: Option<Memory>,
     /// The load that a prediction can be made for.
     pub basis: Option<Basis>,
@@ -63,7 +63,9 @@ pub(crate) fn how_many(d: &Deployment, site: Site<'_>, policy: &Policy, now: Tim
     let (tier, cold_start_ms) = cold_start(&d.signals.cold_start, site.cached);
     if mode == ScalingMode::Manual {
         let cold_start_ms = Some(cold_start_ms).filter(|_| tier != Tier::Unknown);
-        return Demand { cold_start_ms, ..Demand::fixed(ScaleVerdict::Manual { replicas: d.wanted }) };
+        // What the rule settled on before is not what runs when it decides again.
+        let memory = Some(Memory::default()).filter(|empty| *empty != d.memory);
+        return Demand { cold_start_ms, memory, ..Demand::fixed(ScaleVerdict::Manual { replicas: d.wanted }) };
     }
     let live = Live::of(d);
     let standing = standing(d, live);

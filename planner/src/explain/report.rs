@@ -4,7 +4,7 @@
 //! explain`; prose is rendered from it in [`crate::explain::render`]. Lists are sorted by identity, so equal
 //! decisions serialize to equal bytes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Serialize};
 
@@ -368,6 +368,11 @@ impl DecisionReport {
     /// The report on one deployment.
     pub fn of(&self, id: &DeploymentId) -> Option<&DeploymentReport> {
         self.deployments.iter().find(|d| &d.deployment == id)
+    }
+
+    /// The reports, to be looked up more than a few times.
+    pub fn by_deployment(&self) -> HashMap<&DeploymentId, &DeploymentReport> {
+        self.deployments.iter().map(|report| (&report.deployment, report)).collect()
     }
 }
 

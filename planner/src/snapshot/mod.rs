@@ -70,7 +70,7 @@ impl Snapshot {
         let nodes: HashMap<&str, &Shared<Node>> = before.nodes.iter().map(|node| (node.name.as_str(), node)).collect();
         for node in &mut self.nodes {
             if let Some(same) = nodes.get(node.name.as_str())
-                && ***same == **node
+                && **same == *node
             {
                 *node = (*same).clone();
             }
@@ -79,7 +79,7 @@ impl Snapshot {
             before.deployments.iter().map(|d| ((&d.id, d.uid.as_str()), d)).collect();
         for d in &mut self.deployments {
             if let Some(same) = deployments.get(&(&d.id, d.uid.as_str()))
-                && ***same == **d
+                && **same == *d
             {
                 *d = (*same).clone();
             }

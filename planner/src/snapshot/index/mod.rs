@@ -36,8 +36,8 @@ pub(crate) type StateAt = usize;
 
 pub(crate) struct Index {
     rows: Vec<Row>,
-    /// Rows of the snapshot; later ones were added by a trial.
-    named: usize,
+    /// Rows of the snapshot by name; later ones were added by a trial.
+    names: HashMap<String, NodeAt>,
     /// As in the snapshot.
     given_classes: Vec<Class>,
     classes: Vec<ClassRow>,
@@ -216,7 +216,7 @@ impl Index {
         let class_names = class_names(snapshot);
         let mut index = Index {
             rows: Vec::with_capacity(snapshot.nodes.len()),
-            named: 0,
+            names: HashMap::new(),
             given_classes: snapshot.classes.clone(),
             classes: class_rows(snapshot, &class_names),
             class_names,
@@ -247,7 +247,7 @@ impl Index {
         for source in follow::in_order(snapshot) {
             index.append(source.clone());
         }
-        index.named = index.rows.len();
+        index.names = index.rows.iter().enumerate().map(|(at, row)| (row.node.name.clone(), at)).collect();
         index.matters = index.what_matters(snapshot);
         index.number_states();
         snapshot.exclusions.iter().for_each(|e| index.exclude(e.clone()));
@@ -349,7 +349,7 @@ impl Index {
     }
 
     pub fn at(&self, name: &str) -> Option<NodeAt> {
-        self.rows[..self.named].binary_search_by(|r| r.node.name.as_str().cmp(name)).ok()
+        self.names.get(name).copied()
     }
 
     pub fn row(&self, name: &str) -> Option<&Row> {
