@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use k8s_openapi::api::networking::v1::NetworkPolicyPeer;
-use stowage_crds::names::NODE_NAMESPACE;
+use stowage_crds::names::{LABEL_NAME, NODE_NAMESPACE};
 use stowage_planner::Prepared;
 use stowage_planner::snapshot::{DeploymentId, Freshness, Hold, Policy, ScalingMode, Snapshot};
 use stowage_planner::{DecisionReport, Plan};
@@ -230,12 +230,6 @@ impl Control {
         if let Some(term) = executable {
             self.startups.predict(&plan, &report);
             let fresh: Vec<_> = fresh.into_iter().map(|logged| logged.record).collect();
-            // It looks at all nodes, and nothing waits for it.
-            if self.preloading.as_ref().is_none_or(|(made, _)| made.elapsed() >= PERIOD) {
-                let preloading = preloading(&built, &report);
-                self.preloads.send(&preloading.lists, agents, &self.http);
-                self.preloading = Some((Instant::now(), preloading));
-            }
             let held = self.preloading.as_ref().map(|(_, preloading)| preloading.held.clone()).unwrap_or_default();
             self.execute(
                 term,
@@ -243,6 +237,12 @@ impl Control {
                 &built,
                 Decided { plan: &plan, report: &report, fresh: &fresh, bottlenecks, held },
             );
+            // It looks at all nodes, and nothing waits for it.
+            if self.preloading.as_ref().is_none_or(|(made, _)| made.elapsed() >= PERIOD) {
+                let preloading = preloading(&built, &report);
+                self.preloads.send(&preloading.lists, agents, &self.http);
+                self.preloading = Some((Instant::now(), preloading));
+            }
         }
         self.publish(term, None, Some((built, basis)), Some((plan, report)), violations);
         pause
@@ -267,10 +267,7 @@ impl Control {
         let Decided { plan, report, .. } = decided;
         self.desk.retain(|id| view.deployments.contains_key(&(id.namespace.clone(), id.name.clone())));
         let tools = Tools { writer: &self.writer, journals: &self.journals, sources: &self.sources };
-        let mut shares: Vec<_> = shares(view, built, decided, term).collect();
-        // What ends comes first: another tenant may wait for the room.
-        shares.sort_by_key(|share| !share.ends());
-        shares.into_iter().for_each(|share| self.desk.dispatch(share, tools));
+        self.desk.dispatch(shares(view, built, decided, term), tools);
         let mut strays = strays::ended_by(plan, &built.unclaimed);
         strays.extend(built.strays.iter().filter(|stray| !strays.contains(stray)).cloned().collect::<Vec<_>>());
         self.desk.dispatch_strays(&strays, tools);
@@ -302,9 +299,8 @@ impl Control {
         let mut addresses = BTreeMap::new();
         for pod in self.sources.pods.all().values() {
             let labels = pod.metadata.labels.as_ref();
-            let agent = labels
-                .and_then(|labels| labels.get("app.kubernetes.io/name"))
-                .is_some_and(|name| name == "stowage-node-agent");
+            let agent =
+                labels.and_then(|labels| labels.get(LABEL_NAME)).is_some_and(|name| name == "stowage-node-agent");
             let (Some(spec), Some(status)) = (&pod.spec, &pod.status) else { continue };
             let ending = pod.metadata.deletion_timestamp.is_some();
             if !agent || ending || pod.metadata.namespace.as_deref() != Some(NODE_NAMESPACE) {

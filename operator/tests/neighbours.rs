@@ -87,6 +87,17 @@ async fn many_creations_of_a_tenant_do_not_hold_up_what_ends() {
     until(&server, "z ends", |_| pods("z").iter().all(ends)).await;
     let created = pods("a-").len();
     assert!(created < 4, "{created} of 15 were created first");
+    let claims = || {
+        server
+            .store()
+            .of("resourceclaims")
+            .iter()
+            .filter(|claim| claim["metadata"]["name"].as_str().is_some_and(|name| name.starts_with("stowage-z-")))
+            .count()
+    };
+    until(&server, "z gives its GPU back", |_| claims() == 0).await;
+    let created = pods("a-").len();
+    assert!(created < 12, "{created} of 15 were created before a GPU was given back");
     until(&server, "all others are created", |_| pods("a-").len() == 15).await;
     operator.stop().await;
     life.abort();

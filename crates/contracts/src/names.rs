@@ -36,6 +36,8 @@ pub const OPERATOR_SERVICE_ACCOUNT: &str = "stowage-operator";
 
 /// On an InferenceDeployment for which something was made: pods end only after their work has.
 pub const DRAIN_FINALIZER: &str = "stowage.dev/drain";
+/// On an object that is deleted with `--cascade=orphan`, by the API server.
+pub const ORPHAN_FINALIZER: &str = "orphan";
 /// Set to `"true"` it skips the drain on deletion; requests in flight are lost.
 pub const FORCE_DELETE_ANNOTATION: &str = "stowage.dev/force-delete";
 /// Set to `"none"` on an InferenceDeployment, it has no PodDisruptionBudget.
@@ -49,6 +51,8 @@ pub const LEASE: &str = "stowage-operator";
 pub const LABEL_MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 /// Value of [`LABEL_MANAGED_BY`].
 pub const MANAGED_BY: &str = "stowage";
+/// Label key on every pod of ours: which program it is.
+pub const LABEL_NAME: &str = "app.kubernetes.io/name";
 /// Label: name of the InferenceDeployment that owns the object.
 pub const LABEL_DEPLOYMENT: &str = "stowage.dev/deployment";
 /// Label: name of the TenantQuota whose budget pays.

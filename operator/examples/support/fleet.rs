@@ -108,18 +108,21 @@ struct Operator {
 impl Operator {
     /// One turn, carried out.
     fn turn(&mut self, given: &mut View) -> Parts {
-        let view = &Arc::new(given.clone());
         self.sequence += 1;
-        let now = millis(view.now);
         let start = Instant::now();
+        let view = &Arc::new(given.clone());
+        let now = millis(view.now);
         self.memory.observe(view, now);
         let mut built = build(view, &self.memory, self.sequence);
         built.snapshot.share(&self.before);
         self.before = built.snapshot.clone();
         self.memory.keep(view, &built);
+        let _basis = self.memory.clone();
         let building = start.elapsed();
         let (plan, report) = self.prepared.plan(&built.snapshot, &self.policy, now);
+        self.memory.learn(&built.judged, &view.deployments);
         self.memory.remember(&built.snapshot, &plan);
+        self.memory.bottlenecks(&built.snapshot, now);
         let planned = start.elapsed();
         assert_eq!(check::check(&built.snapshot, &plan), []);
         let checked = start.elapsed();

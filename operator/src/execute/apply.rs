@@ -176,26 +176,33 @@ impl<'a> Applier<'a> {
     }
 
     async fn add_finalizer(&mut self) -> Option<()> {
-        let mut finalizers = self.case.stored.meta.finalizers.clone().unwrap_or_default();
-        finalizers.push(DRAIN_FINALIZER.into());
-        self.finalizers(finalizers, "add the drain finalizer to").await
+        self.finalizers("add the drain finalizer to", |all| all.push(DRAIN_FINALIZER.into())).await
     }
 
     async fn remove_finalizer(&mut self) {
-        let mut finalizers = self.case.stored.meta.finalizers.clone().unwrap_or_default();
-        finalizers.retain(|name| name != DRAIN_FINALIZER);
-        self.finalizers(finalizers, "remove the drain finalizer from").await;
+        let remove = |all: &mut Vec<String>| all.retain(|name| name != DRAIN_FINALIZER);
+        self.finalizers("remove the drain finalizer from", remove).await;
     }
 
-    /// The list is replaced as a whole, so the resource version is a precondition.
-    async fn finalizers(&mut self, finalizers: Vec<String>, what: &'static str) -> Option<()> {
+    async fn finalizers(&mut self, what: &'static str, change: impl FnOnce(&mut Vec<String>)) -> Option<()> {
+        let done = self.change_finalizers(change).await;
+        self.note(what, &self.case.id.name.clone(), done)
+    }
+
+    /// The list is replaced as a whole, so it is read first (of others' finalizers nothing is kept), and its version is a
+    /// precondition.
+    async fn change_finalizers(&self, change: impl FnOnce(&mut Vec<String>)) -> Result<(), WriteError> {
         let resource = ApiResource::erase::<InferenceDeployment>(&());
         let id = &self.case.id;
         let api: Api<DynamicObject> = Api::namespaced_with(self.writer.client(), &id.namespace, &resource);
-        let version = &self.case.stored.meta.resource_version;
-        let patch = json!({"metadata": {"finalizers": finalizers, "resourceVersion": version}});
-        let done = self.writer.merge(&api, &id.name, patch).await;
-        self.note(what, &id.name, done.map(|_| ()))
+        let found = self.writer.find(&api, &id.name).await?.metadata;
+        if found.uid.as_deref() != Some(self.case.stored.uid()) {
+            return Err(WriteError::Conflict("it is another object of that name by now".into()));
+        }
+        let mut finalizers = found.finalizers.unwrap_or_default();
+        change(&mut finalizers);
+        let patch = json!({"metadata": {"finalizers": finalizers, "resourceVersion": found.resource_version}});
+        self.writer.merge(&api, &id.name, patch).await.map(|_| ())
     }
 
     /// Creates the object, or brings ours up to date. Another owner's object of that name is left alone.

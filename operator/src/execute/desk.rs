@@ -21,7 +21,7 @@ use tokio::task::{Id, JoinError, JoinSet};
 
 use super::apply::Applied;
 use super::backoff::{Backoff, Failing, Part};
-use super::build::{Prepared, prepare};
+use super::build::{End, Make, Prepared, ending, making};
 use super::case::rest::Rest;
 use super::case::{Case, cases};
 use super::cluster::ClusterStatus;
@@ -105,7 +105,6 @@ pub struct Tools<'a> {
     pub sources: &'a Arc<Sources>,
 }
 
-#[derive(Default)]
 pub struct Desk {
     tasks: JoinSet<Done>,
     running: HashMap<Id, Subject>,
@@ -118,7 +117,8 @@ pub struct Desk {
     carried_out: Vec<CarriedOut>,
     /// Those in which replicas end are their own: what is created does not hold them up.
     lanes: HashMap<(Payer, bool), Arc<Semaphore>>,
-    all: Option<Arc<Semaphore>>,
+    /// Of all tenants together; the second one where replicas end.
+    all: [Arc<Semaphore>; 2],
 }
 
 /// A refusal of creations, for the planner: nothing is planned for the deployment until then.
@@ -166,15 +166,38 @@ pub fn shares<'a>(
     })
 }
 
+impl Default for Desk {
+    fn default() -> Self {
+        Self {
+            tasks: JoinSet::new(),
+            running: HashMap::new(),
+            of_payer: HashMap::new(),
+            payers: HashMap::new(),
+            entries: BTreeMap::new(),
+            cluster_gates: HashMap::new(),
+            carried_out: Vec::new(),
+            lanes: HashMap::new(),
+            all: [(); 2].map(|()| Arc::new(Semaphore::new(LANES))),
+        }
+    }
+}
+
 impl Desk {
-    /// Starts what the share needs, if anything and if its deployment is not busy.
-    pub fn dispatch(&mut self, share: Share<'_>, tools: Tools<'_>) {
-        let subject = Subject::Deployment(share.case.id.clone());
-        let entry = self.entries.entry(subject.clone()).or_default();
-        entry.keep_records(&share);
+    /// Starts what the shares need, each if its deployment is not busy. What ends comes first, and alone: it is small, and
+    /// another tenant may wait for the room. What the same deployment lacks comes with the next plan.
+    pub fn dispatch<'a>(&mut self, shares: impl Iterator<Item = Share<'a>>, tools: Tools<'_>) {
         let now = Instant::now();
+        let mut due: Vec<(Share<'_>, End)> = shares.filter_map(|share| self.due(share, now)).collect();
+        due.sort_by_key(|(_, end)| end.is_empty());
+        due.into_iter().for_each(|(share, end)| self.start(share, end, tools, now));
+    }
+
+    /// The share, if something may be left to do for it now, and what is to end.
+    fn due<'a>(&mut self, share: Share<'a>, now: Instant) -> Option<(Share<'a>, End)> {
+        let entry = self.entries.entry(Subject::Deployment(share.case.id.clone())).or_default();
+        entry.keep_records(&share);
         if entry.rests(&share, now) {
-            return;
+            return None;
         }
         entry.rest = None;
         let stored = &share.case.stored;
@@ -182,17 +205,28 @@ impl Desk {
             entry.reported.clear();
             entry.obstacles.clear();
         }
-        let payer = Payer::of(&share.case);
-        let full = self.of_payer.get(&payer).is_some_and(|tasks| *tasks >= TASKS_PER_TENANT);
-        if entry.busy || full && !share.ends() || entry.backoff.holds_all(now) {
+        if entry.busy || entry.backoff.holds_all(now) {
+            return None;
+        }
+        let held = entry.backoff.holds(Part::End, now);
+        let end = if held { End::default() } else { ending(&share.case, share.now) };
+        Some((share, end))
+    }
+
+    fn start(&mut self, share: Share<'_>, end: End, tools: Tools<'_>, now: Instant) {
+        let subject = Subject::Deployment(share.case.id.clone());
+        let (payer, ends) = (Payer::of(&share.case), !end.is_empty());
+        if !ends && self.of_payer.get(&payer).is_some_and(|tasks| *tasks >= TASKS_PER_TENANT) {
             return;
         }
-        let mut prepared = prepare(&share.case, share.now);
-        if full {
-            // What ends is small, and another tenant may wait for it.
-            prepared.hold(Part::Make);
-        }
-        let (prepared, held) = entry.allowed(prepared, now);
+        let lanes = (self.lane(&payer, ends), self.all[usize::from(ends)].clone());
+        let entry = self.entries.entry(subject.clone()).or_default();
+        let makes = !ends && !entry.backoff.holds(Part::Make, now);
+        let prepared = Prepared { end, make: if makes { making(&share.case) } else { Make::default() } };
+        let held = entry.standing(|part| match part {
+            Part::End => !entry.backoff.holds(Part::End, now),
+            Part::Make => makes,
+        });
         let records = std::mem::take(&mut entry.records);
         if prepared.is_empty() && records.is_empty() {
             let status = share.render(&Applied::nothing(held.clone()), &[]);
@@ -208,7 +242,6 @@ impl Desk {
         entry.assumed = assume(&prepared, tools.journals);
         let before = entry.obstacles.clone();
         let (gate, reported, noticed) = (entry.gate.clone(), entry.reported.clone(), entry.noticed.clone());
-        let lanes = (self.lane(&payer, share.ends()), self.global());
         let task = Task {
             share: share.owned(),
             prepared,
@@ -377,10 +410,6 @@ impl Desk {
         let lane = self.lanes.entry((payer.clone(), ends));
         lane.or_insert_with(|| Arc::new(Semaphore::new(LANES_PER_TENANT))).clone()
     }
-
-    fn global(&mut self) -> Arc<Semaphore> {
-        self.all.get_or_insert_with(|| Arc::new(Semaphore::new(LANES))).clone()
-    }
 }
 
 impl Entry {
@@ -412,15 +441,10 @@ impl Entry {
         !self.busy && self.records.is_empty() && self.rest.as_ref().is_some_and(holds)
     }
 
-    /// What of the prepared writes may be tried now, and what stands in the way of the rest.
-    fn allowed(&self, mut prepared: Prepared, now: Instant) -> (Prepared, Vec<Obstacle>) {
-        for part in [Part::End, Part::Make].into_iter().filter(|part| self.backoff.holds(*part, now)) {
-            prepared.hold(part);
-        }
-        let stands =
-            |obstacle: &&Obstacle| obstacle.failing != Failing::Transient && self.backoff.holds(obstacle.part, now);
-        let held = self.obstacles.iter().filter(stands).cloned().collect();
-        (prepared, held)
+    /// What stands in the way of the parts that are not tried now.
+    fn standing(&self, tried: impl Fn(Part) -> bool) -> Vec<Obstacle> {
+        let stands = |obstacle: &&Obstacle| obstacle.failing != Failing::Transient && !tried(obstacle.part);
+        self.obstacles.iter().filter(stands).cloned().collect()
     }
 
     fn finish(&mut self, done: Done, now: Instant) -> Option<CarriedOut> {

@@ -236,11 +236,6 @@ impl Done {
 }
 
 impl Share<'_> {
-    /// Whether a replica is to end or to be routed to again.
-    pub fn ends(&self) -> bool {
-        self.case.actions.iter().any(|action| !matches!(action, Action::Create { .. }))
-    }
-
     /// For a task that outlives the plan.
     pub fn owned(self) -> Share<'static> {
         Share { report: self.report.map(|report| Cow::Owned(report.into_owned())), ..self }

@@ -12,7 +12,7 @@ use futures::StreamExt;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use stowage_contracts::signals::Signals;
-use stowage_crds::names::{GATEWAY_ADMIN_PORT, GATEWAY_SERVICE, PATH_SIGNALS, SYSTEM_NAMESPACE};
+use stowage_crds::names::{GATEWAY_ADMIN_PORT, GATEWAY_SERVICE, LABEL_NAME, PATH_SIGNALS, SYSTEM_NAMESPACE};
 use stowage_planner::snapshot::{DeploymentId, TimeMs};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
@@ -95,7 +95,7 @@ struct Found {
 impl Found {
     fn of(pod: &Pod) -> Option<Self> {
         let (meta, status) = (&pod.metadata, pod.status.as_ref()?);
-        let gateway = meta.labels.as_ref()?.get("app.kubernetes.io/name").is_some_and(|name| name == GATEWAY_SERVICE);
+        let gateway = meta.labels.as_ref()?.get(LABEL_NAME).is_some_and(|name| name == GATEWAY_SERVICE);
         let here = meta.namespace.as_deref() == Some(SYSTEM_NAMESPACE);
         let ready = status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
         let mut containers = status.container_statuses.iter().flatten();

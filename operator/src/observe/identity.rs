@@ -7,19 +7,14 @@
 //! included. When none exists, no name is taken and counting may begin anew.
 
 use std::collections::BTreeMap;
-use std::ops::Deref;
 
-use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
-use kube::Resource;
 use sha2::{Digest, Sha256};
 use stowage_crds::names::{
     ANNOTATION_INCARNATION, ANNOTATION_PLACEMENT, ANNOTATION_REPLICA_INDEX, ANNOTATION_SPEC_HASH, LABEL_DEPLOYMENT,
     LABEL_MANAGED_BY, MANAGED_BY, claim_name, pod_name,
 };
 use stowage_planner::snapshot::{DeploymentId, Placement, ReplicaId};
-
-use crate::observe::source::Kept;
 
 const ALPHABET: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
 
@@ -65,65 +60,6 @@ pub fn identity(meta: &ObjectMeta) -> Option<Identity> {
         spec_hash: annotations.get(ANNOTATION_SPEC_HASH).cloned().unwrap_or_default(),
         placement: annotations.get(ANNOTATION_PLACEMENT).and_then(|text| serde_json::from_str(text).ok()),
     })
-}
-
-/// A pod or claim as it is kept, with its identity: that is read when the object is taken in and not with each plan.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Identified<K> {
-    object: K,
-    /// The deployment that it was made for, by its labels; `None`: it is not ours.
-    deployment: Option<DeploymentId>,
-    identity: Option<Identity>,
-}
-
-impl<K: Resource + Kept> From<K> for Identified<K> {
-    fn from(object: K) -> Self {
-        let object = object.trimmed();
-        let (deployment, identity) = (labelled(object.meta()), identity(object.meta()));
-        Self { object, deployment, identity }
-    }
-}
-
-impl<K> Deref for Identified<K> {
-    type Target = K;
-
-    fn deref(&self) -> &K {
-        &self.object
-    }
-}
-
-impl<K> Identified<K> {
-    /// As [`identity`] reads it.
-    pub fn identity(&self) -> Option<&Identity> {
-        self.identity.as_ref()
-    }
-
-    /// The deployment that it was made for, by its labels; `None`: it is not ours.
-    pub fn deployment(&self) -> Option<&DeploymentId> {
-        self.deployment.as_ref()
-    }
-
-    pub fn placement(&self) -> Option<&Placement> {
-        self.identity.as_ref()?.placement.as_ref()
-    }
-}
-
-impl<K: Resource + Kept> Kept for Identified<K> {
-    fn trimmed(self) -> Self {
-        self
-    }
-
-    fn still(&self) -> Self {
-        Self::from(self.object.still())
-    }
-}
-
-impl Identified<Pod> {
-    /// Where the pod runs: where it is bound, whatever its annotations say; until then, where it is to go.
-    pub fn node(&self) -> Option<&str> {
-        let bound = self.object.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
-        bound.or_else(|| Some(self.placement()?.node.as_str()))
-    }
 }
 
 /// Whose an object is, as one deployment sees it.

@@ -17,8 +17,8 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use kube::Resource;
 
-use crate::observe::identity::Identified;
-use crate::observe::source::{Kept, Key};
+use crate::observe::parsed::{Parse, Parsed};
+use crate::observe::source::Key;
 use crate::observe::view::Objects;
 
 /// An object that we wrote and the watch does not show after this long is asked for by a GET.
@@ -26,7 +26,7 @@ pub const CONFIRM_AFTER: Duration = Duration::from_secs(5);
 
 /// Our unobserved actions on one kind.
 #[derive(Debug)]
-pub struct Journal<K> {
+pub struct Journal<K: Parse> {
     entries: BTreeMap<Key, Entry<K>>,
 }
 
@@ -53,30 +53,30 @@ impl Journals {
 }
 
 #[derive(Debug)]
-enum Entry<K> {
+enum Entry<K: Parse> {
     /// Decided; the write is on its way or has yet to be sent.
-    Assumed(Arc<Identified<K>>),
+    Assumed(Arc<Parsed<K>>),
     /// Returned by a write.
-    Written { object: Arc<Identified<K>>, at: Instant },
+    Written { object: Arc<Parsed<K>>, at: Instant },
     /// Deleted by us, and gone according to the answer.
     Gone { uid: String, at: Instant },
 }
 
-impl<K> Default for Journal<K> {
+impl<K: Parse> Default for Journal<K> {
     fn default() -> Self {
         Self { entries: BTreeMap::new() }
     }
 }
 
-impl<K: Resource + Kept> Journal<K> {
+impl<K: Parse> Journal<K> {
     /// A creation that was decided. It counts as existing until [`written`](Self::written) or [`forget`](Self::forget).
     pub fn assume(&mut self, object: K) {
         self.entries.insert(key(&object), Entry::Assumed(Arc::new(object.into())));
     }
 
     /// The object as the API server returned it.
-    pub fn written(&mut self, object: impl Into<Identified<K>>, now: Instant) {
-        let object: Identified<K> = object.into();
+    pub fn written(&mut self, object: impl Into<Parsed<K>>, now: Instant) {
+        let object: Parsed<K> = object.into();
         self.entries.insert(key::<K>(&object), Entry::Written { object: Arc::new(object), at: now });
     }
 
@@ -109,7 +109,7 @@ impl<K: Resource + Kept> Journal<K> {
     ///
     /// `ended` says whether the watch has reported the deletion of the object with this UID: a write
     /// whose result was deleted before it was ever seen is not waited for.
-    pub fn overlay(&mut self, seen: &mut Objects<Identified<K>>, ended: &dyn Fn(&str) -> bool) {
+    pub fn overlay(&mut self, seen: &mut Objects<Parsed<K>>, ended: &dyn Fn(&str) -> bool) {
         self.entries.retain(|key, entry| {
             let watched = seen.get(key);
             match entry {
@@ -181,10 +181,9 @@ fn older<K: Resource>(watched: &K, written: &K) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use k8s_openapi::api::core::v1::Service;
 
-    fn object(uid: &str, version: &str) -> Service {
-        let mut object = Service::default();
+    fn object(uid: &str, version: &str) -> Pod {
+        let mut object = Pod::default();
         object.metadata.namespace = Some("a".into());
         object.metadata.name = Some("x".into());
         object.metadata.uid = Some(uid.into());
@@ -197,8 +196,9 @@ mod tests {
     }
 
     /// What the view shows under the name: the resource version, or nothing.
-    fn shown(journal: &mut Journal<Service>, watched: Option<Service>) -> Option<String> {
-        let mut seen: Objects<_> = watched.map(|object| (name(), Arc::new(object.into()))).into_iter().collect();
+    fn shown(journal: &mut Journal<Pod>, watched: Option<Pod>) -> Option<String> {
+        let mut seen = Objects::default();
+        seen.extend(watched.map(|object| (name(), Arc::new(object.into()))));
         journal.overlay(&mut seen, &|uid| uid == "ended");
         seen.get(&name()).map(|object| object.metadata.resource_version.clone().unwrap())
     }

@@ -12,10 +12,10 @@ pub mod gateways;
 pub mod history;
 pub mod identity;
 pub mod journal;
+pub mod parsed;
 pub mod signals;
 pub mod source;
 pub mod takeover;
-mod trim;
 pub mod view;
 
 use std::sync::Arc;
@@ -38,9 +38,9 @@ use crate::observe::journal::Journals;
 use crate::observe::view::{
     KnownClaim, KnownPod, Stored, StoredClass, StoredDeployment, StoredGpuNode, StoredQuota, StoredRuntime, View,
 };
-pub use trim::keeps;
+pub use parsed::trim::keeps_annotation;
 
-use identity::Identified;
+use parsed::Parsed;
 use source::{Kept, Source, Trust, follow};
 
 /// A watch may fail for this long before planning pauses: the API server restarts faster.
@@ -112,12 +112,12 @@ impl Sources {
         tasks.spawn(follow(custom::<InferenceRuntime>(client), all(), self.runtimes.clone(), Stored::read, signal()));
         tasks.spawn(follow(custom::<GpuNode>(client), all(), self.gpu_nodes.clone(), Stored::read, signal()));
         tasks.spawn(follow(Api::all(client.clone()), all(), self.nodes.clone(), Kept::trimmed, signal()));
-        tasks.spawn(follow(Api::<Pod>::all(client.clone()), all(), self.pods.clone(), Identified::from, signal()));
+        tasks.spawn(follow(Api::<Pod>::all(client.clone()), all(), self.pods.clone(), Parsed::from, signal()));
         tasks.spawn(follow(
             Api::<ResourceClaim>::all(client.clone()),
             all(),
             self.claims.clone(),
-            Identified::from,
+            Parsed::from,
             signal(),
         ));
         tasks.spawn(follow(Api::all(client.clone()), all(), self.slices.clone(), Kept::trimmed, signal()));

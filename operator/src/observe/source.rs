@@ -18,6 +18,7 @@ use kube::runtime::watcher::{self, Event};
 use kube::{Api, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use stowage_contracts::lists::{EmptyLists, LIST_AGAIN_AFTER, Untrusted};
+use stowage_planner::snapshot::Shared;
 use tokio::sync::Notify;
 
 /// Namespace (empty for cluster-scoped kinds) and name.
@@ -39,7 +40,7 @@ pub struct Source<T> {
 
 #[derive(Debug)]
 struct State<T> {
-    objects: BTreeMap<Key, Arc<T>>,
+    objects: Shared<BTreeMap<Key, Arc<T>>>,
     synced: bool,
     /// First error since the last success, and its message.
     failing: Option<(Instant, String)>,
@@ -68,7 +69,7 @@ pub enum Trust {
 impl<T> Source<T> {
     pub fn new(name: &'static str) -> Arc<Self> {
         let state = State {
-            objects: BTreeMap::new(),
+            objects: Shared::default(),
             synced: false,
             failing: None,
             empty: EmptyLists::default(),
@@ -79,7 +80,7 @@ impl<T> Source<T> {
     }
 
     /// All objects, sorted by key.
-    pub fn all(&self) -> BTreeMap<Key, Arc<T>> {
+    pub fn all(&self) -> Shared<BTreeMap<Key, Arc<T>>> {
         self.read().objects.clone()
     }
 
@@ -237,7 +238,7 @@ fn take<K: Resource, T: Kept>(
                 state.failing = Some((untrusted.since, "an empty list in place of what was there".to_owned()));
                 return Err(untrusted);
             }
-            state.objects = std::mem::take(incoming);
+            state.objects = std::mem::take(incoming).into();
             state.synced = true;
             Source::alive(&mut state);
             Ok(true)
@@ -323,7 +324,7 @@ mod tests {
         for event in events {
             take(&source, &mut incoming, event, &|map| map, Instant::now()).unwrap();
         }
-        (source.all().into_keys().map(|(_, name)| name).collect(), source.trust(Instant::now()))
+        (source.all().keys().map(|(_, name)| name.clone()).collect(), source.trust(Instant::now()))
     }
 
     #[test]

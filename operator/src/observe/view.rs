@@ -16,25 +16,25 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use stowage_contracts::estimate::Estimate;
 use stowage_crds::gpu_node::{GpuNodeSpec, GpuNodeStatus};
-use stowage_crds::names::FORCE_DELETE_ANNOTATION;
+use stowage_crds::names::{FORCE_DELETE_ANNOTATION, ORPHAN_FINALIZER};
 use stowage_crds::{
     GpuClassSpec, GpuClassStatus, InferenceDeploymentSpec, InferenceDeploymentStatus, InferenceRuntimeSpec,
     InferenceRuntimeStatus, TenantQuotaSpec, TenantQuotaStatus,
 };
+use stowage_planner::snapshot::Shared;
 
 use crate::observe::agents::AgentReport;
 use crate::observe::history::EarlierLoads;
-use crate::observe::identity::Identified;
+use crate::observe::parsed::{Parsed, trim};
 use crate::observe::signals::GatewayReport;
 use crate::observe::source::{Kept, Key, unversioned};
-use crate::observe::trim;
 
 /// A pod or a claim with what it says about the replica that it belongs to.
-pub type KnownPod = Identified<Pod>;
-pub type KnownClaim = Identified<ResourceClaim>;
+pub type KnownPod = Parsed<Pod>;
+pub type KnownClaim = Parsed<ResourceClaim>;
 
-/// Objects of one kind by key.
-pub type Objects<T> = BTreeMap<Key, Arc<T>>;
+/// Objects of one kind by key; those of a kind of which nothing changed are the very same map as before.
+pub type Objects<T> = Shared<BTreeMap<Key, Arc<T>>>;
 
 pub type StoredDeployment = Stored<InferenceDeploymentSpec, InferenceDeploymentStatus>;
 pub type StoredQuota = Stored<TenantQuotaSpec, TenantQuotaStatus>;
@@ -162,7 +162,7 @@ impl<S, T> Stored<S, T> {
 
     /// Whether the garbage collector is about to take the object off its dependents (`--cascade=orphan`).
     pub fn orphaning(&self) -> bool {
-        self.deleting() && self.meta.finalizers.iter().flatten().any(|name| name == "orphan")
+        self.deleting() && self.meta.finalizers.iter().flatten().any(|name| name == ORPHAN_FINALIZER)
     }
 
     /// Whether the object carries the annotation that skips the drain.

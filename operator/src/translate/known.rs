@@ -52,12 +52,12 @@ impl Known {
             && then.estimates == view.estimates
     }
 
-    /// How this very object was judged.
-    pub fn judged(&self, stored: &Arc<StoredDeployment>) -> Option<&Arc<Judged>> {
-        let key = (stored.namespace().to_owned(), stored.name().to_owned());
-        let then = self.view.deployments.get(&key)?;
-        let id = DeploymentId { namespace: key.0, name: key.1 };
-        Arc::ptr_eq(then, stored).then(|| self.judged.get(&id))?
+    /// Deployments as they were judged, to be asked for in the order of their names.
+    pub fn deployments(&self) -> KnownDeployments<'_> {
+        KnownDeployments {
+            deployments: Ascending::new(self.view.deployments.iter()),
+            judged: Ascending::new(self.judged.iter()),
+        }
     }
 
     /// The nodes as they were, to be asked for in the order of their names.
@@ -80,6 +80,21 @@ impl Known {
 }
 
 type NodePair<'a> = std::iter::Zip<Iter<'a, Key, Arc<KubeNode>>, std::slice::Iter<'a, Shared<Node>>>;
+
+pub struct KnownDeployments<'a> {
+    deployments: Ascending<Iter<'a, Key, Arc<StoredDeployment>>>,
+    judged: Ascending<Iter<'a, DeploymentId, Arc<Judged>>>,
+}
+
+impl<'a> KnownDeployments<'a> {
+    /// How this very object was judged.
+    pub fn judged(&mut self, key: &Key, stored: &Arc<StoredDeployment>) -> Option<&'a Arc<Judged>> {
+        let (_, then) = self.deployments.find(|(at, _)| (*at).cmp(key))?;
+        let named = |id: &DeploymentId| id.namespace.cmp(&key.0).then_with(|| id.name.cmp(&key.1));
+        let (_, judged) = self.judged.find(|(id, _)| named(id))?;
+        Arc::ptr_eq(then, stored).then_some(judged)
+    }
+}
 
 pub struct KnownNodes<'a> {
     nodes: Ascending<NodePair<'a>>,
@@ -117,7 +132,7 @@ impl<I: Iterator<Item: Copy>> Ascending<I> {
 
 /// The very same objects, not only equal ones.
 fn same<T>(then: &Objects<T>, now: &Objects<T>) -> bool {
-    then.len() == now.len() && then.values().zip(now.values()).all(|(then, now)| Arc::ptr_eq(then, now))
+    then.is(now) || then.len() == now.len() && then.values().zip(now.values()).all(|(then, now)| Arc::ptr_eq(then, now))
 }
 
 fn same_one<T>(then: Option<&Arc<T>>, now: Option<&Arc<T>>) -> bool {

@@ -195,21 +195,30 @@ impl Memory {
     }
 
     fn observe_pods(&mut self, pods: &Objects<KnownPod>, now: TimeMs) {
-        let exist: HashSet<&str> = pods.values().filter_map(|pod| pod.metadata.uid.as_deref()).collect();
-        self.was_ready.retain(|uid| exist.contains(uid.as_str()));
         self.fresh.clear();
+        let any_failed = self.slots.values().any(|slot| slot.failures > 0);
+        let mut known = 0;
         for pod in pods.values() {
             let (Some(uid), Some(id)) = (pod.metadata.uid.as_ref(), pod.identity()) else { continue };
+            let was_ready = self.was_ready.contains(uid);
+            known += usize::from(was_ready);
             let Some(condition) = condition(pod, "Ready") else { continue };
-            if condition.status == "True" && !self.was_ready.contains(uid) {
+            if condition.status == "True" && !was_ready {
                 self.fresh.push(pod.clone());
-                self.was_ready.insert(uid.clone());
+            }
+            if !any_failed {
+                continue;
             }
             let since = condition.last_transition_time.as_ref().map_or(now, |time| millis(time.0));
             if condition.status == "True" && now.saturating_sub(since) > PROVEN_MS {
                 self.proven(pod, id.replica.index);
             }
         }
+        if known < self.was_ready.len() {
+            let exist: HashSet<&str> = pods.values().filter_map(|pod| pod.metadata.uid.as_deref()).collect();
+            self.was_ready.retain(|uid| exist.contains(uid.as_str()));
+        }
+        self.was_ready.extend(self.fresh.iter().filter_map(|pod| pod.metadata.uid.clone()));
     }
 
     /// Takes in what was decided: failures count, exclusions stand.

@@ -25,7 +25,7 @@ use memory::Memory;
 use snapshot::devices::Devices;
 use snapshot::nodes::Alive;
 use snapshot::owned::Owned;
-use snapshot::replicas::millis;
+use snapshot::replicas::{Trouble, millis};
 use snapshot::strays::{self, Stray};
 use snapshot::{deployments, nodes, promises, usage};
 use validate::classes::Classes;
@@ -66,13 +66,14 @@ pub fn build(view: &View, memory: &Memory, sequence: u64) -> Built {
     let judged = Arc::new(validate::deployments(view, &references, known));
     let isolation_of = |id: &DeploymentId| judged.get(id).map_or(Isolation::Shared, |judged| judged.standing.isolation);
     let alive = Alive::read(&view.nodes);
-    let slices = promises::by_gpu(&view.claims, &devices, &tenants, &isolation_of, &alive);
+    let promises = promises::by_gpu(&view.claims, &devices, &tenants, &isolation_of, &alive);
     let taken = usage::by_node(&view.pods);
     let labels = judged.values().filter_map(|judged| judged.wanted()).flat_map(asked_labels);
     let labels: BTreeSet<String> = labels.map(str::to_owned).collect();
-    let parts = nodes::Parts { devices: &devices, classes: &classes, slices, taken, labels: &labels };
+    let parts = nodes::Parts { devices: &devices, classes: &classes, promises, taken, labels: &labels };
     let nodes = nodes::build(view, parts, known);
-    let parts = deployments::Parts { view, owned: &owned, tenants: &tenants, alive: &alive, memory };
+    let trouble = Trouble::read(&view.agents);
+    let parts = deployments::Parts { view, owned: &owned, tenants: &tenants, alive: &alive, trouble: &trouble, memory };
     let deployments = deployments::build(&judged, parts);
     let snapshot = Snapshot {
         sequence,

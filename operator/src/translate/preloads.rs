@@ -85,16 +85,17 @@ fn wishes<'a>(built: &'a Built, report: &'a DecisionReport) -> Vec<Wish<'a>> {
     let mut of_tenant: BTreeMap<&str, usize> = BTreeMap::new();
     let stands = stands(&built.snapshot);
     let mut wishes: Vec<(usize, Wish<'_>)> = Vec::new();
+    let reports = report.by_deployment();
     for d in &built.snapshot.deployments {
-        let awaited = report.of(&d.id).map(|own| own.awaited_nodes(&stands)).unwrap_or_default();
         let Some((model, tenant, count)) = asked(built, d) else { continue };
+        let awaited = reports.get(&d.id).map(|own| own.awaited_nodes(&stands)).unwrap_or_default();
         if count == 0 && awaited.is_empty() {
             continue;
         }
         let turn = of_tenant.entry(tenant).or_default();
         *turn += 1;
         if *turn <= MAX_DEPLOYMENTS_OF_TENANT {
-            let held = preload_nodes(&built.snapshot, d, count);
+            let held = if count > 0 { preload_nodes(&built.snapshot, d, count) } else { Vec::new() };
             wishes.push((*turn, Wish { d, model, tenant, count, held, awaited }));
         }
     }

@@ -13,7 +13,7 @@ use stowage_contracts::names::{API_VERSION, MAX_PLAN_MANIFESTS, PLANNED_KINDS};
 use stowage_crds::conditions::reasons;
 use stowage_planner::difference::{Document, DryRunRequest, Proposal, Refused};
 
-use crate::observe::keeps;
+use crate::observe::keeps_annotation;
 use crate::observe::view::{LAST_APPLIED, Malformed, Objects, Stored, View};
 
 /// Why a request cannot be planned for at all.
@@ -183,7 +183,7 @@ fn created(
 fn annotations(manifest: &Value) -> std::collections::BTreeMap<String, String> {
     let given = manifest.pointer("/metadata/annotations").and_then(Value::as_object);
     let text = |(key, value): (&String, &Value)| Some((key.clone(), value.as_str()?.to_owned()));
-    given.into_iter().flatten().filter_map(text).filter(|(key, _)| keeps(key)).collect()
+    given.into_iter().flatten().filter_map(text).filter(|(key, value)| keeps_annotation(key, value)).collect()
 }
 
 /// The spec after the manifest is applied.

@@ -105,7 +105,7 @@ fn apply(view: &mut View, document: &mut Value, pointer: &str, value: Value) {
         parent => parent[field] = value,
     }
     let one = objects::view(&document.to_string());
-    macro_rules! extend { ($($kind:ident),*) => { $(view.$kind.extend(one.$kind);)* } }
+    macro_rules! extend { ($($kind:ident),*) => { $(view.$kind.extend(one.$kind.iter().map(|(key, object)| (key.clone(), object.clone())));)* } }
     extend!(nodes, pods, slices, claims, gpu_nodes, classes, quotas, runtimes, deployments);
 }
 

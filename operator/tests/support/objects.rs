@@ -4,13 +4,11 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::resource::v1::ResourceClaim;
-use kube::Resource;
 use kube::core::DynamicObject;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use stowage_operator::observe::identity::Identified;
-use stowage_operator::observe::source::Kept;
+use stowage_operator::observe::parsed::{Parse, Parsed};
 use stowage_operator::observe::view::{Objects, Stored, View};
 
 pub const NOW: &str = "2026-01-01T12:00:00Z";
@@ -45,7 +43,7 @@ fn typed<T: DeserializeOwned>(object: &Value) -> T {
     serde_json::from_value(object.clone()).unwrap()
 }
 
-pub fn identified<K: Resource + Kept + DeserializeOwned>(object: &Value) -> Identified<K> {
+pub fn identified<K: Parse + DeserializeOwned>(object: &Value) -> Parsed<K> {
     typed::<K>(object).into()
 }
 

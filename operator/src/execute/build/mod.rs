@@ -124,14 +124,6 @@ impl Prepared {
         self.end.is_empty() && self.make.is_empty()
     }
 
-    /// Leaves out a part that must not be tried now.
-    pub fn hold(&mut self, part: Part) {
-        match part {
-            Part::End => self.end = End::default(),
-            Part::Make => self.make = Make::default(),
-        }
-    }
-
     /// Whether anything of this part is to be written.
     pub fn has(&self, part: Part) -> bool {
         match part {
@@ -142,7 +134,7 @@ impl Prepared {
 }
 
 impl End {
-    fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         let Self { resume, drain, hasten, wake, remove, release, retire, unguard } = self;
         resume.is_empty()
             && drain.is_empty()
@@ -170,16 +162,22 @@ impl Make {
 
 /// The writes that the case still needs. While the spec is refused nothing new is made, and what runs goes on.
 pub fn prepare(case: &Case, now: Timestamp) -> Prepared {
+    Prepared { end: ending(case, now), make: making(case) }
+}
+
+/// The part of [`prepare`] that makes what is missing.
+pub fn making(case: &Case) -> Make {
+    let wanted = case.wanted().filter(|_| !case.orphaning && !case.stored.deleting());
+    wanted.map(|wanted| missing(case, wanted)).unwrap_or_default()
+}
+
+/// The part of [`prepare`] that changes what exists: drains, ends and gives back.
+pub fn ending(case: &Case, now: Timestamp) -> End {
     if case.orphaning {
         // The garbage collector takes the deployment off its pods and claims; they go on without it.
         let unguard = guarded(case) && !case.anything_exists() && !case.stored.orphaning();
-        return Prepared { end: End { unguard, ..End::default() }, make: Make::default() };
+        return End { unguard, ..End::default() };
     }
-    let make = case.wanted().filter(|_| !case.stored.deleting()).map(|wanted| missing(case, wanted));
-    Prepared { end: ends(case, now), make: make.unwrap_or_default() }
-}
-
-fn ends(case: &Case, now: Timestamp) -> End {
     let mut end = End::default();
     for action in &case.actions {
         match action {

@@ -7,7 +7,7 @@ use k8s_openapi::api::networking::v1::{
 use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use stowage_crds::names::{ENGINE_PORT, GATEWAY_SERVICE, HTTP_PORT_NAME, SYSTEM_NAMESPACE};
+use stowage_crds::names::{ENGINE_PORT, GATEWAY_SERVICE, HTTP_PORT_NAME, LABEL_NAME, SYSTEM_NAMESPACE};
 
 use super::Owner;
 
@@ -40,7 +40,7 @@ pub fn policy(owner: &Owner<'_>, port: u16, scrapers: &[NetworkPolicyPeer]) -> N
     };
     let gateways = NetworkPolicyPeer {
         namespace_selector: Some(selector([("kubernetes.io/metadata.name", SYSTEM_NAMESPACE)])),
-        pod_selector: Some(selector([("app.kubernetes.io/name", GATEWAY_SERVICE)])),
+        pod_selector: Some(selector([(LABEL_NAME, GATEWAY_SERVICE)])),
         ip_block: None,
     };
     let from = std::iter::once(gateways).chain(scrapers.iter().cloned()).collect();

@@ -2,7 +2,9 @@
 
 pub mod rest;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::btree_map::Iter;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::iter::Peekable;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -108,14 +110,16 @@ pub fn cases<'a>(
     let mut cold_starts = cold_starts(built);
     let replicas: HashMap<&DeploymentId, &[Replica]> =
         built.snapshot.deployments.iter().map(|d| (&d.id, d.replicas.as_slice())).collect();
-    let fetching: Vec<_> = view.agents.iter().filter(|(_, report)| !report.fetches.is_empty()).collect();
+    let fetching = Fetching::read(&view.agents);
+    let (mut services, mut policies, mut budgets) =
+        (Named::new(&view.services), Named::new(&view.policies), Named::new(&view.budgets));
     view.deployments.values().map(move |stored| {
         let id = DeploymentId::new(stored.namespace(), stored.name());
         let judged = built.judged.get(&id).cloned().unwrap_or_else(|| Arc::new(Judged::unknown()));
         let in_spec = || judged.wanted().map_or(0, |wanted| wanted.deployment.replicas);
         let claims = built.owned.claims(stored.uid());
         Case {
-            fetches: fetches(&fetching, claims),
+            fetches: fetching.of(claims),
             drains: drains(view, built.owned.pods(stored.uid()), replicas.get(&id).copied().unwrap_or_default()),
             scrapers: view.scrapers.clone(),
             commit: judged.wanted().and_then(|wanted| commit(view, claims, wanted.unresolved()?)),
@@ -125,9 +129,9 @@ pub fn cases<'a>(
             pods: built.owned.pods(stored.uid()).to_vec(),
             claims: claims.to_vec(),
             orphans: built.owned.orphans(&id),
-            service: ours(&view.services, &id, stored),
-            policy: ours(&view.policies, &id, stored),
-            budget: ours(&view.budgets, &id, stored),
+            service: services.ours(&id, stored),
+            policy: policies.ours(&id, stored),
+            budget: budgets.ours(&id, stored),
             actions: actions.remove(&id).unwrap_or_default(),
             charge: charges.remove(&id).unwrap_or_default(),
             bottleneck: Verdict::default(),
@@ -149,16 +153,31 @@ fn cold_starts(built: &Built) -> HashMap<DeploymentId, Duration> {
     built.snapshot.deployments.iter().filter_map(|d| measured(d)).collect()
 }
 
-/// What agents fetch for these claims. Their UIDs decide, whatever an agent says of names. `agents`: those that fetch
-/// anything, by node.
-fn fetches(agents: &[(&String, &AgentReport)], claims: &[Arc<KnownClaim>]) -> Vec<(String, ModelFetch)> {
-    let ours = |fetch: &&ModelFetch| {
-        claims.iter().any(|claim| claim.metadata.uid.as_ref().is_some_and(|uid| fetch.claims.contains(uid)))
-    };
-    let of_node = |(node, report): &(&String, &AgentReport)| {
-        report.fetches.iter().filter(ours).map(|fetch| ((*node).clone(), fetch.clone())).collect::<Vec<_>>()
-    };
-    agents.iter().flat_map(of_node).collect()
+/// What agents fetch, in the order of nodes; and which of it for a claim, by its UID.
+struct Fetching<'a> {
+    all: Vec<(&'a str, &'a ModelFetch)>,
+    claims: HashMap<&'a str, Vec<usize>>,
+}
+
+impl<'a> Fetching<'a> {
+    fn read(agents: &'a BTreeMap<String, AgentReport>) -> Self {
+        let of_node = |(node, report): (&'a String, &'a AgentReport)| {
+            report.fetches.iter().map(move |fetch| (node.as_str(), fetch))
+        };
+        let all: Vec<_> = agents.iter().flat_map(of_node).collect();
+        let mut claims: HashMap<&str, Vec<usize>> = HashMap::new();
+        for (at, (_, fetch)) in all.iter().enumerate() {
+            fetch.claims.iter().for_each(|uid| claims.entry(uid).or_default().push(at));
+        }
+        Self { all, claims }
+    }
+
+    /// For these claims. Their UIDs decide, whatever an agent says of names.
+    fn of(&self, claims: &[Arc<KnownClaim>]) -> Vec<(String, ModelFetch)> {
+        let uids = claims.iter().filter_map(|claim| claim.metadata.uid.as_deref());
+        let found: BTreeSet<usize> = uids.filter_map(|uid| self.claims.get(uid)).flatten().copied().collect();
+        found.into_iter().map(|at| self.all[at]).map(|(node, fetch)| (node.to_owned(), fetch.clone())).collect()
+    }
 }
 
 /// Of the replicas that drain by the snapshot, whose times follow a clock that was set.
@@ -182,10 +201,25 @@ fn commit(view: &View, claims: &[Arc<KnownClaim>], wanted: &HubModel) -> Option<
 }
 
 /// The deployment's object of this kind, if it exists and is ours or an orphan of ours.
-fn ours<K: Resource>(objects: &Objects<K>, id: &DeploymentId, stored: &StoredDeployment) -> Option<Arc<K>> {
-    let key: Key = (id.namespace.clone(), shared_name(&id.name));
-    let found = objects.get(&key)?;
-    matches!(belongs(found.meta(), id, stored.uid()), Belongs::Ours | Belongs::Orphan).then(|| found.clone())
+/// Objects that replicas share, which mostly follow one another as their deployments do.
+struct Named<'a, K> {
+    all: &'a Objects<K>,
+    next: Peekable<Iter<'a, Key, Arc<K>>>,
+}
+
+impl<'a, K: Resource> Named<'a, K> {
+    fn new(all: &'a Objects<K>) -> Self {
+        Self { all, next: all.iter().peekable() }
+    }
+
+    /// The deployment's.
+    fn ours(&mut self, id: &DeploymentId, stored: &StoredDeployment) -> Option<Arc<K>> {
+        let key: Key = (id.namespace.clone(), shared_name(&id.name));
+        while self.next.next_if(|(at, _)| **at < key).is_some() {}
+        let next = self.next.next_if(|(at, _)| **at == key).map(|(_, found)| found);
+        let found = next.or_else(|| self.all.get(&key))?;
+        matches!(belongs(found.meta(), id, stored.uid()), Belongs::Ours | Belongs::Orphan).then(|| found.clone())
+    }
 }
 
 /// Tenant and class of which more is held than the quota allows, with the message for people. A quota

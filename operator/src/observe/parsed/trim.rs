@@ -14,9 +14,31 @@ use k8s_openapi::api::resource::v1::{
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
-use stowage_crds::names::{LABEL_MANAGED_BY, MANAGED_BY, NODE_NAMESPACE, SYSTEM_NAMESPACE};
+use stowage_crds::names::{
+    ANNOTATION_DISRUPTION_BUDGET, ANNOTATION_DRAIN_REASON, ANNOTATION_DRAIN_UNTIL, ANNOTATION_DRAINING,
+    ANNOTATION_INCARNATION, ANNOTATION_PLACEMENT, ANNOTATION_REPLICA_INDEX, ANNOTATION_SPEC_HASH, ANNOTATION_WOKEN,
+    DRAIN_FINALIZER, FORCE_DELETE_ANNOTATION, LABEL_DEPLOYMENT, LABEL_MANAGED_BY, LABEL_NAME, LABEL_TENANT, MANAGED_BY,
+    NODE_NAMESPACE, ORPHAN_FINALIZER, SYSTEM_NAMESPACE,
+};
 
 use crate::observe::source::{Kept, unversioned};
+
+const LABELS: [&str; 4] = [LABEL_MANAGED_BY, LABEL_DEPLOYMENT, LABEL_TENANT, LABEL_NAME];
+const ANNOTATIONS: [&str; 10] = [
+    FORCE_DELETE_ANNOTATION,
+    ANNOTATION_DISRUPTION_BUDGET,
+    ANNOTATION_DRAINING,
+    ANNOTATION_DRAIN_UNTIL,
+    ANNOTATION_DRAIN_REASON,
+    ANNOTATION_INCARNATION,
+    ANNOTATION_REPLICA_INDEX,
+    ANNOTATION_SPEC_HASH,
+    ANNOTATION_PLACEMENT,
+    ANNOTATION_WOKEN,
+];
+const FINALIZERS: [&str; 2] = [DRAIN_FINALIZER, ORPHAN_FINALIZER];
+/// More bytes of one value are not kept; the placement on eight GPUs is one kilobyte.
+const LONGEST: usize = 16 << 10;
 
 /// Claims of ours whole, others only as far as they take a share of a GPU.
 fn claim(mut claim: ResourceClaim) -> ResourceClaim {
@@ -41,17 +63,28 @@ fn bare(meta: &mut ObjectMeta) {
     (meta.annotations, meta.labels, meta.owner_references, meta.finalizers) = (None, None, None, None);
 }
 
-/// Labels and annotations of ours and those that Kubernetes recommends, and nothing of field managers.
+/// What is read of metadata: an editor may write a megabyte of the rest on each of as many objects as it likes.
 pub fn meta(meta: &mut ObjectMeta) {
     meta.managed_fields = None;
-    for map in [&mut meta.labels, &mut meta.annotations].into_iter().flatten() {
-        map.retain(|key, _| keeps(key));
+    retain(&mut meta.labels, &LABELS);
+    retain(&mut meta.annotations, &ANNOTATIONS);
+    if let Some(finalizers) = &mut meta.finalizers {
+        finalizers.retain(|name| FINALIZERS.contains(&name.as_str()));
+    }
+    if let Some(owners) = &mut meta.owner_references {
+        owners.retain(|owner| owner.controller == Some(true));
     }
 }
 
-/// Whether labels and annotations of this key are kept.
-pub fn keeps(key: &str) -> bool {
-    key.starts_with("stowage.dev/") || key.starts_with("app.kubernetes.io/")
+/// Whether an annotation of this key and length is kept.
+pub fn keeps_annotation(key: &str, value: &str) -> bool {
+    ANNOTATIONS.contains(&key) && value.len() <= LONGEST
+}
+
+fn retain(map: &mut Option<BTreeMap<String, String>>, keys: &[&str]) {
+    if let Some(map) = map {
+        map.retain(|key, value| keys.contains(&key.as_str()) && value.len() <= LONGEST);
+    }
 }
 
 fn ours(meta: &ObjectMeta) -> bool {
@@ -157,8 +190,7 @@ macro_rules! kept {
 }
 kept!(Pod: pod, ResourceClaim: claim, ResourceSlice: plain, Service: plain, NetworkPolicy: plain, PodDisruptionBudget: plain);
 
-/// All but what only others read: editors may write a quarter of a megabyte of annotations on as many objects as they
-/// like.
+/// All but what only others read.
 fn plain<K: Resource>(mut object: K) -> K {
     meta(object.meta_mut());
     object
@@ -188,8 +220,13 @@ mod tests {
     fn kept<K: Kept + serde::de::DeserializeOwned + serde::Serialize>(meta: Value, rest: Value) -> Value {
         let mut object = rest;
         object["metadata"] = meta;
-        object["metadata"]["annotations"]["example.org/note"] = json!("x".repeat(250_000));
-        object["metadata"]["labels"]["example.org/team"] = json!("web");
+        for key in ["example.org/note", "app.kubernetes.io/note", "stowage.dev/note", "stowage.dev/woken"] {
+            object["metadata"]["annotations"][key] = json!("x".repeat(60_000));
+        }
+        for key in ["example.org/team", "app.kubernetes.io/team", "stowage.dev/team"] {
+            object["metadata"]["labels"][key] = json!("web");
+        }
+        object["metadata"]["finalizers"] = json!(["stowage.dev/drain", format!("example.org/{}", "x".repeat(60_000))]);
         serde_json::to_value(serde_json::from_value::<K>(object).unwrap().trimmed()).unwrap()
     }
 
@@ -214,8 +251,9 @@ mod tests {
             [service, kept::<ResourceClaim>(ours(), spec), kept::<Pod>(ours(), json!({"spec": {"containers": []}}))]
         {
             assert_eq!(object["metadata"]["annotations"], json!({"stowage.dev/placement": "{}"}));
-            assert_eq!(object["metadata"]["labels"]["stowage.dev/deployment"], "chat");
-            assert_eq!(object["metadata"]["labels"]["example.org/team"], Value::Null);
+            let labels = json!({"app.kubernetes.io/managed-by": "stowage", "stowage.dev/deployment": "chat"});
+            assert_eq!(object["metadata"]["labels"], labels);
+            assert_eq!(object["metadata"]["finalizers"], json!(["stowage.dev/drain"]));
         }
     }
 

@@ -130,7 +130,8 @@ mod tests {
     }
 
     fn pods(all: &[Pod]) -> Objects<KnownPod> {
-        all.iter().map(|pod| (("a".into(), pod.metadata.name.clone().unwrap()), Arc::new(pod.clone().into()))).collect()
+        let named = |pod: &Pod| (("a".into(), pod.metadata.name.clone().unwrap()), Arc::new(pod.clone().into()));
+        all.iter().map(named).collect::<BTreeMap<_, _>>().into()
     }
 
     #[test]

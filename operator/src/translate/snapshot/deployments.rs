@@ -17,9 +17,10 @@ use stowage_translate::{objective, scaling};
 
 use super::nodes::Alive;
 use super::owned::Owned;
-use super::replicas::{self, millis};
+use super::replicas::{self, Trouble, millis};
 use super::signals;
 use crate::observe::view::{KnownPod, StoredDeployment, View};
+use crate::translate::known::Ascending;
 use crate::translate::memory::{Memory, empty};
 use crate::translate::validate::tenants::Tenants;
 use crate::translate::validate::{Judged, Standing, Verdict, Wanted};
@@ -31,14 +32,16 @@ pub struct Parts<'a> {
     pub owned: &'a Owned,
     pub tenants: &'a Tenants,
     pub alive: &'a Alive<'a>,
+    pub trouble: &'a Trouble<'a>,
     pub memory: &'a Memory,
 }
 
 pub fn build(judged: &BTreeMap<DeploymentId, Arc<Judged>>, parts: Parts<'_>) -> Vec<Deployment> {
-    let Parts { view, owned, alive, memory, .. } = parts;
-    let translate = |stored: &StoredDeployment| {
+    let Parts { view, owned, memory, .. } = parts;
+    let mut all_judged = Ascending::new(judged.iter());
+    let translate = |stored: &Arc<StoredDeployment>| {
         let id = DeploymentId::new(stored.namespace(), stored.name());
-        let judged = judged.get(&id)?;
+        let (_, judged) = all_judged.find(|(at, _)| (*at).cmp(&id))?;
         let outlived = memory.orphaning().contains(stored.uid());
         let runs = !owned.pods(stored.uid()).is_empty() || !owned.orphans(&id).pods.is_empty();
         if outlived || judged.wanted().is_none() && !stored.deleting() && !runs {
@@ -48,12 +51,12 @@ pub fn build(judged: &BTreeMap<DeploymentId, Arc<Judged>>, parts: Parts<'_>) -> 
         Some(match &judged.verdict {
             Verdict::Refused { message, .. } if !stored.deleting() => {
                 let orphans = owned.orphans(&built.id).pods;
-                standing(built, replicas::of(view, &orphans, None, None, alive, memory), message)
+                standing(built, replicas::of(&orphans, None, None, parts), message)
             }
             _ => built,
         })
     };
-    let mut all: Vec<Deployment> = view.deployments.values().filter_map(|stored| translate(stored)).collect();
+    let mut all: Vec<Deployment> = view.deployments.values().filter_map(translate).collect();
     let planned: BTreeSet<DeploymentId> = all.iter().map(|d| d.id.clone()).collect();
     let left = owned.orphaned().filter(|(id, _)| !planned.contains(id));
     all.extend(left.map(|(id, pods)| left_behind(id, pods, parts)));
@@ -77,7 +80,7 @@ fn standing(mut d: Deployment, orphans: Vec<Replica>, why: &str) -> Deployment {
 
 /// Pods without an owner, whose deployment is gone.
 fn left_behind(id: &DeploymentId, pods: &[Arc<KnownPod>], parts: Parts<'_>) -> Deployment {
-    let Parts { view, tenants, alive, memory, .. } = parts;
+    let tenants = parts.tenants;
     let created = pods.iter().filter_map(|pod| pod.metadata.creation_timestamp.as_ref()).map(|time| millis(time.0));
     let standing_as = Standing::default();
     let d = Deployment {
@@ -107,12 +110,12 @@ fn left_behind(id: &DeploymentId, pods: &[Arc<KnownPod>], parts: Parts<'_>) -> D
         force_delete: false,
         drain_timeout_ms: u64::try_from(standing_as.drain_timeout.as_millis()).unwrap_or(u64::MAX),
     };
-    let replicas = replicas::of(view, pods, None, None, alive, memory);
+    let replicas = replicas::of(pods, None, None, parts);
     standing(d, replicas, "there is none, its deployment was deleted")
 }
 
 fn one(stored: &StoredDeployment, id: DeploymentId, judged: &Judged, parts: Parts<'_>) -> Deployment {
-    let Parts { view, owned, tenants, alive, memory } = parts;
+    let Parts { view, owned, tenants, memory, .. } = parts;
     let wanted = judged.wanted();
     let known = view.gateways.load(&id, stored.uid());
     // Gateways name every deployment that has a replica.
@@ -147,7 +150,7 @@ fn one(stored: &StoredDeployment, id: DeploymentId, judged: &Judged, parts: Part
         isolation: judged.standing.isolation,
         model_key: wanted.map(|wanted| wanted.model_key()).unwrap_or_default(),
         spec_hash: wanted.map(|wanted| wanted.spec_hash.clone()).unwrap_or_default(),
-        replicas: replicas::of(view, owned.pods(stored.uid()), wanted, load, alive, memory),
+        replicas: replicas::of(owned.pods(stored.uid()), wanted, load, parts),
         slots: slots(owned, stored, memory),
         held: memory.held(&id).cloned(),
         deleting: stored.deleting(),

@@ -25,11 +25,12 @@ pub struct Published {
 /// All published GPUs.
 #[derive(Debug, Clone, Default)]
 pub struct Devices {
-    by_name: BTreeMap<(String, String), Published>,
+    /// By pool, then by name.
+    pools: HashMap<String, BTreeMap<String, Published>>,
     /// Pool and name by uuid; of two that have it, the first by pool and name.
     by_uuid: HashMap<String, (String, String)>,
     /// Uuids by node.
-    nodes: BTreeMap<String, BTreeSet<String>>,
+    nodes: HashMap<String, BTreeSet<String>>,
 }
 
 impl Devices {
@@ -48,22 +49,23 @@ impl Devices {
                 if let Some(node) = &spec.node_name {
                     devices.nodes.entry(node.clone()).or_default().insert(published.uuid.clone());
                 }
-                devices.by_name.insert((spec.pool.name.clone(), device.name.clone()), published);
+                let named = (spec.pool.name.clone(), device.name.clone());
+                let first = devices.by_uuid.entry(published.uuid.clone()).or_insert_with(|| named.clone());
+                *first = named.clone().min(first.clone());
+                devices.pools.entry(named.0).or_default().insert(named.1, published);
             }
-        }
-        for (name, published) in devices.by_name.iter().rev() {
-            devices.by_uuid.insert(published.uuid.clone(), name.clone());
         }
         devices
     }
 
     /// The device of this name in this pool.
     pub fn at(&self, pool: &str, device: &str) -> Option<&Published> {
-        self.by_name.get(&(pool.to_owned(), device.to_owned()))
+        self.pools.get(pool)?.get(device)
     }
 
     pub fn with_uuid(&self, uuid: &str) -> Option<&Published> {
-        self.by_name.get(self.by_uuid.get(uuid)?)
+        let (pool, device) = self.by_uuid.get(uuid)?;
+        self.at(pool, device)
     }
 
     /// Uuids that the node's slices show.

@@ -11,11 +11,12 @@ use k8s_openapi::api::core::v1::{Node as KubeNode, Taint as KubeTaint};
 use stowage_crds::gpu_node::{GpuDevice, GpuNodeStatus, Health as Verdict};
 use stowage_crds::names::{GPU_NODE_STALE_AFTER_MS, MEMORY_STEP_BYTES};
 use stowage_crds::quantity::{parse_bytes, parse_milli};
-use stowage_planner::snapshot::{Freshness, Gpu, Health, ModelKey, Node, Resources, Shared, Slice, Taint, TaintEffect};
+use stowage_planner::snapshot::{Freshness, Gpu, Health, ModelKey, Node, Resources, Shared, Taint, TaintEffect};
 
 use super::devices::Devices;
-use super::usage::Taken;
+use super::promises::Promised;
 use crate::observe::agents::AgentReport;
+use crate::observe::parsed::needs::Taken;
 use crate::observe::source::Key;
 use crate::observe::view::{Objects, View};
 use crate::translate::known::{Ascending, Known};
@@ -34,8 +35,10 @@ const STATE_TAINTS: [&str; 3] =
 pub struct Parts<'a> {
     pub devices: &'a Devices,
     pub classes: &'a Classes,
-    pub slices: HashMap<String, Vec<Slice>>,
-    pub taken: HashMap<String, Taken>,
+    /// By GPU uuid.
+    pub promises: HashMap<&'a str, Vec<Promised<'a>>>,
+    /// By node.
+    pub taken: HashMap<&'a str, Taken>,
     /// Labels that some deployment asks for. The others make nodes differ that are equal to every decision: each node
     /// has its own name as a label.
     pub labels: &'a BTreeSet<String>,
@@ -67,14 +70,18 @@ pub fn build(view: &View, mut parts: Parts<'_>, known: &Known) -> Vec<Shared<Nod
     view.nodes.iter().map(node).collect()
 }
 
-/// Whether a node of the same objects holds what it held; its slices are taken out of the parts then.
+/// Whether a node of the same objects holds what it held; its promises are taken out of the parts then.
 fn again(before: &Node, taken: &Taken, parts: &mut Parts<'_>) -> bool {
-    let promised = |gpu: &Gpu| parts.slices.get(&gpu.uuid).map(Vec::as_slice).unwrap_or_default();
-    let same = before.used == taken.resources
-        && before.host_ports == taken.host_ports
-        && before.gpus.iter().all(|gpu| gpu.slices == promised(gpu));
+    let promised = |gpu: &Gpu| parts.promises.get(gpu.uuid.as_str()).map(Vec::as_slice).unwrap_or_default();
+    let unchanged = |gpu: &Gpu| {
+        let promised = promised(gpu);
+        gpu.slices.len() == promised.len()
+            && gpu.slices.iter().zip(promised).all(|(slice, promised)| promised.is(slice))
+    };
+    let same =
+        before.used == taken.resources && before.host_ports == taken.host_ports && before.gpus.iter().all(unchanged);
     if same {
-        before.gpus.iter().for_each(|gpu| drop(parts.slices.remove(&gpu.uuid)));
+        before.gpus.iter().for_each(|gpu| drop(parts.promises.remove(gpu.uuid.as_str())));
     }
     same
 }
@@ -142,6 +149,7 @@ fn gpus(status: &GpuNodeStatus, parts: &mut Parts<'_>) -> Vec<Gpu> {
 fn gpu(device: &GpuDevice, parts: &mut Parts<'_>) -> Gpu {
     let published = parts.devices.with_uuid(&device.uuid);
     // The slice is what the scheduler allocates from; the GpuNode's figure stands in while there is none.
+    let promised = parts.promises.remove(device.uuid.as_str());
     let memory_bytes = published.map_or_else(|| parse_bytes(&device.memory).unwrap_or(0), |found| found.memory_bytes);
     Gpu {
         uuid: device.uuid.clone(),
@@ -156,7 +164,7 @@ fn gpu(device: &GpuDevice, parts: &mut Parts<'_>) -> Gpu {
         numa: device.numa_node,
         // The agent does not publish GPUs in MIG mode.
         mig: None,
-        slices: parts.slices.remove(&device.uuid).unwrap_or_default(),
+        slices: promised.unwrap_or_default().iter().map(Promised::slice).collect(),
     }
 }
 

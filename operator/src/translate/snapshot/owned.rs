@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::resource::v1::ResourceClaim;
-use kube::Resource;
 use stowage_planner::snapshot::DeploymentId;
 
-use crate::observe::identity::{Identified, controller};
+use crate::observe::identity::controller;
+use crate::observe::parsed::{Parse, Parsed};
 use crate::observe::view::{KnownClaim, KnownPod, Objects, View};
 
 /// Pods and claims of ours by the UID of their deployment, and those that no deployment owns.
@@ -26,9 +26,9 @@ pub struct Orphans {
 }
 
 #[derive(Debug)]
-struct ByOwner<K> {
-    owned: HashMap<String, Vec<Arc<Identified<K>>>>,
-    orphans: BTreeMap<DeploymentId, Vec<Arc<Identified<K>>>>,
+struct ByOwner<K: Parse> {
+    owned: HashMap<String, Vec<Arc<Parsed<K>>>>,
+    orphans: BTreeMap<DeploymentId, Vec<Arc<Parsed<K>>>>,
 }
 
 impl Owned {
@@ -66,23 +66,24 @@ impl Orphans {
     }
 }
 
-impl<K> Default for ByOwner<K> {
+impl<K: Parse> Default for ByOwner<K> {
     fn default() -> Self {
         Self { owned: HashMap::new(), orphans: BTreeMap::new() }
     }
 }
 
 /// Only what carries our labels: an object that merely names a deployment as its owner is not ours.
-fn by_owner<K: Resource>(objects: &Objects<Identified<K>>) -> ByOwner<K> {
+fn by_owner<K: Parse>(objects: &Objects<Parsed<K>>) -> ByOwner<K> {
     let mut found = ByOwner::default();
-    for object in objects.values() {
-        let Some(deployment) = object.deployment() else { continue };
-        match controller(object.meta()) {
-            Some(owner) => match found.owned.get_mut(&owner.uid) {
-                Some(known) => known.push(object.clone()),
-                None => drop(found.owned.insert(owner.uid.clone(), vec![object.clone()])),
-            },
-            None => found.orphans.entry(deployment.clone()).or_default().push(object.clone()),
+    let ours = objects.values().filter_map(|object| Some((object.deployment()?, controller(object.meta()), object)));
+    let ours: Vec<_> = ours.collect();
+    // Those of one deployment mostly follow one another by name.
+    for run in ours.chunk_by(|(_, a, _), (_, b, _)| a.is_some() && a.map(|a| &a.uid) == b.map(|b| &b.uid)) {
+        let Some((deployment, owner, _)) = run.first() else { continue };
+        let objects = run.iter().map(|(_, _, object)| Arc::clone(object));
+        match owner {
+            Some(owner) => found.owned.entry(owner.uid.clone()).or_default().extend(objects),
+            None => found.orphans.entry((*deployment).clone()).or_default().extend(objects),
         }
     }
     found

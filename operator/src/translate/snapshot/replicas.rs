@@ -6,6 +6,7 @@
 //! whole (evicted, refused by the kubelet), or when its engine has ended [`RESTARTS_TOO_MANY`] times
 //! without ever reporting that the model is at fault, for which another node would be no cure.
 
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -15,52 +16,52 @@ use stowage_planner::plan::EndReason;
 use stowage_planner::snapshot::{Overshoot, Phase, Replica};
 
 use super::changed::changed;
-use super::nodes::{Alive, millis_between};
-use crate::observe::agents::FoundOvershoot;
+use super::deployments::Parts;
+use super::nodes::millis_between;
+use crate::observe::agents::{AgentReport, FoundOvershoot};
 use crate::observe::clock::moved;
 use crate::observe::signals::Load;
-use crate::observe::view::{KnownPod, View};
-use crate::translate::memory::Memory;
+use crate::observe::view::KnownPod;
 use crate::translate::snapshot::startup::{Startup, startup};
 use crate::translate::validate::Wanted;
 
 /// With the kubelet's back-off this is after about five minutes.
 const RESTARTS_TOO_MANY: i32 = 6;
 
+/// The agents that report something about a replica on their node, by node: few of all.
+#[derive(Debug)]
+pub struct Trouble<'a>(HashMap<&'a str, &'a AgentReport>);
+
+impl<'a> Trouble<'a> {
+    pub fn read(agents: &'a BTreeMap<String, AgentReport>) -> Self {
+        let reports = agents.iter().filter(|(_, agent)| !agent.refusals.is_empty() || !agent.overshoots.is_empty());
+        Self(reports.map(|(node, agent)| (node.as_str(), agent)).collect())
+    }
+
+    fn on(&self, node: &str) -> Option<&'a AgentReport> {
+        self.0.get(node).copied()
+    }
+}
+
 /// The replicas that these pods are, sorted by slot and life.
-pub fn of(
-    view: &View,
-    pods: &[Arc<KnownPod>],
-    wanted: Option<&Wanted>,
-    load: Option<&Load>,
-    alive: &Alive<'_>,
-    memory: &Memory,
-) -> Vec<Replica> {
-    let mut replicas: Vec<Replica> =
-        pods.iter().filter_map(|pod| replica(view, pod, wanted, load, alive, memory)).collect();
+pub fn of(pods: &[Arc<KnownPod>], wanted: Option<&Wanted>, load: Option<&Load>, parts: Parts<'_>) -> Vec<Replica> {
+    let mut replicas: Vec<Replica> = pods.iter().filter_map(|pod| replica(pod, wanted, load, parts)).collect();
     replicas.sort_by(|a, b| (a.index, a.incarnation, &a.name).cmp(&(b.index, b.incarnation, &b.name)));
     replicas
 }
 
-fn replica(
-    view: &View,
-    pod: &KnownPod,
-    wanted: Option<&Wanted>,
-    load: Option<&Load>,
-    alive: &Alive<'_>,
-    memory: &Memory,
-) -> Option<Replica> {
+fn replica(pod: &KnownPod, wanted: Option<&Wanted>, load: Option<&Load>, parts: Parts<'_>) -> Option<Replica> {
     let id = pod.identity()?;
     let meta = &pod.metadata;
-    let created_ms = meta.creation_timestamp.as_ref().map_or(view.now, |time| time.0);
+    let created_ms = meta.creation_timestamp.as_ref().map_or(parts.view.now, |time| time.0);
     Some(Replica {
         index: id.replica.index,
         incarnation: id.replica.incarnation,
         name: meta.name.clone().unwrap_or_default(),
         spec_hash: id.spec_hash.clone(),
-        phase: judged_phase(view, pod, wanted, memory),
-        node_lost: pod.node().is_some_and(|node| alive.lost(node)),
-        overshoot: overshoot(view, pod),
+        phase: judged_phase(pod, wanted, parts),
+        node_lost: pod.node().is_some_and(|node| parts.alive.lost(node)),
+        overshoot: overshoot(parts.trouble, pod),
         in_flight: load.map(|load| in_flight(load, meta.uid.as_deref().unwrap_or_default())),
         placement: id.placement.clone(),
         created_ms: millis(created_ms),
@@ -73,7 +74,8 @@ fn in_flight(load: &Load, uid: &str) -> u32 {
 }
 
 /// The pod's phase, with what its node's agent and a comparison with the spec add to it.
-fn judged_phase(view: &View, pod: &KnownPod, wanted: Option<&Wanted>, memory: &Memory) -> Phase {
+fn judged_phase(pod: &KnownPod, wanted: Option<&Wanted>, parts: Parts<'_>) -> Phase {
+    let Parts { view, memory, trouble, .. } = parts;
     let uid = pod.metadata.uid.as_deref().unwrap_or_default();
     let own = match phase(view.now, pod, memory.was_ready(uid)) {
         Phase::Draining { since_ms, until_ms, may_resume, .. } => {
@@ -86,7 +88,7 @@ fn judged_phase(view: &View, pod: &KnownPod, wanted: Option<&Wanted>, memory: &M
     };
     match changed(pod, wanted) {
         Some(reason) if !own.is_terminating() => Phase::Failed { reason },
-        _ => unprepared(view, pod).unwrap_or(own),
+        _ => unprepared(view.now, trouble, pod).unwrap_or(own),
     }
 }
 
@@ -138,20 +140,16 @@ fn unscheduled(now: Timestamp, pod: &Pod) -> Phase {
 
 /// Bound, and the node's agent reports that it cannot hand out the slice (a full disk, say): no container of
 /// the pod can have started. Whatever else is true of the pod (it ends, it failed) comes first.
-fn unprepared(view: &View, pod: &KnownPod) -> Option<Phase> {
+fn unprepared(now: Timestamp, trouble: &Trouble<'_>, pod: &KnownPod) -> Option<Phase> {
     let node = pod.node()?;
+    let refusals = &trouble.on(node)?.refusals;
     let claim = format!("{CLAIM_PREFIX}{}", pod.metadata.name.as_deref()?);
     let wanted = (pod.metadata.namespace.as_deref()?, claim.as_str());
-    let found = view
-        .agents
-        .get(node)?
-        .refusals
-        .iter()
-        .find(|found| (found.namespace.as_str(), found.claim.as_str()) == wanted)?;
+    let found = refusals.iter().find(|found| (found.namespace.as_str(), found.claim.as_str()) == wanted)?;
     // Never against a later pod of the same name.
     let existed =
         pod.metadata.creation_timestamp.as_ref().is_some_and(|time| millis(time.0) <= millis(found.since) + 1_000);
-    let starting = phase(view.now, pod, false) == Phase::Starting;
+    let starting = phase(now, pod, false) == Phase::Starting;
     (existed && starting)
         .then(|| Phase::Unprepared { since_ms: millis(found.since), message: format!("{node}: {}", found.message) })
 }
@@ -170,9 +168,9 @@ pub fn serves(pod: &Pod) -> bool {
 /// Evidence that this pod uses more than it was promised, of the agent on the node that it is bound to: an agent is
 /// trusted with its own node alone. Which node the pod's annotations name does not matter, and the UID decides where
 /// the agent could find it.
-fn overshoot(view: &View, pod: &Pod) -> Option<Overshoot> {
+fn overshoot(trouble: &Trouble<'_>, pod: &Pod) -> Option<Overshoot> {
     let uid = pod.metadata.uid.as_deref().filter(|uid| !uid.is_empty())?;
-    let agent = view.agents.get(pod.spec.as_ref()?.node_name.as_ref()?)?;
+    let agent = trouble.on(pod.spec.as_ref()?.node_name.as_ref()?)?;
     let names = (pod.metadata.namespace.as_deref(), pod.metadata.name.as_deref());
     let named = |found: &FoundOvershoot| names == (Some(found.namespace.as_str()), Some(found.pod.as_str()));
     let of_pod = |found: &&FoundOvershoot| if found.pod_uid.is_empty() { named(found) } else { found.pod_uid == uid };
@@ -186,7 +184,7 @@ pub fn millis(at: Timestamp) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::observe::agents::AgentReport;
+    use crate::observe::view::View;
 
     const NOW: &str = "2026-01-01T12:00:00Z";
 
@@ -248,7 +246,7 @@ mod tests {
             (&elsewhere, evidence("x", ""), false),
             (&unbound, evidence("x", "u"), false),
         ] {
-            assert_eq!(overshoot(&view_of(found.clone()), pod).is_some(), expect, "{found:?}");
+            assert_eq!(overshoot(&Trouble::read(&view_of(found.clone()).agents), pod).is_some(), expect, "{found:?}");
         }
     }
 

@@ -1,163 +1,52 @@
-//! What a pod takes of its node, as kube-scheduler counts it.
+//! What pods take of their nodes.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
-use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use stowage_crds::quantity::{ParseError, parse_bytes, parse_milli};
 use stowage_planner::snapshot::Resources;
 
+use crate::observe::parsed::needs::Taken;
 use crate::observe::view::{KnownPod, Objects};
 
-/// What is taken on one node.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Taken {
-    pub resources: Resources,
-    pub host_ports: Vec<u16>,
-}
-
 /// By node: all pods that are bound there, and ours that are pinned there.
-pub fn by_node(pods: &Objects<KnownPod>) -> HashMap<String, Taken> {
-    let mut nodes: HashMap<String, Taken> = HashMap::new();
-    for pod in pods.values().filter(|pod| !finished(pod)) {
-        let (Some(node), Some(spec)) = (pod.node(), pod.spec.as_ref()) else { continue };
-        let (cpu_milli, memory_bytes) = requests(spec);
-        if !nodes.contains_key(node) {
-            nodes.insert(node.to_owned(), Taken::default());
-        }
-        let Some(taken) = nodes.get_mut(node) else { continue };
+pub fn by_node(pods: &Objects<KnownPod>) -> HashMap<&str, Taken> {
+    let mut nodes: HashMap<&str, Taken> = HashMap::new();
+    for pod in pods.values() {
+        let (Some(node), Some(own)) = (pod.node(), pod.facts()) else { continue };
+        let taken = nodes.entry(node).or_default();
         // Any editor may write a request as large as a quantity can be, in as many pods as it likes.
-        let Resources { cpu_milli: cpu, memory_bytes: memory, pods } = taken.resources;
+        let Resources { cpu_milli, memory_bytes, pods } = taken.resources;
         taken.resources = Resources {
-            cpu_milli: cpu.saturating_add(cpu_milli),
-            memory_bytes: memory.saturating_add(memory_bytes),
-            pods: pods.saturating_add(1),
+            cpu_milli: cpu_milli.saturating_add(own.resources.cpu_milli),
+            memory_bytes: memory_bytes.saturating_add(own.resources.memory_bytes),
+            pods: pods.saturating_add(own.resources.pods),
         };
-        taken.host_ports.extend(ports(spec));
+        taken.host_ports.extend(&own.host_ports);
     }
     nodes
-}
-
-/// A pod that ended takes nothing any more.
-fn finished(pod: &Pod) -> bool {
-    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-    matches!(phase, Some("Succeeded" | "Failed"))
-}
-
-/// Milli-CPU and bytes: the larger of all containers together and the largest request during
-/// initialisation, plus overhead. Sidecars (init containers that restart always) count with both.
-pub fn requests(spec: &PodSpec) -> (u64, u64) {
-    let main = sum(spec.containers.iter());
-    let (mut sidecars, mut peak) = ((0, 0), (0, 0));
-    for container in spec.init_containers.iter().flatten() {
-        let own = of(container);
-        if container.restart_policy.as_deref() == Some("Always") {
-            sidecars = plus(sidecars, own);
-            peak = max(peak, sidecars);
-        } else {
-            peak = max(peak, plus(sidecars, own));
-        }
-    }
-    let overhead = spec.overhead.as_ref().map_or((0, 0), amounts);
-    let all = max(plus(main, sidecars), peak);
-    plus(of_the_pod(spec, all), overhead)
-}
-
-/// What the pod as a whole requests takes the place of its containers' sum.
-fn of_the_pod(spec: &PodSpec, (cpu, memory): (u64, u64)) -> (u64, u64) {
-    let Some(requests) = spec.resources.as_ref().and_then(|resources| resources.requests.as_ref()) else {
-        return (cpu, memory);
-    };
-    let (own_cpu, own_memory) = amounts(requests);
-    let or = |name: &str, own: u64, sum: u64| if requests.contains_key(name) { own } else { sum };
-    (or("cpu", own_cpu, cpu), or("memory", own_memory, memory))
-}
-
-fn sum<'a>(containers: impl Iterator<Item = &'a Container>) -> (u64, u64) {
-    containers.map(of).fold((0, 0), plus)
-}
-
-fn of(container: &Container) -> (u64, u64) {
-    let requests = container.resources.as_ref().and_then(|resources| resources.requests.as_ref());
-    requests.map_or((0, 0), amounts)
-}
-
-fn amounts(map: &BTreeMap<String, Quantity>) -> (u64, u64) {
-    let amount = |name: &str, parse: fn(&Quantity) -> Result<u64, ParseError>| match map.get(name).map(parse) {
-        Some(Ok(amount)) => amount,
-        // Kubernetes takes larger numbers than we count with, and the node has less.
-        Some(Err(ParseError::TooLarge(_))) => u64::MAX,
-        // The API server refuses what is no quantity, so there is none.
-        Some(Err(_)) | None => 0,
-    };
-    (amount("cpu", parse_milli), amount("memory", parse_bytes))
-}
-
-fn plus(a: (u64, u64), b: (u64, u64)) -> (u64, u64) {
-    (a.0.saturating_add(b.0), a.1.saturating_add(b.1))
-}
-
-fn max(a: (u64, u64), b: (u64, u64)) -> (u64, u64) {
-    (a.0.max(b.0), a.1.max(b.1))
-}
-
-fn ports(spec: &PodSpec) -> impl Iterator<Item = u16> {
-    let ports = spec.containers.iter().flat_map(|container| container.ports.iter().flatten());
-    ports.filter_map(|port| u16::try_from(port.host_port?).ok()).filter(|port| *port != 0)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeMap;
 
-    fn check(spec: &str, expect: (u64, u64)) {
-        let spec: PodSpec = serde_yaml::from_str(spec).unwrap();
-        assert_eq!(requests(&spec), expect);
-    }
-
-    #[test]
-    fn containers_add_up_and_a_larger_init_container_counts_alone() {
-        check(
-            "containers: [{name: a, resources: {requests: {cpu: 500m, memory: 1Gi}}}, {name: b, resources: {requests: {cpu: '1'}}}]",
-            (1500, 1 << 30),
-        );
-        check(
-            "{containers: [{name: a, resources: {requests: {cpu: 500m}}}], initContainers: [{name: i, resources: {requests: {cpu: '2'}}}]}",
-            (2000, 0),
-        );
-    }
+    use k8s_openapi::api::core::v1::Pod;
 
     #[test]
     fn sum_of_absurd_requests_fills_the_node_and_no_other() {
         let absurd = "{spec: {nodeName: n, containers: [{name: a, resources: {requests: {cpu: '9223372036854775', memory: '9223372036854775807'}}}]}}";
         let pod = |text: &str| std::sync::Arc::new(KnownPod::from(serde_yaml::from_str::<Pod>(text).unwrap()));
         let named = |name: &str| (String::from("a"), name.to_owned());
-        let pods: Objects<KnownPod> = [
+        let pods = BTreeMap::from([
             (named("p"), pod(absurd)),
             (named("q"), pod(absurd)),
             (named("r"), pod(absurd)),
             (named("s"), pod("{spec: {nodeName: m, containers: [{name: a, resources: {requests: {cpu: 1}}}]}}")),
-        ]
-        .into();
+        ]);
+        let pods = pods.into();
         let taken = by_node(&pods);
         let of = |node: &str| taken[node].resources;
         assert_eq!(of("n"), Resources { cpu_milli: u64::MAX, memory_bytes: u64::MAX, pods: 3 });
         assert_eq!(of("m"), Resources { cpu_milli: 1000, memory_bytes: 0, pods: 1 });
-    }
-
-    #[test]
-    fn request_of_the_pod_as_a_whole_takes_the_place_of_its_containers() {
-        check(
-            "{resources: {requests: {cpu: '60'}}, overhead: {cpu: 10m}, containers: [{name: a, resources: {requests: {cpu: '1', memory: 1Gi}}}, {name: b}]}",
-            (60_010, 1 << 30),
-        );
-    }
-
-    #[test]
-    fn a_sidecar_counts_beside_the_containers() {
-        check(
-            "{containers: [{name: a, resources: {requests: {cpu: 500m}}}], initContainers: [{name: i, restartPolicy: Always, resources: {requests: {cpu: 100m}}}], overhead: {cpu: 10m}}",
-            (610, 0),
-        );
     }
 }

@@ -99,11 +99,12 @@ pub struct References<'a> {
 /// accepted is so again while it and all that it refers to are the same and its model's name is still free.
 pub fn deployments(view: &View, references: &References<'_>, known: &Known) -> BTreeMap<DeploymentId, Arc<Judged>> {
     let same_references = known.refers_to_the_same(view);
-    let read = |stored| {
-        let accepted = known.judged(stored).filter(|judged| same_references && judged.wanted().is_some());
+    let mut known = known.deployments();
+    let read = |(key, stored)| {
+        let accepted = known.judged(key, stored).filter(|judged| same_references && judged.wanted().is_some());
         (stored, accepted.map_or_else(|| Reading::Alone(Box::new(Alone::read(stored))), Reading::Accepted))
     };
-    let read: Vec<(&Arc<StoredDeployment>, Reading<'_>)> = view.deployments.values().map(read).collect();
+    let read: Vec<(&Arc<StoredDeployment>, Reading<'_>)> = view.deployments.iter().map(read).collect();
     let named =
         read.iter().filter_map(|(stored, read)| Some((stored.as_ref(), read.standing().model_name.as_deref()?)));
     let models = Models::read(named, references.tenants);
