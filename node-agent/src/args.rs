@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Parser;
+use stowage_contracts::hub::DEFAULT_ENDPOINT;
 use stowage_contracts::names::{NODE_AGENT_ADMIN_PORT, NODE_STATE_DIR};
 use stowage_fetch::Limits;
 use stowage_fetch::address::{Addresses, Cidr};
@@ -10,9 +11,6 @@ use stowage_gpu_scenario::Profile;
 
 use crate::device::process::Processes;
 use crate::models::task::Settings;
-
-/// Where repositories are by default.
-const HUB: &str = "https://huggingface.co";
 
 /// Reads the GPUs of this node, publishes them, and prepares the claims on them.
 #[derive(Debug, Clone, Parser)]
@@ -64,7 +62,7 @@ pub struct Args {
     #[arg(long, env = "STOWAGE_MODEL_BYTES_PER_SECOND", default_value_t = 0)]
     pub model_bytes_per_second: u64,
     /// Address of the hub with model repositories: Hugging Face's, or a mirror's.
-    #[arg(long, env = "STOWAGE_MODEL_HUB", default_value = HUB)]
+    #[arg(long, env = "STOWAGE_MODEL_HUB", default_value = DEFAULT_ENDPOINT)]
     pub model_hub: String,
 }
 
@@ -104,7 +102,11 @@ impl Args {
             refused.extend(found.map(|found| Cidr::from(found.ip())));
         }
         Ok(Settings {
-            addresses: Addresses { allowed: ranges(&self.model_allowed_cidrs, "--model-allowed-cidrs")?, refused },
+            addresses: Addresses {
+                allowed: ranges(&self.model_allowed_cidrs, "--model-allowed-cidrs")?,
+                refused,
+                any: false,
+            },
             hub: stowage_fetch::parse_url(&self.model_hub).map_err(|err| anyhow::anyhow!("--model-hub: {err}"))?,
             processes: Processes::default(),
             limits: Limits { bytes_per_second: self.model_bytes_per_second, ..Limits::default() },

@@ -23,7 +23,7 @@ use stowage_node_agent::models::estimate::Estimator;
 
 fn estimator(hub: &Hub, models: &Path) -> Estimator {
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let allowed = Addresses { allowed: vec!["127.0.0.0/8".parse().unwrap()], refused: vec![] };
+    let allowed = Addresses { allowed: vec!["127.0.0.0/8".parse().unwrap()], ..Addresses::default() };
     let agent = env!("CARGO_BIN_EXE_stowage-node-agent");
     let limits = Limits { pause: std::time::Duration::from_millis(1), ..Limits::default() };
     Estimator::new(Fetcher::new(allowed, limits), hub.endpoint().parse().unwrap(), models, agent.into())

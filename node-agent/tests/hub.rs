@@ -49,7 +49,7 @@ impl Node {
         let (claims, seen) = watch::channel(Arc::default());
         let (_, nothing_ahead) = watch::channel(Asked::default());
         let settings = Settings {
-            addresses: Addresses { allowed: vec!["127.0.0.0/8".parse().unwrap()], refused: vec![] },
+            addresses: Addresses { allowed: vec!["127.0.0.0/8".parse().unwrap()], ..Addresses::default() },
             limits: Limits { disk_reserve_bytes: 0, pause: Duration::from_millis(5), ..Limits::default() },
             cache_bytes: 0,
             disk_reserve_percent: 0,

@@ -114,7 +114,7 @@ impl Node {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let ((claims, seen), (ahead, asked)) = (watch::channel(Arc::default()), watch::channel(Asked::default()));
         let settings = Settings {
-            addresses: Addresses { allowed: vec!["127.0.0.0/8".parse().unwrap()], refused: vec![] },
+            addresses: Addresses { allowed: vec!["127.0.0.0/8".parse().unwrap()], ..Addresses::default() },
             limits: Limits { disk_reserve_bytes: 0, pause: Duration::from_millis(5), ..Limits::default() },
             cache_bytes,
             disk_reserve_percent: 0,

@@ -3,9 +3,10 @@
 use serde::Serialize;
 use stowage_crds::names::MEMORY_STEP_BYTES;
 use stowage_crds::quantity::bytes_quantity;
-use stowage_engine_models::inspect::{Facts, Needs, Served};
+use stowage_engine_models::inspect::{Needs, Served};
 use stowage_engine_models::{Memory, chain};
 
+use super::source::Found;
 use crate::out::{Format, Paint, Table, Tone, machine};
 
 /// Context lengths that are shown where none is asked for, below the model's own.
@@ -25,6 +26,9 @@ struct Report<'a> {
     chat_template: bool,
     licence: Option<&'a str>,
     file_bytes: u64,
+    /// The field of a deployment's source that names exactly this, and its value.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pinned: Option<std::collections::BTreeMap<&'a str, &'a str>>,
     /// Why the bundled engine refuses it; absent: it does not.
     refused: Option<String>,
     memory: Vec<Estimate>,
@@ -50,7 +54,8 @@ pub struct Asked<'a> {
     pub sequences: usize,
 }
 
-pub fn render(source: &str, facts: &Facts, asked: Asked<'_>, format: Option<Format>, paint: Paint) -> String {
+pub fn render(source: &str, found: &Found, asked: Asked<'_>, format: Option<Format>, paint: Paint) -> String {
+    let Found { facts, pinned } = found;
     let report = Report {
         source,
         format: facts.format.name(),
@@ -62,6 +67,7 @@ pub fn render(source: &str, facts: &Facts, asked: Asked<'_>, format: Option<Form
         chat_template: facts.chat_template,
         licence: facts.licence.as_deref(),
         file_bytes: facts.file_bytes,
+        pinned: pinned.as_ref().map(|(field, value)| [(*field, value.as_str())].into()),
         refused: facts.engine.as_ref().err().map(|e| chain(e)),
         memory: facts.engine.as_ref().map(|needs| estimates(needs, asked)).unwrap_or_default(),
     };
@@ -98,6 +104,9 @@ fn text(report: &Report<'_>, sequences: usize, paint: Paint) -> String {
     table.row(["context", &report.context_len.map_or("unknown".into(), |n| format!("{n} tokens"))]);
     table.row(["chat template", if report.chat_template { "yes" } else { "no" }]);
     table.row(["licence", report.licence.unwrap_or("not named in the file")]);
+    for (field, value) in report.pinned.iter().flatten() {
+        table.row([*field, *value]);
+    }
     let mut out = table.render("", paint);
     if let Some(why) = &report.refused {
         out += &paint.paint(Tone::Bad, &format!("\nThe bundled engine does not serve it: {why}\n"));

@@ -18,7 +18,9 @@ use crate::{Answer, Failure};
 pub enum Command {
     /// What a model is and which memory it needs, from its headers alone.
     Inspect {
-        /// A GGUF file, a directory with safetensors, or the http(s) address of a GGUF file.
+        /// A GGUF file or a directory with safetensors; its http(s) address (of a directory with `/` at the end);
+        /// `hf://OWNER/NAME[@REVISION][/FILE.gguf]`; `s3://BUCKET/KEY.gguf` or `s3://BUCKET/PREFIX/`. HF_TOKEN, HF_ENDPOINT
+        /// and the AWS_ variables are read from the environment.
         source: String,
         /// Context lengths to estimate, in tokens.
         #[arg(long, value_delimiter = ',')]
@@ -34,14 +36,16 @@ pub enum Command {
 pub async fn run(command: &Command, output: Option<&str>, paint: Paint) -> Result<Answer, Failure> {
     match command {
         Command::Inspect { source, context, sequences } => {
-            let facts = source::facts(source).await?;
+            let found =
+                source::facts(source, |name| std::env::var(name).ok().filter(|value| !value.is_empty())).await?;
+            let facts = &found.facts;
             if let Ok(needs) = &facts.engine {
                 context.iter().try_for_each(|context| within(*context, needs.context_len()))?;
             }
             let yes = facts.engine.is_ok();
             let format = Format::asked(output)?;
             let asked = inspect::Asked { contexts: context, sequences: *sequences as usize };
-            Ok(Answer { text: inspect::render(source, &facts, asked, format, paint), yes })
+            Ok(Answer { text: inspect::render(source, &found, asked, format, paint), yes })
         }
         Command::Pack(args) => pack::run(args, output.map(Path::new)),
     }

@@ -1,68 +1,182 @@
-//! Headers from where a model is: a path, or a URL read by ranges.
+//! Headers from where a model is: a path, a URL, a repository of a hub, or an object store.
 
 use std::path::Path;
+use std::time::Duration;
 
-use stowage_engine_models::inspect::{self, Facts, HeadError, MAX_HEAD};
+use stowage_contracts::hub::{self, DEFAULT_ENDPOINT, DEFAULT_REVISION};
+use stowage_contracts::model::FETCHED_FILE;
+use stowage_contracts::s3::{self, ACCESS_KEY_ID, DEFAULT_REGION, SECRET_ACCESS_KEY, SESSION_TOKEN};
+use stowage_engine_models::chain;
+use stowage_engine_models::inspect::{self, Facts, MAX_HEAD};
+use stowage_fetch::address::Addresses;
+use stowage_fetch::headers::{HeaderLimits, HeaderReader, Headers, TooLong};
+use stowage_fetch::{FetchError, Fetcher, Keys, Limits, Login, Token, Url, parse_url};
 
 use crate::Failure;
-use stowage_engine_models::chain;
 
-/// The first range; most headers fit in it. Each further one is as long as all before it together.
-const FIRST: u64 = 1 << 20;
+const LIMITS: HeaderLimits = HeaderLimits { longest: MAX_HEAD, all: 4 * MAX_HEAD };
 
-pub async fn facts(source: &str) -> Result<Facts, Failure> {
-    if source.starts_with("http://") || source.starts_with("https://") {
-        return behind_url(source).await.map_err(Failure::Model);
-    }
-    inspect::path(Path::new(source)).map_err(|e| Failure::Model(chain(&e)))
+/// What was found, and which fields of a deployment's source name exactly this.
+#[derive(Debug)]
+pub struct Found {
+    pub facts: Facts,
+    pub pinned: Option<(&'static str, String)>,
 }
 
-async fn behind_url(url: &str) -> Result<Facts, String> {
-    let failed = |e: reqwest::Error| format!("cannot read {url}: {}", chain(&e.without_url()));
-    let client = reqwest::Client::builder()
-        .connect_timeout(std::time::Duration::from_secs(10))
-        .read_timeout(std::time::Duration::from_secs(30))
-        .build()
-        .map_err(failed)?;
-    let (mut head, mut len) = (Vec::new(), u64::MAX);
-    while (head.len() as u64) < len.min(MAX_HEAD) {
-        let at = head.len() as u64;
-        let until = (at + at.max(FIRST)).min(len).min(MAX_HEAD);
-        let request = client.get(url).header("range", format!("bytes={at}-{}", until - 1));
-        let mut answer = request.send().await.and_then(reqwest::Response::error_for_status).map_err(failed)?;
-        let (start, total) = place(&answer)
-            .ok_or_else(|| format!("{url} does not say how long the file is; fetch it and give its path instead"))?;
-        if at > 0 && (start != at || total != len) {
-            return Err(format!(
-                "{url} changed while it was read, or gives no ranges; fetch it and give its path instead"
-            ));
-        }
-        len = total;
-        // A server without ranges sends everything: what is not needed is left in the connection.
-        while (head.len() as u64) < until.min(len) {
-            let Some(chunk) = answer.chunk().await.map_err(failed)? else {
-                return Err(format!("{url} ended at byte {} of {len}; try again", head.len()));
-            };
-            head.extend_from_slice(&chunk);
-        }
-        match inspect::gguf(Path::new(url), &head, len) {
-            Ok(facts) => return Ok(facts),
-            Err(HeadError::NeedsMore) => {}
-            Err(HeadError::Load(e)) => return Err(chain(&e)),
-        }
-    }
-    Err(format!("the header of {url} is longer than {} MiB, which no model needs", MAX_HEAD >> 20))
+/// How a source is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Source<'a> {
+    Path(&'a Path),
+    /// A file; with `/` at its end, a directory.
+    Http(&'a str),
+    Hub {
+        repo: String,
+        revision: String,
+        path: Option<String>,
+    },
+    Object {
+        bucket: &'a str,
+        key: &'a str,
+    },
 }
 
-/// Where the answer begins in the file, and how long the file is.
-fn place(answer: &reqwest::Response) -> Option<(u64, u64)> {
-    if answer.status() != http::StatusCode::PARTIAL_CONTENT {
-        return Some((0, answer.content_length()?));
+impl<'a> Source<'a> {
+    fn parse(text: &'a str) -> Result<Self, Failure> {
+        if text.starts_with("http://") || text.starts_with("https://") {
+            return Ok(Source::Http(text));
+        }
+        if let Some(rest) = text.strip_prefix("hf://") {
+            return repository(rest).ok_or_else(|| wrong(text, "hf://owner/name[@revision][/file.gguf]"));
+        }
+        if let Some(rest) = text.strip_prefix("s3://") {
+            let found = rest.split_once('/').filter(|(bucket, key)| s3::is_bucket(bucket) && s3::is_key(key));
+            let (bucket, key) = found.ok_or_else(|| wrong(text, "s3://bucket/key.gguf or s3://bucket/prefix/"))?;
+            return Ok(Source::Object { bucket, key });
+        }
+        Ok(Source::Path(Path::new(text)))
     }
-    let range = answer.headers().get("content-range")?.to_str().ok()?;
-    let (range, total) = range.strip_prefix("bytes ")?.split_once('/')?;
-    let (start, _) = range.split_once('-')?;
-    Some((start.parse().ok()?, total.parse().ok()?))
+}
+
+/// As `huggingface_hub` writes it: `/` in a revision is `%2F`.
+fn repository(text: &str) -> Option<Source<'static>> {
+    let (owner, rest) = text.split_once('/')?;
+    let (named, path) = rest.split_once('/').map_or((rest, None), |(named, path)| (named, Some(path.to_owned())));
+    let (name, revision) = named.split_once('@').unwrap_or((named, DEFAULT_REVISION));
+    let (repo, revision) = (format!("{owner}/{name}"), revision.replace("%2F", "/"));
+    let sound = hub::HubModel { repo, revision, path, token: None };
+    let hub::HubModel { repo, revision, path, .. } = sound.is_sound().then_some(sound)?;
+    Some(Source::Hub { repo, revision, path })
+}
+
+fn wrong(text: &str, form: &str) -> Failure {
+    Failure::Usage(format!("{text}: write {form}"))
+}
+
+/// `env`: the environment's variables.
+pub async fn facts(source: &str, env: impl Fn(&str) -> Option<String>) -> Result<Found, Failure> {
+    let source = Source::parse(source)?;
+    if let Source::Path(path) = source {
+        let facts = inspect::path(path).map_err(|e| Failure::Model(chain(&e)))?;
+        return Ok(Found { facts, pinned: None });
+    }
+    // The user waits: a source that fails again and again is given up after seconds.
+    let limits = Limits { pause: Duration::from_millis(50), ..Limits::default() };
+    let remote = Remote { fetcher: Fetcher::new(Addresses { any: true, ..Addresses::default() }, limits) };
+    remote.facts(&source, &env).await.map_err(|e| Failure::Model(e.0))
+}
+
+/// Why there are no facts, for people.
+#[derive(Debug)]
+struct Unreadable(String);
+
+macro_rules! unreadable {
+    ($($kind:ty),*) => { $(impl From<$kind> for Unreadable {
+        fn from(e: $kind) -> Self {
+            Unreadable(chain(&e))
+        }
+    })* };
+}
+unreadable!(FetchError, TooLong, std::io::Error, stowage_engine_models::LoadError);
+
+struct Remote {
+    fetcher: Fetcher,
+}
+
+impl Remote {
+    async fn facts(&self, source: &Source<'_>, env: &impl Fn(&str) -> Option<String>) -> Result<Found, Unreadable> {
+        match source {
+            Source::Path(_) => Err(Unreadable("not a remote source".into())),
+            Source::Http(url) => self.behind(&parse_url(url)?, None).await,
+            Source::Object { bucket, key } => {
+                let region = env("AWS_REGION").or_else(|| env("AWS_DEFAULT_REGION"));
+                let region = region.unwrap_or_else(|| DEFAULT_REGION.to_owned());
+                let endpoint = env("AWS_ENDPOINT_URL_S3").or_else(|| env("AWS_ENDPOINT_URL"));
+                let url = parse_url(&s3::url(endpoint.as_deref(), &region, bucket, key))?;
+                let keys = env(ACCESS_KEY_ID).zip(env(SECRET_ACCESS_KEY));
+                let keys =
+                    keys.map(|(id, secret)| Keys::new(&id, &secret, env(SESSION_TOKEN).as_deref())).transpose()?;
+                self.behind(&url, keys.map(|keys| Login::keys(keys, &region, &url))).await
+            }
+            Source::Hub { repo, revision, path } => {
+                let hub = parse_url(&env("HF_ENDPOINT").unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned()))?;
+                let token = env("HF_TOKEN").map(|token| Token::new(&token)).transpose()?;
+                let login = token.map(|token| Login::token(token, &hub));
+                self.in_repository(&hub, repo, revision, path.as_deref(), login).await
+            }
+        }
+    }
+
+    /// A file, or the model in safetensors in a directory.
+    async fn behind(&self, url: &Url, login: Option<Login>) -> Result<Found, Unreadable> {
+        let folder = tempfile::tempdir()?;
+        let mut headers = Headers::new(&self.fetcher, login.as_ref(), LIMITS, self);
+        if !url.path().ends_with('/') {
+            let path = folder.path().join(FETCHED_FILE);
+            headers.of(url, &path).await?;
+            return Ok(Found { facts: read(&path)?, pinned: None });
+        }
+        let directory = self.fetcher.directory(url, None, login.as_ref()).await?;
+        let named = url.path_segments().and_then(|mut parts| parts.rfind(|part| !part.is_empty()));
+        let model = folder.path().join(named.unwrap_or("model"));
+        tokio::fs::create_dir(&model).await?;
+        headers.of_all(&directory.files, &model).await?;
+        Ok(Found { facts: read(&model)?, pinned: Some(("sha256", directory.sha256)) })
+    }
+
+    async fn in_repository(
+        &self,
+        hub: &Url,
+        repo: &str,
+        revision: &str,
+        path: Option<&str>,
+        login: Option<Login>,
+    ) -> Result<Found, Unreadable> {
+        let repository = self.fetcher.repository(hub, repo, revision, login.as_ref()).await?;
+        let files = repository.chosen(hub, path)?;
+        let temporary = tempfile::tempdir()?;
+        // A model in safetensors has the name of its folder.
+        let folder = temporary.path().join(repo.rsplit('/').next().unwrap_or(repo));
+        tokio::fs::create_dir(&folder).await?;
+        Headers::new(&self.fetcher, login.as_ref(), LIMITS, self).of_all(&files, &folder).await?;
+        let name = path.and_then(|path| path.rsplit('/').next());
+        let model = name.map_or_else(|| folder.clone(), |name| folder.join(name));
+        Ok(Found { facts: read(&model)?, pinned: Some(("revision", repository.commit)) })
+    }
+}
+
+impl HeaderReader for Remote {
+    type Error = Unreadable;
+
+    async fn is_whole(&self, path: &Path, have: u64) -> Result<bool, Unreadable> {
+        Ok(inspect::header_ends_within(path, have))
+    }
+}
+
+/// Where the headers lay for a moment helps nobody.
+fn read(path: &Path) -> Result<Facts, Unreadable> {
+    let folder = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
+    let own = format!("{}/", folder.display());
+    inspect::path(path).map_err(|e| Unreadable(chain(&e).replace(&own, "")))
 }
 
 #[cfg(test)]
@@ -133,10 +247,10 @@ mod tests {
 
     async fn check(kind: Server, filler: usize, expected: Result<&str, &str>) {
         let _ = rustls::crypto::ring::default_provider().install_default();
-        match (facts(&serve(kind, gguf(filler))).await, expected) {
-            (Ok(facts), Ok(architecture)) => assert_eq!(facts.architecture, architecture),
+        match (facts(&serve(kind, gguf(filler)), |_| None).await, expected) {
+            (Ok(found), Ok(architecture)) => assert_eq!(found.facts.architecture, architecture),
             (Err(Failure::Model(message)), Err(part)) => assert!(message.contains(part), "{message}"),
-            (found, _) => panic!("{:?} instead of {expected:?}", found.map(|facts| facts.architecture)),
+            (found, _) => panic!("{:?} instead of {expected:?}", found.map(|found| found.facts.architecture)),
         }
     }
 
@@ -147,14 +261,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn server_without_ranges_is_read_as_far_as_one_range_reaches() {
+    async fn server_without_ranges_is_read_as_far_as_the_header_goes() {
         check(Server::WholeFile, 10, Ok("llama")).await;
-        check(Server::WholeFile, 3 << 20, Err("gives no ranges")).await;
+        check(Server::WholeFile, 3 << 20, Ok("llama")).await;
     }
 
     #[tokio::test]
     async fn failures_say_what_happened() {
-        check(Server::EndsEarly, 10, Err("cannot read")).await;
+        check(Server::EndsEarly, 10, Err("check the source")).await;
         check(Server::NoLength, 10, Err("does not say how long")).await;
         check(Server::Missing, 10, Err("404")).await;
     }

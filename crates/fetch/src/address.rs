@@ -58,11 +58,16 @@ pub struct Addresses {
     pub allowed: Vec<Cidr>,
     /// Never fetched from, whatever else is said: the API server where it has a public address, for one.
     pub refused: Vec<Cidr>,
+    /// Nothing is judged, and the environment's proxy is used: of a program that asks for the user who started it.
+    pub any: bool,
 }
 
 impl Addresses {
     /// What the address is, where it may not be connected to.
     pub fn refusal(&self, ip: IpAddr) -> Option<&'static str> {
+        if self.any {
+            return None;
+        }
         let ip = ip.to_canonical();
         let among = |ranges: &[Cidr]| ranges.iter().any(|range| range.contains(ip));
         if among(&self.refused) {
@@ -208,6 +213,7 @@ mod tests {
         let rules = Addresses {
             allowed: vec![range("10.0.0.0/8"), range("fd00::/8")],
             refused: vec![range("10.96.0.1/32"), range("8.8.0.0/16")],
+            any: false,
         };
         for (ip, expect) in [
             ("10.1.1.1", false),
@@ -225,7 +231,7 @@ mod tests {
         ] {
             assert_eq!(refused(&rules, ip), expect, "{ip}");
         }
-        let all = Addresses { allowed: vec![range("0.0.0.0/0")], refused: vec![] };
+        let all = Addresses { allowed: vec![range("0.0.0.0/0")], ..Addresses::default() };
         assert!(!refused(&all, "127.0.0.1"));
         assert!(refused(&all, "::1"));
     }

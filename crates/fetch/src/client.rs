@@ -47,10 +47,11 @@ impl Client {
     pub fn new(addresses: Arc<Addresses>, limits: &Limits, login: Option<Login>) -> Result<Self, FetchError> {
         let refused = Arc::new(Mutex::new(None));
         let resolver = Resolver { addresses: Arc::clone(&addresses), refused: Arc::clone(&refused) };
-        let http = reqwest::Client::builder()
+        let builder = reqwest::Client::builder();
+        // A proxy would connect instead of us, to whatever it likes.
+        let builder = if addresses.any { builder } else { builder.no_proxy() };
+        let http = builder
             .redirect(reqwest::redirect::Policy::none())
-            // A proxy would connect instead of us, to whatever it likes.
-            .no_proxy()
             .dns_resolver(Arc::new(resolver))
             .connect_timeout(limits.connect)
             .read_timeout(limits.stall)

@@ -23,31 +23,47 @@ pub const MANIFEST: &str = "SHA256SUMS";
 /// Longest list that is read, in bytes.
 const MANIFEST_BYTES: u64 = 4 << 20;
 
+/// What a directory's list names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Directory {
+    /// Digest of the list, in lower-case hexadecimal digits.
+    pub sha256: String,
+    /// The files of the model.
+    pub files: Vec<RemoteFile>,
+}
+
 impl Fetcher {
-    /// The files of the model in safetensors in the directory whose list has this digest. The URL ends in `/`.
+    /// The model in safetensors in the directory whose list has this digest; `None`: whatever the list is, to look at it.
+    /// The URL ends in `/`.
     pub async fn directory(
         &self,
         url: &Url,
-        digest: [u8; 32],
+        digest: Option<[u8; 32]>,
         login: Option<&Login>,
-    ) -> Result<Vec<RemoteFile>, FetchError> {
+    ) -> Result<Directory, FetchError> {
         // A list is short, and so are the questions about lengths.
         let within = self.limits.slowest.1;
         let listed = tokio::time::timeout(within, self.listed(url, digest, login)).await;
         listed.unwrap_or(Err(FetchError::TooSlow(within)))
     }
 
-    async fn listed(&self, url: &Url, digest: [u8; 32], login: Option<&Login>) -> Result<Vec<RemoteFile>, FetchError> {
+    async fn listed(
+        &self,
+        url: &Url,
+        digest: Option<[u8; 32]>,
+        login: Option<&Login>,
+    ) -> Result<Directory, FetchError> {
         let client = self.client(login.cloned())?;
         let text = self.manifest(&client, &manifest_url(url)?).await.map_err(|e| e.of_file(MANIFEST))?;
         let found: [u8; 32] = Sha256::digest(&text).into();
-        if found != digest {
-            let digest = FetchError::Digest { found: to_hex(&found), wanted: to_hex(&digest) };
+        if let Some(wanted) = digest.filter(|wanted| *wanted != found) {
+            let digest = FetchError::Digest { found: to_hex(&found), wanted: to_hex(&wanted) };
             return Err(digest.of_file(MANIFEST));
         }
         let files = chosen(&text).map_err(|why| FetchError::Directory { host: crate::client::host(url), why })?;
         let sized = files.into_iter().map(|(name, digest)| self.sized(&client, url, name, digest));
-        futures::stream::iter(sized).buffered(self.limits.parallel.max(1)).try_collect().await
+        let files = futures::stream::iter(sized).buffered(self.limits.parallel.max(1)).try_collect().await?;
+        Ok(Directory { sha256: to_hex(&found), files })
     }
 
     async fn manifest(&self, client: &Client, url: &Url) -> Result<Vec<u8>, FetchError> {

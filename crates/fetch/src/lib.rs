@@ -19,6 +19,7 @@ mod client;
 pub mod directory;
 mod error;
 mod fetch;
+pub mod headers;
 pub mod hub;
 mod login;
 mod partial;

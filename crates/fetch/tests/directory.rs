@@ -48,13 +48,13 @@ fn url(server: &Hub) -> Url {
 fn fetcher(limits: Limits) -> Fetcher {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let limits = Limits { disk_reserve_bytes: 0, pause: Duration::from_millis(1), ..limits };
-    Fetcher::new(Addresses { allowed: vec!["127.0.0.0/8".parse().unwrap()], refused: vec![] }, limits)
+    Fetcher::new(Addresses { allowed: vec!["127.0.0.0/8".parse().unwrap()], ..Addresses::default() }, limits)
 }
 
 /// Fetches the directory whose list this is.
 async fn fetch(server: &Hub, folder: &Path, list: &str) -> Result<Progress, FetchError> {
     let fetcher = fetcher(Limits::default());
-    let files = fetcher.directory(&url(server), Sha256::digest(list).into(), None).await?;
+    let files = fetcher.directory(&url(server), Some(Sha256::digest(list).into()), None).await?.files;
     let progress = watch::Sender::new(Progress::default());
     fetcher
         .fetch_files(&Files { files, folder: folder.to_owned(), login: None }, &progress)
@@ -137,7 +137,7 @@ async fn list_that_never_ends_or_never_comes_is_given_up() {
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/", silent.local_addr().unwrap()).parse().unwrap();
     let fetcher = fetcher(Limits { slowest: (1, Duration::from_millis(200)), ..Limits::default() });
-    let e = fetcher.directory(&url, [0; 32], None).await.unwrap_err();
+    let e = fetcher.directory(&url, Some([0; 32]), None).await.unwrap_err();
     assert!(matches!(e, FetchError::TooSlow(_)), "{e}");
 }
 
@@ -149,7 +149,7 @@ async fn keys_sign_requests_to_their_own_host_and_not_to_where_it_redirects() {
     let url: Url = format!("{}/o/n/resolve/main/", server.endpoint()).parse().unwrap();
     let login = Login::keys(Keys::new("key-id", "secret-key", None).unwrap(), "us-east-1", &url);
     let fetcher = fetcher(Limits::default());
-    let files = fetcher.directory(&url, Sha256::digest(&list).into(), Some(&login)).await.unwrap();
+    let files = fetcher.directory(&url, Some(Sha256::digest(&list).into()), Some(&login)).await.unwrap().files;
     let all = Files { files, folder: dir.path().to_owned(), login: Some(login) };
     fetcher.fetch_files(&all, &watch::Sender::new(Progress::default())).await.unwrap();
     assert_eq!(names(dir.path()), FETCHED);

@@ -29,7 +29,7 @@ fn limits() -> Limits {
 }
 
 fn loopback() -> Addresses {
-    Addresses { allowed: vec!["127.0.0.0/8".parse().unwrap()], refused: vec![] }
+    Addresses { allowed: vec!["127.0.0.0/8".parse().unwrap()], ..Addresses::default() }
 }
 
 fn request(dir: &Path, url: &str, bytes: &[u8]) -> Request {
@@ -208,7 +208,7 @@ async fn addresses_inside_are_reached_by_no_way() {
     let inside = Server::start(Behaviour::Good, bytes.clone());
     let dir = tempfile::tempdir().unwrap();
     let port = inside.port();
-    let only_v6 = Addresses { allowed: vec!["::/0".parse().unwrap()], refused: vec![] };
+    let only_v6 = Addresses { allowed: vec!["::/0".parse().unwrap()], ..Addresses::default() };
     for host in ["127.0.0.1", "localhost", "[::ffff:127.0.0.1]", "0.0.0.0", "2130706433", "0x7f.1", "127.1"] {
         for addresses in [Addresses::default(), only_v6.clone()] {
             if host == "localhost" && addresses == only_v6 {

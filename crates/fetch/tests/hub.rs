@@ -16,7 +16,7 @@ use tokio::sync::watch;
 fn fetcher() -> Fetcher {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let limits = Limits { disk_reserve_bytes: 0, pause: Duration::from_millis(5), ..Limits::default() };
-    Fetcher::new(Addresses { allowed: vec!["127.0.0.0/8".parse().unwrap()], refused: vec![] }, limits)
+    Fetcher::new(Addresses { allowed: vec!["127.0.0.0/8".parse().unwrap()], ..Addresses::default() }, limits)
 }
 
 /// Fetches the model in safetensors; how far it was shown to have come.

@@ -141,7 +141,7 @@ fn get(address: SocketAddr, path: &str) -> Option<u16> {
 fn fetcher(limits: Limits) -> Fetcher {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let limits = Limits { disk_reserve_bytes: 0, ..limits };
-    Fetcher::new(Addresses { allowed: vec!["127.0.0.0/8".parse().unwrap()], refused: vec![] }, limits)
+    Fetcher::new(Addresses { allowed: vec!["127.0.0.0/8".parse().unwrap()], ..Addresses::default() }, limits)
 }
 
 fn login((id, secret): (&str, &str), to: &Url) -> Login {
@@ -237,7 +237,7 @@ async fn prefix_with_a_list_of_digests_is_a_model_in_safetensors() {
     }
     let (url, folder) = (store.url("models/m/"), dir.path().join("files"));
     let (fetcher, login) = (fetcher(Limits::default()), login(READER, &url));
-    let files = fetcher.directory(&url, Sha256::digest(&list).into(), Some(&login)).await.unwrap();
+    let files = fetcher.directory(&url, Some(Sha256::digest(&list).into()), Some(&login)).await.unwrap().files;
     let all = Files { files, folder: folder.clone(), login: Some(login) };
     fetcher.fetch_files(&all, &watch::Sender::new(Progress::default())).await.unwrap();
     assert!(std::fs::read(folder.join("model(1)=+.safetensors")).unwrap() == weights);

@@ -5,6 +5,7 @@
 //! estimate is what an instance takes. What the bundled engine cannot load is described all the same, with the reason.
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use stowage_engine_core::executor::BLOCK_TOKENS;
@@ -133,6 +134,19 @@ pub fn path(path: &Path) -> Result<Facts, LoadError> {
         // The whole file was given.
         HeadError::NeedsMore => LoadError::Open { path: path.into(), source: std::io::ErrorKind::UnexpectedEof.into() },
     })
+}
+
+/// Whether the header of a GGUF file ends within its first `have` bytes. What cannot be read is not longer than it seems.
+pub fn header_ends_within(path: &Path, have: u64) -> bool {
+    let read = || {
+        let file = std::fs::File::open(path)?;
+        let total = file.metadata()?.len();
+        let mut head = Vec::new();
+        file.take(have).read_to_end(&mut head)?;
+        Ok::<_, std::io::Error>((head, total))
+    };
+    let Ok((head, total)) = read() else { return true };
+    !matches!(gguf(path, &head, total), Err(HeadError::NeedsMore))
 }
 
 /// Inspects a GGUF file of `len` bytes by its beginning. Of a split model this is one part, which the engine refuses.

@@ -12,24 +12,15 @@ use std::sync::{Arc, PoisonError};
 use stowage_contracts::estimate::{Estimate, EstimateRequest};
 use stowage_contracts::hub::HubModel;
 use stowage_contracts::model::{ClaimModel, FETCHED_FILE, FileModel};
-use stowage_fetch::{FetchError, Fetcher, RemoteFile, Url, parse_url};
-use tokio::io::AsyncWriteExt;
+use stowage_fetch::headers::{HeaderLimits, HeaderReader, Headers, TooLong};
+use stowage_fetch::{FetchError, Fetcher, Url, parse_url};
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 
 use super::headers::{Answer, Question, ReadError, ask};
 
 /// Estimates at the same time; each may hold a header in memory.
 const AT_ONCE: usize = 2;
-/// The first part of a file that is read; most headers fit in it.
-const FIRST: u64 = 1 << 20;
-/// Each file counts as at least so much: a model has some hundred at most.
-const LEAST: u64 = FIRST / 8;
-/// Longest header.
-const LONGEST: u64 = 16 << 20;
-/// What is read for one estimate, all files together.
-const ALL: u64 = 32 << 20;
-/// Longest file that is read whole: configurations and tokenizers.
-const WHOLE: u64 = 8 << 20;
+const LIMITS: HeaderLimits = HeaderLimits { longest: 16 << 20, all: 32 << 20 };
 
 /// Why there is no estimate. One line with what to do.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +31,8 @@ pub enum EstimateError {
     Refused(String),
     #[error("{0}")]
     Asked(String),
+    #[error("{0}; write a size")]
+    TooLong(#[from] TooLong),
     #[error(transparent)]
     Read(#[from] ReadError),
     #[error("cannot keep its headers for a moment: {0}")]
@@ -60,17 +53,6 @@ pub struct Estimator {
     program: PathBuf,
     /// One reads at a time: headers are large once they are parsed.
     reading: Mutex<()>,
-}
-
-/// What may still be read for an estimate, in bytes.
-struct Left(u64);
-
-impl Left {
-    fn take(&mut self, bytes: u64) -> Result<(), EstimateError> {
-        let why = || EstimateError::Asked(format!("its headers are longer than {} MiB; write a size", ALL >> 20));
-        self.0 = self.0.checked_sub(bytes).ok_or_else(why)?;
-        Ok(())
-    }
 }
 
 impl Estimator {
@@ -135,20 +117,20 @@ impl Estimator {
 
     /// Puts the headers into the folder; what the engine would be given.
     async fn headers(&self, folder: &Path, model: &ClaimModel) -> Result<PathBuf, EstimateError> {
-        let mut left = Left(ALL);
+        let mut headers = Headers::new(&self.fetcher, None, LIMITS, self);
         let (files, file) = match model {
             ClaimModel::File(FileModel { s3: Some(_), .. }) | ClaimModel::Hub(HubModel { token: Some(_), .. }) => {
                 return Err(EstimateError::Asked("not a source that everybody may read".into()));
             }
             ClaimModel::File(file) if !file.is_directory() => {
                 let path = folder.join(FETCHED_FILE);
-                self.header(&parse_url(&file.url)?, &path, &mut left).await?;
+                headers.of(&parse_url(&file.url)?, &path).await?;
                 return Ok(path);
             }
             ClaimModel::File(file) => {
                 let bad = || EstimateError::Asked("its digest is no SHA-256".into());
                 let digest = file.digest().ok_or_else(bad)?;
-                (self.fetcher.directory(&parse_url(&file.url)?, digest, None).await?, None)
+                (self.fetcher.directory(&parse_url(&file.url)?, Some(digest), None).await?.files, None)
             }
             ClaimModel::Hub(hub) if !hub.is_sound() => {
                 return Err(EstimateError::Asked("not a repository's name, revision and path".into()));
@@ -159,57 +141,18 @@ impl Estimator {
                 (files, hub.path.as_deref().and_then(|path| path.rsplit('/').next()))
             }
         };
-        for RemoteFile { url, name, bytes, .. } in files {
-            let path = folder.join(&name);
-            if name.ends_with(".gguf") || name.ends_with(".safetensors") {
-                self.header(&url, &path, &mut left).await?;
-            } else if bytes == 0 {
-                tokio::fs::write(path, []).await?;
-            } else if bytes <= WHOLE {
-                left.take(bytes)?;
-                let whole = self.fetcher.beginning(&url, bytes, None).await?;
-                tokio::fs::write(path, whole.bytes).await?;
-            }
-        }
+        headers.of_all(&files, folder).await?;
         Ok(file.map_or_else(|| folder.to_owned(), |name| folder.join(name)))
-    }
-
-    async fn header(&self, url: &Url, path: &Path, left: &mut Left) -> Result<(), EstimateError> {
-        let mut bytes = FIRST;
-        loop {
-            let beginning = self.fetcher.beginning(url, bytes, None).await?;
-            let (have, total) = (beginning.bytes.len() as u64, beginning.total);
-            let announced = announced(path, &beginning.bytes, total);
-            write(path, &beginning.bytes, total).await?;
-            drop(beginning);
-            let needed = match announced {
-                Some(len) => len,
-                None if self.is_whole(path, have).await? => have,
-                None => have + 1,
-            };
-            if have >= needed.min(total) {
-                return left.take(needed.min(have).max(LEAST));
-            }
-            bytes = needed.max(2 * have);
-            if bytes > LONGEST {
-                let why = format!("its header is longer than {} MiB; write a size", LONGEST >> 20);
-                return Err(EstimateError::Asked(why));
-            }
-        }
-    }
-
-    async fn is_whole(&self, path: &Path, have: u64) -> Result<bool, ReadError> {
-        let answer = self.read(&Question::IsWhole { path: path.to_owned(), have }).await?;
-        Ok(answer != Answer::IsWhole(false))
     }
 }
 
-/// A file of the real length, of which only the beginning takes room.
-async fn write(path: &Path, head: &[u8], total: u64) -> std::io::Result<()> {
-    let mut file = tokio::fs::File::create(path).await?;
-    file.write_all(head).await?;
-    file.set_len(total).await?;
-    file.flush().await
+impl HeaderReader for Estimator {
+    type Error = EstimateError;
+
+    async fn is_whole(&self, path: &Path, have: u64) -> Result<bool, EstimateError> {
+        let answer = self.read(&Question::IsWhole { path: path.to_owned(), have }).await?;
+        Ok(answer != Answer::IsWhole(false))
+    }
 }
 
 /// Held during an estimate.
@@ -257,11 +200,4 @@ fn removed(folder: &Path) -> std::io::Result<()> {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
         _ => Ok(()),
     }
-}
-
-/// Bytes of the header of a safetensors file; more than the file has is not believed. `None`: of no such file.
-fn announced(path: &Path, head: &[u8], total: u64) -> Option<u64> {
-    path.extension().filter(|ending| *ending == "safetensors")?;
-    let len = head.first_chunk::<8>().map_or(0, |len| u64::from_le_bytes(*len).saturating_add(8));
-    Some(if len <= total { len } else { 0 })
 }

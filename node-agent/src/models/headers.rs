@@ -11,7 +11,7 @@ use std::process::Stdio;
 use rustix::process::{Resource, Rlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 use stowage_contracts::estimate::{Estimate, EstimateRequest, SEQUENCES};
-use stowage_engine_models::inspect::{self, HeadError, Served};
+use stowage_engine_models::inspect::{self, Served};
 use stowage_engine_models::{KvChoice, chain};
 use tokio::io::AsyncWriteExt;
 
@@ -84,22 +84,9 @@ pub fn answer_and_end() -> std::io::Result<()> {
 
 fn answer(question: &Question) -> Answer {
     match question {
-        Question::IsWhole { path, have } => Answer::IsWhole(is_whole(path, *have)),
+        Question::IsWhole { path, have } => Answer::IsWhole(inspect::header_ends_within(path, *have)),
         Question::Estimate { path, request } => of_headers(path, request),
     }
-}
-
-/// What cannot be read is not longer than it seems.
-fn is_whole(path: &Path, have: u64) -> bool {
-    let read = || {
-        let file = std::fs::File::open(path)?;
-        let total = file.metadata()?.len();
-        let mut head = Vec::new();
-        file.take(have).read_to_end(&mut head)?;
-        Ok::<_, std::io::Error>((head, total))
-    };
-    let Ok((head, total)) = read() else { return true };
-    !matches!(inspect::gguf(path, &head, total), Err(HeadError::NeedsMore))
 }
 
 fn of_headers(path: &Path, request: &EstimateRequest) -> Answer {

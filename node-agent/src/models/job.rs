@@ -57,7 +57,7 @@ impl Job {
                 Ok(Done::Fetched(request.login.as_ref().map(Login::digest)))
             }
             Self::Directory { url, digest, folder, login } => {
-                let files = fetcher.directory(&url, digest, login.as_ref()).await?;
+                let files = fetcher.directory(&url, Some(digest), login.as_ref()).await?.files;
                 fetched(fetcher, Files { files, folder, login }, progress).await
             }
             Self::Ask { url, login } => {

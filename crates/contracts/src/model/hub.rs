@@ -4,6 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{ModelKey, half_digest};
 
+/// Where the hub is, unless another one is named.
+pub const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
 /// The revision where a source names none.
 pub const DEFAULT_REVISION: &str = "main";
 /// The key in a Secret where a source names none.
