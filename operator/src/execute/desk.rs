@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use stowage_planner::DecisionReport;
 use stowage_planner::demand::bottleneck::Verdict;
 use stowage_planner::plan::Plan;
-use stowage_planner::report::{DecisionRecord, DeploymentReport, Outcome, RecordAction, Trigger};
+use stowage_planner::report::{DecisionRecord, Outcome, RecordAction, Trigger};
 use stowage_planner::snapshot::DeploymentId;
 use tokio::sync::Semaphore;
 use tokio::task::{Id, JoinError, JoinSet};
@@ -147,8 +147,7 @@ pub fn shares<'a>(
     term: Term,
 ) -> impl Iterator<Item = Share<'a>> + 'a {
     let Decided { plan, report, fresh, mut bottlenecks, mut held } = decided;
-    let reports: HashMap<&DeploymentId, &DeploymentReport> =
-        report.deployments.iter().map(|report| (&report.deployment, report)).collect();
+    let reports = report.by_deployment();
     let mut by_object: BTreeMap<DeploymentId, Vec<DecisionRecord>> = BTreeMap::new();
     for record in fresh {
         by_object.entry(record.object.clone()).or_default().push(record.clone());
@@ -193,13 +192,14 @@ impl Desk {
     }
 
     /// The share, if something may be left to do for it now, and what is to end.
-    fn due<'a>(&mut self, share: Share<'a>, now: Instant) -> Option<(Share<'a>, End)> {
+    fn due<'a>(&mut self, mut share: Share<'a>, now: Instant) -> Option<(Share<'a>, End)> {
         let entry = self.entries.entry(Subject::Deployment(share.case.id.clone())).or_default();
         entry.keep_records(&share);
         if entry.rests(&share, now) {
             return None;
         }
         entry.rest = None;
+        share.case.stored = entry.gate.with_last(&share.case.stored);
         let stored = &share.case.stored;
         if entry.backoff.acted(stored.uid(), stored.generation(), stored.deleting()) {
             entry.reported.clear();
@@ -274,7 +274,7 @@ impl Desk {
             return;
         }
         for status in &due {
-            self.cluster_gates.entry(status.key()).or_default().wrote(status.status.clone(), now);
+            self.cluster_gates.entry(status.key()).or_default().wrote(status.status.clone(), None, now);
         }
         let writer = writer.clone();
         self.spawn(Subject::ClusterStatuses, async move {
@@ -453,8 +453,8 @@ impl Entry {
         if done.given_up {
             return None;
         }
-        if let Some(status) = done.status {
-            self.gate.wrote(status, now);
+        if let Some((status, version)) = done.status {
+            self.gate.wrote(status, version, now);
         }
         if !done.failed.iter().any(|(_, failing)| *failing == Failing::Transient) {
             self.backoff.settled();

@@ -76,7 +76,8 @@ pub struct Done {
     pub reported: BTreeSet<String>,
     /// Notices that stand now.
     pub noticed: BTreeSet<&'static str>,
-    pub status: Option<Value>,
+    /// What was written, and the object's version after it.
+    pub status: Option<(Value, Option<u64>)>,
     pub carried_out: Option<CarriedOut>,
     /// Decisions that are not carried out yet, whose events wait.
     pub unsent: Vec<DecisionRecord>,
@@ -170,9 +171,9 @@ impl Done {
         }
         let Some(status) = gate.due(&share.case, share.render(applied, records), Instant::now()) else { return };
         match update_status::write(writer, &share.case, &status).await {
-            Ok(()) => {
+            Ok(version) => {
                 self.progress = true;
-                self.status = Some(status);
+                self.status = Some((status, version));
             }
             Err(WriteError::NotFound) => {}
             Err(err) => {

@@ -8,9 +8,10 @@ use stowage_crds::names::API_VERSION;
 
 use super::case::Case;
 use super::write::{WriteError, Writer};
+use crate::observe::source::version;
 
-/// Replaces the deployment's status by this one.
-pub async fn write(writer: &Writer, case: &Case, status: &Value) -> Result<(), WriteError> {
+/// Replaces the deployment's status by this one; the object's version after it.
+pub async fn write(writer: &Writer, case: &Case, status: &Value) -> Result<Option<u64>, WriteError> {
     let api: Api<DynamicObject> =
         Api::namespaced_with(writer.client(), &case.id.namespace, &ApiResource::erase::<InferenceDeployment>(&()));
     let object = json!({
@@ -20,6 +21,6 @@ pub async fn write(writer: &Writer, case: &Case, status: &Value) -> Result<(), W
         "metadata": {"name": case.id.name, "namespace": case.id.namespace, "uid": case.stored.uid()},
         "status": status,
     });
-    let _: DynamicObject = writer.apply_status(&api, &case.id.name, &object).await?;
-    Ok(())
+    let written: DynamicObject = writer.apply_status(&api, &case.id.name, &object).await?;
+    Ok(version(&written.metadata))
 }

@@ -18,7 +18,7 @@ use k8s_openapi::api::resource::v1::ResourceClaim;
 use kube::Resource;
 
 use crate::observe::parsed::{Parse, Parsed};
-use crate::observe::source::Key;
+use crate::observe::source::{Key, version};
 use crate::observe::view::Objects;
 
 /// An object that we wrote and the watch does not show after this long is asked for by a GET.
@@ -174,8 +174,7 @@ fn older<K: Resource>(watched: &K, written: &K) -> bool {
         // creation date shows.
         return watched.meta().creation_timestamp < written.meta().creation_timestamp;
     }
-    let version = |object: &K| object.meta().resource_version.as_deref().and_then(|text| text.parse::<u64>().ok());
-    matches!((version(watched), version(written)), (Some(watched), Some(written)) if watched < written)
+    matches!((version(watched.meta()), version(written.meta())), (Some(watched), Some(written)) if watched < written)
 }
 
 #[cfg(test)]

@@ -130,6 +130,11 @@ impl<T> Source<T> {
     }
 }
 
+/// The object's version as a number: of two of one object the greater is the later.
+pub fn version(meta: &ObjectMeta) -> Option<u64> {
+    meta.resource_version.as_deref()?.parse().ok()
+}
+
 /// An object as it is kept.
 pub trait Kept: Clone + PartialEq {
     /// Without what nothing is decided by.

@@ -9,10 +9,10 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::io::Write;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use stowage_planner::DecisionReport;
-use stowage_planner::report::{DecisionRecord, LimitedBy, Prediction, RecordAction};
-use stowage_planner::snapshot::TimeMs;
+use stowage_planner::report::{DecisionRecord, DeploymentReport, LimitedBy, Prediction, RecordAction};
+use stowage_planner::snapshot::{DeploymentId, ReplicaId, TimeMs};
 
 use crate::serve::metrics::startup::Started;
 use crate::serve::metrics::trigger;
@@ -21,7 +21,7 @@ use crate::serve::metrics::trigger;
 const KEEP: usize = 10_000;
 
 /// A decision as it is logged.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Logged {
     #[serde(flatten)]
@@ -38,7 +38,7 @@ pub struct Logged {
 }
 
 /// What became of a replica that was created.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Happened {
     /// When it was Ready.
@@ -46,7 +46,7 @@ pub struct Happened {
     /// From its creation; the API server keeps whole seconds.
     pub ready_in_ms: u64,
     /// Of that, by stage.
-    pub stages_ms: Vec<(&'static str, u64)>,
+    pub stages_ms: Vec<(String, u64)>,
 }
 
 /// A mark in time as Grafana's JSON data sources read it.
@@ -80,11 +80,36 @@ pub struct DecisionLog(Mutex<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
-    records: VecDeque<Logged>,
+    records: VecDeque<Kept>,
     /// Records of each namespace.
     of: BTreeMap<String, usize>,
     /// Fingerprints of the decisions standing at present, per object.
     standing: HashMap<String, HashSet<u64>>,
+}
+
+/// A record as it is kept: a tenth of what it takes as parts, and read again only when somebody asks.
+#[derive(Debug)]
+struct Kept {
+    time: TimeMs,
+    object: DeploymentId,
+    /// Of a decision that creates it.
+    creates: Option<ReplicaId>,
+    /// The whole in JSON.
+    text: Box<str>,
+}
+
+impl Kept {
+    fn of(logged: &Logged) -> Self {
+        let record = &logged.record;
+        let creates = record.replica.clone().filter(|_| record.action == RecordAction::Create);
+        // Strings and numbers: it is always JSON.
+        let text = serde_json::to_string(logged).unwrap_or_default().into();
+        Self { time: record.time, object: record.object.clone(), creates, text }
+    }
+
+    fn read(&self) -> Option<Logged> {
+        serde_json::from_str(&self.text).ok()
+    }
 }
 
 impl DecisionLog {
@@ -93,38 +118,37 @@ impl DecisionLog {
         let mut inner = self.lock();
         let mut standing: HashMap<String, HashSet<u64>> = HashMap::new();
         let mut fresh = Vec::new();
+        let reports = report.by_deployment();
         for record in &report.records {
             let object = record.object.to_string();
             let known = inner.standing.get(&object).is_some_and(|set| set.contains(&record.fingerprint));
             if standing.entry(object).or_default().insert(record.fingerprint) && !known {
-                fresh.push(logged(record, report));
+                fresh.push(logged(record, reports.get(&record.object).copied()));
             }
         }
         inner.standing = standing;
-        fresh.iter().for_each(|logged| inner.keep(logged.clone()));
+        fresh.iter().for_each(|logged| inner.keep(Kept::of(logged)));
         fresh
     }
 
     /// A replica is Ready: its decision as it stands now, if it is kept.
     pub fn happened(&self, started: &Started) -> Option<Logged> {
         let mut inner = self.lock();
-        let created = |logged: &&mut Logged| {
-            let record = &logged.record;
-            record.action == RecordAction::Create && record.replica.as_ref() == Some(&started.replica)
-        };
-        let logged = inner.records.iter_mut().rev().find(created)?;
+        let kept = inner.records.iter_mut().rev().find(|kept| kept.creates.as_ref() == Some(&started.replica))?;
+        let mut logged = kept.read()?;
         let millis = |time: std::time::Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         logged.outcome = Some(Happened {
             ready_ms: started.ready_ms,
             ready_in_ms: millis(started.took),
-            stages_ms: started.stages.iter().map(|(stage, took)| (*stage, millis(*took))).collect(),
+            stages_ms: started.stages.iter().map(|(stage, took)| ((*stage).to_owned(), millis(*took))).collect(),
         });
-        Some(logged.clone())
+        *kept = Kept::of(&logged);
+        Some(logged)
     }
 
     /// The records that are asked for, oldest first.
     pub fn find(&self, query: Query<'_>) -> Vec<Logged> {
-        self.lock().records.iter().filter(|logged| query.matches(&logged.record)).cloned().collect()
+        self.lock().records.iter().filter(|kept| query.matches(kept)).filter_map(Kept::read).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -133,24 +157,23 @@ impl DecisionLog {
 }
 
 impl Inner {
-    fn keep(&mut self, logged: Logged) {
-        *self.of.entry(logged.record.object.namespace.clone()).or_default() += 1;
-        self.records.push_back(logged);
+    fn keep(&mut self, kept: Kept) {
+        *self.of.entry(kept.object.namespace.clone()).or_default() += 1;
+        self.records.push_back(kept);
         if self.records.len() <= KEEP {
             return;
         }
         let most = self.of.iter().max_by_key(|(_, count)| **count).map(|(namespace, _)| namespace.clone());
-        let oldest = self.records.iter().position(|kept| Some(&kept.record.object.namespace) == most.as_ref());
+        let oldest = self.records.iter().position(|kept| Some(&kept.object.namespace) == most.as_ref());
         let gone = oldest.and_then(|at| self.records.remove(at));
-        if let Some(count) = gone.and_then(|gone| self.of.get_mut(&gone.record.object.namespace)) {
+        if let Some(count) = gone.and_then(|gone| self.of.get_mut(&gone.object.namespace)) {
             *count -= 1;
         }
         self.of.retain(|_, count| *count > 0);
     }
 }
 
-fn logged(record: &DecisionRecord, report: &DecisionReport) -> Logged {
-    let of = report.of(&record.object);
+fn logged(record: &DecisionRecord, of: Option<&DeploymentReport>) -> Logged {
     let creates = record.action == RecordAction::Create;
     Logged {
         record: record.clone(),
@@ -161,11 +184,11 @@ fn logged(record: &DecisionRecord, report: &DecisionReport) -> Logged {
 }
 
 impl Query<'_> {
-    fn matches(&self, record: &DecisionRecord) -> bool {
-        record.time >= self.since
-            && self.until.is_none_or(|until| record.time < until)
-            && self.namespace.is_none_or(|namespace| record.object.namespace == namespace)
-            && self.object.is_none_or(|object| record.object.to_string() == object)
+    fn matches(&self, kept: &Kept) -> bool {
+        kept.time >= self.since
+            && self.until.is_none_or(|until| kept.time < until)
+            && self.namespace.is_none_or(|namespace| kept.object.namespace == namespace)
+            && self.object.is_none_or(|object| kept.object.to_string() == object)
     }
 }
 

@@ -7,6 +7,7 @@
 mod conditions;
 mod limits;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -26,6 +27,8 @@ use stowage_planner::report::{DecisionRecord, DeploymentReport};
 use super::build::engine::args;
 use super::case::Case;
 use super::refusal::Obstacle;
+use crate::observe::source;
+use crate::observe::view::{Stored, StoredDeployment};
 use crate::serve::metrics::trigger;
 use crate::translate::snapshot::replicas::condition as pod_condition;
 use crate::translate::validate::Wanted;
@@ -107,6 +110,8 @@ const REFRESH: Duration = Duration::from_secs(30);
 pub struct Gate {
     /// The status that was written last, and when.
     last: Option<(Value, Instant)>,
+    /// The object's version after it.
+    version: Option<u64>,
 }
 
 impl Gate {
@@ -125,8 +130,20 @@ impl Gate {
         self.last.as_ref().is_some_and(|(last, at)| last == status && now.saturating_duration_since(*at) <= ECHO)
     }
 
-    pub fn wrote(&mut self, status: Value, now: Instant) {
-        self.last = Some((status, now));
+    /// `version`: the object's after it, where that matters.
+    pub fn wrote(&mut self, status: Value, version: Option<u64>, now: Instant) {
+        (self.last, self.version) = (Some((status, now)), version);
+    }
+
+    /// The object with the status that was written last, while the watch shows an older one: what the next status goes
+    /// on from (its last decision, the times of its conditions) is not lost.
+    pub fn with_last(&self, stored: &Arc<StoredDeployment>) -> Arc<StoredDeployment> {
+        let (Some((written, _)), Some(version)) = (&self.last, self.version) else { return stored.clone() };
+        if source::version(&stored.meta).is_none_or(|shown| shown >= version) {
+            return stored.clone();
+        }
+        let status = serde_json::from_value(written.clone()).ok();
+        Arc::new(Stored { status, raw_status: written.clone(), ..StoredDeployment::clone(stored) })
     }
 }
 

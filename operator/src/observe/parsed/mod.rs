@@ -54,8 +54,7 @@ pub struct Parsed<K: Parse> {
 
 impl<K: Parse> From<K> for Parsed<K> {
     fn from(object: K) -> Self {
-        let object = object.trimmed();
-        let facts = object.facts();
+        let (facts, object) = (object.facts(), object.trimmed());
         let (deployment, identity) = (labelled(object.meta()), identity(object.meta()));
         Self { object, deployment, identity, facts }
     }
@@ -96,7 +95,7 @@ impl<K: Parse> Kept for Parsed<K> {
     }
 
     fn still(&self) -> Self {
-        Self::from(self.object.still())
+        Self { object: self.object.still(), ..self.clone() }
     }
 }
 

@@ -70,9 +70,10 @@ impl Startups {
 
     /// Keeps what a plan that is carried out predicts of the replicas that it creates.
     pub fn predict(&mut self, plan: &Plan, report: &DecisionReport) {
+        let reports = report.by_deployment();
         for action in &plan.actions {
             let Action::Create { replica, .. } = action else { continue };
-            let predicted = report.of(&replica.deployment).and_then(|report| report.prediction.ready_in_ms);
+            let predicted = reports.get(&replica.deployment).and_then(|report| report.prediction.ready_in_ms);
             if let Some(ms) = predicted {
                 self.predicted.entry(replica.clone()).or_insert(Duration::from_millis(ms));
             }
