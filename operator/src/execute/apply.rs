@@ -154,6 +154,9 @@ impl<'a> Applier<'a> {
         if guard {
             self.add_finalizer().await?;
         }
+        if !(adopt_pods.is_empty() && adopt_claims.is_empty()) {
+            self.is_not_deleted().await?;
+        }
         for target in adopt_pods {
             self.adopt::<Pod>(&target).await;
         }
@@ -192,17 +195,34 @@ impl<'a> Applier<'a> {
     /// The list is replaced as a whole, so it is read first (of others' finalizers nothing is kept), and its version is a
     /// precondition.
     async fn change_finalizers(&self, change: impl FnOnce(&mut Vec<String>)) -> Result<(), WriteError> {
-        let resource = ApiResource::erase::<InferenceDeployment>(&());
+        let (api, found) = self.deployment().await?;
         let id = &self.case.id;
-        let api: Api<DynamicObject> = Api::namespaced_with(self.writer.client(), &id.namespace, &resource);
-        let found = self.writer.find(&api, &id.name).await?.metadata;
-        if found.uid.as_deref() != Some(self.case.stored.uid()) {
-            return Err(WriteError::Conflict("it is another object of that name by now".into()));
-        }
         let mut finalizers = found.finalizers.unwrap_or_default();
         change(&mut finalizers);
         let patch = json!({"metadata": {"finalizers": finalizers, "resourceVersion": found.resource_version}});
         self.writer.merge(&api, &id.name, patch).await.map(|_| ())
+    }
+
+    /// Before orphans are taken over: `--cascade=orphan` takes the owner off pods and claims, and the watch may show that
+    /// sooner than the deletion. What were taken over again would be deleted with the deployment.
+    async fn is_not_deleted(&mut self) -> Option<()> {
+        let found = self.deployment().await.and_then(|(_, found)| match found.deletion_timestamp {
+            None => Ok(()),
+            Some(_) => Err(WriteError::Conflict("it is being deleted".into())),
+        });
+        self.note("take over orphans of", &self.case.id.name.clone(), found)
+    }
+
+    /// The deployment as the API server has it now.
+    async fn deployment(&self) -> Result<(Api<DynamicObject>, ObjectMeta), WriteError> {
+        let resource = ApiResource::erase::<InferenceDeployment>(&());
+        let id = &self.case.id;
+        let api: Api<DynamicObject> = Api::namespaced_with(self.writer.client(), &id.namespace, &resource);
+        let found = self.writer.find(&api, &id.name).await?.metadata;
+        if found.uid.as_deref() == Some(self.case.stored.uid()) {
+            return Ok((api, found));
+        }
+        Err(WriteError::Conflict("it is another object of that name by now".into()))
     }
 
     /// Creates the object, or brings ours up to date. Another owner's object of that name is left alone.
