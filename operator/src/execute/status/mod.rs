@@ -281,3 +281,40 @@ fn decision(record: &DecisionRecord) -> Decision {
         counterfactual: record.counterfactual.as_ref().map(stowage_planner::render::would_fit),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// What the watch shows: the object's version and its last decision.
+    fn shown(version: &str, decision: &str) -> Arc<StoredDeployment> {
+        let object = json!({"apiVersion": "stowage.dev/v1alpha1", "kind": "InferenceDeployment",
+            "metadata": {"name": "chat", "namespace": "a", "resourceVersion": version}, "status": status(decision)});
+        Arc::new(StoredDeployment::read(serde_json::from_value(object).unwrap()))
+    }
+
+    fn status(decision: &str) -> Value {
+        let decision =
+            json!({"id": "1", "time": "2026-01-01T12:00:00Z", "action": decision, "reason": "r", "message": "m"});
+        json!({"replicas": 0, "readyReplicas": 0, "desiredReplicas": 0, "selector": "", "decision": decision})
+    }
+
+    #[test]
+    fn status_goes_on_from_the_one_that_was_written_while_the_watch_shows_an_older_one() {
+        let mut gate = Gate::default();
+        let decision = |gate: &Gate, version: &str| {
+            let found = gate.with_last(&shown(version, "Wait"));
+            let typed = found.status.as_ref().unwrap().decision.as_ref().unwrap().action.clone();
+            assert_eq!(found.raw_status["decision"]["action"], typed.as_str());
+            typed
+        };
+        assert_eq!(decision(&gate, "7"), "Wait");
+        gate.wrote(status("Create"), Some(9), Instant::now());
+        for (version, expect) in [("8", "Create"), ("9", "Wait"), ("10", "Wait"), ("opaque", "Wait")] {
+            assert_eq!(decision(&gate, version), expect, "{version}");
+        }
+        gate.wrote(status("Create"), None, Instant::now());
+        assert_eq!(decision(&gate, "8"), "Wait", "nothing is known of what was written");
+    }
+}
