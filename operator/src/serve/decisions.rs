@@ -87,7 +87,7 @@ struct Inner {
     standing: HashMap<String, HashSet<u64>>,
 }
 
-/// A record as it is kept: a tenth of what it takes as parts, and read again only when somebody asks.
+/// A record as it is kept: a tenth of what it takes as parts, and read again only for a query.
 #[derive(Debug)]
 struct Kept {
     time: TimeMs,
