@@ -200,8 +200,7 @@ fn commit(view: &View, claims: &[Arc<KnownClaim>], wanted: &HubModel) -> Option<
     view.agents.values().find_map(resolved)
 }
 
-/// The deployment's object of this kind, if it exists and is ours or an orphan of ours.
-/// Objects that replicas share, which mostly follow one another as their deployments do.
+/// Objects of one kind that replicas share; they mostly follow one another as their deployments do.
 struct Named<'a, K> {
     all: &'a Objects<K>,
     next: Peekable<Iter<'a, Key, Arc<K>>>,
@@ -212,7 +211,7 @@ impl<'a, K: Resource> Named<'a, K> {
         Self { all, next: all.iter().peekable() }
     }
 
-    /// The deployment's.
+    /// The deployment's, if it exists and is ours or an orphan of ours.
     fn ours(&mut self, id: &DeploymentId, stored: &StoredDeployment) -> Option<Arc<K>> {
         let key: Key = (id.namespace.clone(), shared_name(&id.name));
         while self.next.next_if(|(at, _)| **at < key).is_some() {}

@@ -95,7 +95,12 @@ impl<K: Parse> Kept for Parsed<K> {
     }
 
     fn still(&self) -> Self {
-        Self { object: self.object.still(), ..self.clone() }
+        Self {
+            object: self.object.still(),
+            deployment: self.deployment.clone(),
+            identity: self.identity.clone(),
+            facts: self.facts.clone(),
+        }
     }
 }
 
