@@ -45,6 +45,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let mut registry = telemetry_metrics::registry();
     let metrics = Metrics::register(&mut registry, &args.node_name);
     let together = metrics.together();
+    let figures = models::figures::Figures::register(&mut registry);
     let (views, views_seen) = watch::channel(Arc::new(NodeView::empty(simulated, Timestamp::now())));
     let (verdicts, verdicts_seen) = watch::channel(DeviceVerdicts::default());
     let registered = watch::Sender::new(Err("the kubelet has not registered the driver yet".to_owned()));
@@ -73,7 +74,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let (messages, received) = mpsc::channel(64);
     let threads_stop = Arc::new(AtomicBool::new(false));
     sampler::start(args.library(), messages, Arc::clone(&threads_stop))?;
-    let settings = args.models()?;
+    let settings = models::task::Settings { figures, ..args.models()? };
     let estimator = Arc::new(settings.estimator(&paths.models()));
     let (ahead, asked) = watch::channel(models::preloads::Asked::default());
     let models = models::task::start(settings, paths.models(), checkpoint.clone(), asked);

@@ -10,6 +10,7 @@ use stowage_fetch::address::{Addresses, Cidr};
 use stowage_gpu_scenario::Profile;
 
 use crate::device::process::Processes;
+use crate::models::figures::Figures;
 use crate::models::task::Settings;
 
 /// Reads the GPUs of this node, publishes them, and prepares the claims on them.
@@ -111,6 +112,7 @@ impl Args {
             processes: Processes::default(),
             limits: Limits { bytes_per_second: self.model_bytes_per_second, ..Limits::default() },
             cache_bytes: self.model_cache_bytes,
+            figures: Figures::default(),
             disk_reserve_percent: self.model_disk_reserve_percent,
         })
     }

@@ -55,6 +55,7 @@ impl Node {
             disk_reserve_percent: 0,
             hub: hub.endpoint().parse().unwrap(),
             processes: Processes::at(&dir.join("proc")),
+            figures: Default::default(),
         };
         Node { dir: dir.to_owned(), claims, state: start(settings, dir.join("models"), seen, nothing_ahead) }
     }

@@ -18,6 +18,7 @@ use stowage_fetch::address::Addresses;
 use stowage_node_agent::device::process::Processes;
 use stowage_node_agent::dra::checkpoint::{Checkpoint, Entry, Stage};
 use stowage_node_agent::models::ModelsState;
+use stowage_node_agent::models::figures::Figures;
 use stowage_node_agent::models::preloads::Asked;
 use stowage_node_agent::models::task::{Settings, start};
 use tokio::sync::watch;
@@ -111,6 +112,10 @@ struct Node {
 
 impl Node {
     fn start(models: &Path, cache_bytes: u64) -> Node {
+        Node::counted(models, cache_bytes, Figures::default())
+    }
+
+    fn counted(models: &Path, cache_bytes: u64, figures: Figures) -> Node {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let ((claims, seen), (ahead, asked)) = (watch::channel(Arc::default()), watch::channel(Asked::default()));
         let settings = Settings {
@@ -120,6 +125,7 @@ impl Node {
             disk_reserve_percent: 0,
             hub: "http://127.0.0.1:1".parse().unwrap(),
             processes: Processes::default(),
+            figures,
         };
         Node { models: models.to_owned(), claims, ahead, state: start(settings, models.to_owned(), seen, asked) }
     }
@@ -331,6 +337,33 @@ async fn preloading_takes_free_room_only_and_makes_way_for_claims() {
     node.handed_to("uid-2").await;
     let both = |state: &ModelsState| [not, &models[3]].iter().all(|model| state.cached.contains_key(&model.key()));
     node.until("room for the claims", |state| both(state) && !state.cached.contains_key(&there.key())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fetches_are_counted_by_phase_and_outcome() {
+    let (dir, bytes) = (tempfile::tempdir().unwrap(), vec![7; 1000]);
+    let server = Server::start(bytes.clone());
+    let mut registry = stowage_telemetry::metrics::registry();
+    let mut node = Node::counted(dir.path(), 0, Figures::register(&mut registry));
+    let (model, other) = (server.model("m", &bytes), server.model("other", b"another content"));
+    node.claim(&[("uid-1", &model), ("uid-2", &other)]);
+    assert_eq!(node.handed_to("uid-1").await, bytes);
+    let failed = |state: &ModelsState| state.fetches.iter().any(|fetch| fetch.phase == FetchPhase::Failed);
+    node.until("the other one fails, its digest is wrong", |state| failed(state) && !state.cached.is_empty()).await;
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    for line in [
+        "stowage_model_fetches_total{outcome=\"complete\"} 1",
+        "stowage_model_fetches_total{outcome=\"failed\"} 1",
+        "stowage_model_fetched_bytes_total 1000",
+        "stowage_model_cache_bytes 1000",
+        "stowage_model_cache_models 1",
+        "stowage_model_fetch_seconds_count{phase=\"queue\"} 2",
+        "stowage_model_fetch_seconds_count{phase=\"fetch\"} 1",
+        "stowage_model_fetch_seconds_count{phase=\"verify\"} 1",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

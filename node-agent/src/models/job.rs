@@ -90,6 +90,8 @@ pub struct Active {
     pub began: Instant,
     /// Bytes that were there when it began: they are no measure of its rate.
     began_at: Option<u64>,
+    /// When the digest began to be computed, as far as it was looked at.
+    verifies: Option<Instant>,
     shown: Progress,
     shown_at: Instant,
     pub tenant: String,
@@ -103,7 +105,14 @@ impl Active {
         let now = Instant::now();
         let shown = Progress::default();
         let tenant = tenant.to_owned();
-        Self { progress, began: now, began_at: None, shown, shown_at: now, tenant, number, task }
+        Self { progress, began: now, began_at: None, verifies: None, shown, shown_at: now, tenant, number, task }
+    }
+
+    /// Bytes of the model, and how long fetching and verifying took.
+    pub fn took(&self) -> (u64, Duration, Duration) {
+        let (bytes, now) = (self.progress.borrow().total, Instant::now());
+        let verify = self.verifies.map_or(Duration::ZERO, |since| now.duration_since(since));
+        (bytes, now.duration_since(self.began).saturating_sub(verify), verify)
     }
 
     /// What is reported moves in steps: each report is a write to the API server.
@@ -111,6 +120,9 @@ impl Active {
         let now = *self.progress.borrow();
         if now.total > 0 {
             self.began_at.get_or_insert(now.bytes);
+        }
+        if now.phase == Phase::Verify {
+            self.verifies.get_or_insert_with(Instant::now);
         }
         let percent = |progress: Progress| progress.bytes.saturating_mul(100).checked_div(progress.total).unwrap_or(0);
         let moved = now.phase != self.shown.phase

@@ -14,6 +14,7 @@
 
 pub mod estimate;
 pub mod evict;
+pub mod figures;
 pub mod headers;
 mod job;
 mod login;

@@ -35,6 +35,16 @@ metrics! { NodeAgent;
         "Claims that use more memory than promised";
     TROUBLE: Gauge "stowage_agent_trouble" ["kind"]
         "1 while the agent has this trouble";
+    MODEL_SECONDS: Histogram "stowage_model_fetch_seconds" ["phase"]
+        "Time that a model took on its way to this node, by phase: queue, fetch, verify";
+    MODEL_FETCHES: Counter "stowage_model_fetches_total" ["outcome"]
+        "Fetches of models by how they ended: complete, failed";
+    MODEL_BYTES: Counter "stowage_model_fetched_bytes_total" []
+        "Bytes of models that were fetched completely";
+    MODEL_CACHE_BYTES: Gauge "stowage_model_cache_bytes" []
+        "Bytes of complete models in the cache of the node";
+    MODELS_CACHED: Gauge "stowage_model_cache_models" []
+        "Complete models in the cache of the node";
     READING_AGE: Gauge "stowage_agent_reading_age_seconds" []
         "Age of the oldest GPU reading";
 }

@@ -22,6 +22,7 @@ use crate::device::process::Processes;
 use crate::dra::checkpoint::Checkpoint;
 use crate::dra::model_dirs::ClaimDirectories;
 use crate::models::estimate::Estimator;
+use crate::models::figures::{Figures, Outcome};
 use crate::models::job::{Active, Done, Job, Todo};
 use crate::models::preloads::Asked;
 use crate::models::store::Store;
@@ -57,6 +58,8 @@ pub struct Settings {
     pub cache_bytes: u64,
     /// Per cent of the disk that stay free: the kubelet ends pods when too little is.
     pub disk_reserve_percent: u8,
+    /// Where it is counted what came of it.
+    pub figures: Figures,
 }
 
 impl Settings {
@@ -139,6 +142,9 @@ struct Task {
     /// Jobs so far.
     jobs: u64,
     failed: BTreeMap<ModelKey, Failed>,
+    /// Since when claims wait for a model whose fetch has not begun.
+    waits: BTreeMap<ModelKey, Instant>,
+    figures: Figures,
     /// Claims that were in the checkpoint when this task last looked.
     known: BTreeSet<String>,
     finished: (mpsc::Sender<Finished>, mpsc::Receiver<Finished>),
@@ -191,6 +197,8 @@ impl Task {
             made_room: None,
             jobs: 0,
             failed: BTreeMap::new(),
+            waits: BTreeMap::new(),
+            figures: settings.figures,
             known: BTreeSet::new(),
             finished: mpsc::channel(AT_ONCE),
         }
@@ -260,6 +268,7 @@ impl Task {
         self.start_ahead(wanted);
         let reserved = self.reserved(wanted)?;
         let cached = self.make_room(wanted, reserved)?;
+        self.figures.cached(cached.len(), cached.values().map(|model| model.bytes).sum());
         let waiting: Vec<_> = wanted.iter().filter(|(key, w)| !w.is_ahead() && !self.is_done(key, w)).collect();
         let fetches = waiting.into_iter().map(|(key, wanted)| self.shown(key, wanted)).collect();
         let cached = room::most_recent(cached);
@@ -319,6 +328,10 @@ impl Task {
             .map(|(key, wanted)| Waiting { key: key.clone(), tenants: wanted.tenants.clone() })
             .collect();
         self.turns.waits(&waiting);
+        self.waits.retain(|key, _| wanted.get(key).is_some_and(|wanted| !wanted.is_ahead()));
+        for model in &waiting {
+            self.waits.entry(model.key.clone()).or_insert_with(Instant::now);
+        }
         while let Some((key, tenant)) = self.turns.next(&waiting, &self.running()) {
             waiting.retain(|model| model.key != key);
             let Some(wanted) = wanted.get(&key) else { continue };
@@ -444,6 +457,9 @@ impl Task {
 
     fn start(&mut self, key: &ModelKey, tenant: &str, job: Job) {
         tracing::info!(model = %key, "fetching a model");
+        if let Some(since) = self.waits.remove(key) {
+            self.figures.queued(since.elapsed());
+        }
         let (sender, progress) = watch::channel(Progress::default());
         let (fetcher, finished, name) = (self.fetcher.clone(), self.finished.0.clone(), key.clone());
         self.jobs += 1;
@@ -464,8 +480,13 @@ impl Task {
         }
         let Some(active) = self.active.remove(key) else { return };
         let seconds = active.began.elapsed().as_secs_f64();
+        let fetched = matches!(result, Ok(Done::Fetched(_)));
         match result.and_then(|done| Ok(self.take(key, done)?)) {
             Ok(what) => {
+                if fetched {
+                    let (bytes, fetch, verify) = active.took();
+                    self.figures.complete(bytes, fetch, verify);
+                }
                 self.failed.remove(key);
                 tracing::info!(model = %key, bytes = active.progress.borrow().total, seconds, "{what}");
             }
@@ -506,6 +527,7 @@ impl Task {
 
     fn fail(&mut self, key: &ModelKey, err: &FetchError) {
         tracing::warn!(model = %key, %err, "a model cannot be fetched");
+        self.figures.ended(Outcome::Failed);
         let in_a_row = self.failed.get(key).map_or(1, |failed| failed.in_a_row.saturating_add(1));
         let error = err.to_string().chars().take(MAX_ERROR).collect();
         let ahead = is_ahead(&self.wanted(), key);
