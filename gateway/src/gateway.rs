@@ -17,6 +17,7 @@ use hyper::body::Incoming;
 use stowage_openai_api::{ApiError, Envelope, ErrorKind, Model, ModelList};
 use stowage_planner::route::RequestView;
 use stowage_telemetry::health::Readiness;
+use stowage_telemetry::traces::Tracer;
 
 use crate::listen::body::{Bodies, BodyLimits};
 use crate::listen::cors::Cors;
@@ -36,6 +37,7 @@ use crate::relay::answers;
 use crate::relay::exchange::{Admitted, Exchanges};
 use crate::relay::outgoing::{self, Outgoing};
 use crate::relay::refusals;
+use crate::relay::spans::RequestSpans;
 use crate::relay::stream::{OutBody, StreamPatience};
 use crate::relay::usage::Bounds;
 use crate::world::snapshot::{Deployment, Tenant};
@@ -67,6 +69,7 @@ pub struct Gateway {
     cors: Cors,
     bodies: Bodies,
     exchanges: Exchanges,
+    tracer: Tracer,
     ids: RequestIds,
 }
 
@@ -97,6 +100,7 @@ impl Gateway {
         directory: Arc<Directory>,
         client: EngineClient,
         metrics: Arc<Metrics>,
+        tracer: Tracer,
     ) -> Arc<Self> {
         Arc::new(Self {
             settings,
@@ -108,6 +112,7 @@ impl Gateway {
             bodies: Bodies::new(settings.body, metrics.clone()),
             exchanges: Exchanges { client, metrics: metrics.clone(), patience: settings.stream },
             metrics,
+            tracer,
             ids: RequestIds { keys: [RandomState::new(), RandomState::new()], next: AtomicU64::new(0) },
         })
     }
@@ -157,7 +162,9 @@ impl Gateway {
             Route::Inference(inference) => inference,
         };
         let tenant = tenant.insert(authenticate(head, &view)?);
-        let admitted = self.admit(&asking, inference, body, &view, tenant).await?;
+        let mut spans = RequestSpans::begin(&self.tracer, head, asking.arrived, inference, &tenant.name, asking.id);
+        let admitted = self.admit(&asking, inference, body, &view, tenant, &mut spans).await;
+        let admitted = admitted.inspect_err(|refused| spans.refused(refused))?;
         drop(view);
         Ok(self.exchanges.run(admitted, head.uri.path()).await)
     }
@@ -171,7 +178,7 @@ impl Gateway {
         Err(Refused::invalid(ApiError::new(431, ErrorKind::InvalidRequest, "too_many_headers", message)))
     }
 
-    /// Everything that can be refused without an engine.
+    /// Everything that can be refused without an engine. Who is let in takes the spans along.
     async fn admit(
         &self,
         asking: &Asking<'_>,
@@ -179,12 +186,14 @@ impl Gateway {
         body: Incoming,
         view: &View,
         tenant: &Arc<Tenant>,
+        spans: &mut RequestSpans,
     ) -> Result<Admitted, Refused> {
         let body = self.bodies.read(&asking.head.headers, body, &tenant.name).await?;
         let envelope = Envelope::parse(&body.bytes).map_err(Refused::invalid)?;
         let not_found = || Refused::new(Outcome::ModelNotFound, ApiError::model_not_found(&envelope.model));
         let deployment = view.world.resolve(&tenant.name, &envelope.model).ok_or_else(not_found)?.clone();
         let pool = view.pool(&deployment).ok_or_else(not_found)?.clone();
+        spans.model(&deployment);
         let salt = view.world.salt(&deployment, tenant);
         if salt.is_none() && deployment.tenant != tenant.name {
             return Err(refusals::not_shared(&envelope.model));
@@ -212,7 +221,8 @@ impl Gateway {
             streamed: envelope.stream,
             objectives: deployment.objectives.map(|objectives| pool.promised(objectives, prompt_tokens)),
         };
-        let account = Account::open(asking.id.to_owned(), meters, pool.clone(), handle, asking.arrived, charge);
+        let id = asking.id.to_owned();
+        let account = Account::open(id, std::mem::take(spans), meters, pool.clone(), handle, asking.arrived, charge);
         let ask = Ask {
             tenant: tenant.name.clone(),
             request: RequestView { prompt_tokens, output_tokens },
@@ -227,7 +237,6 @@ impl Gateway {
             stream: envelope.stream,
             salt: salt.as_deref().map(header),
             request_id: header(asking.id),
-            traceparent: asking.head.headers.get("traceparent").cloned(),
         };
         Ok(Admitted { held: body, deployment, pool, account, ask, out })
     }

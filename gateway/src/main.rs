@@ -24,6 +24,7 @@ use stowage_gateway::relay::stream::StreamPatience;
 use stowage_gateway::world::facts::Facts;
 use stowage_gateway::world::{static_file, watch};
 use stowage_telemetry::health::{Check, Heartbeat, always};
+use stowage_telemetry::traces::{Sampling, TraceArgs, Tracer};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
@@ -98,10 +99,15 @@ struct Options {
     /// Seconds for open streams to end after that; the pod's grace period must cover both.
     #[arg(long, env = "STOWAGE_DRAIN_TIMEOUT_SECONDS", default_value_t = DEFAULT_DRAIN_SECONDS)]
     drain_timeout_seconds: u64,
+    #[command(flatten)]
+    traces: TraceArgs,
 }
 
 /// Headers of one request.
 const MAX_HEADERS: usize = 64;
+
+/// For sending the last spans. The pod's grace period has room for it.
+const LAST_SPANS: Duration = Duration::from_secs(3);
 
 /// A gateway that has not looked at what changed for this long hangs: revoked keys would stay valid.
 const STUCK_AFTER: Duration = Duration::from_secs(60);
@@ -133,7 +139,9 @@ async fn run(options: Options) -> anyhow::Result<()> {
     let metrics = Metrics::register(&mut registry);
     let client = client::client();
     let directory = Directory::new(options.pool(), client.clone(), metrics.clone());
-    let gateway = Gateway::new(options.settings(), cors, directory.clone(), client, metrics.clone());
+    // Clients are tenants: none of them decides what is recorded.
+    let tracer = Tracer::start(&options.traces, "stowage-gateway", Sampling::Own, metrics.trace_spans.clone())?;
+    let gateway = Gateway::new(options.settings(), cors, directory.clone(), client, metrics.clone(), tracer.clone());
 
     let (mut following, healthz) = start_world(&options, &gateway, metrics).await?;
     let listener =
@@ -160,6 +168,7 @@ async fn run(options: Options) -> anyhow::Result<()> {
         }
     };
     server.serve(listener, gateway, stop).await;
+    tracer.shutdown(LAST_SPANS).await;
     tracing::info!("drained");
     match lost {
         None => Ok(()),

@@ -18,6 +18,7 @@ use prometheus_client::registry::Registry;
 use stowage_telemetry::catalog::{OTHER, gateway as catalog};
 use stowage_telemetry::labels::Shown;
 use stowage_telemetry::metrics::{LATENCY_SECONDS, STEP_SECONDS, histogram};
+use stowage_telemetry::traces::SpanCounts;
 
 use crate::outcome::Outcome;
 
@@ -107,6 +108,7 @@ pub struct Metrics {
     pub malformed_objects: Counter,
     /// Bumped with each new world.
     pub world_changes: Counter,
+    pub trace_spans: SpanCounts,
     series: RwLock<SeriesTable>,
     served: RwLock<ServedTable>,
 }
@@ -216,6 +218,7 @@ impl Metrics {
             buffered_bytes: Gauge::default(),
             malformed_objects: Counter::default(),
             world_changes: Counter::default(),
+            trace_spans: SpanCounts::register(&catalog::TRACE_SPANS, registry),
             series: RwLock::default(),
             served: RwLock::default(),
         };
@@ -234,6 +237,7 @@ impl Metrics {
             buffered_bytes,
             malformed_objects,
             world_changes,
+            trace_spans: _,
             series: _,
             served: _,
         } = &metrics;

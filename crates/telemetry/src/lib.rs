@@ -1,4 +1,4 @@
-//! What every Stowage process does the same way: logs, metrics, probes, shutdown, the TLS provider.
+//! What every Stowage process does the same way: logs, metrics, traces, probes, shutdown, the TLS provider.
 //!
 //! One place, so that an operator who learnt one process has learnt them all: `STOWAGE_LOG` chooses
 //! levels, `STOWAGE_LOG_FORMAT` the form, `/metrics` speaks both Prometheus text formats, `/healthz`
@@ -11,6 +11,7 @@ pub mod labels;
 mod logging;
 pub mod metrics;
 mod shutdown;
+pub mod traces;
 
 pub use logging::init_tracing;
 pub use shutdown::{ShutdownReason, shutdown_signal};

@@ -31,14 +31,15 @@ fn expect(name: &str, found: &str) {
     );
 }
 
-/// The chart as Helm renders it; `None` where there is no Helm.
-fn rendered() -> Option<String> {
+/// The chart as Helm renders it, or what Helm has against it; `None` where there is no Helm.
+fn rendered(set: &[&str]) -> Option<Result<String, String>> {
     let helm = std::env::var_os("STOWAGE_HELM").unwrap_or_else(|| "helm".into());
     let chart = repository().join("charts/stowage");
     let values = ["--set", "image.tag=dev", "--set", "nodeAgent.simulated.enabled=true"];
-    let output = Command::new(helm).args(["template", "stowage"]).arg(chart).args(values).output().ok()?;
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    Some(String::from_utf8(output.stdout).unwrap())
+    let set = set.iter().flat_map(|value| ["--set", value]);
+    let output = Command::new(helm).args(["template", "stowage"]).arg(chart).args(values).args(set).output().ok()?;
+    let (out, error) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8_lossy(&output.stderr));
+    Some(if output.status.success() { Ok(out) } else { Err(error.into_owned()) })
 }
 
 fn objects() -> Vec<Value> {
@@ -56,10 +57,34 @@ fn words(value: &Value) -> String {
 
 #[test]
 fn the_committed_chart_rendering_is_current() {
-    match rendered() {
-        Some(found) => expect("stowage.yaml", &found),
+    match rendered(&[]) {
+        Some(found) => expect("stowage.yaml", &found.unwrap()),
         None => println!("no Helm here: the committed rendering was not compared"),
     }
+}
+
+#[test]
+fn tracing_changes_the_gateways_environment_and_egress_and_nothing_else() {
+    const ENDPOINT: &str = "tracing.endpoint=http://otel.monitoring:4318";
+    const TO: &str = "tracing.to[0].podSelector.matchLabels.app=otel";
+    let Some(off) = rendered(&[]) else { return println!("no Helm here: nothing was rendered") };
+    let (off, lines) = (off.unwrap(), |text: &str| text.lines().map(str::to_owned).collect::<Vec<_>>());
+    let refused = rendered(&[ENDPOINT]).unwrap().unwrap_err();
+    assert!(refused.contains("tracing.endpoint needs tracing.to"), "{refused}");
+    for bad in ["tracing.endpoint=otel:4318", "tracing.ratio=1.5", "tracing.protocol=grpc"] {
+        rendered(&[bad]).unwrap().unwrap_err();
+    }
+    let (off, on) = (lines(&off), lines(&rendered(&[ENDPOINT, TO, "tracing.ratio=0.25"]).unwrap().unwrap()));
+    let added: Vec<_> = on.iter().filter(|line| !off.contains(line)).map(|line| line.trim()).collect();
+    let wanted = [
+        "# A rule without peers would admit everything. Engines get none: gateways measure their part.",
+        "matchLabels:",
+        "app: otel",
+        r#"- {name: OTEL_EXPORTER_OTLP_ENDPOINT, value: "http://otel.monitoring:4318"}"#,
+        r#"- {name: OTEL_TRACES_SAMPLER_ARG, value: "0.25"}"#,
+    ];
+    assert_eq!(added, wanted);
+    assert_eq!(on.len(), off.len() + 7, "and two lines that are there elsewhere too");
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use stowage_contracts::names::DEFAULT_DRAIN_SECONDS;
 use stowage_engine_models::{KvChoice, SERVER_STEP_TOKENS};
+use stowage_telemetry::traces::TraceArgs;
 
 /// Serves one model over an OpenAI-compatible API.
 #[derive(Debug, Parser)]
@@ -84,6 +85,9 @@ pub struct Serve {
     /// Seconds that running requests have to finish after SIGTERM.
     #[arg(long, default_value_t = DEFAULT_DRAIN_SECONDS)]
     pub drain_timeout: u64,
+    /// For engines outside a cluster: the policies of those inside let them send nothing.
+    #[command(flatten)]
+    pub traces: Box<TraceArgs>,
 }
 
 impl Serve {

@@ -33,6 +33,8 @@ const IDLE: Duration = Duration::from_millis(200);
 pub enum Update {
     Admitted {
         cached_tokens: usize,
+        /// When the step began that admitted it.
+        at: Instant,
     },
     /// Log-probabilities of the next tokens of the prompt, from the second on.
     Prompt {
@@ -118,6 +120,7 @@ impl EngineHandle {
             draining: draining.clone(),
             identity,
             metrics,
+            step_began: born,
         };
         let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(move || worker.run())?;
         Ok(Self {
@@ -206,6 +209,7 @@ struct Worker<E> {
     metrics: Metrics,
     fixed_bytes: u64,
     block_bytes: u64,
+    step_began: Instant,
 }
 
 impl<E: Executor> Worker<E> {
@@ -265,6 +269,7 @@ impl<E: Executor> Worker<E> {
     fn step(&mut self, events: &mut Vec<Event>) {
         self.beat();
         let start = Instant::now();
+        self.step_began = start;
         let result = self.engine.step(events);
         let taken = start.elapsed();
         self.pulse.busy_micros.fetch_add(taken.as_micros() as u64, Ordering::Relaxed);
@@ -284,7 +289,7 @@ impl<E: Executor> Worker<E> {
     fn deliver(&mut self, events: &mut Vec<Event>) {
         for event in events.drain(..) {
             let (id, update) = match event {
-                Event::Admitted { id, cached_tokens } => (id, Update::Admitted { cached_tokens }),
+                Event::Admitted { id, cached_tokens } => (id, Update::Admitted { cached_tokens, at: self.step_began }),
                 Event::Token { id, token, logprobs } => (id, Update::Token { token, logprobs }),
                 Event::Prompt { id, logprobs } => (id, Update::Prompt { logprobs }),
                 Event::Finished { id, reason, stop, .. } => (id, Update::Finished { reason, stop }),

@@ -8,6 +8,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use stowage_engine_core::engine::{Load, StepStats};
 use stowage_telemetry::catalog::engine as catalog;
 use stowage_telemetry::metrics::{LATENCY_SECONDS, Registry, STEP_SECONDS, histogram};
+use stowage_telemetry::traces::SpanCounts;
 
 /// How a request ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -57,10 +58,15 @@ struct PhaseLabel {
 /// Label values are lower case, as elsewhere in Prometheus.
 macro_rules! label_values {
     ($kind:ident: $($variant:ident = $text:literal),+) => {
+        impl $kind {
+            pub fn label(self) -> &'static str {
+                match self { $(Self::$variant => $text),+ }
+            }
+        }
+
         impl EncodeLabelValue for $kind {
             fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> std::fmt::Result {
-                let text = match self { $(Self::$variant => $text),+ };
-                EncodeLabelValue::encode(&text, encoder)
+                EncodeLabelValue::encode(&self.label(), encoder)
             }
         }
     };
@@ -92,6 +98,7 @@ pub struct Metrics {
     steps: Family<PhaseLabel, Histogram, fn() -> Histogram>,
     batch: Histogram,
     pub connections: Gauge,
+    pub trace_spans: SpanCounts,
 }
 
 fn step_histogram() -> Histogram {
@@ -120,6 +127,7 @@ impl Metrics {
             steps: Family::new_with_constructor(step_histogram),
             batch: histogram(&[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0]),
             connections: Gauge::default(),
+            trace_spans: SpanCounts::register(&catalog::TRACE_SPANS, registry),
         };
         metrics.register(registry);
         metrics

@@ -15,6 +15,7 @@ use stowage_engine_core::executor::{Executor, ModelInfo};
 use stowage_engine_core::sim::{CostModel, SimConfig, SimExecutor};
 use stowage_engine_models::chain;
 use stowage_engine_models::{LoadOptions, ModelMeta};
+use stowage_telemetry::traces::{Sampling, Tracer};
 use stowage_telemetry::{health, metrics as telemetry_metrics, shutdown_signal};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -32,6 +33,9 @@ use crate::text::{self, ParseSpecial, TextModel};
 
 /// How long responses may take to be read after the last request has finished.
 const LINGER: Duration = Duration::from_secs(5);
+
+/// For sending the last spans.
+const LAST_SPANS: Duration = Duration::from_secs(3);
 
 /// Runs the server until SIGTERM or SIGINT and all requests have finished.
 pub fn serve(args: Serve) -> Result<(), StartError> {
@@ -99,6 +103,15 @@ impl Server {
                 "Check the pod's limits on threads",
             )
         })?;
+        // Gateways have decided already what is recorded, and without one there is a single user.
+        let tracer = Tracer::start(&args.traces, "stowage-engine", Sampling::Caller, metrics.trace_spans.clone())
+            .map_err(|err| {
+                StartError::config(
+                    "cannot send traces",
+                    format!("{err:#}"),
+                    "Change the setting, or leave out the endpoint",
+                )
+            })?;
         let listener = TcpListener::bind(address).await.map_err(|err| {
             StartError::unavailable(format!("cannot listen on {address}"), err.to_string(), "Choose another --port")
         })?;
@@ -113,6 +126,7 @@ impl Server {
             body_timeout: Duration::from_secs(args.body_timeout),
             max_sequences: args.max_sequences(),
             metrics: metrics.clone(),
+            tracer,
         });
         let readiness = health::Readiness::starting("starting");
         readiness.set_ready();
@@ -134,6 +148,7 @@ impl Server {
         }
         self.stop.send_replace(true);
         let _ = self.serving.await;
+        self.app.tracer.shutdown(LAST_SPANS).await;
         tracing::info!("stopped");
     }
 }

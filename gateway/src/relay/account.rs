@@ -13,6 +13,7 @@ use crate::outcome::Outcome;
 use crate::queue::limits::Wanted;
 use crate::queue::pool::Pool;
 use crate::queue::tenants::TenantHandle;
+use crate::relay::spans::RequestSpans;
 use crate::relay::usage::Bounds;
 
 /// What a request is charged, before it is known what it uses.
@@ -40,6 +41,7 @@ pub struct Meters {
 #[derive(Debug)]
 pub struct Account {
     request_id: String,
+    pub spans: RequestSpans,
     meters: Meters,
     pool: Arc<Pool>,
     tenant: TenantHandle,
@@ -54,6 +56,7 @@ pub struct Account {
 impl Account {
     pub fn open(
         request_id: String,
+        spans: RequestSpans,
         meters: Meters,
         pool: Arc<Pool>,
         tenant: TenantHandle,
@@ -65,6 +68,7 @@ impl Account {
         meters.series.arrived_tokens.fetch_add(charge.prompt_estimate, Ordering::Relaxed);
         Self {
             request_id,
+            spans,
             meters,
             pool,
             tenant,
@@ -98,11 +102,18 @@ impl Account {
         self.meters.served.queue_wait.observe(self.arrived.elapsed().as_secs_f64());
     }
 
+    /// The client gets this status.
+    pub fn answered(&mut self, status: u16) {
+        self.spans.answered(status);
+    }
+
     /// The first byte for the client is in hand.
     pub fn on_first_byte(&mut self) {
         let now = Instant::now();
         self.first_byte = Some(now);
+        self.answered(200);
         if self.meters.streamed {
+            self.spans.first_event(now);
             self.meters.served.first_token.observe(now.duration_since(self.arrived).as_secs_f64());
         }
     }
@@ -139,6 +150,7 @@ impl Account {
             None => 0.0,
         };
         self.tenant.settle(self.charge.reserved, used);
+        self.spans.finish(outcome, believed);
     }
 
     /// The times of a stream, and whether they are within the objectives.

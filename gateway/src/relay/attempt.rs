@@ -12,6 +12,7 @@ use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use stowage_contracts::names::{HEADER_LOAD, HEADER_TENANT_SALT};
+use stowage_telemetry::traces::traceparent;
 
 use crate::metrics::Retry;
 use crate::queue::client::EngineClient;
@@ -41,16 +42,21 @@ pub enum Attempt {
 }
 
 /// Sends the request to the lease's replica. Dropping the future closes the connection, which is how
-/// an engine learns that its work is not wanted any more.
-pub async fn attempt(client: &EngineClient, lease: &Lease, out: &Outgoing) -> Attempt {
-    let Some(request) = request(lease, out) else { return Attempt::Failed(Retry::Unreachable) };
+/// an engine learns that its work is not wanted any more. `traceparent` names the span of this attempt.
+pub async fn attempt(
+    client: &EngineClient,
+    lease: &Lease,
+    out: &Outgoing,
+    traceparent: Option<HeaderValue>,
+) -> Attempt {
+    let Some(request) = request(lease, out, traceparent) else { return Attempt::Failed(Retry::Unreachable) };
     tokio::select! {
         attempt = exchange(client, lease, out, request) => attempt,
         () = lost_with_alternative(lease) => Attempt::Failed(Retry::Lost),
     }
 }
 
-fn request(lease: &Lease, out: &Outgoing) -> Option<Request<Full<Bytes>>> {
+fn request(lease: &Lease, out: &Outgoing, traceparent: Option<HeaderValue>) -> Option<Request<Full<Bytes>>> {
     // Only headers that we name: nothing of the client's reaches an engine, its key least of all.
     let mut request = Request::post(format!("http://{}{}", lease.replica.address, out.route.path()))
         .header(CONTENT_TYPE, "application/json")
@@ -58,8 +64,8 @@ fn request(lease: &Lease, out: &Outgoing) -> Option<Request<Full<Bytes>>> {
     if let Some(salt) = &out.salt {
         request = request.header(HEADER_TENANT_SALT, salt.clone());
     }
-    if let Some(traceparent) = &out.traceparent {
-        request = request.header("traceparent", traceparent.clone());
+    if let Some(traceparent) = traceparent {
+        request = request.header(traceparent::HEADER, traceparent);
     }
     request.body(Full::new(out.body.clone())).ok()
 }

@@ -44,20 +44,27 @@ impl Exchanges {
     pub async fn run(&self, request: Admitted, path: &str) -> Response<OutBody> {
         let Admitted { held: _held, deployment, pool, mut account, mut ask, out } = request;
         let refuse = |account: &mut Account, refused: Refused| {
+            account.answered(refused.error.status);
             account.finish(refused.outcome, None);
             answers::refusal(&refused.error, path)
         };
         let mut attempts = Attempts::default();
         loop {
+            let since = Instant::now();
             let lease = match pool.acquire(ask.clone(), attempts.tried().to_vec()).await {
                 Ok(lease) => lease,
-                Err(reason) => return refuse(&mut account, refusals::unplaced(reason, &deployment, pool.ready_in())),
+                Err(reason) => {
+                    account.spans.unplaced(since);
+                    return refuse(&mut account, refusals::unplaced(reason, &deployment, pool.ready_in()));
+                }
             };
             account.on_placed();
+            account.spans.placed(since, &lease);
             if let Some(reason) = attempts.give_up(|incarnation| pool.has_ended(incarnation)) {
                 return refuse(&mut account, refusals::given_up(reason, &deployment.model));
             }
-            let again = match attempt::attempt(&self.client, &lease, &out).await {
+            let traceparent = account.spans.sent(&lease);
+            let again = match attempt::attempt(&self.client, &lease, &out, traceparent).await {
                 Attempt::Whole { content_type, body } => {
                     account.on_first_byte();
                     return answers::success(content_type, out.stream, stream::whole(body, out.stream, account));
@@ -68,11 +75,13 @@ impl Exchanges {
                     return answers::success(content_type, out.stream, OutBody::Relay(relay));
                 }
                 Attempt::Refused { status, body, retry_after } => {
+                    account.answered(status.as_u16());
                     account.finish(Outcome::EngineRefused, None);
                     return answers::passed_on(status, body, retry_after);
                 }
                 Attempt::Busy { status, body, retry_after } => {
                     if !pool.has_alternative(&lease.replica) || attempts.is_last_refusal() {
+                        account.answered(status.as_u16());
                         account.finish(Outcome::EngineFailed, None);
                         return answers::passed_on(status, body, retry_after);
                     }
@@ -87,6 +96,7 @@ impl Exchanges {
                 "the request is sent again"
             );
             self.metrics.count_retry(again);
+            account.spans.sent_again(again);
             attempts.record(lease.incarnation, again);
             if attempts.is_exhausted() {
                 return refuse(&mut account, refusals::given_up(GiveUp::Failed, &deployment.model));

@@ -7,5 +7,6 @@ pub mod attempts;
 pub mod exchange;
 pub mod outgoing;
 pub mod refusals;
+pub mod spans;
 pub mod stream;
 pub mod usage;

@@ -25,7 +25,6 @@ pub struct Outgoing {
     /// `None` while no key gives one: then the engine is the tenant's own.
     pub salt: Option<HeaderValue>,
     pub request_id: HeaderValue,
-    pub traceparent: Option<HeaderValue>,
 }
 
 /// The body for the engine. `body` is a JSON object; `called` is the model's name in it, `model` the engine's.

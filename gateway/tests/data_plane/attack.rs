@@ -4,20 +4,16 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use http::Request;
-use http_body_util::{BodyExt, Full};
+use http_body_util::BodyExt;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use stowage_gateway::queue::client::{EngineClient, client};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpSocket, TcpStream};
 
 use crate::support::engine::{Behaviour, MockEngine};
 use crate::support::harness::{OK, chat, until_within};
-use crate::support::process::free_address;
+use crate::support::process::Gateway;
 
 /// Sixty per cent of the chart's limit of 512 MiB.
 const MOST_KIB: u64 = 512 * 1024 * 60 / 100;
@@ -51,58 +47,12 @@ impl Size {
     }
 }
 
-/// A gateway process with one engine; killed when dropped.
-struct Gateway {
-    process: Child,
-    world: PathBuf,
-    address: SocketAddr,
-    client: EngineClient,
-}
-
 impl Gateway {
-    async fn start(engine: SocketAddr) -> Self {
-        let address = free_address();
-        let world = std::env::temp_dir().join(format!("stowage-attack-{}.yaml", address.port()));
-        let yaml = format!(
-            "tenants: [{{name: a, keys: [sk-a]}}, {{name: b, keys: [sk-b]}}]
-models: [{{name: m, tenant: a, access: [b], endpoints: ['{engine}']}}]
-cacheKey: 0123456789abcdef0123456789abcdef"
-        );
-        std::fs::write(&world, yaml).unwrap();
-        let process = Command::new(env!("CARGO_BIN_EXE_stowage-gateway"))
-            .env("STOWAGE_LISTEN", address.to_string())
-            .env("STOWAGE_ADMIN_LISTEN", free_address().to_string())
-            .env("STOWAGE_STATIC_WORLD", &world)
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
-        until_within("the gateway listens", LONG, || std::net::TcpStream::connect(address).is_ok()).await;
-        Self { process, world, address, client: client() }
-    }
-
     /// The most that was resident at any time.
     fn peak_kib(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap();
         let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
-    }
-
-    /// A request of tenant `b` by a client that behaves.
-    async fn chat_of_b(&self) -> u16 {
-        let mut body = chat(false);
-        body["model"] = "a/m".into();
-        let request = self.request("sk-b", body.to_string());
-        match self.client.request(request).await {
-            Ok(response) => response.status().as_u16(),
-            Err(_) => 0,
-        }
-    }
-
-    fn request(&self, key: &str, body: String) -> Request<Full<bytes::Bytes>> {
-        Request::post(format!("http://{}/v1/chat/completions", self.address))
-            .header("authorization", format!("Bearer {key}"))
-            .body(Full::new(body.into()))
-            .unwrap()
     }
 
     /// A socket from one of many addresses of loopback.
@@ -136,14 +86,6 @@ cacheKey: 0123456789abcdef0123456789abcdef"
             });
             tokio::join!(futures::future::join_all(asked), async { drop(connection.await) });
         }))
-    }
-}
-
-impl Drop for Gateway {
-    fn drop(&mut self) {
-        drop(self.process.kill());
-        drop(self.process.wait());
-        drop(std::fs::remove_file(&self.world));
     }
 }
 

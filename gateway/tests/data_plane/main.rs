@@ -9,3 +9,4 @@ mod lifecycle;
 mod serving;
 mod slow_clients;
 mod support;
+mod traces;

@@ -41,4 +41,6 @@ metrics! { Engine;
         "Sequences in a step";
     CONNECTIONS: Gauge "stowage_engine_connections" []
         "Open HTTP connections";
+    TRACE_SPANS: Counter "stowage_engine_trace_spans_total" ["outcome"]
+        "Spans by what became of them: sent, dropped (the queue was full) or failed (the collector did not take them)";
 }

@@ -41,4 +41,6 @@ metrics! { Gateway;
         "Malformed API objects passed over";
     WORLD_CHANGES: Counter "stowage_gateway_world_changes_total" []
         "Changes of what the gateway knows of tenants, keys, models and replicas";
+    TRACE_SPANS: Counter "stowage_gateway_trace_spans_total" ["outcome"]
+        "Spans by what became of them: sent, dropped (the queue was full) or failed (the collector did not take them)";
 }

@@ -3,6 +3,7 @@
 use axum::Json;
 use axum::response::{IntoResponse, Response};
 use stowage_openai_api::ApiError;
+use stowage_telemetry::traces::traceparent::TraceParent;
 
 use super::account::Account;
 use super::choice::{Choice, Delta};
@@ -11,8 +12,12 @@ use super::stream::{Answer, Header, stream_events};
 use super::{App, respond};
 
 /// Parses, submits and answers. Counts the request whatever happens.
-pub(super) async fn answer<A: Answer>(app: App, parse: impl AsyncFnOnce(&App) -> Result<Job, ApiError>) -> Response {
-    let mut account = Account::new(&app);
+pub(super) async fn answer<A: Answer>(
+    app: App,
+    caller: Option<TraceParent>,
+    parse: impl AsyncFnOnce(&App) -> Result<Job, ApiError>,
+) -> Response {
+    let mut account = Account::new(&app, A::OPERATION, caller);
     if app.engine.is_draining() {
         let err = ApiError::unavailable(
             "draining",

@@ -9,6 +9,7 @@ use stowage_openai_api::{
     ApiError, ChatChoice, ChatChunk, ChatChunkChoice, ChatCompletion, ChatLogprobs, ChatMessage, ChatRequest,
     TokenLogprob, TopLogprob, Usage,
 };
+use stowage_telemetry::traces::traceparent::TraceParent;
 
 use super::answer::answer;
 use super::choice::{Delta, JobPrompt, Scored};
@@ -20,8 +21,9 @@ use super::{App, body};
 use crate::text::{self, Beginning, TemplateError, TextModel};
 
 pub(super) async fn handle(State(app): State<App>, headers: HeaderMap, body: Body) -> Response {
+    let caller = TraceParent::of(&headers);
     let parse = async |app: &App| prepare(app, &headers, body).await;
-    answer::<Chat>(app, parse).await
+    answer::<Chat>(app, caller, parse).await
 }
 
 async fn prepare(app: &App, headers: &HeaderMap, body: Body) -> Result<Job, ApiError> {
@@ -76,6 +78,7 @@ pub(super) struct Chat;
 
 impl Answer for Chat {
     const ID_PREFIX: &'static str = "chatcmpl-";
+    const OPERATION: &'static str = "chat";
     type Whole = ChatCompletion;
     type Chunk = ChatChunk;
 

@@ -196,9 +196,9 @@ impl Choice {
                 )));
             };
             match update {
-                Update::Admitted { cached_tokens } => {
+                Update::Admitted { cached_tokens, at } => {
                     let counted = self.prompt.tokens.len();
-                    account.admitted(if self.is_first { cached_tokens.min(counted) } else { 0 });
+                    account.admitted(if self.is_first { cached_tokens.min(counted) } else { 0 }, at);
                 }
                 Update::Prompt { logprobs } => self.prompt.scores.extend(logprobs),
                 Update::Token { token, logprobs } => {

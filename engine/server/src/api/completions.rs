@@ -7,6 +7,7 @@ use axum::response::Response;
 use stowage_openai_api::{
     ApiError, Completion, CompletionChoice, CompletionLogprobs, CompletionRequest, Prompt, Usage,
 };
+use stowage_telemetry::traces::traceparent::TraceParent;
 
 use super::answer::answer;
 use super::choice::{Delta, Echo, JobPrompt, Scored};
@@ -18,8 +19,9 @@ use super::{App, body};
 use crate::text::{Beginning, TextModel};
 
 pub(super) async fn handle(State(app): State<App>, headers: HeaderMap, body: Body) -> Response {
+    let caller = TraceParent::of(&headers);
     let parse = async |app: &App| prepare(app, &headers, body).await;
-    answer::<Text>(app, parse).await
+    answer::<Text>(app, caller, parse).await
 }
 
 async fn prepare(app: &App, headers: &HeaderMap, body: Body) -> Result<Job, ApiError> {
@@ -64,6 +66,7 @@ pub(super) struct Text;
 
 impl Answer for Text {
     const ID_PREFIX: &'static str = "cmpl-";
+    const OPERATION: &'static str = "text_completion";
     type Whole = Completion;
     type Chunk = Completion;
 

@@ -31,6 +31,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use stowage_contracts::names::{HEADER_LOAD, PATH_LOAD};
 use stowage_openai_api::{ApiError, Limits, SharedBudget};
+use stowage_telemetry::traces::Tracer;
 use tokio::sync::{Semaphore, watch};
 
 pub(crate) use job::random;
@@ -61,6 +62,7 @@ pub struct Shared {
     pub max_body: usize,
     pub body_timeout: Duration,
     pub metrics: Metrics,
+    pub tracer: Tracer,
     /// Requests that have not got their last byte yet.
     in_flight: watch::Sender<usize>,
     /// Bytes of request bodies held in memory, from their arrival until they are tokenized.
@@ -89,12 +91,23 @@ pub struct Setup {
     /// Sequences that the engine takes, running and waiting.
     pub max_sequences: usize,
     pub metrics: Metrics,
+    pub tracer: Tracer,
 }
 
 impl App {
     pub fn new(setup: Setup) -> Self {
-        let Setup { engine, text, parse_special, model, created, max_body, body_timeout, max_sequences, metrics } =
-            setup;
+        let Setup {
+            engine,
+            text,
+            parse_special,
+            model,
+            created,
+            max_body,
+            body_timeout,
+            max_sequences,
+            metrics,
+            tracer,
+        } = setup;
         Self(Arc::new(Shared {
             engine,
             text,
@@ -106,6 +119,7 @@ impl App {
             max_body,
             body_timeout,
             metrics,
+            tracer,
             in_flight: watch::Sender::new(0),
             bodies: SharedBudget::new(BODY_BYTES),
             sequences: SharedBudget::new(max_sequences),

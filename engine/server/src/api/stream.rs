@@ -27,6 +27,8 @@ pub(super) struct Header {
 /// The JSON shapes of one API.
 pub(super) trait Answer: Send + 'static {
     const ID_PREFIX: &'static str;
+    /// As OpenTelemetry names it.
+    const OPERATION: &'static str;
     type Whole: Serialize + Send;
     type Chunk: Serialize + Send;
 

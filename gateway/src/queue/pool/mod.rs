@@ -98,6 +98,8 @@ pub struct Lease {
     pub replica: Arc<Replica>,
     /// The incarnation of the replica's process that has the request.
     pub incarnation: u64,
+    /// When the pool looked for a replica and found this one.
+    pub chosen: Instant,
     tenant: Arc<str>,
     sequences: u32,
 }
@@ -392,6 +394,7 @@ impl Pool {
             pool: self.clone(),
             replica: slot.replica.clone(),
             incarnation: slot.incarnation,
+            chosen: now,
             tenant: ask.tenant.clone(),
             sequences: ask.sequences,
         })

@@ -25,6 +25,7 @@ use stowage_gateway::relay::stream::StreamPatience;
 use stowage_gateway::world::facts::{DeploymentFact, Facts, PodFact, QuotaFact, SecretKeys, TokenLimits};
 use stowage_gateway::world::salt::SaltKey;
 use stowage_telemetry::metrics::Registry;
+use stowage_telemetry::traces::Tracer;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
@@ -164,6 +165,10 @@ impl Harness {
     }
 
     pub async fn with(engines: &[&MockEngine], limits: Limits) -> Self {
+        Self::traced(engines, limits, Tracer::default()).await
+    }
+
+    pub async fn traced(engines: &[&MockEngine], limits: Limits, tracer: Tracer) -> Self {
         let mut registry = stowage_telemetry::metrics::registry();
         let metrics = Metrics::register(&mut registry);
         let client = client();
@@ -174,6 +179,7 @@ impl Harness {
             directory,
             client.clone(),
             metrics,
+            tracer,
         );
         let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = listener.local_addr().unwrap();
