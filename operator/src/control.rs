@@ -193,6 +193,7 @@ impl Control {
         let basis = Basis { view: view.clone(), memory: self.memory.clone(), policy: self.policy.clone() };
         let (plan, report) = self.prepared.plan(&built.snapshot, &self.policy, now);
         self.memory.borrowed(&report.shares);
+        self.memory.waited(&report.waiting);
         self.memory.unclaimed(&built.unclaimed, now);
         self.memory.learn(&built.judged, &view.deployments);
         self.memory.remember(&built.snapshot, &plan);

@@ -166,6 +166,7 @@ fn carry_out(snapshot: &mut Snapshot, n: usize, replica: &ReplicaId, placement: 
         node_lost: false,
         overshoot: None,
         in_flight: None,
+        takes_over: false,
     });
 }
 

@@ -203,6 +203,7 @@ fn fleet(nodes: u32, gpus: u32, replicas: u32) -> Snapshot {
         classes: vec![class("h100-80g"), class("h200-141g")],
         exclusions: Vec::new(),
         shares: Vec::new(),
+        waiting: Vec::new(),
     }
 }
 
@@ -282,6 +283,7 @@ fn carry_out(s: &mut Snapshot, actions: &[Action]) {
             node_lost: false,
             overshoot: None,
             in_flight: None,
+            takes_over: false,
         });
     }
 }

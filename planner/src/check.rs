@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use crate::plan::{Action, EndReason, Plan};
+use crate::plan::{Action, CreateReason, EndReason, Plan};
 use crate::snapshot::index::charge;
 use crate::snapshot::{
     Deployment, DeploymentId, Freshness, Gpu, Health, Node, Partition, Phase, Placement, Promise, Quota, Replica,
@@ -106,6 +106,11 @@ pub enum Violation {
     NodeOverCommitted {
         node: String,
     },
+    /// A replica is to move that is not Ready, alone in its slot and of the present specification, or two of one
+    /// deployment; or one ends for a move although nothing that is Ready takes over from it.
+    WrongMove {
+        replica: ReplicaId,
+    },
     /// A cancelled drain of what does not drain.
     ResumedNotDraining {
         replica: ReplicaId,
@@ -131,6 +136,7 @@ pub fn check(snapshot: &Snapshot, plan: &Plan) -> Vec<Violation> {
     checker.references(plan);
     checker.gpus(plan);
     checker.quotas(plan);
+    checker.moves(plan);
     checker.nodes(plan);
     checker.found
 }
@@ -146,6 +152,7 @@ struct Checker<'a> {
 struct Created<'a> {
     replica: &'a ReplicaId,
     placement: &'a Placement,
+    reason: CreateReason,
     deployment: &'a Deployment,
 }
 
@@ -155,9 +162,9 @@ type Added<'a> = (&'a Created<'a>, &'a Promise);
 impl<'a> Checker<'a> {
     fn creates(&self, plan: &'a Plan) -> Vec<Created<'a>> {
         let found = plan.actions.iter().filter_map(|a| match a {
-            Action::Create { replica, placement, .. } => {
+            Action::Create { replica, placement, reason, .. } => {
                 let deployment = self.deployment(replica)?;
-                Some(Created { replica, placement, deployment })
+                Some(Created { replica, placement, reason: *reason, deployment })
             }
             _ => None,
         });
@@ -343,8 +350,8 @@ impl<'a> Checker<'a> {
     }
 
     /// A tenant to which the plan adds stays within nominal quota and borrowing limit. What it held
-    /// before may be above (quota was lowered); then nothing may be added. A replica that leaves a cordoned node is
-    /// counted where it goes.
+    /// before may be above (quota was lowered); then nothing may be added. A replica that moves is counted where it
+    /// goes.
     fn quotas(&mut self, plan: &'a Plan) {
         let mut held: Held<'a> = BTreeMap::new();
         let mut grows: BTreeSet<(&TenantId, &str)> = BTreeSet::new();
@@ -417,7 +424,7 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// Takes out what the created replica's predecessor holds, where it moves off a cordoned node.
+    /// Takes out what the created replica's predecessor holds, where it moves off a cordoned node or makes room.
     fn leaves(&self, c: &Created<'a>, held: &mut Held<'a>) {
         let of_slot =
             c.deployment.replicas.iter().filter(|r| {
@@ -427,7 +434,8 @@ impl<'a> Checker<'a> {
             let node = old.placement.as_ref().and_then(|p| self.nodes.get(p.node.as_str()));
             let id = ReplicaId { incarnation: old.incarnation, ..c.replica.clone() };
             let owner = SliceOwner::Replica(id);
-            for gpu in node.filter(|node| node.cordoned).iter().flat_map(|node| &node.gpus) {
+            let moves = c.reason == CreateReason::Move;
+            for gpu in node.filter(|node| node.cordoned || moves).iter().flat_map(|node| &node.gpus) {
                 for s in gpu.slices.iter().filter(|s| s.owner == owner) {
                     if let (Some(tenant), Some(class)) = (&s.tenant, &gpu.class)
                         && let Some(held) = held.get_mut(&(tenant, class.as_str()))
@@ -435,6 +443,34 @@ impl<'a> Checker<'a> {
                         *held = held.saturating_sub(charge(gpu, &s.promise));
                     }
                 }
+            }
+        }
+    }
+
+    /// A move costs no deployment a replica that serves: what is to move serves, one of a deployment at a time, and
+    /// ends only after another has taken over.
+    fn moves(&mut self, plan: &'a Plan) {
+        let mut moving = BTreeSet::new();
+        for c in self.creates(plan).iter().filter(|c| c.reason == CreateReason::Move) {
+            let mut of_slot = c.deployment.replicas.iter().filter(|r| r.index == c.replica.index);
+            let serves = |r: &Replica| r.phase == Phase::Ready && r.spec_hash == c.deployment.spec_hash;
+            let alone = of_slot.next().is_some_and(serves) && of_slot.next().is_none();
+            let ends = plan.actions.iter().any(|a| ends(a) && a.replica().deployment == c.deployment.id);
+            if !alone || ends || c.deployment.deleting || !moving.insert(&c.deployment.id) {
+                self.found.push(Violation::WrongMove { replica: c.replica.clone() });
+            }
+        }
+        for action in &plan.actions {
+            let (Action::Drain { replica, reason, .. } | Action::Remove { replica, reason, .. }) = action else {
+                continue;
+            };
+            let takes_over = |r: &Replica| {
+                let later = r.index == replica.index && r.incarnation > replica.incarnation;
+                later && r.takes_over && r.phase == Phase::Ready
+            };
+            let taken_over = self.deployment(replica).is_some_and(|d| d.replicas.iter().any(takes_over));
+            if *reason == EndReason::Moved && !taken_over {
+                self.found.push(Violation::WrongMove { replica: replica.clone() });
             }
         }
     }
@@ -471,6 +507,10 @@ impl<'a> Checker<'a> {
             }
         }
     }
+}
+
+fn ends(action: &Action) -> bool {
+    matches!(action, Action::Drain { .. } | Action::Remove { .. })
 }
 
 /// Whether the action is a reclaim that brings the end of what is on its way out forward.

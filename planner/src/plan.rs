@@ -79,6 +79,8 @@ pub enum CreateReason {
     Replace,
     /// The pod's specification changed.
     Rollout,
+    /// Another replica needs the room of the slot's Ready pod, which ends once this one is Ready.
+    Move,
 }
 
 /// Why a drain is cancelled; a metric label.
@@ -115,6 +117,8 @@ pub enum EndReason {
     Duplicate,
     /// It borrows quota that its owner needs.
     Reclaimed,
+    /// Another replica needs its room, and its replacement elsewhere is Ready.
+    Moved,
     /// A drain reached zero requests in flight.
     Drained,
     /// A drain reached its deadline.

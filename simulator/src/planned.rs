@@ -144,6 +144,7 @@ impl Stowage {
                 node_lost: false,
                 overshoot: None,
                 in_flight: Some(replica.running as u32),
+                takes_over: false,
             });
         }
         self.snapshot.deployments[0].replicas = replicas;

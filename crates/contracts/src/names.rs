@@ -74,6 +74,8 @@ pub const ANNOTATION_INCARNATION: &str = "stowage.dev/incarnation";
 pub const ANNOTATION_REPLICA_INDEX: &str = "stowage.dev/replica-index";
 /// Pod annotation: hash of what the pod was built from; another hash means a rollout.
 pub const ANNOTATION_SPEC_HASH: &str = "stowage.dev/spec-hash";
+/// Annotation on pods and claims, `true`: the pod was made so that the Ready one of its replica index can end.
+pub const ANNOTATION_TAKES_OVER: &str = "stowage.dev/takes-over";
 
 /// Annotation on pods and claims: the placement that was decided, as JSON.
 pub const ANNOTATION_PLACEMENT: &str = "stowage.dev/placement";

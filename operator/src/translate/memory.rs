@@ -9,7 +9,7 @@ use stowage_planner::Plan;
 use stowage_planner::demand::bottleneck::{FaultyGpus, Means, Verdict};
 use stowage_planner::plan::{Action, EndReason};
 use stowage_planner::snapshot::{
-    ColdStart, DecayedShare, DeploymentId, Exclusion, Hold, Memory as RuleMemory, Slot, Snapshot, TimeMs,
+    ColdStart, DecayedShare, DeploymentId, Exclusion, Hold, Memory as RuleMemory, Slot, Snapshot, TimeMs, Waiting,
 };
 
 use stowage_crds::names::{ANNOTATION_DRAIN_UNTIL, ANNOTATION_DRAINING};
@@ -57,6 +57,8 @@ pub struct Memory {
     held: BTreeMap<DeploymentId, Hold>,
     /// What tenants borrowed of late, from the last report.
     shares: Vec<DecayedShare>,
+    /// Since when deployments have waited for room, from the last report.
+    waiting: Vec<Waiting>,
     /// By how much the clock was set while a pod drains, by the pod's UID and since when it drains: a drain that is
     /// cancelled and begins again has times of its own.
     drain_shifts: BTreeMap<(String, String), DrainShift>,
@@ -256,6 +258,15 @@ impl Memory {
 
     pub fn shares(&self) -> Vec<DecayedShare> {
         self.shares.clone()
+    }
+
+    /// Takes in since when deployments have waited for room, as the last plan reports it.
+    pub fn waited(&mut self, waiting: &[Waiting]) {
+        self.waiting = waiting.to_vec();
+    }
+
+    pub fn waiting(&self) -> Vec<Waiting> {
+        self.waiting.clone()
     }
 
     pub fn exclusions(&self) -> Vec<Exclusion> {

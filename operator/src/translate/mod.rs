@@ -83,6 +83,7 @@ pub fn build(view: &View, memory: &Memory, sequence: u64) -> Built {
         classes: classes.for_planner(),
         exclusions: memory.exclusions(),
         shares: memory.shares(),
+        waiting: memory.waiting(),
     };
     // One that a finalizer of its user's keeps from ending takes over nothing either.
     let ending = |id: &DeploymentId| {

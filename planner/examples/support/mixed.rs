@@ -329,6 +329,7 @@ impl World {
             node_lost: false,
             overshoot: None,
             in_flight: None,
+            takes_over: false,
         });
     }
 

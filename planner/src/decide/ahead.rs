@@ -32,9 +32,9 @@ impl<'a> Draft<'a> {
             return self.settle_quota();
         }
         self.ahead = Some(self.begin());
-        self.end_leaving(false, |_| true);
-        for (at, (slots, _)) in self.refill(None) {
-            self.cases[at].awaiting = slots;
+        for (at, (slots, first)) in self.fill_ahead() {
+            let case = &mut self.cases[at];
+            (case.awaiting, case.awaited_node) = (slots, Some(first.node));
         }
         for at in 0..self.cases.len() {
             if self.cases[at].is_refused() {
@@ -42,6 +42,13 @@ impl<'a> Draft<'a> {
             }
         }
         self.settle_quota();
+    }
+
+    /// Goes to that state, and fills what waits.
+    pub(super) fn fill_ahead(&mut self) -> Filled {
+        self.end_leaving(false, |_| true);
+        self.end_moving();
+        self.refill(None)
     }
 
     /// Ends these of the pods on their way out. `for_claimants`: what is borrowed comes after them, even if it is to be

@@ -3,15 +3,17 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use crate::decide::defragment::MoveVerdict;
 use crate::decide::prepared::Known;
 use crate::demand::{Basis, Change, Demand, Prediction, ScaleVerdict, Site, Withdrawn, WithdrawnFor, how_many};
-use crate::lifecycle::{Assessment, End, Open, Resume, Wait};
+use crate::lifecycle::{Assessment, End, Moving, Open, Resume, Wait};
 use crate::place::placer::{Alternative, Placer};
 use crate::place::{PlacementVerdict, Refusal};
 use crate::plan::{Action, CreateReason, EndReason};
 use crate::quota::QuotaLimit;
 use crate::snapshot::{
     Accelerator, Deployment, Memory, Phase, Placement, Policy, Replica, ReplicaId, ScalingMode, TenantId, TimeMs,
+    Waiting as SinceWhen,
 };
 
 pub(crate) struct Case<'a> {
@@ -47,6 +49,12 @@ pub(crate) struct Case<'a> {
     pub awaiting: Vec<u32>,
     /// Slots for which borrowed replicas are reclaimed, with the pods that drain.
     pub reclaims: Vec<(u32, Vec<String>)>,
+    /// Where the first of `awaiting` will be.
+    pub awaited_node: Option<String>,
+    /// Since when it has waited for room, as the snapshot has it.
+    pub waited: Option<&'a SinceWhen>,
+    /// Whether running replicas move for it.
+    pub moves: Option<MoveVerdict>,
     /// The next open slot to try.
     pub next: usize,
     /// No further slot is tried: it would fail as the last one did.
@@ -65,6 +73,8 @@ pub(crate) struct Create {
     pub replica: ReplicaId,
     pub reason: CreateReason,
     pub verdict: PlacementVerdict,
+    /// Whose replica gets the room of the pod that it takes over from.
+    pub moved_for: Option<TenantId>,
 }
 
 impl<'a> Case<'a> {
@@ -99,6 +109,9 @@ impl<'a> Case<'a> {
             stuck_renewals: Vec::new(),
             awaiting: Vec::new(),
             reclaims: Vec::new(),
+            awaited_node: None,
+            waited: None,
+            moves: None,
             next: 0,
             blocked: false,
         }
@@ -114,10 +127,11 @@ impl<'a> Case<'a> {
         self.life.current + self.opened()
     }
 
-    /// Open slots that are filled, by new pods or by those that drained; renewals stand beside a pod that already
-    /// counts.
+    /// Open slots that are filled, by new pods or by those that drained; renewals and moves stand beside a pod that
+    /// already counts.
     pub fn opened(&self) -> u32 {
-        let created = self.creates.iter().filter(|c| !self.renews(&c.replica)).count();
+        let beside = |c: &&Create| self.renews(&c.replica) || c.reason == CreateReason::Move;
+        let created = self.creates.iter().filter(|c| !beside(c)).count();
         (created + self.resumes.len()) as u32
     }
 
@@ -139,6 +153,43 @@ impl<'a> Case<'a> {
         });
         let open = self.open_slots().map(|open| Waiting { open: *open, old: None });
         open.chain(stuck).filter(|w| !self.awaiting.contains(&w.open.index)).collect()
+    }
+
+    /// The slot that has waited for room, as the snapshot has it, if it waits still; and since when.
+    pub fn long_waiting(&self) -> Option<(Open, TimeMs)> {
+        let waited = self.waited?;
+        let slot = self.waiting_slots().into_iter().find(|w| w.old.is_none() && w.open.index == waited.index)?;
+        Some((slot.open, waited.since_ms.max(self.d.created_ms)))
+    }
+
+    /// What is to be remembered of its wait for room: of the first slot that time alone does not fill.
+    pub fn waiting(&self, now: TimeMs) -> Option<SinceWhen> {
+        let first = self.waiting_slots().into_iter().find(|w| w.old.is_none() && !self.failed.is_empty())?;
+        let index = first.open.index;
+        let known = self.waited.filter(|w| w.index == index && w.since_ms <= now);
+        let since_ms = known.map_or(now, |w| w.since_ms.max(self.d.created_ms));
+        Some(SinceWhen { deployment: self.d.id.clone(), index, since_ms })
+    }
+
+    /// CPU and memory that a replica of this variant requests of its node.
+    pub fn requests(&self, variant: &str) -> (u64, u64) {
+        let asked = self.alternatives.iter().map(|a| &a.ask).find(|ask| ask.variant == variant);
+        let (cpu, memory) = (self.d.needs.cpu_milli, self.d.needs.memory_bytes);
+        asked.map_or((cpu, memory), |ask| (ask.cpu_milli, ask.node_memory_bytes))
+    }
+
+    /// What a start of it takes; `None`: nothing is known of that.
+    pub fn cold_start_ms(&self) -> Option<u64> {
+        self.cold_start_ms
+    }
+
+    /// Pods that end once another has taken over, on which others may count.
+    pub fn moving(&self) -> impl Iterator<Item = &'a Replica> {
+        let moves = |r: &Replica| {
+            let is = |m: &Moving| (m.index, m.incarnation, m.overdue) == (r.index, r.incarnation, false);
+            self.life.moving.iter().any(is) && !self.leaving().any(|l| std::ptr::eq(l, r))
+        };
+        self.d.replicas.iter().filter(move |r| moves(r))
     }
 
     pub fn is_refused(&self) -> bool {

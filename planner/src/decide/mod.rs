@@ -3,13 +3,15 @@
 //! Endings first, since they need neither quota nor room. Then open slots, one replica at a time:
 //! below nominal quota first, then by priority, weighted share, age and name (`line`). Last the renewal of outdated
 //! replicas, with what is left. Where a tenant's own replica found no room, a node is kept for it before others
-//! borrow (`hold`), and what is lent is reclaimed (`reclaim`). Every grant is charged and taken from the working copy before the
+//! borrow (`hold`), and what is lent is reclaimed (`reclaim`). What fits nowhere then may have others move
+//! (`defragment`). Every grant is charged and taken from the working copy before the
 //! next is considered, so the order above is all that fairness rests on.
 //!
 //! Not here: prose, records and counterfactuals, which look at a finished [`Draft`].
 
 pub(crate) mod ahead;
 pub(crate) mod case;
+pub(crate) mod defragment;
 mod hold;
 mod line;
 pub(crate) mod prepared;
@@ -25,7 +27,7 @@ use crate::place::PlacementVerdict;
 use crate::place::placer::{Alternative, Chosen, Placer, Seeker};
 use crate::plan::{CreateReason, EndReason};
 use crate::quota::{Ledger, QuotaLimit};
-use crate::snapshot::index::{Mark, NodeAt, Owner};
+use crate::snapshot::index::{Mark, NodeAt, Owner, Row};
 use crate::snapshot::{Exclusion, Policy, Replica, ReplicaId, Snapshot, TenantId, TimeMs};
 
 /// A decided snapshot, before it is reported.
@@ -73,10 +75,12 @@ pub(crate) fn decide<'a>(snapshot: &'a Snapshot, policy: &Policy, now: TimeMs, p
     let base = placer.index.mark();
     let began = ledger.clone();
     let mut draft = Draft { placer, ledger, cases, now, ahead: None, began, holds: Vec::new(), base, known, kept };
+    draft.note_waits(&snapshot.waiting);
     draft.exclude_refused_nodes();
     draft.fill();
     draft.renew();
     draft.reclaim();
+    draft.defragment(policy);
     draft.look_ahead();
     draft
 }
@@ -203,7 +207,7 @@ impl<'a> Draft<'a> {
         self.take(at, index, incarnation, &chosen);
         let case = &mut self.cases[at];
         let replica = ReplicaId { deployment: case.d.id.clone(), index, incarnation };
-        case.creates.push(Create { replica, reason, verdict: chosen.verdict });
+        case.creates.push(Create { replica, reason, verdict: chosen.verdict, moved_for: None });
     }
 
     fn refuse(&mut self, at: usize, slot: u32, limit: Option<QuotaLimit>, without_room: &[usize]) {
@@ -353,15 +357,24 @@ impl<'a> Draft<'a> {
             .fold(0, u64::saturating_add)
     }
 
+    /// A node as it would be without these replicas of it, by case.
+    fn without<'b>(&self, node: NodeAt, replicas: impl Iterator<Item = (usize, &'b Replica)>) -> Row {
+        let mut row = self.placer.index.rows()[node].clone();
+        for (at, r) in replicas {
+            let case = &self.cases[at];
+            let owner = Owner { deployment: case.number, index: r.index, incarnation: r.incarnation };
+            let (cpu, memory) = case.requests(r.placement.as_ref().map_or("", |p| &p.variant));
+            row.release(owner, cpu, memory, &case.d.needs.host_ports);
+        }
+        row
+    }
+
     fn end_on(&mut self, node: NodeAt, at: usize, owner: Owner, variant: &str) {
-        let case = &self.cases[at];
-        let d = case.d;
         for (tenant, class, x) in self.placer.index.charges_of(node, owner) {
             self.ledger.refund(&tenant, &class, x);
         }
-        let asked = case.alternatives.iter().map(|a| &a.ask).find(|ask| ask.variant == variant);
-        let cpu = asked.map_or(d.needs.cpu_milli, |ask| ask.cpu_milli);
-        let memory = asked.map_or(d.needs.memory_bytes, |ask| ask.node_memory_bytes);
-        self.placer.index.release(node, owner, cpu, memory, &d.needs.host_ports);
+        let case = &self.cases[at];
+        let (cpu, memory) = case.requests(variant);
+        self.placer.index.release(node, owner, cpu, memory, &case.d.needs.host_ports);
     }
 }

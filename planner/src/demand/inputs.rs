@@ -24,7 +24,7 @@ const INPUT_WEIGHT: f64 = 0.2;
 /// Clocks of two processes may differ by this much.
 const CLOCK_SKEW_MS: u64 = 5_000;
 /// Cold start that is assumed until enough were measured.
-const ASSUMED_COLD_START_MS: u64 = 120_000;
+pub const ASSUMED_COLD_START_MS: u64 = 120_000;
 /// Prompt tokens of a request until one was seen: the mean of the public conversation trace.
 const ASSUMED_INPUT: f64 = 1154.0;
 /// Tokens per answer beyond which a mean is taken for a broken counter.

@@ -17,8 +17,8 @@ mod verdict;
 
 pub(crate) use fleet::Change;
 pub use idle::idle_after_ms;
-pub(crate) use inputs::Site;
 pub use inputs::cold_start;
+pub(crate) use inputs::{ASSUMED_COLD_START_MS, Site};
 pub(crate) use predict::Basis;
 pub use predict::Prediction;
 pub use verdict::{

@@ -6,8 +6,8 @@ use crate::decide::Draft;
 use crate::decide::case::Case;
 use crate::explain::records::records;
 use crate::explain::report::{
-    ClusterReport, Counts, DecisionReport, DeploymentReport, Outcome, PlacementVerdict, QuotaVerdict, Refusal,
-    TenantReport, Wait,
+    ClusterReport, Counts, DecisionReport, DeploymentReport, MoveVerdict, Outcome, PlacementVerdict, QuotaVerdict,
+    Refusal, TenantReport, Wait,
 };
 use crate::explain::whatif::Findings;
 use crate::place::MAX_EXAMPLES;
@@ -34,6 +34,7 @@ pub(crate) fn report(
         tenants: tenants(snapshot, draft),
         cluster,
         shares: draft.ledger.shares(now),
+        waiting: draft.cases.iter().filter_map(|case| case.waiting(now)).collect(),
         records,
         wake_at: wake_at(draft, now),
         deployments,
@@ -63,7 +64,8 @@ fn deployment(draft: &Draft<'_>, ages: &[Ages], case: &Case<'_>, found: Findings
         prediction: case.prediction(),
         quota: quota(draft, case, granted),
         placements,
-        waits: waits(case),
+        waits: waits(draft, case),
+        moves: case.moves.clone().filter(|m| matches!(m, MoveVerdict::Moves { .. }) || case.is_refused()),
         counterfactuals: found.counterfactuals,
         no_counterfactual: found.none,
         oldest_input_ms,
@@ -93,7 +95,8 @@ fn outcome(case: &Case<'_>) -> Outcome {
         return Outcome::BackOff;
     }
     let fills = !case.creates.is_empty() || !case.resumes.is_empty();
-    let changes = !case.life.ends.is_empty() || fills || !case.life.renew.is_empty();
+    let replaces = !case.life.renew.is_empty() || !case.life.moving.is_empty();
+    let changes = !case.life.ends.is_empty() || fills || replaces;
     if changes || !case.awaiting.is_empty() {
         return Outcome::Progressing;
     }
@@ -101,12 +104,17 @@ fn outcome(case: &Case<'_>) -> Outcome {
 }
 
 /// What the slots wait for, besides quota and room.
-fn waits(case: &Case<'_>) -> Vec<Wait> {
+fn waits(draft: &Draft<'_>, case: &Case<'_>) -> Vec<Wait> {
     let mut waits = case.life.waits.clone();
     let leaving: Vec<_> = case.leaving().collect();
     for index in &case.awaiting {
         if let Some((_, pods)) = case.reclaims.iter().find(|(slot, _)| slot == index) {
             waits.push(Wait::Reclaiming { index: *index, pods: pods.clone() });
+            continue;
+        }
+        let pods = case.awaited_node.as_deref().map_or(Vec::new(), |node| draft.moving_from(node));
+        if leaving.is_empty() && !pods.is_empty() {
+            waits.push(Wait::Moving { index: *index, pods });
             continue;
         }
         // Its own predecessor if there is one; otherwise any pod of the deployment that ends.

@@ -67,7 +67,7 @@ fn ended(case: &Case<'_>, report: &DeploymentReport, end: &End, now: TimeMs) -> 
         }
         EndReason::Overshoot => RecordKind::Evict,
         EndReason::Reclaimed => RecordKind::Reclaim,
-        EndReason::Unschedulable | EndReason::Unprepared => RecordKind::Place,
+        EndReason::Unschedulable | EndReason::Unprepared | EndReason::Moved => RecordKind::Place,
     };
     let evidence = case.life.troubles.iter().find_map(|t| match &t.what {
         TroubleKind::Overshoot { evidence } if t.replica == end.replica => Some(evidence.clone()),
@@ -112,12 +112,12 @@ fn resumed(report: &DeploymentReport, resume: &Resume) -> DecisionRecord {
 fn created(draft: &Draft<'_>, report: &DeploymentReport, create: &Create) -> DecisionRecord {
     let kind = match create.reason {
         CreateReason::Rollout => RecordKind::Rollout,
-        CreateReason::ScaleOut | CreateReason::Replace => RecordKind::Place,
+        CreateReason::ScaleOut | CreateReason::Replace | CreateReason::Move => RecordKind::Place,
     };
     DecisionRecord {
         replica: Some(create.replica.clone()),
         message: with_reason(
-            render::placed(create.replica.index, create.reason, &create.verdict),
+            render::placed(create.replica.index, create.reason, &create.verdict, create.moved_for.as_ref()),
             report,
             create.reason == CreateReason::ScaleOut,
         ),

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::decide::defragment::MoveVerdict;
 pub use crate::demand::{Prediction, ScaleReason, ScaleVerdict, Signal, WithdrawnFor};
 pub use crate::lifecycle::{Trouble, TroubleKind, Wait};
 pub use crate::place::{
@@ -16,7 +17,7 @@ pub use crate::place::{
 };
 use crate::plan::{BasedOn, CreateReason, EndReason, ResumeReason};
 pub use crate::quota::{ClassUsage, QuotaBinding, QuotaLimit, QuotaVerdict, Spend};
-use crate::snapshot::{DecayedShare, DeploymentId, Overshoot, Placement, ReplicaId, TenantId, TimeMs};
+use crate::snapshot::{DecayedShare, DeploymentId, Overshoot, Placement, ReplicaId, TenantId, TimeMs, Waiting};
 
 /// Why one plan is what it is.
 #[must_use = "an unread report explains nothing"]
@@ -34,6 +35,10 @@ pub struct DecisionReport {
     /// What tenants of cohorts borrowed of late: the next snapshot's [`Snapshot::shares`](crate::Snapshot::shares).
     #[serde(default)]
     pub shares: Vec<DecayedShare>,
+    /// Since when deployments have waited for room: the next snapshot's [`Snapshot::waiting`](crate::Snapshot::waiting).
+    /// Sorted by deployment.
+    #[serde(default)]
+    pub waiting: Vec<Waiting>,
     /// What is decided now, one record per change or refusal.
     pub records: Vec<DecisionRecord>,
     /// The earliest time at which the answer changes by itself (a back-off or a deadline ends).
@@ -59,6 +64,9 @@ pub struct DeploymentReport {
     pub placements: Vec<PlacementVerdict>,
     /// Slots that must wait although there may be room.
     pub waits: Vec<Wait>,
+    /// Whether running replicas move elsewhere for the first slot that waits for room; `None`: none does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moves: Option<MoveVerdict>,
     /// Single changes that place more replicas, each acted out, each no larger than needed.
     pub counterfactuals: Vec<Counterfactual>,
     /// Why there is none although the deployment waits.
@@ -384,7 +392,7 @@ impl DeploymentReport {
     pub fn awaited_nodes<'a>(&'a self, stands: &BTreeMap<&str, &'a str>) -> Vec<&'a str> {
         let pods = self.waits.iter().flat_map(|wait| match wait {
             Wait::Ending { pod, .. } => std::slice::from_ref(pod),
-            Wait::Reclaiming { pods, .. } => pods.as_slice(),
+            Wait::Reclaiming { pods, .. } | Wait::Moving { pods, .. } => pods.as_slice(),
             _ => &[],
         });
         let mut found: Vec<&str> = pods.filter_map(|pod| stands.get(pod.as_str()).copied()).collect();

@@ -29,6 +29,8 @@ pub(crate) struct Assessment {
     pub resumable: Vec<Resume>,
     /// Ready pods of an older specification or on a cordoned node, in the order in which they are renewed.
     pub renew: Vec<Renew>,
+    /// Pods that end once the pod that takes over from them is Ready.
+    pub moving: Vec<Moving>,
     pub waits: Vec<Wait>,
     pub troubles: Vec<Trouble>,
     /// Times at which the answer changes by itself.
@@ -43,11 +45,12 @@ pub(crate) struct Assessment {
 impl Assessment {
     /// Neither now nor later, while the deployment and its nodes stay as they are.
     pub fn has_nothing_to_do(&self) -> bool {
-        let Assessment { ends, open, resumable, renew, waits, troubles, wakes, .. } = self;
+        let Assessment { ends, open, resumable, renew, moving, waits, troubles, wakes, .. } = self;
         ends.is_empty()
             && open.is_empty()
             && resumable.is_empty()
             && renew.is_empty()
+            && moving.is_empty()
             && waits.is_empty()
             && troubles.is_empty()
             && wakes.is_empty()
@@ -96,6 +99,15 @@ pub(crate) struct Renew {
     pub old: ReplicaId,
     pub old_pod: String,
     pub why: Renewal,
+}
+
+/// A Ready pod with another one that takes over from it and is not Ready yet.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Moving {
+    pub index: u32,
+    pub incarnation: u32,
+    /// The other one has taken so long that nobody counts on it.
+    pub overdue: bool,
 }
 
 /// Why a Ready pod is replaced.
@@ -323,7 +335,11 @@ impl<'a> View<'a> {
     /// present specification the one that does not have to move.
     fn settle_slots(&mut self, live: &mut Live<'a>) {
         for pods in live.values_mut() {
-            let rank = |r: &Replica| (self.matches(r), !self.cordoned(r), r.phase == Phase::Ready, r.incarnation);
+            let heirs = pods.iter().filter(|r| r.takes_over && self.matches(r)).map(|r| r.incarnation);
+            let heir = heirs.max().unwrap_or(0);
+            let stays = |r: &Replica| r.incarnation >= heir;
+            let ready = |r: &Replica| r.phase == Phase::Ready;
+            let rank = |r: &Replica| (self.matches(r), !self.cordoned(r), stays(r), ready(r), r.incarnation);
             pods.sort_by_key(|r| std::cmp::Reverse(rank(r)));
             let primary = pods[0];
             let waiting = self.matches(primary) && primary.phase != Phase::Ready;
@@ -331,10 +347,13 @@ impl<'a> View<'a> {
             for r in pods.drain(..).skip(1) {
                 if waiting && r.phase == Phase::Ready && kept.len() == 1 {
                     kept.push(r);
+                    self.move_on(r, primary);
                     continue;
                 }
+                let moved = self.matches(r) && primary.takes_over && primary.phase == Phase::Ready;
                 let reason = match r.spec_hash == primary.spec_hash {
                     true if self.cordoned(r) && !self.cordoned(primary) => EndReason::NodeCordoned,
+                    true if moved && r.incarnation < primary.incarnation => EndReason::Moved,
                     true => EndReason::Duplicate,
                     false => EndReason::Rollout,
                 };
@@ -342,6 +361,17 @@ impl<'a> View<'a> {
             }
             *pods = kept;
         }
+    }
+
+    /// Notes a move in progress.
+    fn move_on(&mut self, old: &Replica, heir: &Replica) {
+        if !heir.takes_over || !self.matches(old) {
+            return;
+        }
+        let until_ms = heir.created_ms.saturating_add(self.policy.move_patience_ms);
+        let overdue = self.now >= until_ms;
+        self.out.wakes.extend((!overdue).then_some(until_ms));
+        self.out.moving.push(Moving { index: old.index, incarnation: old.incarnation, overdue });
     }
 
     /// The least valuable slots go: not Ready, then outdated, then on cordoned nodes or degraded
@@ -513,9 +543,7 @@ impl<'a> View<'a> {
     }
 
     fn next_incarnation(&self, index: u32) -> u32 {
-        let of_pods = self.d.replicas.iter().filter(|r| r.index == index).map(|r| r.incarnation);
-        let of_slots = self.d.slots.iter().filter(|s| s.index == index).map(|s| s.incarnation);
-        of_pods.chain(of_slots).max().map_or(0, |i| i.saturating_add(1))
+        next_incarnation(self.d, index)
     }
 
     fn matches(&self, r: &Replica) -> bool {
@@ -557,6 +585,13 @@ impl<'a> View<'a> {
 
 pub(crate) fn replica_id(d: &Deployment, r: &Replica) -> ReplicaId {
     ReplicaId { deployment: d.id.clone(), index: r.index, incarnation: r.incarnation }
+}
+
+/// Of the next pod of a slot.
+pub(crate) fn next_incarnation(d: &Deployment, index: u32) -> u32 {
+    let of_pods = d.replicas.iter().filter(|r| r.index == index).map(|r| r.incarnation);
+    let of_slots = d.slots.iter().filter(|s| s.index == index).map(|s| s.incarnation);
+    of_pods.chain(of_slots).max().map_or(0, |i| i.saturating_add(1))
 }
 
 /// Doubles with each failure in a row, up to the longest.

@@ -21,6 +21,8 @@ pub enum Wait {
     Cordoned { index: u32, pod: String, node: String },
     /// The slot is filled once these pods, which borrow what is the tenant's own, have ended.
     Reclaiming { index: u32, pods: Vec<String> },
+    /// The slot is filled once these pods, which serve where it is to be, have been replaced elsewhere.
+    Moving { index: u32, pods: Vec<String> },
     /// Ended for its data being stale would be wrong; nothing happens until it is fresh.
     FreshInput { index: u32, node: String },
 }

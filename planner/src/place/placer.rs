@@ -285,7 +285,18 @@ impl Placer {
 
     /// Whether this node takes one replica as it is.
     pub fn fits_on(&self, alternative: &Alternative, node: NodeAt) -> bool {
-        fit(self.need(alternative), &self.index.rows()[node], &self.index).is_ok()
+        self.fits_in(alternative, &self.index.rows()[node])
+    }
+
+    /// Whether a node would take one replica if it were so.
+    pub fn fits_in(&self, alternative: &Alternative, row: &Row) -> bool {
+        fit(self.need(alternative), row, &self.index).is_ok()
+    }
+
+    /// Thousandths of GPUs that at least must be free on a node for one replica; 0: not known.
+    pub fn least_milli(&self, alternative: &Alternative) -> u64 {
+        let sizes = alternative.class.map_or(0, |class| self.index.classes()[class].sizes.len());
+        if sizes == 1 { alternative.charge } else { 0 }
     }
 
     /// Whether this node could take one replica if nothing else stood on it.

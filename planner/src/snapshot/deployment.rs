@@ -151,6 +151,18 @@ pub enum Accelerator {
     Cpu { cpu_milli: u64, memory_bytes: u64 },
 }
 
+/// Since when a deployment has waited for room.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Waiting {
+    /// Which.
+    pub deployment: DeploymentId,
+    /// The first of its slots that waits.
+    pub index: u32,
+    /// When that slot was first refused. Where it is placed, or is about to be, the wait is over.
+    pub since_ms: TimeMs,
+}
+
 /// New pods of a deployment are refused by the API server (a quota, a policy): an attempt now would
 /// be refused again, and its place may serve another deployment meanwhile.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

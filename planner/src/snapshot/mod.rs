@@ -26,7 +26,7 @@ pub use shared::Shared;
 pub use stowage_contracts::model::ModelKey;
 
 pub use cluster::{Class, Freshness, Gpu, Health, Isolation, Node, Resources, Slice, SliceOwner, Taint, TaintEffect};
-pub use deployment::{Accelerator, Deployment, Hold, Needs, Objective, Spread, Toleration, Variant};
+pub use deployment::{Accelerator, Deployment, Hold, Needs, Objective, Spread, Toleration, Variant, Waiting};
 pub use ids::{DeploymentId, ReplicaId, TenantId};
 pub use partition::{MigDevice, MigProfile, Partition, Promise};
 pub use policy::Policy;
@@ -62,6 +62,9 @@ pub struct Snapshot {
     /// What tenants borrowed of late, as the report on the last snapshot has it; none: as they borrow now.
     #[serde(default)]
     pub shares: Vec<DecayedShare>,
+    /// Since when deployments have waited for room, as the report on the last snapshot has it; none: since now.
+    #[serde(default)]
+    pub waiting: Vec<Waiting>,
 }
 
 impl Snapshot {

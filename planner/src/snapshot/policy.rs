@@ -34,6 +34,12 @@ pub struct Policy {
     /// one may finish its requests.
     pub min_runtime_ms: u64,
     pub reclaim_grace_ms: u64,
+    /// A replica waits for room at least this long before running ones move for it.
+    pub move_after_ms: u64,
+    /// Moves in progress at a time, in the whole cluster.
+    pub max_moves: u32,
+    /// Nobody counts on a move whose replacement is not Ready after this long.
+    pub move_patience_ms: u64,
 }
 
 impl Default for Policy {
@@ -49,6 +55,9 @@ impl Default for Policy {
             share_half_life_ms: 3_600_000,
             min_runtime_ms: 600_000,
             reclaim_grace_ms: 30_000,
+            move_after_ms: 60_000,
+            max_moves: 4,
+            move_patience_ms: 600_000,
             signals_stale_ms: 15_000,
             standard_rule: Rule::STANDARD,
             tight_rule: Rule::TIGHT,

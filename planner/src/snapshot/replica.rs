@@ -27,6 +27,10 @@ pub struct Replica {
     /// Requests in flight, as the routers count them; `None`: not known. Scale-in takes the least loaded.
     #[serde(default)]
     pub in_flight: Option<u32>,
+    /// It was created with [`CreateReason::Move`](crate::plan::CreateReason::Move): the Ready pod of its slot ends once
+    /// this one is Ready.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub takes_over: bool,
 }
 
 /// Where a pod is in its life.

@@ -45,6 +45,11 @@ pub fn parse(text: &str) -> Snapshot {
             }
             "replica" => replica(&mut s, &words),
             "slot" => slot(&mut s, &words),
+            "waiting" => s.waiting.push(Waiting {
+                deployment: id(words[1]),
+                index: words[2].parse().unwrap(),
+                since_ms: NOW - number(&words, "for", 0),
+            }),
             "exclude" => s.exclusions.push(Exclusion {
                 deployment: id(words[1]),
                 index: words[2].parse().unwrap(),
@@ -344,6 +349,7 @@ fn replica(s: &mut Snapshot, w: &[&str]) {
         node_lost: w.contains(&"lost"),
         overshoot,
         in_flight: value(w, "serves").map(|n| n.parse().unwrap()),
+        takes_over: w.contains(&"takesover"),
     };
     s.deployments.iter_mut().find(|d| d.id == r_id(w)).unwrap().replicas.push(r);
 }

@@ -3,7 +3,7 @@
 
 use proptest::prelude::*;
 use stowage_planner::plan;
-use stowage_planner::plan::{Action, EndReason};
+use stowage_planner::plan::{Action, CreateReason, EndReason};
 use stowage_planner::snapshot::*;
 
 pub const STEP: u64 = 1 << 30;
@@ -107,6 +107,7 @@ pub fn snapshot(sites: &[Site], wants: &[Want], quotas: &[(u64, u64)], soft: boo
         }],
         exclusions: vec![],
         shares: vec![],
+        waiting: vec![],
     }
 }
 
@@ -207,7 +208,7 @@ pub fn apply(s: &mut Snapshot, actions: &[Action], now: TimeMs) {
         let id = action.replica().clone();
         let d = s.deployments.iter().position(|d| d.id == id.deployment).unwrap();
         match action {
-            Action::Create { placement, spec_hash, .. } => {
+            Action::Create { placement, spec_hash, reason, .. } => {
                 let d = &mut s.deployments[d];
                 let node = s.nodes.iter_mut().find(|n| n.name == placement.node).unwrap();
                 node.used.cpu_milli += d.needs.cpu_milli;
@@ -232,6 +233,7 @@ pub fn apply(s: &mut Snapshot, actions: &[Action], now: TimeMs) {
                     node_lost: false,
                     overshoot: None,
                     in_flight: None,
+                    takes_over: *reason == CreateReason::Move,
                 });
             }
             Action::Resume { .. } => replica(&mut s.deployments[d], &id).phase = Phase::Ready,

@@ -20,10 +20,11 @@ use kube::Resource;
 use serde::Serialize;
 use serde_json::Value;
 use stowage_crds::names::{
-    ANNOTATION_DISRUPTION_BUDGET, ANNOTATION_DRAIN_UNTIL, ANNOTATION_DRAINING, ANNOTATION_WOKEN, API_VERSION,
-    CLAIM_PREFIX, DRAIN_FINALIZER, LABEL_DEPLOYMENT, LABEL_MANAGED_BY, LABEL_TENANT, MANAGED_BY, shared_name,
+    ANNOTATION_DISRUPTION_BUDGET, ANNOTATION_DRAIN_UNTIL, ANNOTATION_DRAINING, ANNOTATION_TAKES_OVER, ANNOTATION_WOKEN,
+    API_VERSION, CLAIM_PREFIX, DRAIN_FINALIZER, LABEL_DEPLOYMENT, LABEL_MANAGED_BY, LABEL_TENANT, MANAGED_BY,
+    shared_name,
 };
-use stowage_planner::plan::{Action, EndReason};
+use stowage_planner::plan::{Action, CreateReason, EndReason};
 use stowage_planner::snapshot::{Placement, ReplicaId, TimeMs};
 
 use super::backoff::Part;
@@ -115,6 +116,8 @@ pub struct Replica<'a> {
     pub names: ReplicaNames,
     pub placement: &'a Placement,
     pub spec_hash: &'a str,
+    /// The Ready pod of its slot ends once this one is Ready.
+    pub takes_over: bool,
     /// How the agent keeps slices of one GPU apart.
     pub sharing: &'a str,
 }
@@ -250,15 +253,16 @@ fn guarded(case: &Case) -> bool {
 
 fn creations(case: &Case, wanted: &Wanted) -> Vec<PreparedReplica> {
     let creations = case.actions.iter().filter_map(|action| match action {
-        Action::Create { replica, placement, spec_hash, generation, .. } if *generation == case.generation() => {
-            Some((replica, placement, spec_hash))
+        Action::Create { replica, placement, spec_hash, generation, reason } if *generation == case.generation() => {
+            Some((replica, placement, spec_hash, *reason == CreateReason::Move))
         }
         _ => None,
     });
     creations
-        .map(|(id, placement, spec_hash)| {
+        .map(|(id, placement, spec_hash, takes_over)| {
             let names = names(case.stored.uid(), id);
-            let replica = Replica { owner: case.owner(), id, names, placement, spec_hash, sharing: wanted.sharing() };
+            let (owner, sharing) = (case.owner(), wanted.sharing());
+            let replica = Replica { owner, id, names, placement, spec_hash, takes_over, sharing };
             PreparedReplica {
                 id: id.clone(),
                 claim: claim::claim(&replica, wanted.fetched.as_ref()),
@@ -285,7 +289,7 @@ fn grace(reason: EndReason, drain_left_seconds: Option<u32>) -> Option<u32> {
         | EndReason::Failed => Some(5),
         // With the force annotation; otherwise it was drained.
         EndReason::Deleted => drain_left_seconds.map_or(Some(1), |seconds| Some(seconds.max(1))),
-        EndReason::ScaleIn | EndReason::Rollout | EndReason::NodeCordoned | EndReason::Reclaimed => {
+        EndReason::ScaleIn | EndReason::Rollout | EndReason::NodeCordoned | EndReason::Reclaimed | EndReason::Moved => {
             drain_left_seconds.map_or(Some(5), |seconds| Some(seconds.max(1)))
         }
         EndReason::NodeLost => None,
@@ -461,11 +465,13 @@ impl Owner<'_> {
 
 impl Replica<'_> {
     pub fn meta(&self, name: &str) -> ObjectMeta {
+        let mut annotations = annotations(self.id, self.spec_hash, self.placement);
+        annotations.extend(self.takes_over.then(|| (ANNOTATION_TAKES_OVER.to_owned(), "true".to_owned())));
         ObjectMeta {
             name: Some(name.to_owned()),
             namespace: Some(self.owner.namespace.to_owned()),
             labels: Some(self.owner.labels()),
-            annotations: Some(annotations(self.id, self.spec_hash, self.placement)),
+            annotations: Some(annotations),
             owner_references: Some(vec![self.owner.reference()]),
             ..ObjectMeta::default()
         }

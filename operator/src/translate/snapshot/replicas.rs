@@ -11,7 +11,9 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodCondition};
-use stowage_crds::names::{ANNOTATION_DRAIN_REASON, ANNOTATION_DRAIN_UNTIL, ANNOTATION_DRAINING, CLAIM_PREFIX};
+use stowage_crds::names::{
+    ANNOTATION_DRAIN_REASON, ANNOTATION_DRAIN_UNTIL, ANNOTATION_DRAINING, ANNOTATION_TAKES_OVER, CLAIM_PREFIX,
+};
 use stowage_planner::plan::EndReason;
 use stowage_planner::snapshot::{Overshoot, Phase, Replica};
 
@@ -65,6 +67,7 @@ fn replica(pod: &KnownPod, wanted: Option<&Wanted>, load: Option<&Load>, parts: 
         in_flight: load.map(|load| in_flight(load, meta.uid.as_deref().unwrap_or_default())),
         placement: id.placement.clone(),
         created_ms: millis(created_ms),
+        takes_over: meta.annotations.as_ref().is_some_and(|all| all.contains_key(ANNOTATION_TAKES_OVER)),
     })
 }
 

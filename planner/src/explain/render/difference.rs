@@ -144,6 +144,7 @@ fn verb(reason: CreateReason) -> &'static str {
         CreateReason::ScaleOut => "creates",
         CreateReason::Replace => "replaces",
         CreateReason::Rollout => "renews",
+        CreateReason::Move => "moves",
     }
 }
 

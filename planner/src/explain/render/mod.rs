@@ -12,8 +12,9 @@ use std::fmt::Write as _;
 
 use crate::demand::Prediction;
 use crate::explain::report::{
-    Because, Change, Counterfactual, DecisionRecord, DeploymentReport, MAX_EXAMPLES, NoCounterfactual, Outcome,
-    PlacementVerdict, QuotaBinding, QuotaLimit, QuotaVerdict, RecordAction, TenantReport, Trouble, TroubleKind, Wait,
+    Because, Change, Counterfactual, DecisionRecord, DeploymentReport, MAX_EXAMPLES, MoveVerdict, NoCounterfactual,
+    Outcome, PlacementVerdict, QuotaBinding, QuotaLimit, QuotaVerdict, RecordAction, TenantReport, Trouble,
+    TroubleKind, Wait,
 };
 pub use difference::dry_run;
 pub use scale::why as why_wanted;
@@ -51,6 +52,14 @@ pub fn condition_message(r: &DeploymentReport) -> String {
     for t in &r.troubles {
         let _ = write!(out, " {}.", trouble(t));
     }
+    if let Some(MoveVerdict::NotYet { at_ms, .. }) = &r.moves {
+        // Without names: the pods may be another tenant's.
+        let _ = write!(
+            out,
+            " From {} on, replicas that are in the way move elsewhere; until then that costs more than waiting.",
+            clock(*at_ms)
+        );
+    }
     if let Some(first) = r.counterfactuals.first() {
         let _ = write!(out, " {}", would_fit(first));
     }
@@ -79,6 +88,28 @@ pub fn why_no_change(none: &NoCounterfactual) -> String {
         NoCounterfactual::NoSingleChange { tried: 1 } => "no single change helps; one was tried".to_owned(),
         NoCounterfactual::NoSingleChange { tried } => format!("no single change helps; {tried} were tried"),
         NoCounterfactual::TooManyWait => "too many deployments wait to try changes for each of them".to_owned(),
+    }
+}
+
+/// Which running replicas move for one that waits, or why none does, as a clause. `None`: that goes without saying.
+pub fn moves(m: &MoveVerdict) -> Option<String> {
+    match m {
+        MoveVerdict::Moves { pods, waited_ms, cost_milli_gpu_s, gain_milli_gpu_s } => Some(format!(
+            "{} moves elsewhere for it, which has waited {} (costs {} GPU·s, against {} GPU·s of waiting)",
+            pods.join(" and "),
+            age(*waited_ms),
+            cost_milli_gpu_s / 1000,
+            gain_milli_gpu_s / 1000
+        )),
+        MoveVerdict::NotYet { pods, at_ms } => Some(format!(
+            "from {} on, {} moves elsewhere for it; until then moving costs more than waiting",
+            clock(*at_ms),
+            pods.join(" and ")
+        )),
+        MoveVerdict::TooManyMove { moving } => {
+            Some(format!("not now: {} in progress", count((*moving).into(), "move")))
+        }
+        MoveVerdict::NoMoveHelps { .. } | MoveVerdict::JustArrived { .. } => None,
     }
 }
 
@@ -205,15 +236,19 @@ pub fn short_uuid(uuid: &str) -> String {
 }
 
 /// Note of a Create record.
-pub(crate) fn placed(index: u32, reason: CreateReason, v: &PlacementVerdict) -> String {
+pub(crate) fn placed(index: u32, reason: CreateReason, v: &PlacementVerdict, moved_for: Option<&TenantId>) -> String {
     let Some(winner) = &v.winner else { return String::new() };
     let what = match reason {
         CreateReason::ScaleOut => "new",
         CreateReason::Replace => "replaced",
         CreateReason::Rollout => "renewed",
+        CreateReason::Move => "moves",
     };
+    let why = moved_for.map_or(String::new(), |tenant| {
+        format!(" Its pod goes on until this one is Ready; then its room goes to a replica of tenant {tenant}.")
+    });
     format!(
-        "Replica {index} ({what}) on {}: {}; {}.",
+        "Replica {index} ({what}) on {}: {}; {}.{why}",
         placement(&winner.placement),
         because(&winner.because),
         fitting(v)
@@ -263,6 +298,7 @@ fn end_reason(reason: EndReason) -> &'static str {
         EndReason::Unprepared => "its node could not prepare its slice",
         EndReason::Duplicate => "another pod has its slot",
         EndReason::Reclaimed => "it borrows quota that its owner needs",
+        EndReason::Moved => "another replica needs its room and its replacement is Ready",
         EndReason::Drained => "its requests are finished",
         EndReason::DrainTimeout => "its drain reached the deadline",
     }
@@ -322,6 +358,9 @@ fn wait(w: &Wait) -> String {
                 "replica {index} is placed when {} has given back what it borrows; nothing is needed",
                 pods.join(" and ")
             )
+        }
+        Wait::Moving { index, pods } => {
+            format!("replica {index} is placed when {} has moved elsewhere; nothing is needed", pods.join(" and "))
         }
         Wait::FreshInput { index, node } => {
             format!("replica {index} stays as it is until {node} reports again")
@@ -413,6 +452,9 @@ pub fn explain(
     }
     for w in &r.waits {
         line(&mut out, "waits", &wait(w));
+    }
+    if let Some(text) = r.moves.as_ref().and_then(moves) {
+        line(&mut out, "moves", &text);
     }
     for (n, c) in r.counterfactuals.iter().enumerate() {
         let label = if n == 0 { "would fit" } else { "or" };

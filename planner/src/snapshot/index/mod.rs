@@ -459,14 +459,7 @@ impl Index {
 
     /// Gives back one replica's slices on this node, and what its pod requested of it.
     pub fn release(&mut self, at: NodeAt, owner: Owner, cpu_milli: u64, memory_bytes: u64, ports: &[u16]) {
-        self.change(at, |row| {
-            let taken = &mut row.taken;
-            taken.cpu_milli = taken.cpu_milli.saturating_sub(cpu_milli);
-            taken.memory_bytes = taken.memory_bytes.saturating_sub(memory_bytes);
-            taken.pods = taken.pods.saturating_sub(1);
-            taken.ports.retain(|p| !ports.contains(p));
-            row.evict(|r| r.owner == Some(owner));
-        });
+        self.change(at, |row| row.release(owner, cpu_milli, memory_bytes, ports));
     }
 
     /// What tenants hold of classes in the snapshot.
@@ -536,6 +529,16 @@ impl Row {
 
     pub fn has_pod_slot(&self) -> bool {
         self.taken.pods < self.node.allocatable.pods
+    }
+
+    /// Gives back one replica's slices, and what its pod requested.
+    pub fn release(&mut self, owner: Owner, cpu_milli: u64, memory_bytes: u64, ports: &[u16]) {
+        let taken = &mut self.taken;
+        taken.cpu_milli = taken.cpu_milli.saturating_sub(cpu_milli);
+        taken.memory_bytes = taken.memory_bytes.saturating_sub(memory_bytes);
+        taken.pods = taken.pods.saturating_sub(1);
+        taken.ports.retain(|p| !ports.contains(p));
+        self.evict(|r| r.owner == Some(owner));
     }
 
     fn evict(&mut self, gone: impl Fn(&Resident) -> bool) {
