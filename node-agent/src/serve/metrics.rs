@@ -212,6 +212,9 @@ fn signed(bytes: u64) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
+
+    use crate::models::figures::Figures;
     use prometheus_client::encoding::text::encode;
     use stowage_telemetry::catalog::{Process, page};
     use stowage_telemetry::metrics::{registry, to_prometheus_text};
@@ -224,6 +227,7 @@ mod tests {
     fn page_is_as_the_catalog_lists() {
         let mut registry = registry();
         let metrics = Metrics::register(&mut registry, "node1");
+        let figures = Figures::register(&mut registry);
         let now = jiff::Timestamp::UNIX_EPOCH;
         let mut reading = GpuReading::unreachable("g", Reach::Ok);
         (reading.used_bytes, reading.sm_percent) = (Some(1 << 30), Some(40));
@@ -235,6 +239,8 @@ mod tests {
         view.uses = vec![ClaimUse { claim_uid: "c1".to_owned(), gpu: "g".to_owned(), used: None }];
         view.xids = [(("g".to_owned(), "application"), 2)].into();
         metrics.set(&view, now);
+        figures.queued(Duration::ZERO);
+        figures.complete(1, Duration::ZERO, Duration::ZERO);
         let mut text = String::new();
         encode(&mut text, &registry).unwrap();
         let text = to_prometheus_text(&text);

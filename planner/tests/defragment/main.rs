@@ -1,6 +1,7 @@
 //! Which replicas move so that one that waits fits, and when none does.
 #![allow(clippy::unwrap_used)]
 
+#[path = "../common/mod.rs"]
 mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
