@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::resource::v1::ResourceClaim;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use objects::view;
 use serde_json::{Value, json};
@@ -19,7 +20,7 @@ use stowage_operator::execute::case::{Case, cases};
 use stowage_operator::execute::status;
 use stowage_operator::observe::drains::Answer;
 use stowage_operator::observe::signals::{Counted, Load, ReplicaLoad};
-use stowage_operator::observe::view::View;
+use stowage_operator::observe::view::{KnownPod, View};
 use stowage_operator::translate::memory::Memory;
 use stowage_operator::translate::snapshot::replicas::millis;
 use stowage_operator::translate::{Built, build};
@@ -428,4 +429,86 @@ fn starts_are_measured_and_reported_from_the_third_on() {
         assert_eq!(found, status, "{pods:?}");
         assert!(explained.contains(words), "{pods:?}: {explained}");
     }
+}
+
+/// Two nodes with one healthy GPU each: chat runs on one, `next` on the other, and `whole` has waited for a whole GPU.
+fn in_the_way() -> View {
+    let path = format!("{}/tests/golden/quickstart.in.yaml", env!("CARGO_MANIFEST_DIR"));
+    let first = std::fs::read_to_string(path).unwrap();
+    let second = first.replace("node1", "node2").replace("GPU-a", "GPU-c").replace("GPU-b", "GPU-d");
+    let mut view = view(&first);
+    let other = objects::view(&second);
+    view.nodes.extend(other.nodes.iter().map(|(key, node)| (key.clone(), node.clone())));
+    view.gpu_nodes.extend(other.gpu_nodes.iter().map(|(key, node)| (key.clone(), node.clone())));
+    view.slices.extend(other.slices.iter().map(|(key, slice)| (key.clone(), slice.clone())));
+    view.claims = Default::default();
+    view.deployments.retain(|key, _| key.1 == "chat");
+    let chat = view.deployments.iter().find(|(key, _)| key.1 == "chat").unwrap().1.clone();
+    for (name, memory, compute) in [("next", "40Gi", 50), ("whole", "80Gi", 100)] {
+        let mut one = chat.as_ref().clone();
+        (one.meta.name, one.meta.uid) = (Some(name.into()), Some(format!("uid-{name}")));
+        one.meta.creation_timestamp = Some(Time("2026-01-01T09:00:00Z".parse().unwrap()));
+        let spec = one.spec.as_mut().unwrap();
+        spec.model.name = None;
+        let variant = json!([{"name": "small", "class": "h100-80g", "memory": memory, "compute": compute}]);
+        spec.variants = serde_json::from_value(variant).unwrap();
+        view.deployments.insert(("team-a".into(), name.into()), Arc::new(one));
+    }
+    let built = build(&view, &Memory::default(), 1);
+    for (name, node, gpu, memory, compute) in
+        [("chat", "node1", "GPU-a", 300u64 << 20, 10), ("next", "node2", "GPU-c", 40 << 30, 50)]
+    {
+        let d = built.snapshot.deployments.iter().find(|d| d.id.name == name).unwrap();
+        let placement = json!({"node": node, "variant": "small", "gpus": [{"uuid": gpu, "memoryBytes": memory, "smPercent": compute}]});
+        let meta = json!({"name": format!("{name}-1"), "namespace": "team-a", "uid": format!("pod-{name}"),
+            "labels": {"app.kubernetes.io/managed-by": "stowage", "stowage.dev/deployment": name},
+            "annotations": {"stowage.dev/replica-index": "0", "stowage.dev/incarnation": "0",
+                "stowage.dev/spec-hash": d.spec_hash, "stowage.dev/placement": placement.to_string()},
+            "ownerReferences": [{"apiVersion": "stowage.dev/v1alpha1", "kind": "InferenceDeployment", "name": name, "uid": d.uid, "controller": true}],
+            "creationTimestamp": "2026-01-01T09:00:00Z"});
+        let ready = "2026-01-01T09:00:05Z";
+        let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": meta,
+            "spec": {"nodeName": node, "containers": [{"name": "engine"}]},
+            "status": {"phase": "Running", "conditions": [{"type": "PodScheduled", "status": "True", "lastTransitionTime": ready},
+                {"type": "Ready", "status": "True", "lastTransitionTime": ready}]}});
+        let mut claim =
+            json!({"apiVersion": "resource.k8s.io/v1", "kind": "ResourceClaim", "metadata": meta, "spec": {}});
+        claim["metadata"]["name"] = json!(format!("stowage-{name}-1"));
+        let key = |name: String| ("team-a".to_owned(), name);
+        view.pods.insert(key(format!("{name}-1")), Arc::new(serde_json::from_value::<Pod>(pod).unwrap().into()));
+        let claim: ResourceClaim = serde_json::from_value(claim).unwrap();
+        view.claims.insert(key(format!("stowage-{name}-1")), Arc::new(claim.into()));
+    }
+    view
+}
+
+#[test]
+fn replica_in_the_way_is_made_elsewhere_with_a_mark_that_is_read_back() {
+    let view = in_the_way();
+    let now = millis(view.now);
+    let mut memory = Memory::default();
+    memory.observe(&view, now);
+    let decide = |memory: &Memory| {
+        let built = build(&view, memory, 1);
+        let (plan, report) = stowage_planner::plan(&built.snapshot, &Policy::default(), now);
+        assert_eq!(stowage_planner::check::check(&built.snapshot, &plan), []);
+        (built, plan, report)
+    };
+    let (_, plan, report) = decide(&memory);
+    assert!(plan.actions.is_empty(), "it has only begun to wait: {:?}", plan.actions);
+    let mut waiting = report.waiting.clone();
+    assert_eq!(waiting.iter().map(|one| one.deployment.name.as_str()).collect::<Vec<_>>(), ["whole"]);
+    waiting[0].since_ms = now - 7_200_000;
+    memory.waited(&waiting);
+    let (built, plan, report) = decide(&memory);
+    let case = cases(&view, &built, &plan, &report).find(|case| case.id.name == "chat").unwrap();
+    let made = prepare(&case, view.now).make.create;
+    assert_eq!(made.len(), 1, "{:?}", plan.actions);
+    let pod = KnownPod::from(made[0].pod.clone());
+    assert_eq!(pod.placement().unwrap().node, "node2");
+    let mut next = view.clone();
+    next.pods.insert(("team-a".into(), "chat-2".into()), Arc::new(pod));
+    let snapshot = build(&next, &memory, 2).snapshot;
+    let chat = snapshot.deployments.iter().find(|d| d.id.name == "chat").unwrap();
+    assert_eq!(chat.replicas.iter().map(|replica| replica.takes_over).collect::<Vec<_>>(), [false, true]);
 }

@@ -164,6 +164,7 @@ impl Memory {
         self.slots.values_mut().for_each(|slot| slot.last_failure_ms = moved(slot.last_failure_ms, by_ms));
         self.unclaimed.values_mut().for_each(|since| *since = moved(*since, by_ms));
         self.since = self.since.map(|since| moved(since, by_ms));
+        self.waiting.iter_mut().for_each(|waiting| waiting.since_ms = moved(waiting.since_ms, by_ms));
         self.stages.clear();
     }
 
