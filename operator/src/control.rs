@@ -231,6 +231,10 @@ impl Control {
         if let Some(term) = executable {
             self.startups.predict(&plan, &report);
             let fresh: Vec<_> = fresh.into_iter().map(|logged| logged.record).collect();
+            // Of a new leader's first plan, so that the status does not lose it meanwhile.
+            if self.preloading.is_none() {
+                self.preload(&built, &report, agents);
+            }
             let held = self.preloading.as_ref().map(|(_, preloading)| preloading.held.clone()).unwrap_or_default();
             self.execute(
                 term,
@@ -240,13 +244,18 @@ impl Control {
             );
             // It looks at all nodes, and nothing waits for it.
             if self.preloading.as_ref().is_none_or(|(made, _)| made.elapsed() >= PERIOD) {
-                let preloading = preloading(&built, &report);
-                self.preloads.send(&preloading.lists, agents, &self.http);
-                self.preloading = Some((Instant::now(), preloading));
+                self.preload(&built, &report, agents);
             }
         }
         self.publish(term, None, Some((built, basis)), Some((plan, report)), violations);
         pause
+    }
+
+    /// Tells agents what to fetch ahead of need.
+    fn preload(&mut self, built: &Built, report: &DecisionReport, agents: &BTreeMap<String, String>) {
+        let preloading = preloading(built, report);
+        self.preloads.send(&preloading.lists, agents, &self.http);
+        self.preloading = Some((Instant::now(), preloading));
     }
 
     /// Deployments whose creations are refused, with the end of their pause as the planner's time.

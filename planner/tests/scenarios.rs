@@ -13,9 +13,14 @@ use stowage_planner::plan::{Action, EndReason};
 use stowage_planner::snapshot::{Policy, ReplicaId};
 use stowage_planner::{plan, render};
 
+/// In a scenario in which replicas may move.
+const MOVES: &str = "# Policy: maxMoves = 4";
+
 fn rendered(text: &str) -> String {
     let snapshot = common::parse(text);
-    let policy = Policy::default();
+    // By default nothing moves so that another fits.
+    let max_moves = if text.contains(MOVES) { 4 } else { 0 };
+    let policy = Policy { max_moves, ..Policy::default() };
     let (plan, report) = plan(&snapshot, &policy, common::NOW);
     assert_eq!(check(&snapshot, &plan), []);
     let mut out = String::new();

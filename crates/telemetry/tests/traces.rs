@@ -12,7 +12,8 @@ use stowage_telemetry::traces::{Sampling, SpanCounts, TraceArgs, Tracer};
 
 fn start(endpoint: String, ratio: f64) -> (Tracer, SpanCounts) {
     let counts = SpanCounts::default();
-    let args = TraceArgs { otlp_endpoint: endpoint, otlp_protocol: "http/protobuf".into(), trace_ratio: ratio };
+    let args =
+        TraceArgs { otlp_endpoint: endpoint, otlp_protocol: "http/protobuf".into(), trace_ratio: ratio.to_string() };
     (Tracer::start(&args, "test", Sampling::Own, counts.clone()).unwrap(), counts)
 }
 

@@ -72,7 +72,8 @@ fn tracing_changes_the_gateways_environment_and_egress_and_nothing_else() {
     let refused = rendered(&[ENDPOINT]).unwrap().unwrap_err();
     assert!(refused.contains("tracing.endpoint needs tracing.to"), "{refused}");
     for bad in ["tracing.endpoint=otel:4318", "tracing.ratio=1.5", "tracing.protocol=grpc"] {
-        rendered(&[bad]).unwrap().unwrap_err();
+        let refused = rendered(&[bad, TO]).unwrap().unwrap_err();
+        assert!(refused.contains("tracing"), "{bad}: {refused}");
     }
     let (off, on) = (lines(&off), lines(&rendered(&[ENDPOINT, TO, "tracing.ratio=0.25"]).unwrap().unwrap()));
     let added: Vec<_> = on.iter().filter(|line| !off.contains(line)).map(|line| line.trim()).collect();
@@ -80,11 +81,13 @@ fn tracing_changes_the_gateways_environment_and_egress_and_nothing_else() {
         "# A rule without peers would admit everything. Engines get none: gateways measure their part.",
         "matchLabels:",
         "app: otel",
+        "ports:",
+        "- {port: 4318, protocol: TCP}",
         r#"- {name: OTEL_EXPORTER_OTLP_ENDPOINT, value: "http://otel.monitoring:4318"}"#,
         r#"- {name: OTEL_TRACES_SAMPLER_ARG, value: "0.25"}"#,
     ];
     assert_eq!(added, wanted);
-    assert_eq!(on.len(), off.len() + 7, "and two lines that are there elsewhere too");
+    assert_eq!(on.len(), off.len() + 9, "and two lines that are there elsewhere too");
 }
 
 #[test]

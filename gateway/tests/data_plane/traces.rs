@@ -38,7 +38,7 @@ impl Traced {
         let args = TraceArgs {
             otlp_endpoint: collector.endpoint(),
             otlp_protocol: "http/protobuf".into(),
-            trace_ratio: ratio,
+            trace_ratio: ratio.to_string(),
         };
         let tracer = Tracer::start(&args, "stowage-gateway", Sampling::Own, counts.clone()).unwrap();
         let gateway = Harness::traced(engines, limits, tracer.clone()).await;

@@ -179,7 +179,12 @@ impl<'a> Applier<'a> {
     }
 
     async fn add_finalizer(&mut self) -> Option<()> {
-        self.finalizers("add the drain finalizer to", |all| all.push(DRAIN_FINALIZER.into())).await
+        self.finalizers("add the drain finalizer to", |all| {
+            if !all.iter().any(|name| name == DRAIN_FINALIZER) {
+                all.push(DRAIN_FINALIZER.into());
+            }
+        })
+        .await
     }
 
     async fn remove_finalizer(&mut self) {
@@ -197,8 +202,11 @@ impl<'a> Applier<'a> {
     async fn change_finalizers(&self, change: impl FnOnce(&mut Vec<String>)) -> Result<(), WriteError> {
         let (api, found) = self.deployment().await?;
         let id = &self.case.id;
-        let mut finalizers = found.finalizers.unwrap_or_default();
+        let mut finalizers = found.finalizers.clone().unwrap_or_default();
         change(&mut finalizers);
+        if Some(&finalizers) == found.finalizers.as_ref() {
+            return Ok(());
+        }
         let patch = json!({"metadata": {"finalizers": finalizers, "resourceVersion": found.resource_version}});
         self.writer.merge(&api, &id.name, patch).await.map(|_| ())
     }

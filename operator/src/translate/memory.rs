@@ -9,7 +9,8 @@ use stowage_planner::Plan;
 use stowage_planner::demand::bottleneck::{FaultyGpus, Means, Verdict};
 use stowage_planner::plan::{Action, EndReason};
 use stowage_planner::snapshot::{
-    ColdStart, DecayedShare, DeploymentId, Exclusion, Hold, Memory as RuleMemory, Slot, Snapshot, TimeMs, Waiting,
+    ColdStart, DecayedShare, DeploymentId, Exclusion, Hold, Memory as RuleMemory, ReplicaId, Slot, Snapshot, TimeMs,
+    Waiting,
 };
 
 use stowage_crds::names::{ANNOTATION_DRAIN_UNTIL, ANNOTATION_DRAINING};
@@ -214,7 +215,7 @@ impl Memory {
             }
             let since = condition.last_transition_time.as_ref().map_or(now, |time| millis(time.0));
             if condition.status == "True" && now.saturating_sub(since) > PROVEN_MS {
-                self.proven(pod, id.replica.index);
+                self.proven(pod, &id.replica);
             }
         }
         if known < self.was_ready.len() {
@@ -303,9 +304,12 @@ impl Memory {
         self.exclusions.push(Exclusion { deployment: deployment.clone(), index, node, until_ms, reason });
     }
 
-    fn proven(&mut self, pod: &Pod, index: u32) {
+    /// One that was made before the last attempt proves nothing about that: it may be about to be replaced.
+    fn proven(&mut self, pod: &Pod, replica: &ReplicaId) {
         for owner in pod.metadata.owner_references.iter().flatten() {
-            if let Some(slot) = self.slots.get_mut(&(owner.uid.clone(), index)) {
+            if let Some(slot) = self.slots.get_mut(&(owner.uid.clone(), replica.index))
+                && replica.incarnation >= slot.incarnation
+            {
                 slot.failures = 0;
             }
         }

@@ -141,6 +141,9 @@ impl<'a> Draft<'a> {
 
     /// Decides which replicas move, and for whom.
     pub(super) fn defragment(&mut self, policy: &Policy) {
+        if policy.max_moves == 0 {
+            return;
+        }
         let mut claimants = self.long_waiting(policy);
         if claimants.is_empty() {
             return;

@@ -36,7 +36,7 @@ pub struct Policy {
     pub reclaim_grace_ms: u64,
     /// A replica waits for room at least this long before running ones move for it.
     pub move_after_ms: u64,
-    /// Moves in progress at a time, in the whole cluster.
+    /// Moves in progress at a time, in the whole cluster; 0: nothing moves so that another fits.
     pub max_moves: u32,
     /// Nobody counts on a move whose replacement is not Ready after this long.
     pub move_patience_ms: u64,
@@ -56,7 +56,7 @@ impl Default for Policy {
             min_runtime_ms: 600_000,
             reclaim_grace_ms: 30_000,
             move_after_ms: 60_000,
-            max_moves: 4,
+            max_moves: 0,
             move_patience_ms: 600_000,
             signals_stale_ms: 15_000,
             standard_rule: Rule::STANDARD,

@@ -31,6 +31,11 @@ const BASE: &str = "
     waiting b/large 0 for=300000
 ";
 
+/// By default nothing moves.
+fn moving() -> Policy {
+    Policy { max_moves: 4, ..Policy::default() }
+}
+
 fn decided(text: &str, policy: &Policy) -> (Plan, DecisionReport) {
     let s = common::parse(text);
     let (made, report) = plan(&s, policy, common::NOW);
@@ -100,7 +105,7 @@ fn replica_in_the_way_moves_where_that_helps_and_pays() {
         ("quota covers the one in the way once", &["tenant a ns=a h=0.5"], small),
         ("quota does not cover the one in the way", &["tenant a ns=a h=0.4"], &[]),
     ] {
-        let (made, _) = decided(&with(changes), &Policy::default());
+        let (made, _) = decided(&with(changes), &moving());
         assert_eq!(moved(&made), expect, "{why}");
         assert!(made.actions.iter().all(|a| matches!(a, Action::Create { .. })), "{why}: nothing ends: {made:?}");
     }
@@ -133,13 +138,13 @@ fn replica_moves_only_where_its_deployment_is_at_rest() {
     ] {
         // The other one cannot move in any case.
         let other = ["+slot a/other 0 failures=1"];
-        let (made, _) = decided(&with(&[changes, &other].concat()), &Policy::default());
+        let (made, _) = decided(&with(&[changes, &other].concat()), &moving());
         assert_eq!(moved(&made), [""; 0], "{why}");
     }
     let mut s = common::parse(&with(&["+slot a/other 0 failures=1"]));
-    assert_eq!(moved(&plan(&s, &Policy::default(), common::NOW).0), ["a/small#0.1"]);
+    assert_eq!(moved(&plan(&s, &moving(), common::NOW).0), ["a/small#0.1"]);
     s.deployments[0].held = Some(Hold { until_ms: common::NOW + 1, message: "a policy".into() });
-    assert_eq!(moved(&plan(&s, &Policy::default(), common::NOW).0), [""; 0], "held");
+    assert_eq!(moved(&plan(&s, &moving(), common::NOW).0), [""; 0], "held");
 }
 
 #[test]
@@ -152,7 +157,7 @@ fn move_that_costs_more_than_waiting_is_not_made_yet() {
             "deployment a/other want=1 ask=h*1,20Gi,20 drain=3600000",
             &waiting,
         ];
-        decided(&with(&changes), &Policy::default())
+        decided(&with(&changes), &moving())
     };
     let (made, report) = slow("464999");
     assert_eq!(moved(&made), [""; 0]);
@@ -170,7 +175,7 @@ fn one_that_starts_soon_moves_after_the_shortest_wait() {
     let waits = |ms: u64| {
         let waiting = format!("waiting b/large 0 for={ms}");
         let cold = "+cold a/small remote=5000 starts=9";
-        moved(&decided(&with(&[&waiting, cold]), &Policy::default()).0)
+        moved(&decided(&with(&[&waiting, cold]), &moving()).0)
     };
     assert_eq!(waits(59_999), [""; 0]);
     assert_eq!(waits(60_000), ["a/small#0.1"]);
@@ -180,18 +185,18 @@ fn one_that_starts_soon_moves_after_the_shortest_wait() {
 fn two_of_one_node_move_together_but_not_two_of_one_deployment() {
     let beside = "+replica a/other 0 n1 1 ready";
     let text = with(&[beside, "+node n3 gpu=h*1"]).replace("replica a/other 0 n2 0 ready", "foreign n2 0 10Gi 10");
-    assert_eq!(moved(&decided(&text, &Policy::default()).0), ["a/other#0.1", "a/small#0.1"]);
+    assert_eq!(moved(&decided(&text, &moving()).0), ["a/other#0.1", "a/small#0.1"]);
     let policy = Policy { max_moves: 1, ..Policy::default() };
     assert_eq!(moved(&decided(&text, &policy).0), [""; 0], "more than may move at a time");
     let text = text.replace("a/small want=1", "a/small want=2").replace("replica a/other 0 n1", "replica a/small 1 n1");
     let text = text.replace("a/other want=1", "a/other want=0");
-    assert_eq!(moved(&decided(&text, &Policy::default()).0), [""; 0], "two of one deployment");
+    assert_eq!(moved(&decided(&text, &moving()).0), [""; 0], "two of one deployment");
 }
 
 #[test]
 fn of_two_that_wait_for_one_room_the_first_in_turn_gets_it() {
     let text = with(&["+tenant c ns=c h=2", "+deployment c/large want=1 ask=h*2", "+waiting c/large 0 for=900000"]);
-    let (made, report) = decided(&text, &Policy::default());
+    let (made, report) = decided(&text, &moving());
     assert_eq!(moved(&made), ["a/small#0.1"]);
     let outcome = |name: &str| report.of(&DeploymentId::new(name, "large")).unwrap().outcome;
     assert_eq!((outcome("b"), outcome("c")), (Outcome::Progressing, Outcome::WaitingForGPU));
@@ -213,11 +218,11 @@ fn one_replica_of_a_deployment_moves_at_a_time() {
         "+waiting b/second 0 for=300000",
     ]);
     let text = text.replace("replica a/other 0 n2", "replica a/small 1 n2").replace("a/other want=1", "a/other want=0");
-    assert_eq!(moved(&decided(&text, &Policy::default()).0), ["a/small#0.1"]);
+    assert_eq!(moved(&decided(&text, &moving()).0), ["a/small#0.1"]);
     // Of two deployments both move.
     let text = text.replace("replica a/small 1 n2", "replica a/other 0 n2").replace("a/other want=0", "a/other want=1");
     let text = text.replace("a/small want=2", "a/small want=1");
-    assert_eq!(moved(&decided(&text, &Policy::default()).0), ["a/other#0.1", "a/small#0.1"]);
+    assert_eq!(moved(&decided(&text, &moving()).0), ["a/other#0.1", "a/small#0.1"]);
 }
 
 #[test]
@@ -225,7 +230,7 @@ fn pod_that_takes_over_on_a_node_cordoned_since_is_given_up() {
     for phase in ["starting", "ready"] {
         let text = with(&["node n2 gpu=h*2 cordoned", "tenant a ns=a h=2"]);
         let text = format!("{text}\nreplica a/small 0 n2 0 {phase} inc=1 takesover");
-        let (made, _) = decided(&text, &Policy::default());
+        let (made, _) = decided(&text, &moving());
         let ends = made.actions.iter().filter(|a| matches!(a, Action::Drain { .. } | Action::Remove { .. }));
         let pods: Vec<_> = ends.map(|a| (a.replica().index, a.replica().incarnation)).collect();
         assert_eq!(pods, [(0, 1)], "{phase}: the one that need not move stays");
@@ -275,10 +280,10 @@ fn one_that_was_to_be_placed_by_time_alone_keeps_its_place() {
         "+replica b/gone 0 n2 1 draining inflight=1",
         "+deployment b/next want=1 ask=h*1,40Gi,40 select=zone:b",
     ];
-    let (made, report) = decided(&with(&changes), &Policy::default());
+    let (made, report) = decided(&with(&changes), &moving());
     assert_eq!(report.of(&DeploymentId::new("b", "next")).unwrap().outcome, Outcome::Progressing);
     assert_eq!(moved(&made), [""; 0]);
-    assert_eq!(moved(&decided(&with(&changes[..6]), &Policy::default()).0), ["a/small#0.1"]);
+    assert_eq!(moved(&decided(&with(&changes[..6]), &moving()).0), ["a/small#0.1"]);
 }
 
 #[test]
@@ -294,7 +299,7 @@ fn replica_does_not_move_to_where_more_of_its_deployment_are_than_their_part() {
             "+slot a/small 1 failures=1",
             "+slot a/other 0 failures=1",
         ]);
-        moved(&decided(&text, &Policy::default()).0)
+        moved(&decided(&text, &moving()).0)
     };
     assert_eq!(with_spread(""), ["a/small#0.1"]);
     assert_eq!(with_spread("spread=zone:1"), [""; 0]);
@@ -304,7 +309,7 @@ fn replica_does_not_move_to_where_more_of_its_deployment_are_than_their_part() {
 fn pod_that_takes_over_too_slowly_is_not_counted_on() {
     let young = "+replica a/small 0 n2 0 starting inc=1 takesover created=";
     let waits = |created: u64| {
-        let (made, report) = decided(&with(&[&format!("{young}{created}")]), &Policy::default());
+        let (made, report) = decided(&with(&[&format!("{young}{created}")]), &moving());
         assert_eq!(moved(&made), [""; 0], "its deployment is not at rest");
         report.of(&DeploymentId::new("b", "large")).unwrap().outcome
     };
@@ -319,7 +324,7 @@ fn old_pod_ends_once_the_one_that_takes_over_is_ready_and_not_before() {
         let now = format!("deployment a/small want=1 ask=h*1,20Gi,20 hash={hash}");
         let text = with(&[&later, &now]).replace("+replica", "replica").replace("0 n1 0 ready", "0 n1 0 ready hash=v1");
         let text = text.replace("inc=1 takesover", "inc=1 takesover hash=v1");
-        let (made, _) = decided(&text, &Policy::default());
+        let (made, _) = decided(&text, &moving());
         let ends = made.actions.iter().filter_map(|action| match action {
             Action::Drain { pod, reason, .. } | Action::Remove { pod, reason, .. } => Some((pod.clone(), *reason)),
             _ => None,
@@ -329,7 +334,7 @@ fn old_pod_ends_once_the_one_that_takes_over_is_ready_and_not_before() {
     assert_eq!(then("starting", "v1"), []);
     assert_eq!(then("unready", "v1"), []);
     let neither = with(&["replica a/small 0 n1 0 unready", "+replica a/small 0 n2 0 starting inc=1 takesover"]);
-    let (made, _) = decided(&neither, &Policy::default());
+    let (made, _) = decided(&neither, &moving());
     assert!(!made.actions.iter().any(|a| matches!(a, Action::Remove { reason: EndReason::Moved, .. })));
     assert!(!made.actions.iter().any(|a| matches!(a, Action::Drain { reason: EndReason::Moved, .. })));
     assert_eq!(then("ready", "v1"), [("small-00".to_owned(), EndReason::Moved)]);
@@ -341,7 +346,7 @@ fn old_pod_ends_once_the_one_that_takes_over_is_ready_and_not_before() {
 #[test]
 fn move_that_would_cost_a_replica_is_a_violation() {
     let s = common::parse(&with(&[]));
-    let (made, _) = plan(&s, &Policy::default(), common::NOW);
+    let (made, _) = plan(&s, &moving(), common::NOW);
     let judged = |change: &dyn Fn(&mut Deployment)| {
         let mut other = s.clone();
         change(&mut other.deployments[0]);
@@ -417,7 +422,7 @@ fn serving(s: &Snapshot, ended: &BTreeSet<(DeploymentId, u32, u32)>) -> BTreeSet
 
 /// Moves that the history saw.
 fn judge(mut s: Snapshot, events: &[Event]) -> usize {
-    let policy = Policy::default();
+    let policy = moving();
     let mut now = common::NOW;
     let mut last: BTreeMap<(DeploymentId, u32), TimeMs> = BTreeMap::new();
     let (mut moves, mut prepared) = (0, Prepared::default());
@@ -470,13 +475,13 @@ fn cluster_in_which_replicas_move_comes_to_rest_and_places_what_waited() {
     let mut s = common::parse(&with(&[]));
     let mut now = common::NOW;
     for _ in 0..8 {
-        let (made, report) = plan(&s, &Policy::default(), now);
+        let (made, report) = plan(&s, &moving(), now);
         assert_eq!(check(&s, &made), []);
         apply(&mut s, &made.actions, now);
         settle(&mut s);
         (s.waiting, now) = (report.waiting, now + 5_000);
     }
-    assert_eq!(plan(&s, &Policy::default(), now).0.actions, []);
+    assert_eq!(plan(&s, &moving(), now).0.actions, []);
     let names: Vec<_> = s
         .deployments
         .iter()

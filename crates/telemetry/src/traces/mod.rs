@@ -9,6 +9,7 @@
 //! Left out: anything that a client wrote. Attributes are names from objects of the API, numbers and words from
 //! closed sets.
 
+mod collector;
 pub mod names;
 mod sampler;
 mod sender;
@@ -26,6 +27,7 @@ use opentelemetry_otlp::{Protocol, RetryPolicy, WithExportConfig as _, WithHttpC
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
 
+use collector::Collector;
 pub use opentelemetry::Value;
 pub use opentelemetry::trace::SpanKind;
 pub use sampler::Sampling;
@@ -47,9 +49,9 @@ pub struct TraceArgs {
     /// Protocol of the collector; only `http/protobuf` is spoken.
     #[arg(long, env = "OTEL_EXPORTER_OTLP_PROTOCOL", default_value = PROTOCOL)]
     pub otlp_protocol: String,
-    /// Share of traces that are recorded, from 0 to 1.
-    #[arg(long, env = "OTEL_TRACES_SAMPLER_ARG", default_value_t = 1.0)]
-    pub trace_ratio: f64,
+    /// Share of traces that are recorded, from 0 to 1. Not looked at without tracing: others set it for samplers of theirs.
+    #[arg(long, env = "OTEL_TRACES_SAMPLER_ARG", default_value = "1")]
+    pub trace_ratio: String,
 }
 
 /// Makes the spans of a process. Cheap to clone; the default is off.
@@ -74,9 +76,10 @@ impl Tracer {
         if args.otlp_endpoint.is_empty() {
             return Ok(Self::default());
         }
-        let ratio = args.checked_ratio()?;
+        let (ratio, endpoint) = (args.checked_ratio()?, args.checked_endpoint()?);
         let resource = resource(service);
-        let (queue, sender) = Queue::start(exporter(args)?, &resource, counts);
+        let (exporter, collector) = exporter(&endpoint)?;
+        let (queue, sender) = Queue::start(exporter, collector, &resource, counts);
         let provider = SdkTracerProvider::builder()
             .with_resource(resource)
             .with_sampler(sampler::Sampler::new(ratio, sampling))
@@ -87,7 +90,7 @@ impl Tracer {
             .with_schema_url(names::SCHEMA_URL)
             .build();
         let tracer = provider.tracer_with_scope(scope);
-        tracing::info!(endpoint = args.otlp_endpoint, ratio, "sending traces");
+        tracing::info!(%endpoint, ratio, "sending traces");
         Ok(Self(Some(Arc::new(Running { tracer, provider, sender }))))
     }
 
@@ -119,19 +122,27 @@ impl TraceArgs {
                 self.otlp_protocol
             );
         }
-        if !(0.0..=1.0).contains(&self.trace_ratio) {
-            bail!("OTEL_TRACES_SAMPLER_ARG is {}; it must be from 0 to 1", self.trace_ratio);
+        let ratio = self.trace_ratio.parse().ok().filter(|ratio| (0.0..=1.0).contains(ratio));
+        ratio.with_context(|| format!("OTEL_TRACES_SAMPLER_ARG is {:?}; it must be from 0 to 1", self.trace_ratio))
+    }
+
+    /// Without a slash at its end. It stands in logs, so it may hold no secret, and none is shown here.
+    fn checked_endpoint(&self) -> anyhow::Result<String> {
+        let wrong = |why: &str| anyhow::anyhow!("OTEL_EXPORTER_OTLP_ENDPOINT {why}");
+        let url =
+            reqwest::Url::parse(&self.otlp_endpoint).map_err(|_| wrong("is no address; write http://host:4318"))?;
+        if !matches!(url.scheme(), "http" | "https") {
+            return Err(wrong("must begin with http:// or https://"));
         }
-        Ok(self.trace_ratio)
+        if !url.username().is_empty() || url.password().is_some() || url.query().is_some() {
+            return Err(wrong("holds a login or a query; write secrets into OTEL_EXPORTER_OTLP_HEADERS"));
+        }
+        Ok(url.as_str().trim_end_matches('/').to_owned())
     }
 }
 
-/// `OTEL_EXPORTER_OTLP_HEADERS` and `_TIMEOUT` are read by the library.
-fn exporter(args: &TraceArgs) -> anyhow::Result<opentelemetry_otlp::SpanExporter> {
-    let endpoint = args.otlp_endpoint.trim_end_matches('/');
-    if !endpoint.starts_with("http://") && !endpoint.starts_with("https://") {
-        bail!("OTEL_EXPORTER_OTLP_ENDPOINT is {endpoint}; it must begin with http:// or https://");
-    }
+/// `OTEL_EXPORTER_OTLP_HEADERS` is read by the library.
+fn exporter(endpoint: &str) -> anyhow::Result<(opentelemetry_otlp::SpanExporter, Collector)> {
     crate::install_crypto();
     let client = reqwest::Client::builder()
         .no_proxy()
@@ -139,15 +150,17 @@ fn exporter(args: &TraceArgs) -> anyhow::Result<opentelemetry_otlp::SpanExporter
         .timeout(EXPORT_TIMEOUT)
         .build()
         .context("cannot make the client for the trace collector")?;
-    opentelemetry_otlp::SpanExporter::builder()
+    let collector = Collector::new(client);
+    let exporter = opentelemetry_otlp::SpanExporter::builder()
         .with_http()
-        .with_http_client(client)
+        .with_http_client(collector.clone())
         .with_protocol(Protocol::HttpBinary)
         // Newer spans wait meanwhile, and the queue is bounded: a second attempt would cost more than it saves.
         .with_retry_policy(RetryPolicy::disabled())
         .with_endpoint(format!("{endpoint}/v1/traces"))
         .build()
-        .context("OTEL_EXPORTER_OTLP_ENDPOINT")
+        .context("OTEL_EXPORTER_OTLP_ENDPOINT")?;
+    Ok((exporter, collector))
 }
 
 /// `OTEL_RESOURCE_ATTRIBUTES` adds to it. In a pod, HOSTNAME is the pod's name.
@@ -242,8 +255,8 @@ fn wall(at: Instant) -> SystemTime {
 mod tests {
     use super::*;
 
-    fn args(endpoint: &str, protocol: &str, ratio: f64) -> TraceArgs {
-        TraceArgs { otlp_endpoint: endpoint.into(), otlp_protocol: protocol.into(), trace_ratio: ratio }
+    fn args(endpoint: &str, protocol: &str, ratio: &str) -> TraceArgs {
+        TraceArgs { otlp_endpoint: endpoint.into(), otlp_protocol: protocol.into(), trace_ratio: ratio.into() }
     }
 
     fn start(args: &TraceArgs) -> anyhow::Result<Tracer> {
@@ -256,16 +269,23 @@ mod tests {
             let error = start(&args(endpoint, protocol, ratio)).unwrap_err().to_string();
             assert!(error.contains(part), "{error}");
         };
-        check("http://c:4317", "grpc", 1.0, "OTEL_EXPORTER_OTLP_PROTOCOL is grpc");
-        check("http://c:4318", PROTOCOL, 1.5, "from 0 to 1");
-        check("http://c:4318", PROTOCOL, f64::NAN, "from 0 to 1");
-        check("c:4318", PROTOCOL, 1.0, "must begin with http://");
+        check("http://c:4317", "grpc", "1", "OTEL_EXPORTER_OTLP_PROTOCOL is grpc");
+        for ratio in ["1.5", "NaN", "", "http://sampler:5778"] {
+            check("http://c:4318", PROTOCOL, ratio, "from 0 to 1");
+        }
+        check("c:4318", PROTOCOL, "1", "must begin with http://");
+        check("collector", PROTOCOL, "1", "is no address");
+        for secret in ["https://user:hunter7@c:4318", "https://hunter7@c", "https://c/?key=hunter7"] {
+            check(secret, PROTOCOL, "1", "OTEL_EXPORTER_OTLP_HEADERS");
+            let error = start(&args(secret, PROTOCOL, "1")).unwrap_err();
+            assert!(!format!("{error:?}").contains("hunter7"), "{error:?}");
+        }
     }
 
     #[test]
     fn without_an_endpoint_there_are_no_spans() {
         // Not even inside tokio, and whatever else is set.
-        let tracer = start(&args("", "grpc", 7.0)).unwrap();
+        let tracer = start(&args("", "grpc", "seven")).unwrap();
         let span = tracer.server("chat", None, Instant::now());
         assert!(!tracer.is_on() && !span.is_recording() && span.traceparent().is_none());
         assert!(span.child("queue", SpanKind::Internal, Instant::now()).0.is_none());

@@ -1,7 +1,7 @@
 //! From ended spans to the collector: a bounded queue, and one task that sends what is in it.
 //!
 //! The SDK has a processor of its own, which does not tell how many spans it lost; here each span is counted as sent,
-//! dropped (the queue was full) or failed (the collector did not take it).
+//! dropped (the queue was full) or failed (the collector did not take it); not those that wait when the process ends.
 
 use std::sync::Mutex;
 use std::time::Duration;
@@ -19,6 +19,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::collector::{Collector, Said};
 use crate::catalog::Metric;
 use crate::metrics::Registry;
 
@@ -69,11 +70,16 @@ pub(super) struct Sender {
 
 impl Queue {
     /// Starts the task; must run inside tokio.
-    pub(super) fn start(mut exporter: SpanExporter, resource: &Resource, counts: SpanCounts) -> (Self, Sender) {
+    pub(super) fn start(
+        mut exporter: SpanExporter,
+        collector: Collector,
+        resource: &Resource,
+        counts: SpanCounts,
+    ) -> (Self, Sender) {
         exporter.set_resource(resource);
         let (spans, ended) = mpsc::channel(QUEUE);
         let stop = CancellationToken::new();
-        let task = Task { exporter, ended, stop: stop.clone(), counts: counts.clone(), complained: None };
+        let task = Task { exporter, collector, ended, stop: stop.clone(), counts: counts.clone(), complained: None };
         let task = Mutex::new(Some(tokio::spawn(task.run())));
         (Self { spans, counts }, Sender { stop, task })
     }
@@ -113,6 +119,7 @@ impl Sender {
 
 struct Task {
     exporter: SpanExporter,
+    collector: Collector,
     ended: mpsc::Receiver<SpanData>,
     stop: CancellationToken,
     counts: SpanCounts,
@@ -124,12 +131,14 @@ impl Task {
         let mut batch = Vec::with_capacity(BATCH);
         while self.fill(&mut batch).await {
             let count = batch.len() as u64;
-            match self.exporter.export(std::mem::replace(&mut batch, Vec::with_capacity(BATCH))).await {
-                Ok(()) => _ = self.counts.sent.inc_by(count),
-                Err(error) => {
-                    self.counts.failed.inc_by(count);
-                    self.complain(&error);
-                }
+            let result = self.exporter.export(std::mem::replace(&mut batch, Vec::with_capacity(BATCH))).await;
+            let Said { rejected, why } = self.collector.said();
+            let failed = if result.is_ok() { rejected.min(count) } else { count };
+            self.counts.sent.inc_by(count - failed);
+            self.counts.failed.inc_by(failed);
+            let why = why.or_else(|| Some(result.err()?.to_string()));
+            if let Some(why) = why.filter(|_| failed > 0) {
+                self.complain(&why);
             }
         }
     }
@@ -156,10 +165,10 @@ impl Task {
         !batch.is_empty()
     }
 
-    fn complain(&mut self, error: &opentelemetry_sdk::error::OTelSdkError) {
+    fn complain(&mut self, why: &str) {
         if self.complained.is_none_or(|at| at.elapsed() >= COMPLAIN_EVERY) {
             self.complained = Some(Instant::now());
-            tracing::warn!(%error, "the trace collector did not take spans; they are lost");
+            tracing::warn!(why, "the trace collector did not take spans; they are lost");
         }
     }
 }

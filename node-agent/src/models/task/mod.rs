@@ -499,6 +499,8 @@ impl Task {
                     let lacks = needed.saturating_sub(*free).saturating_sub(freed);
                     let removed = lacks > 0 && self.free(lacks);
                     if freed > 0 || removed {
+                        // What it failed at before is no measure of an attempt with this room.
+                        self.failed.remove(key);
                         self.made_room = Some(Instant::now());
                     }
                 }
