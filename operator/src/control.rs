@@ -251,7 +251,7 @@ impl Control {
         pause
     }
 
-    /// Tells agents what to fetch ahead of need.
+    /// Sends agents what to fetch ahead of need.
     fn preload(&mut self, built: &Built, report: &DecisionReport, agents: &BTreeMap<String, String>) {
         let preloading = preloading(built, report);
         self.preloads.send(&preloading.lists, agents, &self.http);

@@ -513,3 +513,18 @@ fn replica_in_the_way_is_made_elsewhere_with_a_mark_that_is_read_back() {
     let chat = snapshot.deployments.iter().find(|d| d.id.name == "chat").unwrap();
     assert_eq!(chat.replicas.iter().map(|replica| replica.takes_over).collect::<Vec<_>>(), [false, true]);
 }
+
+#[test]
+fn replica_that_serves_proves_its_slot_only_where_it_was_made_last() {
+    let mut view = with_a_replica("{mode: Manual, drainTimeout: 30s}");
+    view.now = view.now.checked_add(jiff::SignedDuration::from_secs(120)).unwrap();
+    let now = millis(view.now);
+    for (failed, failures) in [(0, 0), (1, 1)] {
+        let mut memory = Memory::default();
+        let replica = ReplicaId { deployment: DeploymentId::new("team-a", "chat"), index: 0, incarnation: failed };
+        let pod = String::new();
+        memory.decided(UID, &Action::Remove { replica, pod, reason: EndReason::Failed, exclude: None }, now);
+        memory.observe(&view, now);
+        assert_eq!(memory.slots(UID)[&0].failures, failures, "the attempt {failed} failed, and 0 serves");
+    }
+}
