@@ -7,8 +7,8 @@
 //! drain, and the replacement begins with empty caches.
 //!
 //! So a move must pay. How long a replica would wait otherwise is not known; one that has waited for some time is
-//! expected to wait for as long again. That is at most twice what somebody would pay who knew the future (the rule for
-//! renting or buying skis). See [`Proposal::due_ms`].
+//! expected to wait for as long again. That costs at most twice what the best choice would with the future known (ski
+//! rental). See [`Proposal::due_ms`].
 //!
 //! Only replicas of deployments at rest move, that have run for their tenant's minimum runtime: a replica that moved is
 //! new, so none moves twice within it. One of a deployment at a time, and few in the whole cluster.

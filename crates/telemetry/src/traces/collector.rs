@@ -1,4 +1,4 @@
-//! Requests to the collector, and what it said to them: the library above tells only that one failed, and takes any
+//! Requests to the collector, and what it answered: the library above reports only that one failed, and takes any
 //! answer with status 200 for a success.
 
 use std::error::Error;
