@@ -299,6 +299,7 @@ impl Control {
 
     fn step_down(&mut self) {
         if self.taken_over.take().is_some() {
+            self.preloading = None;
             self.desk.reset();
             self.journals.clear();
         }

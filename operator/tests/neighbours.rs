@@ -5,6 +5,7 @@
 mod support;
 
 use serde_json::{Value, json};
+use stowage_operator::serve::published::Basis;
 use support::{
     Link, Server, cluster, condition, deployment, history_is_clean, key, nothing_left, operator, patch, put, says,
     serves, until,
@@ -207,6 +208,37 @@ async fn orphans_go_on_and_are_adopted_by_a_deployment_of_the_same_spec() {
     life.abort();
 }
 
+/// The garbage collector takes the owner off, and that shows before the deletion.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn orphans_of_a_deployment_whose_deletion_does_not_show_yet_are_left_alone() {
+    for other_spec in [false, true] {
+        let server = cluster();
+        let life = server.live();
+        deployment(&server, "chat", 1);
+        let operator = operator(&server, &Link::default()).await;
+        until(&server, "one replica", serves(1)).await;
+        if other_spec {
+            server.refuse("pods", Some("no room"));
+            patch(&server, "chat", json!({"spec": {"model": {"source": {"image": {"path": "/other.gguf"}}}}}));
+            refused_at_least(&server, 1).await;
+        }
+        let all = || {
+            ["pods", "resourceclaims", "services", "networkpolicies", "poddisruptionbudgets"]
+                .map(|plural| uids(&server, plural))
+        };
+        let before = all();
+        server.lag_of("inferencedeployments", 3_000);
+        orphan(&server, "chat");
+        until(&server, "only the deployment is gone", |now| now.deployments == 0).await;
+        let known = |basis: &Basis| !basis.view.deployments.is_empty();
+        let published = operator.published.clone();
+        until(&server, "the deletion shows", |_| !published.borrow().basis.as_deref().is_none_or(known)).await;
+        assert_eq!(all(), before, "other spec: {other_spec}");
+        operator.stop().await;
+        life.abort();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn orphans_are_ended_by_a_deployment_of_another_spec() {
     let server = cluster();
@@ -283,6 +315,28 @@ async fn disruption_budget_is_removed_when_the_user_wants_none() {
     until(&server, "one replica", serves(1)).await;
     patch(&server, "chat", json!({"metadata": {"annotations": {"stowage.dev/disruption-budget": "none"}}}));
     until(&server, "no budget", |now| now.budgets == 0 && now.ready && now.pods.len() == 1).await;
+    operator.stop().await;
+    life.abort();
+}
+
+/// An editor may put one on it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn disruption_budget_that_a_finalizer_keeps_holds_nothing_up() {
+    let server = cluster();
+    let life = server.live();
+    deployment(&server, "chat", 1);
+    let link = Link::default();
+    let operator = operator(&server, &link).await;
+    until(&server, "one replica", serves(1)).await;
+    let budget = server.store().objects.keys().find(|key| key.0 == "poddisruptionbudgets").cloned().unwrap();
+    server.act(|store| store.merge(&budget, json!({"metadata": {"finalizers": ["example.org/keep"]}})).unwrap());
+    patch(&server, "chat", json!({"metadata": {"annotations": {"stowage.dev/disruption-budget": "none"}}}));
+    let ends = || !server.store().get(&budget).unwrap()["metadata"]["deletionTimestamp"].is_null();
+    until(&server, "the budget ends", |_| ends()).await;
+    patch(&server, "chat", json!({"spec": {"replicas": 2}}));
+    until(&server, "another replica", serves(2)).await;
+    let deletions = link.writes().iter().filter(|write| write.starts_with("DELETE poddisruptionbudgets")).count();
+    assert!(deletions <= 2, "deleted {deletions} times");
     operator.stop().await;
     life.abort();
 }

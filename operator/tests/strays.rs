@@ -55,6 +55,13 @@ fn orphan_is_ended_after_ten_minutes_the_claim_after_its_pod() {
 }
 
 #[test]
+fn orphan_that_is_on_its_way_out_is_not_ended_again_and_counts_until_it_is_gone() {
+    let ending = pod(", deletionTimestamp: '2026-01-01T00:00:00Z'");
+    let all = ending + &claim();
+    assert_eq!(ended(&[(all.clone(), 0), (all, PATIENCE_MS)]), [""; 0]);
+}
+
+#[test]
 fn object_with_an_owner_is_no_orphan() {
     let owned = |kind: &str| {
         pod(&format!(", ownerReferences: [{{apiVersion: v1, kind: {kind}, name: chat, uid: d, controller: true}}]"))

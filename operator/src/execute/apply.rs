@@ -99,7 +99,7 @@ impl<'a> Applier<'a> {
     }
 
     async fn end(&mut self, end: End) {
-        let End { resume, drain, hasten, wake, remove, release, retire, unguard: _ } = end;
+        let End { resume, drain, hasten, wake, remove, displace, release, retire, unguard: _ } = end;
         for target in resume {
             let annotations = json!({
                 ANNOTATION_DRAINING: null,
@@ -134,6 +134,11 @@ impl<'a> Applier<'a> {
         for (target, grace) in remove {
             self.delete_pod(target, grace).await;
         }
+        if !displace.is_empty() && self.is_not_deleted().await.is_some() {
+            for target in displace {
+                self.delete_pod(target, None).await;
+            }
+        }
         for target in release {
             self.delete_claim(&target).await;
         }
@@ -147,14 +152,14 @@ impl<'a> Applier<'a> {
     /// Stops at the first write that the next one needs: an engine is never started where its
     /// neighbours could reach it, and what was refused for one replica is refused for the others.
     async fn make(&mut self, make: Make) -> Option<()> {
-        let Make { guard, adopt_pods, adopt_claims, policy, service, budget, create } = make;
+        let Make { guard, adopt_pods, adopt_claims, takes_over, policy, service, budget, create } = make;
         if let Some(first) = create.first() {
             self.try_pod(&first.pod).await?;
         }
         if guard {
             self.add_finalizer().await?;
         }
-        if !(adopt_pods.is_empty() && adopt_claims.is_empty()) {
+        if takes_over {
             self.is_not_deleted().await?;
         }
         for target in adopt_pods {
@@ -193,32 +198,35 @@ impl<'a> Applier<'a> {
     }
 
     async fn finalizers(&mut self, what: &'static str, change: impl FnOnce(&mut Vec<String>)) -> Option<()> {
-        let done = self.change_finalizers(change).await;
-        self.note(what, &self.case.id.name.clone(), done)
+        match self.change_finalizers(change).await {
+            Ok(false) => Some(()),
+            changed => self.note(what, &self.case.id.name.clone(), changed.map(drop)),
+        }
     }
 
     /// The list is replaced as a whole, so it is read first (of others' finalizers nothing is kept), and its version is a
-    /// precondition.
-    async fn change_finalizers(&self, change: impl FnOnce(&mut Vec<String>)) -> Result<(), WriteError> {
+    /// precondition. Whether it was replaced.
+    async fn change_finalizers(&self, change: impl FnOnce(&mut Vec<String>)) -> Result<bool, WriteError> {
         let (api, found) = self.deployment().await?;
         let id = &self.case.id;
         let mut finalizers = found.finalizers.clone().unwrap_or_default();
         change(&mut finalizers);
         if Some(&finalizers) == found.finalizers.as_ref() {
-            return Ok(());
+            return Ok(false);
         }
         let patch = json!({"metadata": {"finalizers": finalizers, "resourceVersion": found.resource_version}});
-        self.writer.merge(&api, &id.name, patch).await.map(|_| ())
+        self.writer.merge(&api, &id.name, patch).await.map(|_| true)
     }
 
-    /// Before orphans are taken over: `--cascade=orphan` takes the owner off pods and claims, and the watch may show that
-    /// sooner than the deletion. What were taken over again would be deleted with the deployment.
+    /// Before orphans are taken over or ended: `--cascade=orphan` takes the owner off what the deployment has, and the watch
+    /// may show that sooner than the deletion. What were taken over again would be deleted with the deployment.
     async fn is_not_deleted(&mut self) -> Option<()> {
-        let found = self.deployment().await.and_then(|(_, found)| match found.deletion_timestamp {
-            None => Ok(()),
-            Some(_) => Err(WriteError::Conflict("it is being deleted".into())),
-        });
-        self.note("take over orphans of", &self.case.id.name.clone(), found)
+        let error = match self.deployment().await {
+            Ok((_, found)) if found.deletion_timestamp.is_none() => return Some(()),
+            Ok(_) => WriteError::Conflict("it is being deleted".into()),
+            Err(error) => error,
+        };
+        self.note("take over orphans of", &self.case.id.name.clone(), Err(error))
     }
 
     /// The deployment as the API server has it now.
@@ -235,7 +243,7 @@ impl<'a> Applier<'a> {
 
     /// Creates the object, or brings ours up to date. Another owner's object of that name is left alone.
     async fn shared<K: Object>(&mut self, shared: Shared<K>, what: &'static str) -> Option<()> {
-        let Shared { object, stored } = shared;
+        let Shared { object, stored, orphan: _ } = shared;
         let (api, name) = (self.api::<K>(), name(object.meta()).to_owned());
         let done = match stored {
             Some(target) => self.bring_up_to_date(&api, object, &target).await,

@@ -23,8 +23,8 @@ use super::store::{Denied, Key, Store};
 pub struct Server {
     store: Arc<Mutex<Store>>,
     version: watch::Sender<u64>,
-    /// Milliseconds by which watches are behind.
-    lag: Arc<AtomicU64>,
+    /// Milliseconds by which watches are behind; with a plural, those of that kind.
+    lag: Arc<Mutex<(u64, Option<&'static str>)>>,
     /// Milliseconds that the creation of a pod takes, and how many such creations have begun, dry runs included.
     slow: Arc<AtomicU64>,
     slowed: Arc<AtomicU64>,
@@ -69,7 +69,12 @@ impl Server {
 
     /// From now on watches deliver everything this much later; lists do not.
     pub fn lag(&self, millis: u64) {
-        self.lag.store(millis, Ordering::Relaxed);
+        *self.lag.lock().unwrap() = (millis, None);
+    }
+
+    /// From now on watches of this kind deliver everything this much later.
+    pub fn lag_of(&self, plural: &'static str, millis: u64) {
+        *self.lag.lock().unwrap() = (millis, Some(plural));
     }
 
     /// From now on the creation of a pod takes this long.
@@ -141,6 +146,10 @@ impl Server {
         let body: Value = serde_json::from_slice(&body).unwrap_or_default();
         let (key, subresource) = parse(parts.uri.path());
         let query = parts.uri.query().unwrap_or_default();
+        // Lists come in pages, as of an API server without the feature gate `WatchList`.
+        if query.contains("sendInitialEvents=true") {
+            return denied((422, "Invalid"));
+        }
         if parts.method == Method::GET && query.contains("watch=true") {
             return self.watch(&key.0, query);
         }
@@ -201,7 +210,9 @@ impl Server {
                     version.borrow_and_update();
                     let (lines, newest) = events(&store.lock().unwrap(), &plural, &selector, seen);
                     if !lines.is_empty() {
-                        tokio::time::sleep(Duration::from_millis(lag.load(Ordering::Relaxed))).await;
+                        let (millis, kind) = *lag.lock().unwrap();
+                        let late = kind.is_none_or(|kind| kind == plural);
+                        tokio::time::sleep(Duration::from_millis(if late { millis } else { 0 })).await;
                         return Some((Ok(hyper::body::Frame::data(Bytes::from(lines))), (newest, version)));
                     }
                     version.changed().await.ok()?;

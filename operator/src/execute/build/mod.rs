@@ -29,7 +29,7 @@ use stowage_planner::snapshot::{Placement, ReplicaId, TimeMs};
 
 use super::backoff::Part;
 use super::case::Case;
-use crate::observe::identity::{ReplicaNames, annotations, names};
+use crate::observe::identity::{ReplicaNames, annotations, controller, names};
 use crate::observe::view::{KnownClaim, KnownPod};
 use crate::translate::snapshot::replicas::{condition, millis};
 use crate::translate::validate::Wanted;
@@ -54,6 +54,8 @@ pub struct End {
     pub wake: Vec<Target>,
     /// Pods to delete, and how long each may take.
     pub remove: Vec<(Target, Option<u32>)>,
+    /// Orphans to delete: the deployment asks for something else.
+    pub displace: Vec<Target>,
     /// Claims whose pod is gone, and with it the kubelet's preparation.
     pub release: Vec<Target>,
     /// The disruption budget, where the user wants none.
@@ -70,6 +72,8 @@ pub struct Make {
     /// Orphans that the deployment takes over.
     pub adopt_pods: Vec<Target>,
     pub adopt_claims: Vec<Target>,
+    /// The deployment becomes the owner of something that has none.
+    pub takes_over: bool,
     pub policy: Option<Shared<NetworkPolicy>>,
     pub service: Option<Shared<Service>>,
     pub budget: Option<Shared<PodDisruptionBudget>>,
@@ -82,6 +86,8 @@ pub struct Shared<K> {
     pub object: K,
     /// The one of ours that is to be brought up to date; `None`: there is none.
     pub stored: Option<Target>,
+    /// Nobody owns it.
+    pub orphan: bool,
 }
 
 /// An object that exists: this one and no later one of its name.
@@ -138,12 +144,13 @@ impl Prepared {
 
 impl End {
     pub fn is_empty(&self) -> bool {
-        let Self { resume, drain, hasten, wake, remove, release, retire, unguard } = self;
+        let Self { resume, drain, hasten, wake, remove, displace, release, retire, unguard } = self;
         resume.is_empty()
             && drain.is_empty()
             && hasten.is_empty()
             && wake.is_empty()
             && remove.is_empty()
+            && displace.is_empty()
             && release.is_empty()
             && retire.is_none()
             && !unguard
@@ -152,7 +159,7 @@ impl End {
 
 impl Make {
     fn is_empty(&self) -> bool {
-        let Self { guard, adopt_pods, adopt_claims, policy, service, budget, create } = self;
+        let Self { guard, adopt_pods, adopt_claims, takes_over: _, policy, service, budget, create } = self;
         !guard
             && adopt_pods.is_empty()
             && adopt_claims.is_empty()
@@ -210,10 +217,11 @@ pub fn ending(case: &Case, now: Timestamp) -> End {
         }
     }
     end.remove.extend(unreadable(case).map(|target| (target, None)));
-    end.remove.extend(unwanted_orphans(case).map(|target| (target, None)));
+    end.displace = unwanted_orphans(case);
     end.wake = case.pods.iter().filter(|pod| overdue(pod, now)).filter_map(|pod| Target::of(&pod.metadata)).collect();
     end.release = orphaned_claims(case);
-    end.retire = case.budget.as_ref().filter(|_| !budgeted(case)).and_then(|budget| Target::of(&budget.metadata));
+    let budget = case.budget.as_ref().filter(|_| !budgeted(case)).map(|budget| &budget.metadata);
+    end.retire = budget.filter(|meta| meta.deletion_timestamp.is_none()).and_then(Target::of);
     end.unguard = case.stored.deleting() && guarded(case) && !case.anything_exists();
     end
 }
@@ -224,20 +232,19 @@ fn missing(case: &Case, wanted: &Wanted) -> Make {
     let create = if adopt_pods.is_empty() && adopt_claims.is_empty() { creations(case, wanted) } else { Vec::new() };
     // Nothing is made for a deployment that waits: two hundred of them would be six hundred writes.
     if create.is_empty() && adopt_pods.is_empty() && !case.anything_exists() {
-        return Make { adopt_claims, ..Make::default() };
+        return Make { takes_over: !adopt_claims.is_empty(), adopt_claims, ..Make::default() };
     }
     let owner = case.owner();
-    Make {
-        guard: !guarded(case),
-        adopt_pods,
-        adopt_claims,
-        policy: outdated(shared::policy(&owner, wanted.runtime.port, &case.scrapers), case.policy.as_deref()),
-        service: outdated(shared::service(&owner), case.service.as_deref()),
-        budget: budgeted(case)
-            .then(|| outdated(shared::budget(&owner, case.replicas), case.budget.as_deref()))
-            .flatten(),
-        create,
-    }
+    let policy = outdated(shared::policy(&owner, wanted.runtime.port, &case.scrapers), case.policy.as_deref());
+    let service = outdated(shared::service(&owner), case.service.as_deref());
+    let budget = Some(shared::budget(&owner, case.replicas)).filter(|_| budgeted(case));
+    let budget = budget.and_then(|budget| outdated(budget, case.budget.as_deref()));
+    let takes_over = !adopt_pods.is_empty()
+        || !adopt_claims.is_empty()
+        || policy.as_ref().is_some_and(|policy| policy.orphan)
+        || service.as_ref().is_some_and(|service| service.orphan)
+        || budget.as_ref().is_some_and(|budget| budget.orphan);
+    Make { guard: !guarded(case), adopt_pods, adopt_claims, takes_over, policy, service, budget, create }
 }
 
 /// Whether voluntary disruptions are to wait for replacements.
@@ -365,19 +372,13 @@ fn adoptions(case: &Case, wanted: &Wanted) -> (Vec<Target>, Vec<Target>) {
 }
 
 /// Orphans that no deployment will go on with: the present one asks for something else.
-fn unwanted_orphans(case: &Case) -> impl Iterator<Item = Target> {
+fn unwanted_orphans(case: &Case) -> Vec<Target> {
     let wanted = case.wanted().filter(|_| !case.stored.deleting()).map(|wanted| wanted.spec_hash.as_str());
     let unwanted = |pod: &&std::sync::Arc<KnownPod>| {
         let other = pod.identity().is_none_or(|id| Some(id.spec_hash.as_str()) != wanted);
         wanted.is_some() && pod.metadata.deletion_timestamp.is_none() && (other || !goes_on(pod))
     };
-    case.orphans
-        .pods
-        .iter()
-        .filter(unwanted)
-        .filter_map(|pod| Target::of(&pod.metadata))
-        .collect::<Vec<_>>()
-        .into_iter()
+    case.orphans.pods.iter().filter(unwanted).filter_map(|pod| Target::of(&pod.metadata)).collect()
 }
 
 /// Neither ended nor on its way out.
@@ -402,7 +403,8 @@ fn orphaned_claims(case: &Case) -> Vec<Target> {
 /// The object, unless the stored one already contains all of it.
 fn outdated<K: Resource + Serialize>(object: K, stored: Option<&K>) -> Option<Shared<K>> {
     let covered = stored.is_some_and(|stored| covers(&json(stored), &json(&object)));
-    (!covered).then(|| Shared { object, stored: stored.and_then(|stored| Target::of(stored.meta())) })
+    let orphan = stored.is_some_and(|stored| controller(stored.meta()).is_none());
+    (!covered).then(|| Shared { object, stored: stored.and_then(|stored| Target::of(stored.meta())), orphan })
 }
 
 fn json(object: &impl Serialize) -> Value {

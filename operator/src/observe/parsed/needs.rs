@@ -7,6 +7,8 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use stowage_crds::quantity::{ParseError, parse_bytes, parse_milli};
 use stowage_planner::snapshot::Resources;
 
+use super::trim::ours;
+
 /// What is taken on one node.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Taken {
@@ -14,9 +16,10 @@ pub struct Taken {
     pub host_ports: Vec<u16>,
 }
 
-/// What the pod takes wherever it is; `None`: it has ended.
+/// What the pod takes; `None`: nothing, because it has ended, or is neither bound nor ours, so that no node is decided.
 pub fn taken(pod: &Pod) -> Option<Taken> {
-    let spec = pod.spec.as_ref().filter(|_| !finished(pod))?;
+    let decided = |spec: &&PodSpec| spec.node_name.is_some() || ours(&pod.metadata);
+    let spec = pod.spec.as_ref().filter(|_| !finished(pod)).filter(decided)?;
     let (cpu_milli, memory_bytes) = requests(spec);
     Some(Taken { resources: Resources { cpu_milli, memory_bytes, pods: 1 }, host_ports: ports(spec).collect() })
 }

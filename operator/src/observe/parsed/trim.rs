@@ -3,20 +3,19 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{
-    Container, ContainerPort, EphemeralContainer, Node, NodeSpec, NodeStatus, Pod, PodSpec, PodStatus,
-    ResourceRequirements, Service,
+    Container, EphemeralContainer, Node, NodeSpec, NodeStatus, Pod, PodSpec, PodStatus, Service,
 };
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::resource::v1::{DeviceClaim, ResourceClaim, ResourceClaimSpec, ResourceSlice};
-use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use stowage_crds::names::{
     ANNOTATION_DISRUPTION_BUDGET, ANNOTATION_DRAIN_REASON, ANNOTATION_DRAIN_UNTIL, ANNOTATION_DRAINING,
     ANNOTATION_INCARNATION, ANNOTATION_PLACEMENT, ANNOTATION_REPLICA_INDEX, ANNOTATION_SPEC_HASH,
-    ANNOTATION_TAKES_OVER, ANNOTATION_WOKEN, DRAIN_FINALIZER, FORCE_DELETE_ANNOTATION, LABEL_DEPLOYMENT,
-    LABEL_MANAGED_BY, LABEL_NAME, LABEL_TENANT, MANAGED_BY, NODE_NAMESPACE, ORPHAN_FINALIZER, SYSTEM_NAMESPACE,
+    ANNOTATION_TAKES_OVER, ANNOTATION_WOKEN, DRAIN_FINALIZER, ENGINE_CONTAINER, FORCE_DELETE_ANNOTATION,
+    LABEL_DEPLOYMENT, LABEL_MANAGED_BY, LABEL_NAME, LABEL_TENANT, MANAGED_BY, NODE_NAMESPACE, ORPHAN_FINALIZER,
+    SYSTEM_NAMESPACE,
 };
 
 use crate::observe::source::{Kept, unversioned};
@@ -83,20 +82,24 @@ fn retain(map: &mut Option<BTreeMap<String, String>>, keys: &[&str]) {
     }
 }
 
-fn ours(meta: &ObjectMeta) -> bool {
+/// Whether it says that it was made by us.
+pub fn ours(meta: &ObjectMeta) -> bool {
     meta.labels.as_ref().and_then(|labels| labels.get(LABEL_MANAGED_BY)).is_some_and(|value| value == MANAGED_BY)
 }
 
-/// Of pods of ours, of the node agents and of the gateways: where they are, how they do, and what they take. Of others only
-/// what they take of the node that they are bound to. A whole pod of ours is some 20 KB in memory.
+/// What a pod takes of its node is parsed when it is taken in. Of pods of ours, of the node agents and of the gateways there
+/// is left where they are, how they do and the engine's image; of others, where they are. A whole pod of ours is some 20 KB
+/// in memory, and one of an editor's may have 20,000 containers.
 fn pod(mut pod: Pod) -> Pod {
     meta(&mut pod.metadata);
     let ours =
         ours(&pod.metadata) || matches!(pod.metadata.namespace.as_deref(), Some(NODE_NAMESPACE | SYSTEM_NAMESPACE));
     if ours {
         pod.spec = pod.spec.map(|spec| PodSpec {
-            ephemeral_containers: spec.ephemeral_containers.clone().map(|all| all.into_iter().map(added).collect()),
-            ..needs(spec, true)
+            node_name: spec.node_name,
+            containers: spec.containers.into_iter().filter_map(engine).collect(),
+            ephemeral_containers: spec.ephemeral_containers.map(|all| all.into_iter().map(added).collect()),
+            ..PodSpec::default()
         });
         pod.status = pod.status.map(|status| PodStatus {
             phase: status.phase,
@@ -111,40 +114,14 @@ fn pod(mut pod: Pod) -> Pod {
         return pod;
     }
     bare(&mut pod.metadata);
-    pod.spec = pod.spec.filter(|spec| spec.node_name.is_some()).map(|spec| needs(spec, false));
+    pod.spec = pod.spec.map(|spec| PodSpec { node_name: spec.node_name, ..PodSpec::default() });
     pod.status = pod.status.map(|status| PodStatus { phase: status.phase, ..PodStatus::default() });
     pod
 }
 
-/// Where it is bound and what it takes there. `named`: with the names of containers and their images.
-fn needs(spec: PodSpec, named: bool) -> PodSpec {
-    let container = |container: Container| {
-        let Container { name, image, resources, ports, restart_policy, .. } = container;
-        let (name, image) = if named { (name, image) } else { Default::default() };
-        let ports = ports.into_iter().flatten().filter(|port| port.host_port.is_some_and(|port| port != 0));
-        let port = |port: ContainerPort| ContainerPort { host_port: port.host_port, ..ContainerPort::default() };
-        let ports: Vec<ContainerPort> = ports.map(port).collect();
-        let ports = Some(ports).filter(|ports| !ports.is_empty());
-        Container { name, image, resources: requests(resources), ports, restart_policy, ..Container::default() }
-    };
-    PodSpec {
-        node_name: spec.node_name,
-        containers: spec.containers.into_iter().map(container).collect(),
-        init_containers: spec.init_containers.map(|all| all.into_iter().map(container).collect()),
-        resources: requests(spec.resources),
-        overhead: spec.overhead.map(cpu_and_memory),
-        ..PodSpec::default()
-    }
-}
-
-fn requests(resources: Option<ResourceRequirements>) -> Option<ResourceRequirements> {
-    let requests = resources.and_then(|resources| resources.requests).map(cpu_and_memory)?;
-    Some(ResourceRequirements { requests: Some(requests), ..ResourceRequirements::default() })
-}
-
-fn cpu_and_memory(mut amounts: BTreeMap<String, Quantity>) -> BTreeMap<String, Quantity> {
-    amounts.retain(|name, _| name == "cpu" || name == "memory");
-    amounts
+fn engine(container: Container) -> Option<Container> {
+    let Container { name, image, .. } = container;
+    (name == ENGINE_CONTAINER).then(|| Container { name, image, ..Container::default() })
 }
 
 fn added(container: EphemeralContainer) -> EphemeralContainer {
@@ -210,6 +187,7 @@ impl Kept for Node {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::observe::view::KnownPod;
     use serde_json::{Value, json};
 
     /// What is kept of an object with this metadata and much of everything else, in JSON.
@@ -250,6 +228,29 @@ mod tests {
             let labels = json!({"app.kubernetes.io/managed-by": "stowage", "stowage.dev/deployment": "chat"});
             assert_eq!(object["metadata"]["labels"], labels);
             assert_eq!(object["metadata"]["finalizers"], json!(["stowage.dev/drain"]));
+        }
+    }
+
+    #[test]
+    fn of_an_editors_pod_its_node_and_what_it_takes_there_are_kept() {
+        let container = |n: u16| {
+            json!({"name": format!("c{n}"), "image": "i", "ports": [{"containerPort": 1, "hostPort": n}],
+                "resources": {"requests": {"cpu": "1m"}}})
+        };
+        let containers: Vec<Value> = (1..=2_000).map(container).collect();
+        let pod = |node: Value| -> KnownPod {
+            let spec = json!({"nodeName": node, "containers": containers, "initContainers": containers});
+            serde_json::from_value::<Pod>(json!({"metadata": {"name": "n", "namespace": "a"}, "spec": spec}))
+                .unwrap()
+                .into()
+        };
+        let (bound, unbound) = (pod(json!("n1")), pod(Value::Null));
+        let taken = bound.facts().clone().unwrap();
+        assert_eq!((taken.resources.cpu_milli, taken.host_ports.len()), (2_000, 2_000));
+        assert_eq!(*unbound.facts(), None, "no node is decided");
+        for kept in [bound, unbound] {
+            let spec = kept.spec.as_ref().unwrap();
+            assert!(spec.containers.is_empty() && spec.init_containers.is_none(), "{spec:?}");
         }
     }
 

@@ -22,6 +22,8 @@ pub struct Stray {
     pub namespace: String,
     pub name: String,
     pub uid: String,
+    /// Its deletion is under way.
+    pub ending: bool,
 }
 
 /// In the order in which they are ended.
@@ -63,7 +65,8 @@ fn stray(
     let id = id?;
     let claimed = controller(meta).is_some() || accepts(id);
     let uid = meta.uid.clone().filter(|uid| !uid.is_empty() && !claimed)?;
-    Some(Stray { kind, namespace: meta.namespace.clone()?, name: meta.name.clone()?, uid })
+    let ending = meta.deletion_timestamp.is_some();
+    Some(Stray { kind, namespace: meta.namespace.clone()?, name: meta.name.clone()?, uid, ending })
 }
 
 /// Those of the unclaimed that have waited long enough and whose turn it is.
@@ -78,7 +81,7 @@ pub fn due(view: &View, unclaimed: &[Stray], since: &dyn Fn(&str) -> Option<Time
         // It holds a GPU and nobody can take it over without its pod.
         StrayKind::Claim => !view.pods.contains_key(&(stray.namespace.clone(), pod_of(&stray.name).to_owned())),
     };
-    unclaimed.iter().filter(is_due).cloned().collect()
+    unclaimed.iter().filter(|stray| !stray.ending).filter(is_due).cloned().collect()
 }
 
 /// Pods that nobody owns and of which the plan ends one: no deployment carries that out.
@@ -91,7 +94,7 @@ pub fn ended_by(plan: &Plan, unclaimed: &[Stray]) -> Vec<Stray> {
     });
     let ends: BTreeSet<(&str, &str)> = ends.collect();
     let ended = |stray: &&Stray| {
-        stray.kind == StrayKind::Pod && ends.contains(&(stray.namespace.as_str(), stray.name.as_str()))
+        stray.kind == StrayKind::Pod && !stray.ending && ends.contains(&(stray.namespace.as_str(), stray.name.as_str()))
     };
     unclaimed.iter().filter(ended).cloned().collect()
 }
