@@ -115,8 +115,8 @@ impl Active {
         (bytes, now.duration_since(self.began).saturating_sub(verify), verify)
     }
 
-    /// What is reported moves in steps: each report is a write to the API server.
-    pub fn shown(&mut self, base: ModelFetch) -> ModelFetch {
+    /// Takes in how far it is.
+    pub fn look(&mut self) {
         let now = *self.progress.borrow();
         if now.total > 0 {
             self.began_at.get_or_insert(now.bytes);
@@ -124,6 +124,12 @@ impl Active {
         if now.phase == Phase::Verify {
             self.verifies.get_or_insert_with(Instant::now);
         }
+    }
+
+    /// What is reported moves in steps: each report is a write to the API server.
+    pub fn shown(&mut self, base: ModelFetch) -> ModelFetch {
+        self.look();
+        let now = *self.progress.borrow();
         let percent = |progress: Progress| progress.bytes.saturating_mul(100).checked_div(progress.total).unwrap_or(0);
         let moved = now.phase != self.shown.phase
             || now.total != self.shown.total

@@ -266,6 +266,7 @@ impl Task {
         self.start_jobs(wanted);
         self.stop_for_claims(wanted);
         self.start_ahead(wanted);
+        self.active.values_mut().for_each(Active::look);
         let reserved = self.reserved(wanted)?;
         let cached = self.make_room(wanted, reserved)?;
         self.figures.cached(cached.len(), cached.values().map(|model| model.bytes).sum());
@@ -369,10 +370,7 @@ impl Task {
             .map(|(key, wanted)| Waiting { key: key.clone(), tenants: wanted.tenants.clone() })
             .collect();
         self.turns_ahead.waits(&waiting);
-        // Room was made for a claim, which is about to be tried again.
-        let soon = Instant::now() + RETRY_SOON;
-        let room_is_taken = self.failed.values().any(|failed| !failed.ahead && failed.full && failed.again <= soon);
-        if !self.active.is_empty() || room_is_taken {
+        if !self.active.is_empty() || self.room_is_taken() {
             return;
         }
         let Some((key, tenant)) = self.turns_ahead.next(&waiting, &BTreeMap::new()) else { return };
@@ -383,6 +381,14 @@ impl Task {
             Ok(None) => {}
             Err(err) => self.fail(&key, &err),
         }
+    }
+
+    /// Whether room was made for a claim, which is about to be tried again. One that could have been tried and was not waits
+    /// for something else.
+    fn room_is_taken(&self) -> bool {
+        let now = Instant::now();
+        let about_now = |again: Instant| again <= now + RETRY_SOON && now <= again + RETRY_SOON;
+        self.failed.values().any(|failed| !failed.ahead && failed.full && about_now(failed.again))
     }
 
     /// Whether it failed a short time ago.
