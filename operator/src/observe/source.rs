@@ -150,6 +150,9 @@ pub fn unversioned(meta: &mut ObjectMeta) {
 }
 
 /// Keeps `source` equal to what the API server shows, until the task ends. `trim` keeps what is needed of an object.
+///
+/// Lists come as streams, object by object: a page of a hundred objects is in memory as it came, and each may be a megabyte
+/// of an editor's. Where the API server does not stream lists (its feature gate `WatchList` is off), they come in pages.
 pub async fn follow<K, T>(
     api: Api<K>,
     config: watcher::Config,
@@ -161,9 +164,15 @@ pub async fn follow<K, T>(
     T: Kept,
 {
     let mut retry = MIN_RETRY;
+    let paged = config.clone();
+    let mut config = config.streaming_lists();
     loop {
         match follow_once(api.clone(), config.clone(), &source, &trim, &changed, &mut retry).await {
             Ok(()) => return,
+            Err(Anew::StreamsNoLists(err)) => {
+                tracing::info!(source = source.name, %err, "the API server does not stream lists: listing in pages");
+                config = paged.clone();
+            }
             Err(Anew::Untrusted) => {
                 tracing::warn!(
                     source = source.name,
@@ -186,7 +195,15 @@ pub async fn follow<K, T>(
 /// Why a kind is listed anew.
 enum Anew {
     Untrusted,
+    StreamsNoLists(String),
     Failed(String),
+}
+
+impl From<watcher::Error> for Anew {
+    fn from(err: watcher::Error) -> Self {
+        let invalid = matches!(&err, watcher::Error::WatchStartFailed(kube::Error::Api(status)) if status.code == 422);
+        if invalid { Self::StreamsNoLists(err.to_string()) } else { Self::Failed(err.to_string()) }
+    }
 }
 
 async fn follow_once<K, T>(
@@ -205,7 +222,7 @@ where
     pin_mut!(stream);
     let mut incoming: BTreeMap<Key, Arc<T>> = BTreeMap::new();
     while let Some(event) = stream.next().await {
-        let event = event.map_err(|err| Anew::Failed(err.to_string()))?;
+        let event = event?;
         // The start of a list is no success yet.
         if !matches!(event, Event::Init) {
             *retry = MIN_RETRY;
