@@ -231,7 +231,7 @@ impl Desk {
         if prepared.is_empty() && records.is_empty() {
             let status = share.render(&Applied::nothing(held.clone()), &[]);
             let said = !status::differs(&share.case.stored.raw_status, &status);
-            if entry.gate.due(&share.case, status, now).is_none() {
+            if entry.gate.due(&share.case.stored.raw_status, status, now).is_none() {
                 if said && held.is_empty() {
                     entry.rest = Rest::begin(share.case, share.report.map(Cow::into_owned), now);
                 }

@@ -204,11 +204,11 @@ impl<'a> View<'a> {
             }
             _ if self.d.deleting => return self.end(r, EndReason::Deleted),
             Phase::Unscheduled { since_ms, message } => {
-                let for_ms = self.now.saturating_sub(*since_ms);
-                if for_ms < self.policy.schedule_patience_ms {
-                    self.out.wakes.push(since_ms.saturating_add(self.policy.schedule_patience_ms));
+                let patience = since_ms.saturating_add(self.policy.schedule_patience_ms);
+                if self.now < patience {
+                    self.out.wakes.push(patience);
                 } else {
-                    self.trouble(r, TroubleKind::Unscheduled { message: message.clone(), for_ms });
+                    self.trouble(r, TroubleKind::Unscheduled { message: message.clone(), since_ms: *since_ms });
                     // A scheduler that has not looked at it yet is busy or away: another pod would wait like this one.
                     if !message.is_empty() {
                         return self.go_elsewhere(r, EndReason::Unschedulable, message);
@@ -216,13 +216,13 @@ impl<'a> View<'a> {
                 }
             }
             Phase::Unprepared { since_ms, message } => {
-                let for_ms = self.now.saturating_sub(*since_ms);
+                let patience = since_ms.saturating_add(self.policy.prepare_patience_ms);
                 // Reported at once: the first refusal matters even if the next attempt succeeds.
-                self.trouble(r, TroubleKind::Unprepared { message: message.clone(), for_ms });
-                if for_ms >= self.policy.prepare_patience_ms {
+                self.trouble(r, TroubleKind::Unprepared { message: message.clone(), since_ms: *since_ms });
+                if self.now >= patience {
                     return self.go_elsewhere(r, EndReason::Unprepared, message);
                 }
-                self.out.wakes.push(since_ms.saturating_add(self.policy.prepare_patience_ms));
+                self.out.wakes.push(patience);
             }
             Phase::Unready => self.trouble(r, TroubleKind::Unready),
             Phase::Starting | Phase::Ready | Phase::Terminating { .. } => {}

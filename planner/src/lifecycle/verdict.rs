@@ -42,8 +42,8 @@ pub struct Trouble {
 #[serde(tag = "kind", rename_all = "camelCase", rename_all_fields = "camelCase")]
 #[allow(missing_docs, reason = "the names explain themselves")]
 pub enum TroubleKind {
-    Unscheduled { message: String, for_ms: u64 },
-    Unprepared { message: String, for_ms: u64 },
+    Unscheduled { message: String, since_ms: TimeMs },
+    Unprepared { message: String, since_ms: TimeMs },
     Failed { message: String },
     Unready,
     UnhealthyGpu { gpu: String, message: String },

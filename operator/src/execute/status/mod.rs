@@ -104,6 +104,8 @@ fn resolved(case: &Case, wanted: &Wanted) -> Option<ResolvedModel> {
 const ECHO: Duration = Duration::from_secs(5);
 /// Load, bottleneck, and sentences in which only numbers moved, are written anew at most this often.
 const REFRESH: Duration = Duration::from_secs(30);
+/// What starts took, at most this often by itself: each start of one deployment moves it for all of its kind.
+const REFRESH_STARTS: Duration = Duration::from_secs(300);
 
 /// When a status is worth a write.
 #[derive(Debug, Clone, Default)]
@@ -116,13 +118,15 @@ pub struct Gate {
 
 impl Gate {
     /// The status, if it says something that the stored one does not and it is time to write it.
-    pub fn due(&self, case: &Case, status: Value, now: Instant) -> Option<Value> {
-        let stored = &case.stored.raw_status;
+    pub fn due(&self, stored: &Value, status: Value, now: Instant) -> Option<Value> {
         if !differs(stored, &status) || self.wrote_lately(&status, now) {
             return None;
         }
-        let refresh = self.last.as_ref().is_none_or(|(_, at)| now.saturating_duration_since(*at) > REFRESH);
-        (refresh || differs_materially(stored, &status)).then_some(status)
+        let age = self.last.as_ref().map(|(_, at)| now.saturating_duration_since(*at));
+        let is_due = differs_materially(stored, &status)
+            || age.is_none_or(|age| age > REFRESH_STARTS)
+            || age.is_some_and(|age| age > REFRESH) && without(stored, "coldStart") != without(&status, "coldStart");
+        is_due.then_some(status)
     }
 
     /// Whether this very status was written a moment ago.
@@ -156,6 +160,12 @@ pub fn differs(stored: &Value, rendered: &Value) -> bool {
 /// decision and the cost: such move all the time, and an idle system must write nothing.
 pub fn differs_materially(stored: &Value, rendered: &Value) -> bool {
     without_figures(stored.clone()) != without_figures(rendered.clone())
+}
+
+fn without(status: &Value, field: &str) -> Value {
+    let mut status = status.clone();
+    status.as_object_mut().map(|all| all.remove(field));
+    status
 }
 
 fn without_figures(mut status: Value) -> Value {
@@ -298,6 +308,34 @@ mod tests {
         let decision =
             json!({"id": "1", "time": "2026-01-01T12:00:00Z", "action": decision, "reason": "r", "message": "m"});
         json!({"replicas": 0, "readyReplicas": 0, "desiredReplicas": 0, "selector": "", "decision": decision})
+    }
+
+    #[test]
+    fn figures_are_written_at_most_every_thirty_seconds_and_what_starts_took_every_five_minutes() {
+        let now = Instant::now();
+        let status = |ready: u32, sentence: &str, requests: u32, start: &str| {
+            json!({"readyReplicas": ready, "conditions": [{"type": "Ready", "message": sentence}],
+                "load": {"requests": requests}, "coldStart": {"expected": start}})
+        };
+        let stored = status(1, "2 start", 5, "10s");
+        for (what, status, first_due) in [
+            ("the same", status(1, "2 start", 5, "10s"), None),
+            ("another count", status(2, "2 start", 5, "10s"), Some(0)),
+            ("another sentence", status(1, "2 wait", 5, "10s"), Some(0)),
+            ("another number in it", status(1, "3 start", 5, "10s"), Some(31)),
+            ("another load", status(1, "2 start", 6, "10s"), Some(31)),
+            ("longer starts", status(1, "2 start", 5, "90s"), Some(301)),
+            ("longer starts and another load", status(1, "2 start", 6, "90s"), Some(31)),
+        ] {
+            let mut gate = Gate::default();
+            gate.wrote(stored.clone(), None, now);
+            let due = |seconds| gate.due(&stored, status.clone(), now + Duration::from_secs(seconds)).is_some();
+            assert_eq!([0, 30, 31, 300, 301].into_iter().find(|seconds| due(*seconds)), first_due, "{what}");
+        }
+        let mut gate = Gate::default();
+        assert!(gate.due(&stored, status(1, "2 start", 5, "90s"), now).is_some(), "nothing was written by this leader");
+        gate.wrote(status(1, "2 start", 5, "90s"), None, now);
+        assert!(gate.due(&stored, status(1, "2 start", 5, "90s"), now).is_none(), "the watch has yet to show it");
     }
 
     #[test]

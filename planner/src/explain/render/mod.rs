@@ -308,14 +308,14 @@ fn end_reason(reason: EndReason) -> &'static str {
 pub fn trouble(t: &Trouble) -> String {
     let pod = &t.pod;
     match &t.what {
-        TroubleKind::Unscheduled { message, for_ms } if message.is_empty() => {
-            format!("{pod} waits for the scheduler to look at it for {}: it is busy or away", age(*for_ms))
+        TroubleKind::Unscheduled { message, since_ms } if message.is_empty() => {
+            format!("{pod} has waited for the scheduler since {}: it is busy or away", clock(*since_ms))
         }
-        TroubleKind::Unscheduled { message, for_ms } => {
-            format!("{pod} was not scheduled for {}: {}", age(*for_ms), trim(message))
+        TroubleKind::Unscheduled { message, since_ms } => {
+            format!("{pod} has not been scheduled since {}: {}", clock(*since_ms), trim(message))
         }
-        TroubleKind::Unprepared { message, for_ms } => {
-            format!("{pod} could not be given its slice for {}: {}", age(*for_ms), trim(message))
+        TroubleKind::Unprepared { message, since_ms } => {
+            format!("{pod} could not be given its slice since {}: {}", clock(*since_ms), trim(message))
         }
         TroubleKind::Failed { message } => format!("{pod} failed: {}", trim(message)),
         TroubleKind::Unready => format!("{pod} is not Ready any more"),
