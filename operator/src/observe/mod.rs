@@ -36,7 +36,8 @@ use tokio::task::JoinSet;
 
 use crate::observe::journal::Journals;
 use crate::observe::view::{
-    KnownClaim, KnownPod, Stored, StoredClass, StoredDeployment, StoredGpuNode, StoredQuota, StoredRuntime, View,
+    KnownClaim, KnownPod, KnownSlice, Stored, StoredClass, StoredDeployment, StoredGpuNode, StoredQuota, StoredRuntime,
+    View,
 };
 pub use parsed::trim::keeps_annotation;
 
@@ -59,7 +60,7 @@ pub struct Sources {
     pub nodes: Arc<Source<Node>>,
     pub pods: Arc<Source<KnownPod>>,
     pub claims: Arc<Source<KnownClaim>>,
-    pub slices: Arc<Source<ResourceSlice>>,
+    pub slices: Arc<Source<KnownSlice>>,
     pub services: Arc<Source<Service>>,
     pub policies: Arc<Source<NetworkPolicy>>,
     pub budgets: Arc<Source<PodDisruptionBudget>>,
@@ -120,7 +121,13 @@ impl Sources {
             Parsed::from,
             signal(),
         ));
-        tasks.spawn(follow(Api::all(client.clone()), all(), self.slices.clone(), Kept::trimmed, signal()));
+        tasks.spawn(follow(
+            Api::<ResourceSlice>::all(client.clone()),
+            all(),
+            self.slices.clone(),
+            KnownSlice::from,
+            signal(),
+        ));
         tasks.spawn(follow(Api::all(client.clone()), ours(), self.services.clone(), Kept::trimmed, signal()));
         tasks.spawn(follow(Api::all(client.clone()), ours(), self.policies.clone(), Kept::trimmed, signal()));
         tasks.spawn(follow(Api::all(client.clone()), ours(), self.budgets.clone(), Kept::trimmed, signal()));

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::networking::v1::{NetworkPolicy, NetworkPolicyPeer};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use k8s_openapi::api::resource::v1::{ResourceClaim, ResourceSlice};
+use k8s_openapi::api::resource::v1::ResourceClaim;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::core::DynamicObject;
 use serde::de::DeserializeOwned;
@@ -25,6 +25,7 @@ use stowage_planner::snapshot::Shared;
 
 use crate::observe::agents::AgentReport;
 use crate::observe::history::EarlierLoads;
+pub use crate::observe::parsed::slice::KnownSlice;
 use crate::observe::parsed::{Parsed, trim};
 use crate::observe::signals::GatewayReport;
 use crate::observe::source::{Kept, Key, unversioned};
@@ -56,7 +57,7 @@ pub struct View {
     /// All pods of the cluster; those that are not ours only as far as they take room.
     pub pods: Objects<KnownPod>,
     pub claims: Objects<KnownClaim>,
-    pub slices: Objects<ResourceSlice>,
+    pub slices: Objects<KnownSlice>,
     /// Ours only.
     pub services: Objects<Service>,
     pub policies: Objects<NetworkPolicy>,

@@ -6,9 +6,12 @@
 //! replica serves, what happened. What is left out: delivery. Who needs all of them collects the JSON lines.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
-use std::io::Write;
+use std::io::{BufReader, BufWriter, Write};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use flate2::Compression;
+use flate2::read::DeflateDecoder;
+use flate2::write::DeflateEncoder;
 use serde::{Deserialize, Serialize};
 use stowage_planner::DecisionReport;
 use stowage_planner::report::{DecisionRecord, DeploymentReport, LimitedBy, Prediction, RecordAction};
@@ -87,28 +90,30 @@ struct Inner {
     standing: HashMap<String, HashSet<u64>>,
 }
 
-/// A record as it is kept: a tenth of what it takes as parts, and read again only for a query.
+/// A record as it is kept: a small part of what it takes as parts, and read again only for a query.
 #[derive(Debug)]
 struct Kept {
     time: TimeMs,
     object: DeploymentId,
     /// Of a decision that creates it.
     creates: Option<ReplicaId>,
-    /// The whole in JSON.
-    text: Box<str>,
+    /// The whole in JSON, deflated.
+    packed: Box<[u8]>,
 }
 
 impl Kept {
     fn of(logged: &Logged) -> Self {
         let record = &logged.record;
         let creates = record.replica.clone().filter(|_| record.action == RecordAction::Create);
-        // Strings and numbers: it is always JSON.
-        let text = serde_json::to_string(logged).unwrap_or_default().into();
-        Self { time: record.time, object: record.object.clone(), creates, text }
+        let mut packed = DeflateEncoder::new(Vec::new(), Compression::fast());
+        // Strings and numbers, and a place in memory: neither fails.
+        let _ = serde_json::to_writer(BufWriter::new(&mut packed), logged);
+        let packed = packed.finish().unwrap_or_default().into();
+        Self { time: record.time, object: record.object.clone(), creates, packed }
     }
 
     fn read(&self) -> Option<Logged> {
-        serde_json::from_str(&self.text).ok()
+        serde_json::from_reader(BufReader::new(DeflateDecoder::new(&*self.packed))).ok()
     }
 }
 

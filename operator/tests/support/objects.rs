@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
-use k8s_openapi::api::resource::v1::ResourceClaim;
+use k8s_openapi::api::resource::v1::{ResourceClaim, ResourceSlice};
 use kube::core::DynamicObject;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -21,7 +21,7 @@ pub fn view(yaml: &str) -> View {
         match object["kind"].as_str().unwrap() {
             "Node" => insert(&mut view.nodes, &object, typed),
             "Pod" => insert(&mut view.pods, &object, identified::<Pod>),
-            "ResourceSlice" => insert(&mut view.slices, &object, typed),
+            "ResourceSlice" => insert(&mut view.slices, &object, |object| typed::<ResourceSlice>(object).into()),
             "ResourceClaim" => insert(&mut view.claims, &object, identified::<ResourceClaim>),
             "GpuNode" => insert(&mut view.gpu_nodes, &object, stored),
             "GpuClass" => insert(&mut view.classes, &object, stored),

@@ -13,7 +13,7 @@ use crate::explain::report::{
 };
 use crate::lifecycle::{End, Resume};
 use crate::plan::{CreateReason, EndReason, ResumeReason};
-use crate::snapshot::{Phase, ReplicaId, TimeMs};
+use crate::snapshot::{Phase, ReplicaId, Shared, TimeMs};
 
 /// Nodes named in one record; the report has them all.
 const MAX_REFUSALS: usize = 32;
@@ -47,7 +47,7 @@ fn blank(report: &DeploymentReport, kind: RecordKind, action: RecordAction, trig
         message: String::new(),
         inputs: Vec::new(),
         counts: report.counts,
-        candidates: Vec::new(),
+        candidates: Shared::default(),
         refusals: Vec::new(),
         winner: None,
         counterfactual: None,

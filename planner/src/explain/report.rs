@@ -17,7 +17,7 @@ pub use crate::place::{
 };
 use crate::plan::{BasedOn, CreateReason, EndReason, ResumeReason};
 pub use crate::quota::{ClassUsage, QuotaBinding, QuotaLimit, QuotaVerdict, Spend};
-use crate::snapshot::{DecayedShare, DeploymentId, Overshoot, Placement, ReplicaId, TenantId, TimeMs, Waiting};
+use crate::snapshot::{DecayedShare, DeploymentId, Overshoot, Placement, ReplicaId, Shared, TenantId, TimeMs, Waiting};
 
 /// Why one plan is what it is.
 #[must_use = "an unread report explains nothing"]
@@ -299,7 +299,7 @@ pub struct DecisionRecord {
     pub message: String,
     pub inputs: Vec<InputAge>,
     pub counts: Counts,
-    pub candidates: Vec<Candidate>,
+    pub candidates: Shared<Vec<Candidate>>,
     pub refusals: Vec<NodeRefusal>,
     pub winner: Option<Winner>,
     pub counterfactual: Option<Counterfactual>,

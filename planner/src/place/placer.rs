@@ -17,7 +17,9 @@ use crate::place::refuse::refusals;
 use crate::place::spread::{Crowd, Crowds, Slot};
 use crate::place::verdict::{Ask, Because, Candidate, MAX_CANDIDATES, PlacementVerdict, RefusalGroup, Winner};
 use crate::snapshot::index::{ClassAt, Index, NodeAt, Owner, Row, Take, charge};
-use crate::snapshot::{Deployment, Exclusion, Freshness, Objective, Placement, Policy, Snapshot, TenantId, TimeMs};
+use crate::snapshot::{
+    Deployment, Exclusion, Freshness, Objective, Placement, Policy, Shared, Snapshot, TenantId, TimeMs,
+};
 
 /// Everything that placements on one index share.
 pub(crate) struct Placer {
@@ -213,7 +215,7 @@ impl Placer {
                 index: seeker.slot,
                 ask: alternative.ask.clone(),
                 winner: Some(Winner { placement, because }),
-                candidates,
+                candidates: candidates.into(),
                 fitting: self.rankings.fitting(alternative.ranking, &excluded(alternative)),
                 nodes: self.index.rows().len() as u32,
                 refusals: Vec::new(),
@@ -235,7 +237,7 @@ impl Placer {
             index: seeker.slot,
             ask: alternative.ask.clone(),
             winner: None,
-            candidates: Vec::new(),
+            candidates: Shared::default(),
             fitting: 0,
             nodes: self.index.rows().len() as u32,
             refusals: self.refusals(seeker, alternative),

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::snapshot::{GpuShare, Partition, Placement, TenantId, TimeMs};
+use crate::snapshot::{GpuShare, Partition, Placement, Shared, TenantId, TimeMs};
 
 /// Stage three: where, for one replica.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -13,7 +13,7 @@ pub struct PlacementVerdict {
     pub ask: Ask,
     pub winner: Option<Winner>,
     /// Places that fit, best first, the winner included; at most [`MAX_CANDIDATES`].
-    pub candidates: Vec<Candidate>,
+    pub candidates: Shared<Vec<Candidate>>,
     /// Number of nodes that fit with the winner's variant, listed or not.
     pub fitting: u32,
     /// Number of nodes looked at.

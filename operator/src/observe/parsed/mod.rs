@@ -2,6 +2,7 @@
 
 pub mod gpus;
 pub mod needs;
+pub mod slice;
 pub mod trim;
 
 use std::ops::Deref;

@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use k8s_openapi::api::resource::v1::{DeviceClaim, ResourceClaim, ResourceClaimSpec, ResourceSlice};
+use k8s_openapi::api::resource::v1::{DeviceClaim, ResourceClaim, ResourceClaimSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use stowage_crds::names::{
@@ -161,7 +161,7 @@ macro_rules! kept {
         })*
     };
 }
-kept!(Pod: pod, ResourceClaim: claim, ResourceSlice: plain, Service: plain, NetworkPolicy: plain, PodDisruptionBudget: plain);
+kept!(Pod: pod, ResourceClaim: claim, Service: plain, NetworkPolicy: plain, PodDisruptionBudget: plain);
 
 /// All but what only others read.
 fn plain<K: Resource>(mut object: K) -> K {
