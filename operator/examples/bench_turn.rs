@@ -63,7 +63,7 @@ fn turn(view: &View) -> Turn {
     let cases = stowage_operator::execute::case::cases(view, &built, &plan, &report);
     let prepared = cases.map(|case| {
         let status = status::render(&case, report.of(&case.id), &[], None, view.now);
-        assert!(status::differs(&case.stored.raw_status, &status));
+        assert!(status::differs(&case.stored.raw_status(), &status));
         prepare(&case, view.now)
     });
     let prepared = prepared.collect();

@@ -138,7 +138,7 @@ impl Operator {
             let status = status::render(&case, report, &[], None, view.now);
             if !prepared.is_empty() {
                 due.push(prepared);
-            } else if !status::differs(&case.stored.raw_status, &status) {
+            } else if !status::differs(&case.stored.raw_status(), &status) {
                 let rest = Rest::begin(case, report.cloned(), start);
                 self.rests.extend(rest.map(|rest| (id, rest)));
                 continue;
@@ -162,11 +162,7 @@ impl Operator {
 fn say(view: &mut View, statuses: Vec<(DeploymentId, Value)>) {
     for (id, status) in statuses {
         let stored = view.deployments.get_mut(&(id.namespace, id.name)).unwrap();
-        let next = StoredDeployment {
-            status: serde_json::from_value(status.clone()).unwrap(),
-            raw_status: status,
-            ..stored.as_ref().clone()
-        };
+        let next = stored.as_ref().clone().with_status(status);
         *stored = Arc::new(next);
     }
 }

@@ -57,9 +57,9 @@ fn push<K, S, T>(due: &mut Vec<ClusterStatus>, stored: &Stored<S, T>, status: Va
 where
     K: Resource<DynamicType = ()>,
     S: serde::de::DeserializeOwned,
-    T: serde::de::DeserializeOwned,
+    T: serde::de::DeserializeOwned + serde::Serialize,
 {
-    if !stored.deleting() && differs(&stored.raw_status, &status) {
+    if !stored.deleting() && differs(&stored.raw_status(), &status) {
         due.push(ClusterStatus {
             resource: ApiResource::erase::<K>(&()),
             name: stored.name().to_owned(),

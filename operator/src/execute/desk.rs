@@ -199,7 +199,7 @@ impl Desk {
             return None;
         }
         entry.rest = None;
-        share.case.stored = entry.gate.with_last(&share.case.stored);
+        share.case.stored = entry.gate.with_last(&share.case.stored, now);
         let stored = &share.case.stored;
         if entry.backoff.acted(stored.uid(), stored.generation(), stored.deleting()) {
             entry.reported.clear();
@@ -230,8 +230,10 @@ impl Desk {
         let records = std::mem::take(&mut entry.records);
         if prepared.is_empty() && records.is_empty() {
             let status = share.render(&Applied::nothing(held.clone()), &[]);
-            let said = !status::differs(&share.case.stored.raw_status, &status);
-            if entry.gate.due(&share.case.stored.raw_status, status, now).is_none() {
+            let stored = share.case.stored.raw_status();
+            let said = !status::differs(&stored, &status);
+            if entry.gate.due(&stored, status, now).is_none() {
+                drop(stored);
                 if said && held.is_empty() {
                     entry.rest = Rest::begin(share.case, share.report.map(Cow::into_owned), now);
                 }

@@ -169,7 +169,7 @@ impl Done {
             // Refused as before: the stored status says so, and what else it says holds while nothing is tried.
             return;
         }
-        let Some(status) = gate.due(&share.case.stored.raw_status, share.render(applied, records), Instant::now())
+        let Some(status) = gate.due(&share.case.stored.raw_status(), share.render(applied, records), Instant::now())
         else {
             return;
         };

@@ -2,6 +2,7 @@
 //!
 //! Plain data, so that tests make it from YAML. Pods and claims have the journal laid over them.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -12,6 +13,7 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::core::DynamicObject;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use stowage_contracts::estimate::Estimate;
@@ -88,8 +90,9 @@ pub struct Stored<S, T> {
     pub spec: Result<S, Malformed>,
     /// As this version reads it; `None` when there is none or it cannot be read.
     pub status: Option<T>,
-    /// As it is stored.
-    pub raw_status: Value,
+    /// As it is stored, where this version would not write `status` like that. The JSON of a status is some 15 KB in
+    /// memory.
+    pub unlike: Option<Value>,
 }
 
 /// Why a stored spec cannot be read.
@@ -100,7 +103,7 @@ pub struct Malformed(pub String);
 impl<S, T> Stored<S, T>
 where
     S: DeserializeOwned,
-    T: DeserializeOwned,
+    T: DeserializeOwned + Serialize,
 {
     pub fn read(object: DynamicObject) -> Self {
         let DynamicObject { mut metadata, mut data, .. } = object;
@@ -110,32 +113,60 @@ where
             metadata.annotations.get_or_insert_default().insert(LAST_APPLIED.to_owned(), applied);
         }
         let mut take = |field: &str| data.get_mut(field).map(Value::take).unwrap_or_default();
-        let (spec, raw_status) = (take("spec"), take("status"));
+        let (spec, stored) = (take("spec"), take("status"));
         let spec = if spec.is_null() { Value::Object(serde_json::Map::new()) } else { spec };
-        Self {
-            meta: metadata,
-            spec: serde_json::from_value(spec).map_err(|err| Malformed(err.to_string())),
-            status: serde_json::from_value(raw_status.clone()).unwrap_or(None),
-            raw_status,
-        }
+        let spec = serde_json::from_value(spec).map_err(|err| Malformed(err.to_string()));
+        Self { meta: metadata, spec, status: None, unlike: None }.with_status(stored)
+    }
+
+    /// The same with this status.
+    pub fn with_status(self, stored: Value) -> Self {
+        let status: Option<T> = T::deserialize(&stored).ok();
+        let unlike = (written(&status) != stored).then_some(stored);
+        Self { status, unlike, ..self }
+    }
+
+    /// The status as it is stored.
+    pub fn raw_status(&self) -> Cow<'_, Value> {
+        self.unlike.as_ref().map_or_else(|| Cow::Owned(written(&self.status)), Cow::Borrowed)
+    }
+}
+
+fn written(status: &impl Serialize) -> Value {
+    serde_json::to_value(status).unwrap_or_default()
+}
+
+/// A status in which something may move by itself.
+pub trait Still {
+    /// Without the time at which a node agent last looked; nothing is decided by what is read of it but its age.
+    fn still(&mut self) {}
+}
+
+impl Still for InferenceDeploymentStatus {}
+impl Still for TenantQuotaStatus {}
+impl Still for GpuClassStatus {}
+impl Still for InferenceRuntimeStatus {}
+impl Still for GpuNodeStatus {
+    fn still(&mut self) {
+        self.observed_time = None;
     }
 }
 
 impl<S, T> Kept for Stored<S, T>
 where
     S: Clone + PartialEq,
-    T: Clone + PartialEq,
+    T: Clone + PartialEq + Still,
 {
     /// [`Stored::read`] has left out what is not kept.
     fn trimmed(self) -> Self {
         self
     }
 
-    /// Without the time at which a node agent last looked; nothing is decided by what is read of it but its age.
     fn still(&self) -> Self {
-        let mut still = Self { status: None, ..self.clone() };
+        let mut still = self.clone();
         unversioned(&mut still.meta);
-        still.raw_status.as_object_mut().map(|fields| fields.remove("observedTime"));
+        still.status.iter_mut().for_each(Still::still);
+        still.unlike.iter_mut().filter_map(Value::as_object_mut).for_each(|fields| drop(fields.remove("observedTime")));
         still
     }
 }

@@ -117,10 +117,9 @@ where
     }
     let annotations = annotations(manifest);
     let (proposal, next) = match old {
-        None => (
-            Proposal::Create,
-            Stored { meta: created(target, annotations, now), spec, status: None, raw_status: Value::Null },
-        ),
+        None => {
+            (Proposal::Create, Stored { meta: created(target, annotations, now), spec, status: None, unlike: None })
+        }
         Some(old) => {
             let mut next = Stored::clone(&old);
             let same = match (&old.spec, &spec) {

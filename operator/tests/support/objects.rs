@@ -5,8 +5,8 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::resource::v1::{ResourceClaim, ResourceSlice};
 use kube::core::DynamicObject;
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use stowage_operator::observe::parsed::{Parse, Parsed};
 use stowage_operator::observe::view::{Objects, Stored, View};
@@ -47,6 +47,6 @@ pub fn identified<K: Parse + DeserializeOwned>(object: &Value) -> Parsed<K> {
     typed::<K>(object).into()
 }
 
-fn stored<S: DeserializeOwned, T: DeserializeOwned>(object: &Value) -> Stored<S, T> {
+fn stored<S: DeserializeOwned, T: DeserializeOwned + Serialize>(object: &Value) -> Stored<S, T> {
     Stored::read(typed::<DynamicObject>(object))
 }

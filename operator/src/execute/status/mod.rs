@@ -28,7 +28,7 @@ use super::build::engine::args;
 use super::case::Case;
 use super::refusal::Obstacle;
 use crate::observe::source;
-use crate::observe::view::{Stored, StoredDeployment};
+use crate::observe::view::StoredDeployment;
 use crate::serve::metrics::trigger;
 use crate::translate::snapshot::replicas::condition as pod_condition;
 use crate::translate::validate::Wanted;
@@ -110,8 +110,10 @@ const REFRESH_STARTS: Duration = Duration::from_secs(300);
 /// When a status is worth a write.
 #[derive(Debug, Clone, Default)]
 pub struct Gate {
-    /// The status that was written last, and when.
-    last: Option<(Value, Instant)>,
+    /// When a status was written last.
+    at: Option<Instant>,
+    /// That status, until the watch shows it.
+    last: Option<Value>,
     /// The object's version after it.
     version: Option<u64>,
 }
@@ -122,7 +124,7 @@ impl Gate {
         if !differs(stored, &status) || self.wrote_lately(&status, now) {
             return None;
         }
-        let age = self.last.as_ref().map(|(_, at)| now.saturating_duration_since(*at));
+        let age = self.at.map(|at| now.saturating_duration_since(at));
         let is_due = differs_materially(stored, &status)
             || age.is_none_or(|age| age > REFRESH_STARTS)
             || age.is_some_and(|age| age > REFRESH) && without(stored, "coldStart") != without(&status, "coldStart");
@@ -131,23 +133,29 @@ impl Gate {
 
     /// Whether this very status was written a moment ago.
     pub fn wrote_lately(&self, status: &Value, now: Instant) -> bool {
-        self.last.as_ref().is_some_and(|(last, at)| last == status && now.saturating_duration_since(*at) <= ECHO)
+        self.last.as_ref() == Some(status) && self.echoes(now)
     }
 
     /// `version`: the object's after it, where that matters.
     pub fn wrote(&mut self, status: Value, version: Option<u64>, now: Instant) {
-        (self.last, self.version) = (Some((status, now)), version);
+        (self.at, self.last, self.version) = (Some(now), Some(status), version);
+    }
+
+    fn echoes(&self, now: Instant) -> bool {
+        self.at.is_some_and(|at| now.saturating_duration_since(at) <= ECHO)
     }
 
     /// The object with the status that was written last, while the watch shows an older one: what the next status goes
     /// on from (its last decision, the times of its conditions) is not lost.
-    pub fn with_last(&self, stored: &Arc<StoredDeployment>) -> Arc<StoredDeployment> {
-        let (Some((written, _)), Some(version)) = (&self.last, self.version) else { return stored.clone() };
-        if source::version(&stored.meta).is_none_or(|shown| shown >= version) {
-            return stored.clone();
+    pub fn with_last(&mut self, stored: &Arc<StoredDeployment>, now: Instant) -> Arc<StoredDeployment> {
+        let (Some(written), Some(version)) = (&self.last, self.version) else { return stored.clone() };
+        if source::version(&stored.meta).is_some_and(|shown| shown < version) {
+            return Arc::new(StoredDeployment::clone(stored).with_status(written.clone()));
         }
-        let status = serde_json::from_value(written.clone()).ok();
-        Arc::new(Stored { status, raw_status: written.clone(), ..StoredDeployment::clone(stored) })
+        if !self.echoes(now) {
+            self.last = None;
+        }
+        stored.clone()
     }
 }
 
@@ -341,18 +349,20 @@ mod tests {
     #[test]
     fn status_goes_on_from_the_one_that_was_written_while_the_watch_shows_an_older_one() {
         let mut gate = Gate::default();
-        let decision = |gate: &Gate, version: &str| {
-            let found = gate.with_last(&shown(version, "Wait"));
+        let start = Instant::now();
+        let decision = |gate: &mut Gate, version: &str| {
+            let found = gate.with_last(&shown(version, "Wait"), start);
             let typed = found.status.as_ref().unwrap().decision.as_ref().unwrap().action.clone();
-            assert_eq!(found.raw_status["decision"]["action"], typed.as_str());
+            assert_eq!(found.raw_status()["decision"]["action"], typed.as_str());
+            assert_eq!(found.unlike, None, "what we write is read as it is");
             typed
         };
-        assert_eq!(decision(&gate, "7"), "Wait");
+        assert_eq!(decision(&mut gate, "7"), "Wait");
         gate.wrote(status("Create"), Some(9), Instant::now());
         for (version, expect) in [("8", "Create"), ("9", "Wait"), ("10", "Wait"), ("opaque", "Wait")] {
-            assert_eq!(decision(&gate, version), expect, "{version}");
+            assert_eq!(decision(&mut gate, version), expect, "{version}");
         }
         gate.wrote(status("Create"), None, Instant::now());
-        assert_eq!(decision(&gate, "8"), "Wait", "nothing is known of what was written");
+        assert_eq!(decision(&mut gate, "8"), "Wait", "nothing is known of what was written");
     }
 }
