@@ -107,7 +107,9 @@ pub enum Violation {
         node: String,
     },
     /// A replica is to move that is not Ready, alone in its slot and of the present specification, or two of one
-    /// deployment; or one ends for a move although nothing that is Ready takes over from it.
+    /// deployment; one ends for a move although nothing that is Ready takes over from it; a replacement is given up
+    /// although no other pod of its slot served; or one of a moving replica's pods ends although it could go on and
+    /// the other one does not end.
     WrongMove {
         replica: ReplicaId,
     },
@@ -128,6 +130,7 @@ pub fn check(snapshot: &Snapshot, plan: &Plan) -> Vec<Violation> {
         snapshot,
         nodes: snapshot.nodes.iter().map(|n| (n.name.as_str(), &**n)).collect(),
         deployments: snapshot.deployments.iter().map(|d| (&d.id, &**d)).collect(),
+        ends: ending(plan),
         found: Vec::new(),
     };
     if plan.based_on.snapshot != snapshot.sequence {
@@ -145,8 +148,12 @@ struct Checker<'a> {
     snapshot: &'a Snapshot,
     nodes: BTreeMap<&'a str, &'a Node>,
     deployments: BTreeMap<&'a DeploymentId, &'a Deployment>,
+    ends: BTreeMap<PodKey<'a>, EndReason>,
     found: Vec<Violation>,
 }
+
+/// Deployment, index and incarnation.
+type PodKey<'a> = (&'a DeploymentId, u32, u32);
 
 /// A created replica with its deployment.
 struct Created<'a> {
@@ -311,7 +318,7 @@ impl<'a> Checker<'a> {
     }
 
     /// Only what is above a tenant's nominal quota is reclaimed.
-    fn reclaimed(&mut self, plan: &'a Plan, held: &Held<'a>) {
+    fn reclaimed(&mut self, plan: &'a Plan, held: &Held<'a>, uncharged: &BTreeSet<ReplicaId>) {
         let mut left = held.clone();
         let mut from: BTreeSet<(&TenantId, &str)> = BTreeSet::new();
         let reclaimed: BTreeSet<&ReplicaId> = plan
@@ -333,7 +340,8 @@ impl<'a> Checker<'a> {
                     && reclaimed.contains(owner)
                 {
                     let sum = left.entry((tenant, class)).or_default();
-                    *sum = sum.saturating_sub(charge(gpu, &s.promise));
+                    let given = if uncharged.contains(owner) { 0 } else { charge(gpu, &s.promise) };
+                    *sum = sum.saturating_sub(given);
                     from.insert((tenant, class));
                 }
             }
@@ -355,15 +363,17 @@ impl<'a> Checker<'a> {
     fn quotas(&mut self, plan: &'a Plan) {
         let mut held: Held<'a> = BTreeMap::new();
         let mut grows: BTreeSet<(&TenantId, &str)> = BTreeSet::new();
+        let uncharged = self.uncharged();
+        let counts = |owner: &SliceOwner| !matches!(owner, SliceOwner::Replica(id) if uncharged.contains(id));
         for gpu in self.snapshot.nodes.iter().flat_map(|n| &n.gpus) {
-            for s in &gpu.slices {
+            for s in gpu.slices.iter().filter(|s| counts(&s.owner)) {
                 if let (Some(tenant), Some(class)) = (&s.tenant, &gpu.class) {
                     add(&mut held, (tenant, class), charge(gpu, &s.promise));
                 }
             }
         }
         let before = held.clone();
-        self.reclaimed(plan, &before);
+        self.reclaimed(plan, &before, &uncharged);
         for c in self.creates(plan) {
             for s in &c.placement.gpus {
                 let gpu = self.gpu(&c.placement.node, &s.uuid);
@@ -468,11 +478,83 @@ impl<'a> Checker<'a> {
                 let later = r.index == replica.index && r.incarnation > replica.incarnation;
                 later && r.takes_over && r.phase == Phase::Ready
             };
-            let taken_over = self.deployment(replica).is_some_and(|d| d.replicas.iter().any(takes_over));
-            if *reason == EndReason::Moved && !taken_over {
+            let served = |r: &Replica| {
+                let older = r.index == replica.index && r.incarnation < replica.incarnation;
+                older && matches!(r.phase, Phase::Ready | Phase::Unready)
+            };
+            let any =
+                |is: &dyn Fn(&Replica) -> bool| self.deployment(replica).is_some_and(|d| d.replicas.iter().any(is));
+            let right = match reason {
+                EndReason::Moved => any(&takes_over),
+                EndReason::MoveTimeout => any(&served),
+                _ => true,
+            };
+            if !right {
                 self.found.push(Violation::WrongMove { replica: replica.clone() });
             }
         }
+        self.halves(plan);
+    }
+
+    /// A replica that moves is one: while its replacement is not Ready, neither pod ends for a reason that is not its
+    /// own, unless both do.
+    fn halves(&mut self, plan: &'a Plan) {
+        let creates = self.creates(plan);
+        let ends: Vec<_> = self.ends.iter().filter(|(_, reason)| !is_own_trouble(**reason)).collect();
+        let mut halves = Vec::new();
+        for ((deployment, index, incarnation), reason) in ends {
+            let Some(d) = self.deployments.get(deployment) else { continue };
+            let Some(r) = d.replicas.iter().find(|r| (r.index, r.incarnation) == (*index, *incarnation)) else {
+                continue;
+            };
+            let stays = |other: &&Replica| !self.ends.contains_key(&key(d, other));
+            let mut others = d.replicas.iter().filter(stays);
+            let begins = |c: &Created<'_>| {
+                let of_slot = c.deployment.id == d.id && c.replica.index == r.index && serves(d, r);
+                of_slot && (c.reason == CreateReason::Move || self.is_cordoned(r))
+            };
+            let half = match serves(d, r) {
+                true => {
+                    others.any(|new| new.phase != Phase::Ready && self.follows(d, r, new)) || creates.iter().any(begins)
+                }
+                false => *reason == EndReason::Reclaimed && others.any(|old| serves(d, old) && self.follows(d, old, r)),
+            };
+            halves.extend(half.then(|| id(d, r)));
+        }
+        self.found.extend(halves.into_iter().map(|replica| Violation::WrongMove { replica }));
+    }
+
+    /// Whether a pod was made because the earlier one of its slot has to leave its place.
+    fn follows(&self, d: &Deployment, old: &Replica, new: &Replica) -> bool {
+        let later = new.index == old.index && new.incarnation > old.incarnation;
+        let same = old.spec_hash == d.spec_hash && new.spec_hash == d.spec_hash;
+        later && same && !is_leaving(new) && (new.takes_over || self.is_cordoned(old))
+    }
+
+    fn is_cordoned(&self, r: &Replica) -> bool {
+        r.placement.as_ref().and_then(|p| self.nodes.get(p.node.as_str())).is_some_and(|node| node.cordoned)
+    }
+
+    /// The pods for which their tenants are not charged: of a replica that moves, all but the newest that stays, or but
+    /// the oldest where none does. What reclaims end counts as staying, as it did when that was decided.
+    fn uncharged(&self) -> BTreeSet<ReplicaId> {
+        let mut found = BTreeSet::new();
+        for d in &self.snapshot.deployments {
+            let goes = |r: &Replica| {
+                is_leaving(r) || self.ends.get(&key(d, r)).is_some_and(|reason| *reason != EndReason::Reclaimed)
+            };
+            let moves =
+                |old: &Replica, new: &Replica| new.takes_over || self.is_cordoned(old) || goes(new) && !goes(old);
+            let mut pods: Vec<&Replica> = d.replicas.iter().collect();
+            pods.sort_by_key(|r| (r.index, &r.spec_hash, r.incarnation));
+            for pods in pods.chunk_by(|a, b| (a.index, &a.spec_hash) == (b.index, &b.spec_hash)) {
+                if pods.windows(2).any(|two| moves(two[0], two[1])) {
+                    let stays = pods.iter().rposition(|r| !goes(r)).unwrap_or(0);
+                    found.extend(pods.iter().enumerate().filter(|(at, _)| *at != stays).map(|(_, r)| id(d, r)));
+                }
+            }
+        }
+        found
     }
 
     fn limit(&self, tenant: &TenantId, class: &str) -> u64 {
@@ -506,6 +588,57 @@ impl<'a> Checker<'a> {
                 self.found.push(Violation::NodeOverCommitted { node: name.to_owned() });
             }
         }
+    }
+}
+
+fn id(d: &Deployment, r: &Replica) -> ReplicaId {
+    ReplicaId { deployment: d.id.clone(), index: r.index, incarnation: r.incarnation }
+}
+
+fn key<'a>(d: &'a Deployment, r: &Replica) -> PodKey<'a> {
+    (&d.id, r.index, r.incarnation)
+}
+
+/// It is of the present specification, and serves or cannot for a moment.
+fn serves(d: &Deployment, r: &Replica) -> bool {
+    r.spec_hash == d.spec_hash && matches!(r.phase, Phase::Ready | Phase::Unready)
+}
+
+/// The pods that the plan ends, and why.
+fn ending(plan: &Plan) -> BTreeMap<PodKey<'_>, EndReason> {
+    let ends = plan.actions.iter().filter_map(|action| match action {
+        Action::Drain { replica, reason, .. } | Action::Remove { replica, reason, .. } => {
+            Some(((&replica.deployment, replica.index, replica.incarnation), *reason))
+        }
+        Action::Create { .. } | Action::Resume { .. } => None,
+    });
+    ends.collect()
+}
+
+/// On its way out already.
+fn is_leaving(r: &Replica) -> bool {
+    matches!(r.phase, Phase::Draining { .. } | Phase::Terminating { .. } | Phase::Failed { .. })
+}
+
+/// Whether the pod itself, its GPU or its node is the reason, or the whole deployment goes.
+fn is_own_trouble(reason: EndReason) -> bool {
+    match reason {
+        EndReason::Deleted
+        | EndReason::Failed
+        | EndReason::UnhealthyGpu
+        | EndReason::NodeLost
+        | EndReason::Overshoot
+        | EndReason::Unschedulable
+        | EndReason::Unprepared
+        | EndReason::Drained
+        | EndReason::DrainTimeout => true,
+        EndReason::ScaleIn
+        | EndReason::Rollout
+        | EndReason::NodeCordoned
+        | EndReason::Duplicate
+        | EndReason::Reclaimed
+        | EndReason::Moved
+        | EndReason::MoveTimeout => false,
     }
 }
 

@@ -4,15 +4,17 @@
 //! stays beside it only until the primary is Ready. Endings are decided here because none of them
 //! needs quota or room; filling slots needs both and is left to `decide`.
 //!
-//! `pods` judges each pod by itself, `slots` what follows for the slots. Stale data end nothing. What the user asks for (fewer replicas, another model,
-//! deletion) is never stale.
+//! `pods` judges each pod by itself, `slots` what follows for the slots, `pairs` replicas that move. Stale data end
+//! nothing. What the user asks for (fewer replicas, another model, deletion) is never stale.
 
+mod pairs;
 mod pods;
 mod slots;
 mod verdict;
 
 use std::collections::BTreeMap;
 
+pub(crate) use pairs::uncharged;
 pub use verdict::{Trouble, TroubleKind, Wait};
 
 use crate::plan::{Action, CreateReason, EndReason, Exclude};
@@ -28,8 +30,10 @@ pub(crate) struct Assessment {
     pub resumable: Vec<Resume>,
     /// Ready pods of an older specification or on a cordoned node, in the order in which they are renewed.
     pub renew: Vec<Renew>,
-    /// Pods that end once the pod that takes over from them is Ready.
+    /// Pods that end once the pod that takes over from them is Ready, and whose room others count on.
     pub moving: Vec<Moving>,
+    /// Replicas with two pods: those of `moving`, and those that leave a cordoned node.
+    pub pairs: Vec<Pair>,
     pub waits: Vec<Wait>,
     pub troubles: Vec<Trouble>,
     /// Times at which the answer changes by itself.
@@ -44,12 +48,13 @@ pub(crate) struct Assessment {
 impl Assessment {
     /// Neither now nor later, while the deployment and its nodes stay as they are.
     pub fn has_nothing_to_do(&self) -> bool {
-        let Assessment { ends, open, resumable, renew, moving, waits, troubles, wakes, .. } = self;
+        let Assessment { ends, open, resumable, renew, moving, pairs, waits, troubles, wakes, .. } = self;
         ends.is_empty()
             && open.is_empty()
             && resumable.is_empty()
             && renew.is_empty()
             && moving.is_empty()
+            && pairs.is_empty()
             && waits.is_empty()
             && troubles.is_empty()
             && wakes.is_empty()
@@ -100,13 +105,19 @@ pub(crate) struct Renew {
     pub why: Renewal,
 }
 
-/// A Ready pod with another one that takes over from it and is not Ready yet.
+/// A pod with another one that takes over from it and is not Ready yet.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Moving {
     pub index: u32,
     pub incarnation: u32,
-    /// The other one has taken so long that nobody counts on it.
-    pub overdue: bool,
+}
+
+/// A replica that moves: the incarnations of the pod that serves and of the one that is not Ready yet.
+#[derive(Clone, Copy)]
+pub(crate) struct Pair {
+    pub index: u32,
+    pub old: u32,
+    pub new: u32,
 }
 
 /// Why a Ready pod is replaced.
@@ -162,8 +173,7 @@ type Live<'a> = BTreeMap<u32, Vec<&'a Replica>>;
 impl View<'_> {
     /// On a node that takes nothing new and is perhaps about to be drained.
     fn cordoned(&self, r: &Replica) -> bool {
-        let row = r.placement.as_ref().and_then(|p| self.index.row(&p.node));
-        row.is_some_and(|row| row.node.cordoned)
+        pairs::cordoned(self.index, r)
     }
 
     fn matches(&self, r: &Replica) -> bool {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::lifecycle::{Live, Moving, Open, Renew, Renewal, View, Wait, back_off_ms, next_incarnation};
+use crate::lifecycle::{Live, Open, Renew, Renewal, View, Wait, back_off_ms, next_incarnation};
 use crate::plan::{CreateReason, EndReason};
 use crate::snapshot::{Health, Phase, Replica};
 
@@ -14,6 +14,7 @@ impl<'a> View<'a> {
     /// present specification the one that does not have to move.
     pub(super) fn settle_slots(&mut self, live: &mut Live<'a>) {
         for pods in live.values_mut() {
+            self.give_up(pods);
             let heirs = pods.iter().filter(|r| r.takes_over && self.matches(r)).map(|r| r.incarnation);
             let heir = heirs.max().unwrap_or(0);
             let stays = |r: &Replica| r.incarnation >= heir;
@@ -21,10 +22,9 @@ impl<'a> View<'a> {
             let rank = |r: &Replica| (self.matches(r), !self.cordoned(r), stays(r), ready(r), r.incarnation);
             pods.sort_by_key(|r| std::cmp::Reverse(rank(r)));
             let primary = pods[0];
-            let waiting = self.matches(primary) && primary.phase != Phase::Ready;
             let mut kept = vec![primary];
             for r in pods.drain(..).skip(1) {
-                if waiting && r.phase == Phase::Ready && kept.len() == 1 {
+                if kept.len() == 1 && self.stays_beside(r, primary) {
                     kept.push(r);
                     self.move_on(r, primary);
                     continue;
@@ -40,17 +40,6 @@ impl<'a> View<'a> {
             }
             *pods = kept;
         }
-    }
-
-    /// Notes a move in progress.
-    fn move_on(&mut self, old: &Replica, heir: &Replica) {
-        if !heir.takes_over || !self.matches(old) {
-            return;
-        }
-        let until_ms = heir.created_ms.saturating_add(self.policy.move_patience_ms);
-        let overdue = self.now >= until_ms;
-        self.out.wakes.extend((!overdue).then_some(until_ms));
-        self.out.moving.push(Moving { index: old.index, incarnation: old.incarnation, overdue });
     }
 
     /// The least valuable slots go: not Ready, then outdated, then on cordoned nodes or degraded
