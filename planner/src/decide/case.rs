@@ -240,11 +240,6 @@ impl<'a> Case<'a> {
         self.d.replicas.iter().find(|o| (o.index, o.incarnation) == (r.index, other))
     }
 
-    /// Whether this plan makes the pod that takes over from this one.
-    pub fn is_followed(&self, r: &Replica) -> bool {
-        r.spec_hash == self.d.spec_hash && self.creates.iter().any(|c| c.replica.index == r.index)
-    }
-
     /// The slot has failed and is filled again by a later plan.
     pub fn is_held_back(&self, slot: u32) -> bool {
         let failed = |e: &End| e.replica.index == slot && matches!(e.reason, EndReason::Failed | EndReason::Overshoot);

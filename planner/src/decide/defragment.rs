@@ -49,8 +49,9 @@ const MAX_ACTED_OUT: usize = 8;
 /// By which the free thousandths of a GPU may be rounded.
 const ROUNDED_MILLI: u64 = 4;
 
-/// Replicas that wait and are looked at in one plan.
+/// Replicas that wait and are looked at in one plan, of all tenants and of one.
 const MAX_CLAIMANTS: usize = 16;
+const MAX_OF_TENANT: usize = 4;
 
 /// Whether running replicas move elsewhere, so that one that waits for room fits.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -138,8 +139,6 @@ struct Acted {
 struct Found<'a> {
     proposals: Vec<Proposal<'a>>,
     tried: u32,
-    /// Quota allows it, and only with what others lend.
-    would_borrow: bool,
 }
 
 impl<'a> Draft<'a> {
@@ -157,7 +156,7 @@ impl<'a> Draft<'a> {
         if policy.max_moves == 0 || policy.moves_per_claimant == 0 {
             return;
         }
-        let mut claimants = self.long_waiting(policy);
+        let mut claimants = self.claimants(policy);
         if claimants.is_empty() {
             return;
         }
@@ -173,39 +172,59 @@ impl<'a> Draft<'a> {
             }
             let moving = self.cases.iter().map(|case| case.life.moving.len() as u32).sum();
             let verdict = match (self.budget(&claimant.tenant, policy), policy.max_moves.saturating_sub(moving)) {
-                _ if found.would_borrow => MoveVerdict::WouldBorrow,
                 (Err(at_ms), _) => MoveVerdict::BudgetSpent { at_ms },
                 (_, 0) => MoveVerdict::TooManyMove { moving },
                 (Ok(budget), most) => self.move_for(claimant, found, most.min(budget) as usize, &mut filled, &mut left),
             };
-            let case = &mut self.cases[claimant.case];
-            if let MoveVerdict::NotYet { at_ms, .. } | MoveVerdict::BudgetSpent { at_ms } = &verdict {
-                case.life.wakes.push(*at_ms);
-            }
-            case.moves = Some(verdict);
+            self.note(claimant.case, verdict);
         }
         self.recent_moves.sort();
     }
 
-    /// The slots that have waited for long enough, in turn; of others it is noted when they will have.
-    fn long_waiting(&mut self, policy: &Policy) -> Vec<Claimant> {
-        let mut found = Vec::new();
+    /// The slots for which others may move, in turn; of the rest it is noted why not.
+    fn claimants(&mut self, policy: &Policy) -> Vec<Claimant> {
+        let mut found: Vec<Claimant> = Vec::new();
         if self.cases.iter().all(|case| case.waited.is_none()) {
             return found;
         }
-        for at in self.in_turn() {
-            let case = &mut self.cases[at];
-            let (Some((open, since_ms)), Some(tenant)) = (case.long_waiting(), &case.d.tenant) else { continue };
-            let tenant = tenant.clone();
-            let at_ms = since_ms.saturating_add(policy.move_after_ms);
-            if at_ms > self.now {
-                case.life.wakes.push(at_ms);
-                case.moves = Some(MoveVerdict::JustArrived { at_ms });
-            } else if found.len() < MAX_CLAIMANTS {
-                found.push(Claimant { case: at, tenant, open, since_ms });
+        for case in self.in_turn() {
+            let of = &self.cases[case];
+            let (Some((open, since_ms)), Some(tenant)) = (of.long_waiting(), &of.d.tenant) else { continue };
+            let claimant = Claimant { case, tenant: tenant.clone(), open, since_ms };
+            if let Some(verdict) = self.not_for(&claimant, policy) {
+                self.note(case, verdict);
+            } else if found.len() < MAX_CLAIMANTS
+                && found.iter().filter(|other| other.tenant == claimant.tenant).count() < MAX_OF_TENANT
+            {
+                found.push(claimant);
             }
         }
         found
+    }
+
+    /// Why nothing moves for it, whatever is in the way. That is looked at as things are: what its tenant's pods that
+    /// end hold still is not its own yet.
+    fn not_for(&self, claimant: &Claimant, policy: &Policy) -> Option<MoveVerdict> {
+        let at_ms = claimant.since_ms.saturating_add(policy.move_after_ms);
+        if at_ms > self.now {
+            return Some(MoveVerdict::JustArrived { at_ms });
+        }
+        if self.own(claimant).is_empty() {
+            let allowed = self.cases[claimant.case].alternatives.iter().any(|a| self.allows(claimant, a));
+            return Some(if allowed { MoveVerdict::WouldBorrow } else { MoveVerdict::NoMoveHelps { tried: 0 } });
+        }
+        self.budget(&claimant.tenant, policy).err().map(|at_ms| MoveVerdict::BudgetSpent { at_ms })
+    }
+
+    fn note(&mut self, case: usize, verdict: MoveVerdict) {
+        let case = &mut self.cases[case];
+        if let MoveVerdict::JustArrived { at_ms }
+        | MoveVerdict::NotYet { at_ms, .. }
+        | MoveVerdict::BudgetSpent { at_ms } = &verdict
+        {
+            case.life.wakes.push(*at_ms);
+        }
+        case.moves = Some(verdict);
     }
 
     /// Of each that waits: sets of replicas in whose room it fits, in the state ahead.
@@ -215,9 +234,8 @@ impl<'a> Draft<'a> {
         let each = claimants.iter().map(|claimant| {
             let before = left;
             let own = self.own(claimant);
-            let would_borrow = own.is_empty() && self.is_allowed(claimant);
             let proposals = self.proposals(claimant, &own, &movers, &mut left);
-            Found { proposals, tried: (before - left) as u32, would_borrow }
+            Found { proposals, tried: (before - left) as u32 }
         });
         each.collect()
     }
@@ -300,7 +318,7 @@ impl<'a> Draft<'a> {
         filled: &mut Filled,
         left: &mut usize,
     ) -> MoveVerdict {
-        let Found { mut proposals, tried, .. } = found;
+        let Found { mut proposals, tried } = found;
         // What moves by this plan moves for one only.
         let rests = |p: &Proposal<'a>| p.movers.iter().all(|m| self.cases[m.case].life.moving.is_empty());
         proposals.retain(|p| p.movers.len() <= most && rests(p));
@@ -333,10 +351,6 @@ impl<'a> Draft<'a> {
         let all = self.cases[claimant.case].alternatives.iter();
         let own = all.filter(|a| self.allows(claimant, a) && a.ask.class.as_ref().is_some_and(|c| own(c, a.charge)));
         own.cloned().collect()
-    }
-
-    fn is_allowed(&self, claimant: &Claimant) -> bool {
-        self.cases[claimant.case].alternatives.iter().any(|a| self.allows(claimant, a))
     }
 
     fn allows(&self, claimant: &Claimant, a: &Alternative) -> bool {

@@ -248,7 +248,7 @@ impl<'a> Draft<'a> {
             for replica in &case.d.replicas {
                 let leaves = from.late.iter().any(|(_, l)| std::ptr::eq(*l, replica));
                 let ends = leaving.iter().any(|r| std::ptr::eq(*r, replica)) || replica.node_lost;
-                if !leaves && (ends || !runs(replica) || case.is_followed(replica)) {
+                if !leaves && (ends || !runs(replica)) {
                     continue;
                 }
                 let partner = case.partner(replica);

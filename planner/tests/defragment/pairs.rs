@@ -77,6 +77,9 @@ fn move_leaves_its_tenants_quota_for_other_replicas() {
     let (made, report) = decided(&text, &moving());
     assert_eq!(report.of(&DeploymentId::new("a", "more")).unwrap().counts.desired, 1, "{:?}", made.actions);
     assert_eq!(held(&report, "a"), 500);
+    // The end of the old pod gives nothing back.
+    let (_, report) = decided(&text.replace("ns=a h=0.5", "ns=a h=0.25"), &moving());
+    assert_eq!(report.of(&DeploymentId::new("a", "more")).unwrap().outcome, Outcome::WaitingForQuota);
     // The plan that makes the move charges for one pod, too.
     let (made, report) = decided(&with(&[]), &moving());
     assert_eq!((moved(&made), held(&report, "a")), (vec!["a/small#0.1".to_owned()], 500));
@@ -95,6 +98,10 @@ fn borrowed_replica_that_moves_is_reclaimed_as_a_whole() {
     let one_node = borrowed.replace("replica a/small 0 n2 0", "replica a/small 0 n1 0") + "\nforeign n2 0 10Gi 10";
     let (made, _) = decided(&one_node, &moving());
     assert_eq!(ends(&made), [("small-00", EndReason::Reclaimed), ("small-01", EndReason::Reclaimed)], "on one node");
+    let two = one_node.replace("n1 gpu=h*1", "n1 gpu=h*2").replace("c/whole want=1 ask=h*1", "c/whole want=1 ask=h*2");
+    let two = two.replace("cohort=p h=1", "cohort=p h=2") + "\ndeployment a/z want=1 ask=h*1\nreplica a/z 0 n1 1 ready";
+    let ended: Vec<_> = ends(&decided(&two, &moving()).0).into_iter().map(|(pod, _)| pod.to_owned()).collect();
+    assert_eq!(ended, ["small-00", "small-01", "z-00"], "beside another one");
     // What finishes its requests after a move is a pod on its way out, which may be brought forward.
     let leaving = borrowed.replace("n1 0 ready", "n1 0 draining inflight=1 until=3600000").replace("starting", "ready");
     let leaving = leaving + "\nforeign n2 0 10Gi 10";
@@ -124,6 +131,14 @@ fn end_of_half_a_moving_replica_is_a_violation() {
     assert!(wrong(&s, vec![end(1, EndReason::Reclaimed)]), "the other half");
     let cordoned = PAIR.replace("node n1 gpu=h*1", "node n1 gpu=h*1 cordoned").replace("takesover", "");
     assert!(wrong(&common::parse(&cordoned), vec![end(0, EndReason::Reclaimed)]), "off a cordoned node");
+    let begins = cordoned.replace("replica a/small 0 n2 0 starting inc=1", "node n3 gpu=h*1\n# ");
+    let mut begun = decided(&begins, &moving()).0;
+    assert!(begun.actions.iter().all(|a| matches!(a, Action::Create { .. })) && begun.actions.len() == 2);
+    assert_eq!(check(&common::parse(&begins), &begun), []);
+    begun.actions.push(end(0, EndReason::Reclaimed));
+    assert!(wrong(&common::parse(&begins), begun.actions), "off a cordoned node, as its replacement begins");
+    assert!(wrong(&s, vec![end(0, EndReason::MoveTimeout)]), "no other pod goes on");
+    assert!(!wrong(&s, vec![end(1, EndReason::MoveTimeout)]));
     let ready = common::parse(&PAIR.replace("starting", "ready"));
     assert!(!wrong(&ready, vec![end(0, EndReason::Moved)]), "the other one has taken over");
 }
@@ -349,8 +364,27 @@ fn tenant_has_few_replicas_move_within_an_hour() {
     assert_eq!((last.claimant.0.as_str(), last.deployment.name.as_str(), last.at_ms), ("b", "small", common::NOW));
     let others = with(&["+moved c a/gone 1", "+moved c a/gone 2", "+moved c a/gone 3", "+moved c a/gone 4"]);
     assert_eq!(moved(&decided(&others, &moving()).0), ["a/small#0.1"], "each tenant has its own");
-    let two_left = with(&["+moved b a/gone 1", "+moved b a/gone 2", "+moved b a/gone 3"]);
-    assert_eq!(moved(&decided(&two_left, &moving()).0), ["a/small#0.1"]);
+    let three = ["+moved b a/gone 1", "+moved b a/gone 2", "+moved b a/gone 3"];
+    assert_eq!(moved(&decided(&with(&three), &moving()).0), ["a/small#0.1"]);
+    // Only two of one node make room.
+    let beside = ["+replica a/other 0 n1 1 ready", "+node n3 gpu=h*1"];
+    let both = |changes: &[&str]| with(changes).replace("replica a/other 0 n2 0 ready", "foreign n2 0 10Gi 10");
+    assert_eq!(moved(&decided(&both(&beside), &moving()).0).len(), 2);
+    assert_eq!(moved(&decided(&both(&[&beside[..], &three].concat()), &moving()).0).len(), 0);
+}
+
+#[test]
+fn tenant_with_many_replicas_that_wait_keeps_nobody_from_being_looked_at() {
+    // Three GPUs are too many for any node, and each of these is within the tenant's own quota.
+    let many: Vec<String> =
+        (0..20).map(|n| format!("+deployment c/d{n} want=1 ask=h*3 prio=1\n waiting c/d{n} 0 for=900000")).collect();
+    let text = |tenant: &str| {
+        let changes: Vec<&str> = many.iter().map(String::as_str).chain([tenant]).collect();
+        with(&changes)
+    };
+    for tenant in ["+tenant c ns=c h=60", "+tenant c ns=c h=3", "+tenant c ns=c h=1"] {
+        assert_eq!(moved(&decided(&text(tenant), &moving()).0), ["a/small#0.1"], "{tenant}");
+    }
 }
 
 #[test]
