@@ -379,7 +379,7 @@ fn tenant_with_many_replicas_that_wait_keeps_nobody_from_being_looked_at() {
     let many: Vec<String> =
         (0..20).map(|n| format!("+deployment c/d{n} want=1 ask=h*3 prio=1\n waiting c/d{n} 0 for=900000")).collect();
     let text = |tenant: &str| {
-        let changes: Vec<&str> = many.iter().map(String::as_str).chain([tenant]).collect();
+        let changes: Vec<&str> = std::iter::once(tenant).chain(many.iter().map(String::as_str)).collect();
         with(&changes)
     };
     for tenant in ["+tenant c ns=c h=60", "+tenant c ns=c h=3", "+tenant c ns=c h=1"] {
