@@ -292,9 +292,10 @@ fn judge(mut s: Snapshot, steps: &[Step]) -> [usize; 3] {
                 Action::Drain { reason, .. } | Action::Remove { reason, .. } => Some(*reason),
                 Action::Create { .. } | Action::Resume { .. } => None,
             };
-            let ended = of.filter(|a| why(a) == Some(EndReason::Reclaimed)).count();
-            assert!(ended == 0 || ended == 2, "half of a moving replica is reclaimed");
-            ended == 2
+            let ended: Vec<_> = of.filter_map(why).collect();
+            let reclaimed = ended.iter().filter(|reason| **reason == EndReason::Reclaimed).count();
+            assert!(reclaimed == 0 || ended.len() == 2, "half of a moving replica is reclaimed: {ended:?}");
+            reclaimed == 2
         };
         seen[0] += moved(&made).len();
         seen[1] += ends(&made).iter().filter(|(_, reason)| *reason == EndReason::MoveTimeout).count();
