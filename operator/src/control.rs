@@ -194,6 +194,7 @@ impl Control {
         let (plan, report) = self.prepared.plan(&built.snapshot, &self.policy, now);
         self.memory.borrowed(&report.shares);
         self.memory.waited(&report.waiting);
+        self.memory.moved(&report.recent_moves);
         self.memory.unclaimed(&built.unclaimed, now);
         self.memory.learn(&built.judged, &view.deployments);
         self.memory.remember(&built.snapshot, &plan);

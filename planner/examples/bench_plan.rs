@@ -204,6 +204,7 @@ fn fleet(nodes: u32, gpus: u32, replicas: u32) -> Snapshot {
         exclusions: Vec::new(),
         shares: Vec::new(),
         waiting: Vec::new(),
+        recent_moves: Vec::new(),
     }
 }
 

@@ -119,6 +119,8 @@ pub enum EndReason {
     Reclaimed,
     /// Another replica needs its room, and its replacement elsewhere is Ready.
     Moved,
+    /// It was to take over from a pod that was to move, and was not Ready in time. That one goes on.
+    MoveTimeout,
     /// A drain reached zero requests in flight.
     Drained,
     /// A drain reached its deadline.

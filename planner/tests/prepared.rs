@@ -5,6 +5,7 @@ mod common;
 
 use common::random::*;
 use proptest::prelude::*;
+use stowage_planner::check::check;
 use stowage_planner::snapshot::*;
 use stowage_planner::{Prepared, plan};
 
@@ -102,19 +103,21 @@ proptest! {
     fn warm_plan_equals_cold_plan(s in random_snapshot(), changes in prop::collection::vec(change(), 60)) {
         let mut s = s;
         let mut prepared = Prepared::default();
+        let policy = Policy { max_moves: 1, ..Policy::default() };
         let mut now = common::NOW;
         for c in &changes {
             make(&mut s, c);
             s.sequence += 1;
             // Long enough for replicas to move.
             now += 30_000;
-            let cold = plan(&s, &Policy::default(), now);
-            let warm = prepared.plan(&s, &Policy::default(), now);
+            let cold = plan(&s, &policy, now);
+            let warm = prepared.plan(&s, &policy, now);
             prop_assert_eq!(&warm.0, &cold.0, "after {:?}", c);
+            prop_assert_eq!(check(&s, &cold.0), vec![], "after {:?}", c);
             let text = |r| serde_json::to_string(r).unwrap();
             prop_assert_eq!(text(&warm.1), text(&cold.1), "after {:?}", c);
             apply(&mut s, &cold.0.actions, now);
-            s.waiting = cold.1.waiting;
+            (s.waiting, s.recent_moves) = (cold.1.waiting, cold.1.recent_moves);
         }
     }
 }

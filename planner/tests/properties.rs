@@ -148,19 +148,20 @@ proptest! {
     fn long_history_over_commits_no_gpu(
         s in random_snapshot(),
         events in prop::collection::vec(event(), 120),
+        step_ms in prop::sample::select(vec![1_000u64, 40_000]),
     ) {
-        let policy = Policy::default();
+        let policy = Policy { max_moves: 1, ..Policy::default() };
         let mut s = s;
         let mut now = common::NOW;
         for e in &events {
             happen(&mut s, e);
-            now += 1_000;
+            now += step_ms;
             s.sequence += 1;
             let (p, report) = plan(&s, &policy, now);
             prop_assert_eq!(check(&s, &p), vec![]);
             never_too_few_ready(&s, &p.actions)?;
             nothing_ends_on_stale_data(&s, &p.actions)?;
-            drop(report);
+            (s.waiting, s.recent_moves) = (report.waiting, report.recent_moves);
             apply(&mut s, &p.actions, now);
             for gpu in s.nodes.iter().flat_map(|n| &n.gpus) {
                 prop_assert!(gpu.slices.iter().map(|x| x.promise.memory_bytes).sum::<u64>() <= gpu.memory_bytes);

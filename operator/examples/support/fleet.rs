@@ -13,7 +13,7 @@ use stowage_operator::execute::case::cases;
 use stowage_operator::execute::case::rest::Rest;
 use stowage_operator::execute::status;
 use stowage_operator::observe::agents::AgentReport;
-use stowage_operator::observe::view::{StoredDeployment, View};
+use stowage_operator::observe::view::View;
 use stowage_operator::translate::build;
 use stowage_operator::translate::memory::Memory;
 use stowage_operator::translate::snapshot::replicas::millis;

@@ -9,8 +9,8 @@ use stowage_planner::Plan;
 use stowage_planner::demand::bottleneck::{FaultyGpus, Means, Verdict};
 use stowage_planner::plan::{Action, EndReason};
 use stowage_planner::snapshot::{
-    ColdStart, DecayedShare, DeploymentId, Exclusion, Hold, Memory as RuleMemory, ReplicaId, Slot, Snapshot, TimeMs,
-    Waiting,
+    ColdStart, DecayedShare, DeploymentId, Exclusion, Hold, Memory as RuleMemory, RecentMove, ReplicaId, Slot,
+    Snapshot, TimeMs, Waiting,
 };
 
 use stowage_crds::names::{ANNOTATION_DRAIN_UNTIL, ANNOTATION_DRAINING};
@@ -60,6 +60,8 @@ pub struct Memory {
     shares: Vec<DecayedShare>,
     /// Since when deployments have waited for room, from the last report.
     waiting: Vec<Waiting>,
+    /// Which replicas were made to move of late, from the last report.
+    recent_moves: Vec<RecentMove>,
     /// By how much the clock was set while a pod drains, by the pod's UID and since when it drains: a drain that is
     /// cancelled and begins again has times of its own.
     drain_shifts: BTreeMap<(String, String), DrainShift>,
@@ -166,6 +168,7 @@ impl Memory {
         self.unclaimed.values_mut().for_each(|since| *since = moved(*since, by_ms));
         self.since = self.since.map(|since| moved(since, by_ms));
         self.waiting.iter_mut().for_each(|waiting| waiting.since_ms = moved(waiting.since_ms, by_ms));
+        self.recent_moves.iter_mut().for_each(|made| made.at_ms = moved(made.at_ms, by_ms));
         self.stages.clear();
     }
 
@@ -269,6 +272,15 @@ impl Memory {
 
     pub fn waiting(&self) -> Vec<Waiting> {
         self.waiting.clone()
+    }
+
+    /// Takes in which replicas were made to move of late, as the last plan reports it.
+    pub fn moved(&mut self, moves: &[RecentMove]) {
+        self.recent_moves = moves.to_vec();
+    }
+
+    pub fn recent_moves(&self) -> Vec<RecentMove> {
+        self.recent_moves.clone()
     }
 
     pub fn exclusions(&self) -> Vec<Exclusion> {

@@ -84,6 +84,7 @@ pub fn build(view: &View, memory: &Memory, sequence: u64) -> Built {
         exclusions: memory.exclusions(),
         shares: memory.shares(),
         waiting: memory.waiting(),
+        recent_moves: memory.recent_moves(),
     };
     // One that a finalizer of its user's keeps from ending takes over nothing either.
     let ending = |id: &DeploymentId| {

@@ -186,7 +186,7 @@ impl<'a> Case<'a> {
     /// Pods that end once another has taken over, on which others may count.
     pub fn moving(&self) -> impl Iterator<Item = &'a Replica> {
         let moves = |r: &Replica| {
-            let is = |m: &Moving| (m.index, m.incarnation, m.overdue) == (r.index, r.incarnation, false);
+            let is = |m: &Moving| (m.index, m.incarnation) == (r.index, r.incarnation);
             self.life.moving.iter().any(is) && !self.leaving().any(|l| std::ptr::eq(l, r))
         };
         self.d.replicas.iter().filter(move |r| moves(r))
@@ -229,13 +229,15 @@ impl<'a> Case<'a> {
         self.d.replicas.iter().filter(move |r| leaving(r))
     }
 
-    /// Pods of the present specification that a later pod of their slot, existing or planned, is to follow: they move.
-    pub fn followed(&self) -> impl Iterator<Item = &'a Replica> {
-        let later = |r: &Replica| {
-            let exists = self.d.replicas.iter().any(|l| l.index == r.index && l.incarnation > r.incarnation);
-            exists || self.creates.iter().any(|c| c.replica.index == r.index && c.replica.incarnation > r.incarnation)
-        };
-        self.d.replicas.iter().filter(move |r| r.phase == Phase::Ready && later(r) && r.spec_hash == self.d.spec_hash)
+    /// The other pod of a replica that moves.
+    pub fn partner(&self, r: &Replica) -> Option<&'a Replica> {
+        let pair = self
+            .life
+            .pairs
+            .iter()
+            .find(|p| p.index == r.index && (p.old == r.incarnation || p.new == r.incarnation))?;
+        let other = if pair.old == r.incarnation { pair.new } else { pair.old };
+        self.d.replicas.iter().find(|o| (o.index, o.incarnation) == (r.index, other))
     }
 
     /// The slot has failed and is filled again by a later plan.

@@ -10,8 +10,11 @@
 //! expected to wait for as long again. That costs at most twice what the best choice would with the future known (ski
 //! rental). See [`Proposal::due_ms`].
 //!
-//! Only replicas of deployments at rest move, that have run for their tenant's minimum runtime: a replica that moved is
-//! new, so none moves twice within it. One of a deployment at a time, and few in the whole cluster.
+//! A tenant has others move only for what is its own quota, few within an hour, and none of a higher priority: a
+//! replica that waits costs its tenant nothing.
+//!
+//! Only replicas of deployments at rest move, that have run for their tenant's minimum runtime, and whose
+//! slot has not moved within the last hour, whether or not that succeeded. One of a deployment at a time, and few in the whole cluster.
 //! It is acted out before it is decided: nothing that is placed, or will be placed once pods on their way out have
 //! ended, may lose its place by it.
 //!
@@ -29,7 +32,7 @@ use crate::lifecycle::{Moving, Open, next_incarnation};
 use crate::place::placer::{Alternative, Chosen, Held};
 use crate::plan::CreateReason;
 use crate::snapshot::index::NodeAt;
-use crate::snapshot::{Policy, Replica, TimeMs, Waiting};
+use crate::snapshot::{Policy, RecentMove, Replica, TenantId, TimeMs, Waiting};
 
 /// Replicas that move for one that waits; all on one node.
 const MAX_TOGETHER: usize = 2;
@@ -46,8 +49,9 @@ const MAX_ACTED_OUT: usize = 8;
 /// By which the free thousandths of a GPU may be rounded.
 const ROUNDED_MILLI: u64 = 4;
 
-/// Replicas that wait and are looked at in one plan.
+/// Replicas that wait and are looked at in one plan, of all tenants and of one.
 const MAX_CLAIMANTS: usize = 16;
+const MAX_OF_TENANT: usize = 4;
 
 /// Whether running replicas move elsewhere, so that one that waits for room fits.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,6 +80,13 @@ pub enum MoveVerdict {
         /// When it pays.
         at_ms: TimeMs,
     },
+    /// It would borrow: others move only for what is its tenant's own quota.
+    WouldBorrow,
+    /// As many have moved for its tenant of late as may.
+    BudgetSpent {
+        /// When the next one may.
+        at_ms: TimeMs,
+    },
     /// As many replicas move already as may at a time.
     TooManyMove {
         /// How many.
@@ -91,6 +102,7 @@ pub enum MoveVerdict {
 /// The slot that waits.
 struct Claimant {
     case: usize,
+    tenant: TenantId,
     open: Open,
     since_ms: TimeMs,
 }
@@ -141,10 +153,10 @@ impl<'a> Draft<'a> {
 
     /// Decides which replicas move, and for whom.
     pub(super) fn defragment(&mut self, policy: &Policy) {
-        if policy.max_moves == 0 {
+        if policy.max_moves == 0 || policy.moves_per_claimant == 0 {
             return;
         }
-        let mut claimants = self.long_waiting(policy);
+        let mut claimants = self.claimants(policy);
         if claimants.is_empty() {
             return;
         }
@@ -159,36 +171,60 @@ impl<'a> Draft<'a> {
                 continue;
             }
             let moving = self.cases.iter().map(|case| case.life.moving.len() as u32).sum();
-            let verdict = match policy.max_moves.saturating_sub(moving) {
-                0 => MoveVerdict::TooManyMove { moving },
-                most => self.move_for(claimant, found, most as usize, &mut filled, &mut left),
+            let verdict = match (self.budget(&claimant.tenant, policy), policy.max_moves.saturating_sub(moving)) {
+                (Err(at_ms), _) => MoveVerdict::BudgetSpent { at_ms },
+                (_, 0) => MoveVerdict::TooManyMove { moving },
+                (Ok(budget), most) => self.move_for(claimant, found, most.min(budget) as usize, &mut filled, &mut left),
             };
-            let case = &mut self.cases[claimant.case];
-            if let MoveVerdict::NotYet { at_ms, .. } = &verdict {
-                case.life.wakes.push(*at_ms);
-            }
-            case.moves = Some(verdict);
+            self.note(claimant.case, verdict);
         }
+        self.recent_moves.sort();
     }
 
-    /// The slots that have waited for long enough, in turn; of others it is noted when they will have.
-    fn long_waiting(&mut self, policy: &Policy) -> Vec<Claimant> {
-        let mut found = Vec::new();
+    /// The slots for which others may move, in turn; of the rest it is noted why not.
+    fn claimants(&mut self, policy: &Policy) -> Vec<Claimant> {
+        let mut found: Vec<Claimant> = Vec::new();
         if self.cases.iter().all(|case| case.waited.is_none()) {
             return found;
         }
-        for at in self.in_turn() {
-            let case = &mut self.cases[at];
-            let Some((open, since_ms)) = case.long_waiting() else { continue };
-            let at_ms = since_ms.saturating_add(policy.move_after_ms);
-            if at_ms > self.now {
-                case.life.wakes.push(at_ms);
-                case.moves = Some(MoveVerdict::JustArrived { at_ms });
-            } else if found.len() < MAX_CLAIMANTS {
-                found.push(Claimant { case: at, open, since_ms });
+        for case in self.in_turn() {
+            let of = &self.cases[case];
+            let (Some((open, since_ms)), Some(tenant)) = (of.long_waiting(), &of.d.tenant) else { continue };
+            let claimant = Claimant { case, tenant: tenant.clone(), open, since_ms };
+            if let Some(verdict) = self.not_for(&claimant, policy) {
+                self.note(case, verdict);
+            } else if found.len() < MAX_CLAIMANTS
+                && found.iter().filter(|other| other.tenant == claimant.tenant).count() < MAX_OF_TENANT
+            {
+                found.push(claimant);
             }
         }
         found
+    }
+
+    /// Why nothing moves for it, whatever is in the way. That is looked at as things are: what its tenant's pods that
+    /// end hold still is not its own yet.
+    fn not_for(&self, claimant: &Claimant, policy: &Policy) -> Option<MoveVerdict> {
+        let at_ms = claimant.since_ms.saturating_add(policy.move_after_ms);
+        if at_ms > self.now {
+            return Some(MoveVerdict::JustArrived { at_ms });
+        }
+        if self.own(claimant).is_empty() {
+            let allowed = self.cases[claimant.case].alternatives.iter().any(|a| self.allows(claimant, a));
+            return Some(if allowed { MoveVerdict::WouldBorrow } else { MoveVerdict::NoMoveHelps { tried: 0 } });
+        }
+        self.budget(&claimant.tenant, policy).err().map(|at_ms| MoveVerdict::BudgetSpent { at_ms })
+    }
+
+    fn note(&mut self, case: usize, verdict: MoveVerdict) {
+        let case = &mut self.cases[case];
+        if let MoveVerdict::JustArrived { at_ms }
+        | MoveVerdict::NotYet { at_ms, .. }
+        | MoveVerdict::BudgetSpent { at_ms } = &verdict
+        {
+            case.life.wakes.push(*at_ms);
+        }
+        case.moves = Some(verdict);
     }
 
     /// Of each that waits: sets of replicas in whose room it fits, in the state ahead.
@@ -197,7 +233,8 @@ impl<'a> Draft<'a> {
         let mut left = MAX_TRIED;
         let each = claimants.iter().map(|claimant| {
             let before = left;
-            let proposals = self.proposals(claimant, &movers, &mut left);
+            let own = self.own(claimant);
+            let proposals = self.proposals(claimant, &own, &movers, &mut left);
             Found { proposals, tried: (before - left) as u32 }
         });
         each.collect()
@@ -210,11 +247,12 @@ impl<'a> Draft<'a> {
             let young_ms = self.now.saturating_sub(self.ledger.min_runtime_ms(tenant));
             let cold_start_ms = case.cold_start_ms().unwrap_or(ASSUMED_COLD_START_MS);
             for replica in &case.d.replicas {
+                let moved = self.has_moved(case, replica.index);
                 let failed = case.d.slots.iter().any(|slot| slot.index == replica.index && slot.failures > 0);
                 let Some(placement) = replica.placement.as_ref().filter(|p| !p.gpus.is_empty()) else { continue };
                 let asked = case.alternatives.iter().find(|a| a.ask.variant == placement.variant);
                 if let (true, false, Some(asked), Some(node)) =
-                    (replica.created_ms <= young_ms, failed, asked, self.placer.index.at(&placement.node))
+                    (replica.created_ms <= young_ms, failed || moved, asked, self.placer.index.at(&placement.node))
                 {
                     let (milli, drain_ms) = (asked.charge, case.d.drain_timeout_ms);
                     let mover = Mover { case: at, replica, milli, cold_start_ms, drain_ms };
@@ -231,16 +269,22 @@ impl<'a> Draft<'a> {
     }
 
     /// Sets of replicas in whose room the slot fits as things are; two only where no one does.
-    fn proposals(&self, claimant: &Claimant, movers: &Movers<'a>, left: &mut usize) -> Vec<Proposal<'a>> {
-        let asks = self.allowed(claimant);
+    fn proposals(
+        &self,
+        claimant: &Claimant,
+        asks: &[Alternative],
+        movers: &Movers<'a>,
+        left: &mut usize,
+    ) -> Vec<Proposal<'a>> {
         let seeker = self.seeker(claimant.case, claimant.open.index);
         let mut found = Vec::new();
         for size in 1..=MAX_TOGETHER {
             for (node, of) in movers.iter().filter(|(node, _)| !self.placer.is_excluded(&seeker, **node)) {
+                let of = self.may_move_for(claimant, of);
                 for ask in asks.iter().filter(|ask| self.placer.could_fit_on(ask, *node)) {
                     let lacks = self.lacks(ask, *node);
                     let enough = |set: &Vec<Mover<'a>>| set.iter().map(|m| m.milli).sum::<u64>() >= lacks;
-                    for movers in sets(of, size).into_iter().filter(enough) {
+                    for movers in sets(&of, size).into_iter().filter(enough) {
                         if *left == 0 {
                             return found;
                         }
@@ -301,14 +345,22 @@ impl<'a> Draft<'a> {
         MoveVerdict::NoMoveHelps { tried }
     }
 
-    /// The variants of the slot that need GPUs and that quota allows.
-    fn allowed(&self, claimant: &Claimant) -> Vec<Alternative> {
-        let case = &self.cases[claimant.case];
-        let Some(tenant) = &case.tenant else { return Vec::new() };
-        let allows = |a: &&Alternative| {
-            a.ask.class.as_ref().is_some_and(|class| self.ledger.allow(tenant, class, a.charge).is_ok())
-        };
-        case.alternatives.iter().filter(allows).cloned().collect()
+    /// The variants of the slot that need GPUs, that quota allows and that are its tenant's own.
+    fn own(&self, claimant: &Claimant) -> Vec<Alternative> {
+        let own = |class: &String, x| self.ledger.within_nominal(&claimant.tenant, class, x);
+        let all = self.cases[claimant.case].alternatives.iter();
+        let own = all.filter(|a| self.allows(claimant, a) && a.ask.class.as_ref().is_some_and(|c| own(c, a.charge)));
+        own.cloned().collect()
+    }
+
+    fn allows(&self, claimant: &Claimant, a: &Alternative) -> bool {
+        a.ask.class.as_ref().is_some_and(|class| self.ledger.allow(&claimant.tenant, class, a.charge).is_ok())
+    }
+
+    /// Those of the movers whose priority is not higher than that of the one that waits.
+    fn may_move_for(&self, claimant: &Claimant, movers: &[Mover<'a>]) -> Vec<Mover<'a>> {
+        let priority = self.cases[claimant.case].d.priority;
+        movers.iter().filter(|m| self.cases[m.case].d.priority <= priority).copied().collect()
     }
 
     /// Places for all of them right now, after which the slot is filled ahead, and all that is filled without it.
@@ -364,14 +416,17 @@ impl<'a> Draft<'a> {
     }
 
     fn carry_out(&mut self, claimant: &Claimant, proposal: &Proposal<'a>, places: Vec<Chosen>) {
-        let moved_for = self.cases[claimant.case].d.tenant.clone();
         for (mover, chosen) in proposal.movers.iter().zip(places) {
             let Replica { index, incarnation, .. } = *mover.replica;
             let next = next_incarnation(self.cases[mover.case].d, index);
             self.create(mover.case, index, next, CreateReason::Move, chosen);
             let case = &mut self.cases[mover.case];
-            case.creates.last_mut().into_iter().for_each(|create| create.moved_for.clone_from(&moved_for));
-            case.life.moving.push(Moving { index, incarnation, overdue: false });
+            case.creates.last_mut().into_iter().for_each(|create| create.moved_for = Some(claimant.tenant.clone()));
+            case.life.moving.push(Moving { index, incarnation });
+            let deployment = case.d.id.clone();
+            let (at_ms, claimant) = (self.now, claimant.tenant.clone());
+            self.recent_moves.push(RecentMove { at_ms, claimant, deployment, index });
+            self.charge_once(mover.case, mover.replica);
         }
     }
 

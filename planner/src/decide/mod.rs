@@ -14,9 +14,12 @@ pub(crate) mod case;
 pub(crate) mod defragment;
 mod hold;
 mod line;
+mod moved;
 pub(crate) mod prepared;
 mod reclaim;
 mod resume;
+
+use std::collections::BTreeSet;
 
 use crate::decide::case::{Case, Create};
 use crate::decide::hold::Hold;
@@ -28,7 +31,7 @@ use crate::place::placer::{Alternative, Chosen, Placer, Seeker};
 use crate::plan::{CreateReason, EndReason};
 use crate::quota::{Ledger, QuotaLimit};
 use crate::snapshot::index::{Mark, NodeAt, Owner, Row};
-use crate::snapshot::{Exclusion, Policy, Replica, ReplicaId, Snapshot, TenantId, TimeMs};
+use crate::snapshot::{Exclusion, Policy, RecentMove, Replica, ReplicaId, Snapshot, TenantId, TimeMs};
 
 /// A decided snapshot, before it is reported.
 pub(crate) struct Draft<'a> {
@@ -44,6 +47,10 @@ pub(crate) struct Draft<'a> {
     began: Ledger,
     /// Nodes on which nobody borrows now.
     holds: Vec<Hold>,
+    /// Pods that their tenants are not charged for: of a replica that moves one is charged.
+    uncharged: BTreeSet<Owner>,
+    /// Replicas that were made to move of late. Sorted.
+    pub recent_moves: Vec<RecentMove>,
     /// The index as the snapshot has it.
     base: Mark,
     known: Vec<Known>,
@@ -69,12 +76,26 @@ pub(crate) struct Trial {
 pub(crate) fn decide<'a>(snapshot: &'a Snapshot, policy: &Policy, now: TimeMs, prepared: &mut Prepared) -> Draft<'a> {
     let deployments = prepared.in_order(snapshot);
     let Working { mut placer, mut known, kept } = prepared.take(snapshot, &deployments, policy);
-    let ledger = Ledger::new(snapshot, &placer.index, policy, now);
     let cases = deployments.into_iter().zip(&mut known);
-    let cases = cases.map(|(d, known)| Case::new(d, known, &placer, policy, now)).collect();
+    let cases: Vec<_> = cases.map(|(d, known)| Case::new(d, known, &placer, policy, now)).collect();
+    let (uncharged, charges) = moved::uncharged(&cases, &placer.index);
+    let ledger = Ledger::new(snapshot, &placer.index, &charges, policy, now);
     let base = placer.index.mark();
     let began = ledger.clone();
-    let mut draft = Draft { placer, ledger, cases, now, ahead: None, began, holds: Vec::new(), base, known, kept };
+    let mut draft = Draft {
+        placer,
+        ledger,
+        cases,
+        now,
+        ahead: None,
+        began,
+        holds: Vec::new(),
+        uncharged,
+        recent_moves: moved::recent(snapshot, policy, now),
+        base,
+        known,
+        kept,
+    };
     draft.note_waits(&snapshot.waiting);
     draft.exclude_refused_nodes();
     draft.fill();
@@ -244,7 +265,13 @@ impl<'a> Draft<'a> {
         };
         let attempt = if cordoned.is_some() { self.attempt_move(at, i) } else { self.attempt(at, index) };
         let (limit, without_room) = match attempt {
-            Attempt::Placed(chosen) => return self.create(at, index, incarnation, reason, *chosen),
+            Attempt::Placed(chosen) => {
+                self.create(at, index, incarnation, reason, *chosen);
+                if let (true, Some(old)) = (cordoned.is_some(), self.renewed(at, i)) {
+                    self.charge_once(at, old);
+                }
+                return;
+            }
             Attempt::Refused { limit, without_room } => (limit, without_room),
         };
         if cordoned.is_some() || !self.fits_without_old(at, i) {
@@ -278,9 +305,7 @@ impl<'a> Draft<'a> {
     fn attempt_move(&mut self, at: usize, i: usize) -> Attempt {
         let slot = self.cases[at].life.renew[i].open.index;
         let Some(old) = self.renewed(at, i) else { return self.attempt(at, slot) };
-        let owner = Owner { deployment: self.cases[at].number, index: old.index, incarnation: old.incarnation };
-        let node = old.placement.as_ref().and_then(|p| self.placer.index.at(&p.node));
-        let charges = node.map(|node| self.placer.index.charges_of(node, owner)).unwrap_or_default();
+        let charges = self.charges_of(self.cases[at].number, old);
         charges.iter().for_each(|(tenant, class, x)| self.ledger.refund(tenant, class, *x));
         let attempt = self.attempt(at, slot);
         charges.iter().for_each(|(tenant, class, x)| self.ledger.charge(tenant, class, *x));
@@ -333,9 +358,14 @@ impl<'a> Draft<'a> {
         self.end_on(node, at, owner, &placement.variant);
     }
 
-    /// Tenant, class and charge of one replica's slices, a class once.
+    /// Tenant, class and charge of one replica's slices, a class once; none where its tenant is not charged for it.
     pub fn charges_of(&self, deployment: usize, replica: &Replica) -> Vec<(TenantId, String, u64)> {
         let owner = Owner { deployment, index: replica.index, incarnation: replica.incarnation };
+        if self.uncharged.contains(&owner) { Vec::new() } else { self.slices_of(owner, replica) }
+    }
+
+    /// The same, whether or not its tenant is charged for it.
+    fn slices_of(&self, owner: Owner, replica: &Replica) -> Vec<(TenantId, String, u64)> {
         let node = replica.placement.as_ref().and_then(|p| self.placer.index.at(&p.node));
         let each = node.map(|at| self.placer.index.charges_of(at, owner)).unwrap_or_default();
         let mut sums: Vec<(TenantId, String, u64)> = Vec::new();
@@ -370,8 +400,10 @@ impl<'a> Draft<'a> {
     }
 
     fn end_on(&mut self, node: NodeAt, at: usize, owner: Owner, variant: &str) {
-        for (tenant, class, x) in self.placer.index.charges_of(node, owner) {
-            self.ledger.refund(&tenant, &class, x);
+        if !self.uncharged.contains(&owner) {
+            for (tenant, class, x) in self.placer.index.charges_of(node, owner) {
+                self.ledger.refund(&tenant, &class, x);
+            }
         }
         let case = &self.cases[at];
         let (cpu, memory) = case.requests(variant);

@@ -22,7 +22,7 @@ use crate::lifecycle::{End, Open, replica_id};
 use crate::place::placer::Alternative;
 use crate::plan::EndReason;
 use crate::quota::Ledger;
-use crate::snapshot::index::NodeAt;
+use crate::snapshot::index::{NodeAt, Owner};
 use crate::snapshot::{Phase, Replica, TenantId, TimeMs};
 
 /// Slots for which one plan reclaims; the next plan goes on.
@@ -37,12 +37,16 @@ const MAX_FAILED: usize = 16;
 pub(super) struct Candidate<'a> {
     case: usize,
     replica: &'a Replica,
+    /// The other pod of a replica that moves: both end.
+    partner: Option<&'a Replica>,
     /// What its slices are charged, by class.
     charges: Vec<(String, u64)>,
     /// Weighted share of its tenant.
     share: u64,
     /// When it has run long enough: now, if it has.
     ripe_ms: TimeMs,
+    /// Its tenant is charged for it.
+    charged: bool,
     /// It is on its way out already, and would take longer than a claimant waits.
     leaves: bool,
 }
@@ -222,14 +226,14 @@ impl<'a> Draft<'a> {
         from.candidates = Some(candidates);
         let victims = victims?;
         let each = self.begin();
-        victims.iter().for_each(|victim| self.end_replica(victim.case, victim.replica));
+        victims.iter().for_each(|victim| self.end_candidate(victim));
         let Attempt::Placed(chosen) = self.attempt(at, open.index) else {
             self.rollback(each);
             return None;
         };
         self.take(at, open.index, open.incarnation, &chosen);
         victims.iter().for_each(|victim| self.give(victim, from));
-        from.forget(|r| victims.iter().any(|v| std::ptr::eq(v.replica, r)));
+        from.forget(|r| victims.iter().any(|v| v.pods().any(|pod| std::ptr::eq(pod, r))));
         Some((chosen.node, victims))
     }
 
@@ -247,13 +251,18 @@ impl<'a> Draft<'a> {
                 if !leaves && (ends || !runs(replica)) {
                     continue;
                 }
-                let ripe_ms = self.ripe_ms(at, replica).max(self.now);
+                let partner = case.partner(replica);
+                let both = std::iter::once(replica).chain(partner);
+                let ripe_ms = both.map(|r| self.ripe_ms(at, r)).min().unwrap_or(0).max(self.now);
                 let node = replica.placement.as_ref().and_then(|p| self.placer.index.at(&p.node));
                 if let (true, Some(node)) = (soonest || ripe_ms <= self.now, node) {
-                    let charges = self.charges_of(case.number, replica);
-                    let charges = charges.into_iter().map(|(_, class, x)| (class, x)).collect();
-                    let candidate = Candidate { case: at, replica, charges, share, ripe_ms, leaves };
-                    by_node.entry(node).or_default().push(candidate);
+                    let (charges, charged) = self.gives(at, replica, partner);
+                    let candidate = Candidate { case: at, replica, partner, charges, charged, share, ripe_ms, leaves };
+                    let of = by_node.entry(node).or_default();
+                    // Both pods of one replica on one node are one candidate.
+                    if !of.iter().any(|c: &Candidate<'a>| c.partner.is_some_and(|p| std::ptr::eq(p, replica))) {
+                        of.push(candidate);
+                    }
                 }
             }
         }
@@ -267,6 +276,24 @@ impl<'a> Draft<'a> {
             });
         }
         by_node
+    }
+
+    /// By class: what a replica that gives way is charged; where its tenant is charged for the pod that took over from
+    /// it, what it would be. Whether that is counted.
+    fn gives(&self, at: usize, replica: &Replica, partner: Option<&Replica>) -> (Vec<(String, u64)>, bool) {
+        let number = self.cases[at].number;
+        let mut charges = self.charges_of(number, replica);
+        charges.extend(partner.into_iter().flat_map(|other| self.charges_of(number, other)));
+        let charged = !charges.is_empty();
+        if !charged {
+            let owner = Owner { deployment: number, index: replica.index, incarnation: replica.incarnation };
+            charges = self.slices_of(owner, replica);
+        }
+        (charges.into_iter().map(|(_, class, x)| (class, x)).collect(), charged)
+    }
+
+    fn end_candidate(&mut self, candidate: &Candidate<'a>) {
+        candidate.pods().for_each(|pod| self.end_replica(candidate.case, pod));
     }
 
     /// When a borrowed replica may be taken back: it has run long enough, or ends before.
@@ -353,7 +380,7 @@ impl<'a> Draft<'a> {
                 break;
             }
             if self.may_give(candidate, claims, from) {
-                self.end_replica(candidate.case, candidate.replica);
+                self.end_candidate(candidate);
                 self.give(candidate, from);
                 victims.push(candidate.clone());
                 fits = self.placer.fits_on(alternative, node);
@@ -367,7 +394,7 @@ impl<'a> Draft<'a> {
         for at in (0..victims.len().saturating_sub(1)).rev() {
             let trial = self.begin();
             let others = victims.iter().enumerate().filter(|(n, _)| *n != at);
-            others.for_each(|(_, v)| self.end_replica(v.case, v.replica));
+            others.for_each(|(_, v)| self.end_candidate(v));
             let enough = self.placer.fits_on(alternative, node);
             self.rollback(trial);
             if enough {
@@ -387,7 +414,7 @@ impl<'a> Draft<'a> {
     }
 
     fn give(&self, candidate: &Candidate<'_>, from: &mut Reclaimable<'_>) {
-        let Some(tenant) = &self.cases[candidate.case].d.tenant else { return };
+        let Some(tenant) = self.cases[candidate.case].d.tenant.as_ref().filter(|_| candidate.charged) else { return };
         for (class, x) in &candidate.charges {
             from.holds.refund(tenant, class, *x);
             if !candidate.leaves {
@@ -398,7 +425,7 @@ impl<'a> Draft<'a> {
 
     /// Undoes [`Draft::give`].
     fn take_back(&self, candidate: &Candidate<'_>, from: &mut Reclaimable<'_>) {
-        let Some(tenant) = &self.cases[candidate.case].d.tenant else { return };
+        let Some(tenant) = self.cases[candidate.case].d.tenant.as_ref().filter(|_| candidate.charged) else { return };
         for (class, x) in &candidate.charges {
             from.holds.charge(tenant, class, *x);
             if !candidate.leaves {
@@ -409,30 +436,51 @@ impl<'a> Draft<'a> {
 
     fn drain_victims(&mut self, claim: Claim<'a>) {
         let claimant = self.cases[claim.case].d.tenant.clone();
-        let pods = claim.victims.iter().map(|v| v.replica.name.clone()).collect();
+        let pods = claim.victims.iter().flat_map(Candidate::pods).map(|pod| pod.name.clone()).collect();
         self.cases[claim.case].reclaims.push((claim.slot, pods));
-        for Candidate { case, replica, leaves, .. } in claim.victims {
-            let until_ms = self.now.saturating_add(self.grace_ms(case));
-            let case = &mut self.cases[case];
-            let finishes = leaves || matches!(replica.phase, Phase::Ready | Phase::Unready);
-            // Of a slot with two pods the other one still counts.
-            let alone = case.d.replicas.iter().filter(|r| r.index == replica.index && !r.phase.is_terminating());
-            if !leaves && alone.count() == 1 {
-                let ready = u32::from(replica.phase == Phase::Ready);
-                let updated = if replica.spec_hash == case.d.spec_hash { ready } else { 0 };
-                case.life.ready = case.life.ready.saturating_sub(ready);
-                case.life.updated_ready = case.life.updated_ready.saturating_sub(updated);
-                case.life.current = case.life.current.saturating_sub(1);
-            }
+        for victim in claim.victims {
+            self.drain_victim(&victim, claimant.as_ref());
+        }
+    }
+
+    fn drain_victim(&mut self, victim: &Candidate<'a>, claimant: Option<&TenantId>) {
+        let until_ms = self.now.saturating_add(self.grace_ms(victim.case));
+        let case = &mut self.cases[victim.case];
+        let index = victim.replica.index;
+        // Of a slot with two pods the other one still counts.
+        let is_victim = |r: &Replica| victim.pods().any(|pod| std::ptr::eq(pod, r));
+        let mut of_slot = case.d.replicas.iter().filter(|r| r.index == index && !r.phase.is_terminating());
+        if !victim.leaves && of_slot.all(is_victim) {
+            let serves = |r: &&Replica| r.phase == Phase::Ready;
+            let ready = victim.pods().any(|r| serves(&r));
+            let updated = victim.pods().filter(serves).any(|r| r.spec_hash == case.d.spec_hash);
+            case.life.ready = case.life.ready.saturating_sub(ready.into());
+            case.life.updated_ready = case.life.updated_ready.saturating_sub(updated.into());
+            case.life.current = case.life.current.saturating_sub(1);
+        }
+        for pod in victim.pods() {
+            let finishes = victim.leaves || matches!(pod.phase, Phase::Ready | Phase::Unready);
             case.life.ends.push(End {
-                replica: replica_id(case.d, replica),
-                pod: replica.name.clone(),
+                replica: replica_id(case.d, pod),
+                pod: pod.name.clone(),
                 drain_until: finishes.then_some(until_ms),
                 reason: EndReason::Reclaimed,
                 exclude: None,
-                claimant: claimant.clone(),
+                claimant: claimant.cloned(),
             });
         }
+    }
+}
+
+impl<'a> Candidate<'a> {
+    /// The pods that end, the older one first.
+    fn pods(&self) -> impl Iterator<Item = &'a Replica> + use<'a> {
+        let (a, b) = (self.replica, self.partner);
+        let (first, second) = match b {
+            Some(b) if b.incarnation < a.incarnation => (b, Some(a)),
+            _ => (a, b),
+        };
+        std::iter::once(first).chain(second)
     }
 }
 

@@ -35,6 +35,7 @@ pub(crate) fn report(
         cluster,
         shares: draft.ledger.shares(now),
         waiting: draft.cases.iter().filter_map(|case| case.waiting(now)).collect(),
+        recent_moves: draft.recent_moves.clone(),
         records,
         wake_at: wake_at(draft, now),
         deployments,
@@ -149,12 +150,7 @@ fn quota(draft: &Draft<'_>, case: &Case<'_>, granted: u32) -> QuotaVerdict {
     let class = |n: usize| case.alternatives[n].ask.class.as_ref();
     let classes = || (0..case.alternatives.len()).filter(|n| (0..*n).all(|m| class(m) != class(*n))).filter_map(class);
     let borrowed: u64 = classes().map(|c| draft.ledger.borrowed(tenant, c)).fold(0, u64::saturating_add);
-    // What a pod holds that its replacement is about to follow is nobody's: the tenant is charged once.
-    let followed: u64 = case
-        .followed()
-        .flat_map(|r| classes().map(move |c| draft.held_by(case.number, r, c)))
-        .fold(0, u64::saturating_add);
-    QuotaVerdict::Granted { borrowed_milli: borrowed.saturating_sub(followed) }
+    QuotaVerdict::Granted { borrowed_milli: borrowed }
 }
 
 /// Ages of the nodes that have GPUs of one class.

@@ -67,7 +67,9 @@ fn ended(case: &Case<'_>, report: &DeploymentReport, end: &End, now: TimeMs) -> 
         }
         EndReason::Overshoot => RecordKind::Evict,
         EndReason::Reclaimed => RecordKind::Reclaim,
-        EndReason::Unschedulable | EndReason::Unprepared | EndReason::Moved => RecordKind::Place,
+        EndReason::Unschedulable | EndReason::Unprepared | EndReason::Moved | EndReason::MoveTimeout => {
+            RecordKind::Place
+        }
     };
     let evidence = case.life.troubles.iter().find_map(|t| match &t.what {
         TroubleKind::Overshoot { evidence } if t.replica == end.replica => Some(evidence.clone()),

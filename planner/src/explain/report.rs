@@ -17,7 +17,9 @@ pub use crate::place::{
 };
 use crate::plan::{BasedOn, CreateReason, EndReason, ResumeReason};
 pub use crate::quota::{ClassUsage, QuotaBinding, QuotaLimit, QuotaVerdict, Spend};
-use crate::snapshot::{DecayedShare, DeploymentId, Overshoot, Placement, ReplicaId, Shared, TenantId, TimeMs, Waiting};
+use crate::snapshot::{
+    DecayedShare, DeploymentId, Overshoot, Placement, RecentMove, ReplicaId, Shared, TenantId, TimeMs, Waiting,
+};
 
 /// Why one plan is what it is.
 #[must_use = "an unread report explains nothing"]
@@ -39,6 +41,10 @@ pub struct DecisionReport {
     /// Sorted by deployment.
     #[serde(default)]
     pub waiting: Vec<Waiting>,
+    /// Which replicas were made to move of late, and for whom: the next snapshot's
+    /// [`Snapshot::recent_moves`](crate::Snapshot::recent_moves). Sorted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub recent_moves: Vec<RecentMove>,
     /// What is decided now, one record per change or refusal.
     pub records: Vec<DecisionRecord>,
     /// The earliest time at which the answer changes by itself (a back-off or a deadline ends).

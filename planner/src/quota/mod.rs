@@ -71,7 +71,14 @@ impl Account {
 }
 
 impl Ledger {
-    pub fn new(snapshot: &Snapshot, index: &Index, policy: &Policy, now: TimeMs) -> Self {
+    /// `uncharged`: what is held by pods that their tenants are not charged for.
+    pub fn new(
+        snapshot: &Snapshot,
+        index: &Index,
+        uncharged: &[(TenantId, String, u64)],
+        policy: &Policy,
+        now: TimeMs,
+    ) -> Self {
         let price = |c: &Class| Some(Money { micros: c.price_per_hour_micros?, currency: c.currency.clone() });
         let prices = snapshot.classes.iter().filter_map(|c| Some((c.name.clone(), price(c)?))).collect();
         let mut ledger = Ledger { accounts: BTreeMap::new(), terms: BTreeMap::new(), prices: Rc::new(prices) };
@@ -97,6 +104,7 @@ impl Ledger {
         for (tenant, class, milli) in index.held() {
             ledger.charge(tenant, class, milli);
         }
+        uncharged.iter().for_each(|(tenant, class, x)| ledger.refund(tenant, class, *x));
         ledger.remember(&snapshot.shares, policy.share_half_life_ms, now);
         ledger
     }
@@ -341,7 +349,7 @@ mod tests {
         let class =
             Class { name: "h".into(), allow_soft_sharing: true, price_per_hour_micros: price, currency: "USD".into() };
         let snapshot = Snapshot { tenants: tenants.to_vec(), classes: vec![class], ..Snapshot::default() };
-        Ledger::new(&snapshot, &Index::new(&snapshot), &Policy::default(), 0)
+        Ledger::new(&snapshot, &Index::new(&snapshot), &[], &Policy::default(), 0)
     }
 
     /// `held` is charged in order; then the first tenant asks for `x`.

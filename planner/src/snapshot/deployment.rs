@@ -163,6 +163,20 @@ pub struct Waiting {
     pub since_ms: TimeMs,
 }
 
+/// A replica that was made to move so that one of another deployment fits.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RecentMove {
+    /// When the move was decided.
+    pub at_ms: TimeMs,
+    /// Whose replica was to have the room.
+    pub claimant: TenantId,
+    /// Whose replica moved.
+    pub deployment: DeploymentId,
+    /// Its slot.
+    pub index: u32,
+}
+
 /// New pods of a deployment are refused by the API server (a quota, a policy): an attempt now would
 /// be refused again, and its place may serve another deployment meanwhile.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

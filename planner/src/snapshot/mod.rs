@@ -26,7 +26,9 @@ pub use shared::Shared;
 pub use stowage_contracts::model::ModelKey;
 
 pub use cluster::{Class, Freshness, Gpu, Health, Isolation, Node, Resources, Slice, SliceOwner, Taint, TaintEffect};
-pub use deployment::{Accelerator, Deployment, Hold, Needs, Objective, Spread, Toleration, Variant, Waiting};
+pub use deployment::{
+    Accelerator, Deployment, Hold, Needs, Objective, RecentMove, Spread, Toleration, Variant, Waiting,
+};
 pub use ids::{DeploymentId, ReplicaId, TenantId};
 pub use partition::{MigDevice, MigProfile, Partition, Promise};
 pub use policy::Policy;
@@ -65,6 +67,9 @@ pub struct Snapshot {
     /// Since when deployments have waited for room, as the report on the last snapshot has it; none: since now.
     #[serde(default)]
     pub waiting: Vec<Waiting>,
+    /// Which replicas were made to move of late, and for whom, as the report on the last snapshot has it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub recent_moves: Vec<RecentMove>,
 }
 
 impl Snapshot {

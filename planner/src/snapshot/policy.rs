@@ -38,8 +38,11 @@ pub struct Policy {
     pub move_after_ms: u64,
     /// Moves in progress at a time, in the whole cluster; 0: nothing moves so that another fits.
     pub max_moves: u32,
-    /// Nobody counts on a move whose replacement is not Ready after this long.
+    /// A replacement that is not Ready after this long is ended.
     pub move_patience_ms: u64,
+    /// Replicas that move for one tenant's within the window, whoever's they are; and the time in which a slot moves once.
+    pub moves_per_claimant: u32,
+    pub move_window_ms: u64,
 }
 
 impl Default for Policy {
@@ -58,6 +61,8 @@ impl Default for Policy {
             move_after_ms: 60_000,
             max_moves: 0,
             move_patience_ms: 600_000,
+            moves_per_claimant: 4,
+            move_window_ms: 3_600_000,
             signals_stale_ms: 15_000,
             standard_rule: Rule::STANDARD,
             tight_rule: Rule::TIGHT,

@@ -50,6 +50,12 @@ pub fn parse(text: &str) -> Snapshot {
                 index: words[2].parse().unwrap(),
                 since_ms: NOW - number(&words, "for", 0),
             }),
+            "moved" => s.recent_moves.push(RecentMove {
+                at_ms: NOW - number(&words, "ago", 0),
+                claimant: TenantId(words[1].into()),
+                deployment: id(words[2]),
+                index: words[3].parse().unwrap(),
+            }),
             "exclude" => s.exclusions.push(Exclusion {
                 deployment: id(words[1]),
                 index: words[2].parse().unwrap(),

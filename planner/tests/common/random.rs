@@ -108,6 +108,7 @@ pub fn snapshot(sites: &[Site], wants: &[Want], quotas: &[(u64, u64)], soft: boo
         exclusions: vec![],
         shares: vec![],
         waiting: vec![],
+        recent_moves: vec![],
     }
 }
 

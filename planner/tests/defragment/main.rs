@@ -3,6 +3,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod pairs;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -309,7 +310,8 @@ fn replica_does_not_move_to_where_more_of_its_deployment_are_than_their_part() {
 fn pod_that_takes_over_too_slowly_is_not_counted_on() {
     let young = "+replica a/small 0 n2 0 starting inc=1 takesover created=";
     let waits = |created: u64| {
-        let (made, report) = decided(&with(&[&format!("{young}{created}")]), &moving());
+        let other = "+slot a/other 0 failures=1";
+        let (made, report) = decided(&with(&[&format!("{young}{created}"), other]), &moving());
         assert_eq!(moved(&made), [""; 0], "its deployment is not at rest");
         report.of(&DeploymentId::new("b", "large")).unwrap().outcome
     };
@@ -320,9 +322,11 @@ fn pod_that_takes_over_too_slowly_is_not_counted_on() {
 #[test]
 fn old_pod_ends_once_the_one_that_takes_over_is_ready_and_not_before() {
     let then = |phase: &str, hash: &str| {
-        let later = format!("+replica a/small 0 n2 0 {phase} inc=1 takesover");
+        let later = format!("+replica a/small 0 n2 0 {phase} inc=1 takesover created=49990000");
         let now = format!("deployment a/small want=1 ask=h*1,20Gi,20 hash={hash}");
-        let text = with(&[&later, &now]).replace("+replica", "replica").replace("0 n1 0 ready", "0 n1 0 ready hash=v1");
+        let text = with(&[&later, &now, "tenant a ns=a h=1"])
+            .replace("+replica", "replica")
+            .replace("0 n1 0 ready", "0 n1 0 ready hash=v1");
         let text = text.replace("inc=1 takesover", "inc=1 takesover hash=v1");
         let (made, _) = decided(&text, &moving());
         let ends = made.actions.iter().filter_map(|action| match action {
@@ -421,8 +425,7 @@ fn serving(s: &Snapshot, ended: &BTreeSet<(DeploymentId, u32, u32)>) -> BTreeSet
 }
 
 /// Moves that the history saw.
-fn judge(mut s: Snapshot, events: &[Event]) -> usize {
-    let policy = moving();
+fn judge(mut s: Snapshot, events: &[Event], policy: &Policy) -> usize {
     let mut now = common::NOW;
     let mut last: BTreeMap<(DeploymentId, u32), TimeMs> = BTreeMap::new();
     let (mut moves, mut prepared) = (0, Prepared::default());
@@ -430,10 +433,10 @@ fn judge(mut s: Snapshot, events: &[Event]) -> usize {
         happen(&mut s, event);
         now += 40_000;
         s.sequence += 1;
-        let (made, report) = plan(&s, &policy, now);
+        let (made, report) = plan(&s, policy, now);
         assert_eq!(check(&s, &made), []);
         let text = |made: &(Plan, DecisionReport)| serde_json::to_string(made).unwrap();
-        assert_eq!(text(&prepared.plan(&s, &policy, now)), text(&(made.clone(), report.clone())), "warm and cold");
+        assert_eq!(text(&prepared.plan(&s, policy, now)), text(&(made.clone(), report.clone())), "warm and cold");
         for action in &made.actions {
             let id = action.replica();
             let slot = (id.deployment.clone(), id.index);
@@ -453,7 +456,7 @@ fn judge(mut s: Snapshot, events: &[Event]) -> usize {
         let moving = |d: &Deployment| d.replicas.iter().filter(|r| r.takes_over && r.phase == Phase::Starting).count();
         assert!(s.deployments.iter().all(|d| moving(d) <= 1), "one of a deployment at a time");
         assert!(s.deployments.iter().map(|d| moving(d)).sum::<usize>() <= policy.max_moves as usize);
-        s.waiting = report.waiting;
+        (s.waiting, s.recent_moves) = (report.waiting, report.recent_moves);
     }
     moves
 }
@@ -463,9 +466,9 @@ fn over_random_histories_nothing_moves_twice_in_its_minimum_runtime_and_no_repli
     let mut runner = TestRunner::deterministic();
     let histories = (crowded(), prop::collection::vec(busy(), 120));
     let mut moves = 0;
-    for _ in 0..150 {
+    for history in 0..200 {
         let (s, events) = histories.new_tree(&mut runner).unwrap().current();
-        moves += judge(s, &events);
+        moves += judge(s, &events, &Policy { max_moves: 1 + history % 4, ..Policy::default() });
     }
     assert!(moves >= 40, "{moves} moves say little");
 }

@@ -293,6 +293,7 @@ fn grace(reason: EndReason, drain_left_seconds: Option<u32>) -> Option<u32> {
         | EndReason::Duplicate
         | EndReason::Unschedulable
         | EndReason::Unprepared
+        | EndReason::MoveTimeout
         | EndReason::Failed => Some(5),
         // With the force annotation; otherwise it was drained.
         EndReason::Deleted => drain_left_seconds.map_or(Some(1), |seconds| Some(seconds.max(1))),

@@ -109,6 +109,12 @@ pub fn moves(m: &MoveVerdict) -> Option<String> {
         MoveVerdict::TooManyMove { moving } => {
             Some(format!("not now: {} in progress", count((*moving).into(), "move")))
         }
+        MoveVerdict::WouldBorrow => {
+            Some("not for it: it would borrow, and others move only for what is its tenant's own quota".to_owned())
+        }
+        MoveVerdict::BudgetSpent { at_ms } => {
+            Some(format!("not before {}: as many have moved for its tenant of late as may", clock(*at_ms)))
+        }
         MoveVerdict::NoMoveHelps { .. } | MoveVerdict::JustArrived { .. } => None,
     }
 }
@@ -299,6 +305,7 @@ fn end_reason(reason: EndReason) -> &'static str {
         EndReason::Duplicate => "another pod has its slot",
         EndReason::Reclaimed => "it borrows quota that its owner needs",
         EndReason::Moved => "another replica needs its room and its replacement is Ready",
+        EndReason::MoveTimeout => "it was not Ready in time, and the pod that it was to replace goes on",
         EndReason::Drained => "its requests are finished",
         EndReason::DrainTimeout => "its drain reached the deadline",
     }

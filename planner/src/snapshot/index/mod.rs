@@ -159,7 +159,7 @@ pub(crate) struct Resident {
     pub promise: Promise,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Owner {
     pub deployment: usize,
     pub index: u32,

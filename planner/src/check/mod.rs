@@ -4,6 +4,8 @@
 //! It shares no code with the stages beyond the arithmetic of a charge, so that a mistake there does
 //! not excuse itself here.
 
+mod moves;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
@@ -107,7 +109,9 @@ pub enum Violation {
         node: String,
     },
     /// A replica is to move that is not Ready, alone in its slot and of the present specification, or two of one
-    /// deployment; or one ends for a move although nothing that is Ready takes over from it.
+    /// deployment; one ends for a move although nothing that is Ready takes over from it; a replacement is given up
+    /// although no other pod of its slot served; or one of a moving replica's pods ends although it could go on and
+    /// the other one does not end.
     WrongMove {
         replica: ReplicaId,
     },
@@ -128,6 +132,7 @@ pub fn check(snapshot: &Snapshot, plan: &Plan) -> Vec<Violation> {
         snapshot,
         nodes: snapshot.nodes.iter().map(|n| (n.name.as_str(), &**n)).collect(),
         deployments: snapshot.deployments.iter().map(|d| (&d.id, &**d)).collect(),
+        ends: ending(plan),
         found: Vec::new(),
     };
     if plan.based_on.snapshot != snapshot.sequence {
@@ -145,8 +150,12 @@ struct Checker<'a> {
     snapshot: &'a Snapshot,
     nodes: BTreeMap<&'a str, &'a Node>,
     deployments: BTreeMap<&'a DeploymentId, &'a Deployment>,
+    ends: BTreeMap<PodKey<'a>, EndReason>,
     found: Vec<Violation>,
 }
+
+/// Deployment, index and incarnation.
+type PodKey<'a> = (&'a DeploymentId, u32, u32);
 
 /// A created replica with its deployment.
 struct Created<'a> {
@@ -311,7 +320,7 @@ impl<'a> Checker<'a> {
     }
 
     /// Only what is above a tenant's nominal quota is reclaimed.
-    fn reclaimed(&mut self, plan: &'a Plan, held: &Held<'a>) {
+    fn reclaimed(&mut self, plan: &'a Plan, held: &Held<'a>, uncharged: &BTreeSet<ReplicaId>) {
         let mut left = held.clone();
         let mut from: BTreeSet<(&TenantId, &str)> = BTreeSet::new();
         let reclaimed: BTreeSet<&ReplicaId> = plan
@@ -333,7 +342,8 @@ impl<'a> Checker<'a> {
                     && reclaimed.contains(owner)
                 {
                     let sum = left.entry((tenant, class)).or_default();
-                    *sum = sum.saturating_sub(charge(gpu, &s.promise));
+                    let given = if uncharged.contains(owner) { 0 } else { charge(gpu, &s.promise) };
+                    *sum = sum.saturating_sub(given);
                     from.insert((tenant, class));
                 }
             }
@@ -355,15 +365,17 @@ impl<'a> Checker<'a> {
     fn quotas(&mut self, plan: &'a Plan) {
         let mut held: Held<'a> = BTreeMap::new();
         let mut grows: BTreeSet<(&TenantId, &str)> = BTreeSet::new();
+        let uncharged = self.uncharged();
+        let counts = |owner: &SliceOwner| !matches!(owner, SliceOwner::Replica(id) if uncharged.contains(id));
         for gpu in self.snapshot.nodes.iter().flat_map(|n| &n.gpus) {
-            for s in &gpu.slices {
+            for s in gpu.slices.iter().filter(|s| counts(&s.owner)) {
                 if let (Some(tenant), Some(class)) = (&s.tenant, &gpu.class) {
                     add(&mut held, (tenant, class), charge(gpu, &s.promise));
                 }
             }
         }
         let before = held.clone();
-        self.reclaimed(plan, &before);
+        self.reclaimed(plan, &before, &uncharged);
         for c in self.creates(plan) {
             for s in &c.placement.gpus {
                 let gpu = self.gpu(&c.placement.node, &s.uuid);
@@ -447,34 +459,6 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// A move costs no deployment a replica that serves: what is to move serves, one of a deployment at a time, and
-    /// ends only after another has taken over.
-    fn moves(&mut self, plan: &'a Plan) {
-        let mut moving = BTreeSet::new();
-        for c in self.creates(plan).iter().filter(|c| c.reason == CreateReason::Move) {
-            let mut of_slot = c.deployment.replicas.iter().filter(|r| r.index == c.replica.index);
-            let serves = |r: &Replica| r.phase == Phase::Ready && r.spec_hash == c.deployment.spec_hash;
-            let alone = of_slot.next().is_some_and(serves) && of_slot.next().is_none();
-            let ends = plan.actions.iter().any(|a| ends(a) && a.replica().deployment == c.deployment.id);
-            if !alone || ends || c.deployment.deleting || !moving.insert(&c.deployment.id) {
-                self.found.push(Violation::WrongMove { replica: c.replica.clone() });
-            }
-        }
-        for action in &plan.actions {
-            let (Action::Drain { replica, reason, .. } | Action::Remove { replica, reason, .. }) = action else {
-                continue;
-            };
-            let takes_over = |r: &Replica| {
-                let later = r.index == replica.index && r.incarnation > replica.incarnation;
-                later && r.takes_over && r.phase == Phase::Ready
-            };
-            let taken_over = self.deployment(replica).is_some_and(|d| d.replicas.iter().any(takes_over));
-            if *reason == EndReason::Moved && !taken_over {
-                self.found.push(Violation::WrongMove { replica: replica.clone() });
-            }
-        }
-    }
-
     fn limit(&self, tenant: &TenantId, class: &str) -> u64 {
         let Some(t) = self.snapshot.tenants.iter().find(|t| &t.id == tenant) else { return 0 };
         let Some(q) = quota(t, class) else { return 0 };
@@ -507,6 +491,17 @@ impl<'a> Checker<'a> {
             }
         }
     }
+}
+
+/// The pods that the plan ends, and why.
+fn ending(plan: &Plan) -> BTreeMap<PodKey<'_>, EndReason> {
+    let ends = plan.actions.iter().filter_map(|action| match action {
+        Action::Drain { replica, reason, .. } | Action::Remove { replica, reason, .. } => {
+            Some(((&replica.deployment, replica.index, replica.incarnation), *reason))
+        }
+        Action::Create { .. } | Action::Resume { .. } => None,
+    });
+    ends.collect()
 }
 
 fn ends(action: &Action) -> bool {
