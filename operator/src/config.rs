@@ -7,6 +7,7 @@ use clap::Parser;
 use k8s_openapi::api::networking::v1::NetworkPolicyPeer;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use stowage_crds::names::{LEASE, OPERATOR_ADMIN_PORT, SYSTEM_NAMESPACE};
+use stowage_planner::snapshot::Policy;
 
 use crate::lead::Timing;
 
@@ -44,6 +45,9 @@ pub struct Config {
     /// A Prometheus that scrapes the operator: forecasts use the load of earlier days. Empty: none.
     #[arg(long, env = "STOWAGE_PROMETHEUS_URL", default_value = "")]
     pub prometheus_url: String,
+    /// Replicas of the cluster that may be moving at one time so that others fit. 0: none is moved.
+    #[arg(long, env = "STOWAGE_MAX_MOVES", default_value_t = 0)]
+    pub max_moves: u32,
     /// Do not print decisions as JSON lines on stdout.
     #[arg(long, env = "STOWAGE_QUIET_DECISIONS")]
     pub quiet_decisions: bool,
@@ -84,6 +88,10 @@ impl Config {
         let http = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).build()?;
         let client = prometheus_http_query::Client::from(http, &self.prometheus_url);
         client.map(Some).with_context(|| format!("STOWAGE_PROMETHEUS_URL is no URL: {}", self.prometheus_url))
+    }
+
+    pub fn policy(&self) -> Policy {
+        Policy { max_moves: self.max_moves, ..Policy::default() }
     }
 
     pub fn period(&self) -> Duration {

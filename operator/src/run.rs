@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::Context;
 use kube::Client;
 use stowage_planner::Prepared;
-use stowage_planner::snapshot::{Policy, Snapshot};
+use stowage_planner::snapshot::Snapshot;
 use stowage_telemetry::health::{Heartbeat, Readiness};
 use stowage_telemetry::shutdown_signal;
 use tokio::sync::{Notify, watch};
@@ -24,6 +24,7 @@ use crate::observe::agents::Agents;
 use crate::observe::agents::preloads::PreloadSender;
 use crate::observe::causes::Causes;
 use crate::observe::clock::ClockWatch;
+use crate::observe::fresh;
 use crate::observe::history::Histories;
 use crate::serve::admin;
 use crate::serve::decisions::DecisionLog;
@@ -66,7 +67,7 @@ impl Clients {
         let mut fenced = config.clone();
         fenced.default_retry = false;
         Ok(Self {
-            read: Client::try_from(config).context("cannot make a client")?,
+            read: fresh::client(config).context("cannot make a client")?,
             write: Client::try_from(fenced).context("cannot make a client")?,
         })
     }
@@ -146,7 +147,7 @@ impl Parts {
             published: publish,
             print_decisions: !config.quiet_decisions,
             period: config.period(),
-            policy: Policy::default(),
+            policy: config.policy(),
             prepared: Prepared::default(),
             memory: Memory::default(),
             desk: Desk::default(),

@@ -8,6 +8,7 @@ pub mod agents;
 pub mod causes;
 pub mod clock;
 pub mod drains;
+pub mod fresh;
 pub mod gateways;
 pub mod history;
 pub mod identity;

@@ -170,7 +170,7 @@ pub async fn follow<K, T>(
         match follow_once(api.clone(), config.clone(), &source, &trim, &changed, &mut retry).await {
             Ok(()) => return,
             Err(Anew::StreamsNoLists(err)) => {
-                tracing::info!(source = source.name, %err, "the API server does not stream lists: listing in pages");
+                tracing::info!(source = source.name, err, "the list does not come as a stream: listing in pages");
                 config = paged.clone();
             }
             Err(Anew::Untrusted) => {
@@ -221,8 +221,16 @@ where
     let stream = watcher::watcher(api, config.timeout(WATCH_SECONDS));
     pin_mut!(stream);
     let mut incoming: BTreeMap<Key, Arc<T>> = BTreeMap::new();
+    let mut lists = false;
     while let Some(event) = stream.next().await {
         let event = event?;
+        match event {
+            // The stream of a list ends with the watch, however far it is.
+            Event::Init if lists => return Err(Anew::StreamsNoLists(format!("no list in {WATCH_SECONDS} s"))),
+            Event::Init => lists = true,
+            Event::InitDone => lists = false,
+            _ => {}
+        }
         // The start of a list is no success yet.
         if !matches!(event, Event::Init) {
             *retry = MIN_RETRY;

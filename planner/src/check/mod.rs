@@ -374,7 +374,7 @@ impl<'a> Checker<'a> {
                 }
             }
         }
-        let before = held.clone();
+        let mut before = held.clone();
         self.reclaimed(plan, &before, &uncharged);
         for c in self.creates(plan) {
             for s in &c.placement.gpus {
@@ -387,6 +387,8 @@ impl<'a> Checker<'a> {
                 }
             }
             self.leaves(&c, &mut held);
+            // What it leaves may be lent at once.
+            self.leaves(&c, &mut before);
         }
         for (tenant, class) in &grows {
             let held = held[&(*tenant, *class)];

@@ -59,13 +59,15 @@ impl<'a> Checker<'a> {
             };
             let stays = |other: &&Replica| !self.ends.contains_key(&key(d, other));
             let mut others = d.replicas.iter().filter(stays);
-            let begins = |c: &Created<'_>| {
-                let of_slot = c.deployment.id == d.id && c.replica.index == r.index && serves(d, r);
-                of_slot && (c.reason == CreateReason::Move || self.is_cordoned(r))
-            };
+            let of_slot = |c: &&Created<'_>| c.deployment.id == d.id && c.replica.index == r.index;
+            let begins = |c: &Created<'_>| c.reason == CreateReason::Move || self.is_cordoned(r);
+            // The other pod of the slot may be the one that moves on.
+            let serves_still =
+                |o: &Replica| o.index == r.index && o.spec_hash == d.spec_hash && o.phase == Phase::Ready;
             let half = match serves(d, r) {
                 true => {
-                    others.any(|new| new.phase != Phase::Ready && self.follows(d, r, new)) || creates.iter().any(begins)
+                    others.clone().any(|new| new.phase != Phase::Ready && self.follows(d, r, new))
+                        || creates.iter().filter(of_slot).any(begins) && !others.any(serves_still)
                 }
                 false => *reason == EndReason::Reclaimed && others.any(|old| serves(d, old) && self.follows(d, old, r)),
             };
@@ -86,12 +88,13 @@ impl<'a> Checker<'a> {
     }
 
     /// The pods for which their tenants are not charged: of a replica that moves, all but the newest that stays, or but
-    /// the oldest where none does. What reclaims end counts as staying, as it did when that was decided.
+    /// the oldest where none does. What a reclaim or a rollout ends counts as staying, as it did when that was decided.
     pub(super) fn uncharged(&self) -> BTreeSet<ReplicaId> {
         let mut found = BTreeSet::new();
         for d in &self.snapshot.deployments {
             let goes = |r: &Replica| {
-                is_leaving(r) || self.ends.get(&key(d, r)).is_some_and(|reason| *reason != EndReason::Reclaimed)
+                let stays = |reason: &EndReason| matches!(reason, EndReason::Reclaimed | EndReason::Rollout);
+                is_leaving(r) || self.ends.get(&key(d, r)).is_some_and(|reason| !stays(reason))
             };
             let moves =
                 |old: &Replica, new: &Replica| new.takes_over || self.is_cordoned(old) || goes(new) && !goes(old);

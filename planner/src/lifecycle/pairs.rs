@@ -9,7 +9,7 @@ use crate::snapshot::index::Index;
 use crate::snapshot::{Deployment, Phase, Replica};
 
 /// Of replicas that move, the pods that their tenant is not charged for: all but the newest that stays, or but the
-/// oldest where none does. `ends` are those of this plan.
+/// oldest where none does. `ends` are those of this plan; what a rollout ends, now or later in the plan, counts as staying.
 pub(crate) fn uncharged<'a>(d: &'a Deployment, ends: &[End], index: &Index) -> Vec<&'a Replica> {
     let mut pods: Vec<&Replica> = d.replicas.iter().collect();
     pods.sort_by_key(|r| (r.index, &r.spec_hash, r.incarnation));
@@ -33,7 +33,10 @@ fn succeeds(index: &Index, old: &Replica, new: &Replica) -> bool {
 
 fn goes(r: &Replica, ends: &[End]) -> bool {
     matches!(r.phase, Phase::Draining { .. } | Phase::Terminating { .. } | Phase::Failed { .. })
-        || ends.iter().any(|e| (e.replica.index, e.replica.incarnation) == (r.index, r.incarnation))
+        || ends
+            .iter()
+            .filter(|e| e.reason != EndReason::Rollout)
+            .any(|e| (e.replica.index, e.replica.incarnation) == (r.index, r.incarnation))
 }
 
 /// On a node that takes nothing new and is perhaps about to be drained.

@@ -11,7 +11,7 @@ const MAX_OPEN: usize = 4096;
 
 impl<'a> View<'a> {
     /// Leaves one pod per slot, or two while the newer is not Ready yet. The primary comes first: of two of the
-    /// present specification the one that does not have to move.
+    /// present specification the one that does not have to move, of two others the one that serves.
     pub(super) fn settle_slots(&mut self, live: &mut Live<'a>) {
         for pods in live.values_mut() {
             self.give_up(pods);
@@ -19,7 +19,8 @@ impl<'a> View<'a> {
             let heir = heirs.max().unwrap_or(0);
             let stays = |r: &Replica| r.incarnation >= heir;
             let ready = |r: &Replica| r.phase == Phase::Ready;
-            let rank = |r: &Replica| (self.matches(r), !self.cordoned(r), stays(r), ready(r), r.incarnation);
+            let serves = |r: &Replica| !self.matches(r) && ready(r);
+            let rank = |r: &Replica| (self.matches(r), serves(r), !self.cordoned(r), stays(r), ready(r), r.incarnation);
             pods.sort_by_key(|r| std::cmp::Reverse(rank(r)));
             let primary = pods[0];
             let mut kept = vec![primary];

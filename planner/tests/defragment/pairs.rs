@@ -162,6 +162,36 @@ fn old_pod_that_cannot_answer_for_a_moment_stays_until_its_replacement_is_ready(
     );
 }
 
+#[test]
+fn of_two_pods_on_cordoned_nodes_one_that_serves_stays_and_moves_on() {
+    let text = "class h soft
+        node n1 gpu=h*1 cordoned
+        node n2 gpu=h*1 cordoned
+        node n3 gpu=h*1
+        tenant a ns=a h=0.25
+        deployment a/small want=1 ask=h*1,20Gi,20
+        replica a/small 0 n1 0 OLD
+        replica a/small 0 n2 0 NEW inc=1";
+    for (old, new, ended) in
+        [("ready", "ready", "small-00"), ("unready", "ready", "small-00"), ("ready", "unready", "small-01")]
+    {
+        let (made, report) = decided(&text.replace("OLD", old).replace("NEW", new), &Policy::default());
+        assert_eq!(ends(&made), [(ended, EndReason::Duplicate)], "{old}, {new}");
+        assert_eq!(made.actions.len(), 2, "{old}, {new}: {:?}", made.actions);
+        assert_eq!(held(&report, "a"), 250, "{old}, {new}");
+    }
+}
+
+#[test]
+fn changed_spec_during_a_move_leaves_the_pod_that_serves() {
+    let before = PAIR.replace("n1 0 ready", "n1 0 ready hash=v0").replace("inc=1 takesover", "inc=1 hash=v0");
+    let before = before.replace("cohort=p h=0.25", "h=1");
+    let cordoned = before.replace("node n1 gpu=h*1", "node n1 gpu=h*1 cordoned");
+    for text in [before.replace("hash=v0 created", "hash=v0 takesover created"), cordoned] {
+        assert_eq!(ends(&decided(&text, &moving()).0), [("small-01", EndReason::Duplicate)], "{text}");
+    }
+}
+
 /// Its replacement has started for as long as it may.
 const OVERDUE: &str = "+replica a/small 0 n2 0 starting inc=1 takesover created=49400000";
 

@@ -20,6 +20,11 @@ pub struct Operator(tokio::process::Child);
 impl Operator {
     /// Starts it; it leads when no other has led for `lease_ms`.
     pub fn start(w: &World, proxy: &Proxy, lease_ms: u32) -> anyhow::Result<Self> {
+        Self::start_with(w, proxy, lease_ms, &[])
+    }
+
+    /// With these options beside the usual ones.
+    pub fn start_with(w: &World, proxy: &Proxy, lease_ms: u32, options: &[&str]) -> anyhow::Result<Self> {
         let program = Env::built("stowage-operator")?;
         // Beside the program, so that a red test can be understood.
         let log = std::fs::File::create(program.with_file_name(format!("{}.log", w.unique("operator"))))?;
@@ -28,6 +33,7 @@ impl Operator {
             .env("KUBECONFIG", config)
             .args(["--admin-address", "127.0.0.1:0", "--identity", &w.unique("operator")])
             .args(["--lease-ms", &lease_ms.to_string(), "--renew-ms", &(lease_ms / 4).to_string()])
+            .args(options)
             .stdout(Stdio::null())
             .stderr(log)
             .kill_on_drop(true)

@@ -207,9 +207,16 @@ impl Inner {
         writes.len()
     }
 
-    /// A complete list of nothing, or the end of a watch.
+    /// A complete list of nothing, as a stream where one is asked for, or the end of a watch.
     fn empty(&self, request: &Request) -> Response {
-        if request.uri().query().is_some_and(|query| query.contains("watch=true")) {
+        let asks = |what| request.uri().query().is_some_and(|query| query.contains(what));
+        if asks("sendInitialEvents=true") {
+            self.emptied.fetch_add(1, Ordering::SeqCst);
+            let end = json!({"resourceVersion": "1", "annotations": {"k8s.io/initial-events-end": "true"}});
+            let mark = json!({"kind": "List", "apiVersion": "v1", "metadata": end});
+            return axum::Json(json!({"type": "BOOKMARK", "object": mark})).into_response();
+        }
+        if asks("watch=true") {
             // Sent in the stream, as the API server does for a version that is too old.
             return axum::Json(json!({"type": "ERROR", "object": status(410)})).into_response();
         }
