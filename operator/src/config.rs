@@ -48,6 +48,12 @@ pub struct Config {
     /// Replicas of the cluster that may be moving at one time so that others fit. 0: none is moved.
     #[arg(long, env = "STOWAGE_MAX_MOVES", default_value_t = 0)]
     pub max_moves: u32,
+    /// Replicas of the cluster for which another node may be asked for at one time, by a pod that no node takes. 0: none.
+    #[arg(long, env = "STOWAGE_MAX_CAPACITY_PODS", default_value_t = 0)]
+    pub max_capacity_pods: u32,
+    /// Image of such a pod, which only waits.
+    #[arg(long, env = "STOWAGE_CAPACITY_IMAGE", default_value = "registry.k8s.io/pause:3.10.1")]
+    pub capacity_image: String,
     /// Do not print decisions as JSON lines on stdout.
     #[arg(long, env = "STOWAGE_QUIET_DECISIONS")]
     pub quiet_decisions: bool,
@@ -91,7 +97,8 @@ impl Config {
     }
 
     pub fn policy(&self) -> Policy {
-        Policy { max_moves: self.max_moves, ..Policy::default() }
+        let (max_moves, max_capacity_pods) = (self.max_moves, self.max_capacity_pods);
+        Policy { max_moves, max_capacity_pods, ..Policy::default() }
     }
 
     pub fn period(&self) -> Duration {

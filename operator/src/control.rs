@@ -18,6 +18,7 @@ use stowage_telemetry::health::{Heartbeat, Readiness};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::execute::capacity::Capacity;
 use crate::execute::cluster;
 use crate::execute::desk::{Decided, Desk, Held, Tools, shares};
 use crate::execute::write::Writer;
@@ -90,6 +91,9 @@ pub struct Control {
     /// Who may read the engines' metrics.
     pub histories: Arc<Histories>,
     pub scrapers: Arc<Vec<NetworkPolicyPeer>>,
+    pub capacity: Capacity,
+    /// Of capacity pods.
+    pub capacity_image: String,
     /// What became of the replicas that were created.
     pub startups: Startups,
     pub sequence: u64,
@@ -282,6 +286,8 @@ impl Control {
         let mut strays = strays::ended_by(plan, &built.unclaimed);
         strays.extend(built.strays.iter().filter(|stray| !strays.contains(stray)).cloned().collect::<Vec<_>>());
         self.desk.dispatch_strays(&strays, tools);
+        let steps = || self.capacity.steps(view, built, report, &self.capacity_image);
+        self.desk.dispatch_capacity(steps, tools);
         self.desk.dispatch_cluster(cluster::statuses(view, built, report), &self.writer);
     }
 

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::cache_key;
 use crate::config::Config;
 use crate::control::Control;
+use crate::execute::capacity::Capacity;
 use crate::execute::desk::Desk;
 use crate::execute::write::Writer;
 use crate::lead::{Elector, Fence};
@@ -153,6 +154,8 @@ impl Parts {
             desk: Desk::default(),
             histories,
             scrapers: Arc::new(config.scrapers()?),
+            capacity: Capacity::default(),
+            capacity_image: config.capacity_image.clone(),
             startups: Startups::default(),
             sequence: 0,
             before: Snapshot::default(),

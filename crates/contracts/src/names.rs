@@ -57,6 +57,8 @@ pub const LABEL_NAME: &str = "app.kubernetes.io/name";
 pub const LABEL_DEPLOYMENT: &str = "stowage.dev/deployment";
 /// Label: name of the TenantQuota whose budget pays.
 pub const LABEL_TENANT: &str = "stowage.dev/tenant";
+/// Label of a capacity pod and its claim: name of the InferenceDeployment that a node is asked for.
+pub const LABEL_CAPACITY: &str = "stowage.dev/capacity";
 /// All labels of ours begin with this; `spec.podTemplate` may not set them.
 pub const RESERVED_KEY_PREFIX: &str = "stowage.dev/";
 

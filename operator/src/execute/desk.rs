@@ -22,6 +22,7 @@ use tokio::task::{Id, JoinError, JoinSet};
 use super::apply::Applied;
 use super::backoff::{Backoff, Failing, Part};
 use super::build::{End, Make, Prepared, ending, making};
+use super::capacity;
 use super::case::rest::Rest;
 use super::case::{Case, cases};
 use super::cluster::ClusterStatus;
@@ -57,6 +58,7 @@ enum Subject {
     ClusterStatuses,
     /// Pods and claims that no deployment owns.
     Strays,
+    CapacityPods,
 }
 
 /// Whose lanes a task uses: a tenant's, however many namespaces it has; without a tenant, the namespace's.
@@ -303,6 +305,22 @@ impl Desk {
         });
     }
 
+    /// Makes and ends capacity pods.
+    pub fn dispatch_capacity(&mut self, steps: impl FnOnce() -> Vec<capacity::Step>, tools: Tools<'_>) {
+        if self.entries.get(&Subject::CapacityPods).is_some_and(|entry| entry.busy) {
+            return;
+        }
+        let steps = steps();
+        if steps.is_empty() || !self.starts(Subject::CapacityPods, Instant::now()) {
+            return;
+        }
+        let (writer, journals) = (tools.writer.clone(), tools.journals.clone());
+        self.spawn(Subject::CapacityPods, async move {
+            capacity::carry_out(steps, &writer, &journals).await;
+            Done::default()
+        });
+    }
+
     /// Waits until a task has finished and takes in what it left. Pending for ever while none runs.
     pub async fn finished(&mut self, journals: &Journals, metrics: &Metrics) -> Option<()> {
         match self.tasks.join_next_with_id().await {
@@ -354,7 +372,7 @@ impl Desk {
     pub fn retain(&mut self, exists: impl Fn(&DeploymentId) -> bool) {
         self.entries.retain(|subject, entry| match subject {
             Subject::Deployment(id) => entry.busy || exists(id),
-            Subject::ClusterStatuses | Subject::Strays => true,
+            Subject::ClusterStatuses | Subject::Strays | Subject::CapacityPods => true,
         });
     }
 

@@ -2,13 +2,14 @@
 //! missing ([`build`]), write it ([`apply`]), and report what became of it ([`refusal`], [`status`],
 //! [`update_status`], [`events`]). [`desk`] decides which deployment is next and starts a [`task`],
 //! [`backoff`] when it may be tried again; [`cluster`] reports on the cluster-scoped kinds,
-//! [`strays`] ends what nobody owns; [`write`] is the only way to change anything.
+//! [`strays`] ends what nobody owns, [`capacity`] asks for nodes; [`write`] is the only way to change anything.
 //!
-//! Only `apply`, `update_status`, `events`, `cluster`, `strays` and `write` hold a client.
+//! Only `apply`, `update_status`, `events`, `cluster`, `strays`, `capacity` and `write` hold a client.
 
 pub mod apply;
 pub mod backoff;
 pub mod build;
+pub mod capacity;
 pub mod case;
 pub mod cluster;
 pub mod desk;

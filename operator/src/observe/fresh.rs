@@ -33,7 +33,7 @@ fn without_version(uri: &Uri) -> Option<Uri> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kube::core::WatchParams;
+    use kube::api::WatchParams;
     use kube::core::request;
 
     #[test]

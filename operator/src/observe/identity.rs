@@ -27,14 +27,22 @@ pub struct ReplicaNames {
 
 /// The names that follow from the deployment's UID, the slot and its life.
 pub fn names(uid: &str, replica: &ReplicaId) -> ReplicaNames {
-    let id = short_id(uid, replica.index, replica.incarnation);
-    let deployment = &replica.deployment.name;
+    named(&replica.deployment.name, &format!("{uid}/{}/{}", replica.index, replica.incarnation))
+}
+
+/// Of the capacity pod of a slot and its claim, from what they ask for: one that asks for something else has another name.
+pub fn capacity_names(uid: &str, deployment: &str, ask: &str) -> ReplicaNames {
+    named(deployment, &format!("{uid}/capacity/{ask}"))
+}
+
+fn named(deployment: &str, from: &str) -> ReplicaNames {
+    let id = short_id(from);
     ReplicaNames { pod: pod_name(deployment, &id), claim: claim_name(deployment, &id) }
 }
 
 /// Six characters of [a-z0-9]: 2 × 10⁹ values, among the few replicas of one deployment.
-fn short_id(uid: &str, index: u32, incarnation: u32) -> String {
-    let digest = Sha256::digest(format!("{uid}/{index}/{incarnation}"));
+fn short_id(from: &str) -> String {
+    let digest = Sha256::digest(from);
     digest.iter().take(6).map(|byte| char::from(ALPHABET[usize::from(*byte) % ALPHABET.len()])).collect()
 }
 

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use crate::decide::capacity::CapacityAsk;
 use crate::decide::defragment::MoveVerdict;
 use crate::decide::prepared::Known;
 use crate::demand::{Basis, Change, Demand, Prediction, ScaleVerdict, Site, Withdrawn, WithdrawnFor, how_many};
@@ -55,6 +56,8 @@ pub(crate) struct Case<'a> {
     pub waited: Option<&'a SinceWhen>,
     /// Whether running replicas move for it.
     pub moves: Option<MoveVerdict>,
+    /// Replicas for which another node is asked for.
+    pub capacity: Vec<CapacityAsk>,
     /// The next open slot to try.
     pub next: usize,
     /// No further slot is tried: it would fail as the last one did.
@@ -112,6 +115,7 @@ impl<'a> Case<'a> {
             awaited_node: None,
             waited: None,
             moves: None,
+            capacity: Vec::new(),
             next: 0,
             blocked: false,
         }

@@ -4,12 +4,13 @@
 //! below nominal quota first, then by priority, weighted share, age and name (`line`). Last the renewal of outdated
 //! replicas, with what is left. Where a tenant's own replica found no room, a node is kept for it before others
 //! borrow (`hold`), and what is lent is reclaimed (`reclaim`). What fits nowhere then may have others move
-//! (`defragment`). Every grant is charged and taken from the working copy before the
+//! (`defragment`), or the cluster is asked for a node (`capacity`). Every grant is charged and taken from the working copy before the
 //! next is considered, so the order above is all that fairness rests on.
 //!
 //! Not here: prose, records and counterfactuals, which look at a finished [`Draft`].
 
 pub(crate) mod ahead;
+pub(crate) mod capacity;
 pub(crate) mod case;
 pub(crate) mod defragment;
 mod hold;
@@ -103,6 +104,7 @@ pub(crate) fn decide<'a>(snapshot: &'a Snapshot, policy: &Policy, now: TimeMs, p
     draft.reclaim();
     draft.defragment(policy);
     draft.look_ahead();
+    draft.ask_for_nodes(policy);
     draft
 }
 

@@ -67,6 +67,7 @@ fn deployment(draft: &Draft<'_>, ages: &[Ages], case: &Case<'_>, found: Findings
         placements,
         waits: waits(draft, case),
         moves: case.moves.clone().filter(|m| matches!(m, MoveVerdict::Moves { .. }) || case.is_refused()),
+        capacity: case.capacity.clone(),
         counterfactuals: found.counterfactuals,
         no_counterfactual: found.none,
         oldest_input_ms,

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::decide::capacity::CapacityAsk;
 pub use crate::decide::defragment::MoveVerdict;
 pub use crate::demand::{Prediction, ScaleReason, ScaleVerdict, Signal, WithdrawnFor};
 pub use crate::lifecycle::{Trouble, TroubleKind, Wait};
@@ -73,6 +74,9 @@ pub struct DeploymentReport {
     /// Whether running replicas move elsewhere for the first slot that waits for room; `None`: none does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub moves: Option<MoveVerdict>,
+    /// Replicas of it for which the cluster is asked for another node.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub capacity: Vec<CapacityAsk>,
     /// Single changes that place more replicas, each acted out, each no larger than needed.
     pub counterfactuals: Vec<Counterfactual>,
     /// Why there is none although the deployment waits.

@@ -43,6 +43,10 @@ pub struct Policy {
     /// Replicas that move for one tenant's within the window, whoever's they are; and the time in which a slot moves once.
     pub moves_per_claimant: u32,
     pub move_window_ms: u64,
+    /// Replicas for which another node is asked for at a time, in the whole cluster; 0: none is.
+    pub max_capacity_pods: u32,
+    /// A replica waits for room at least this long before that.
+    pub capacity_after_ms: u64,
 }
 
 impl Default for Policy {
@@ -63,6 +67,8 @@ impl Default for Policy {
             move_patience_ms: 600_000,
             moves_per_claimant: 4,
             move_window_ms: 3_600_000,
+            max_capacity_pods: 0,
+            capacity_after_ms: 10_000,
             signals_stale_ms: 15_000,
             standard_rule: Rule::STANDARD,
             tight_rule: Rule::TIGHT,

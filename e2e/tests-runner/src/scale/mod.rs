@@ -5,8 +5,8 @@
 //! again as they were, pinned and with their claims, as fast as the API server takes them. The ratio of the two times
 //! until all are bound is what planning costs over what the scheduler needs alone.
 
-mod kubelet;
-mod nodes;
+pub mod kubelet;
+pub mod nodes;
 mod pods;
 mod usage;
 

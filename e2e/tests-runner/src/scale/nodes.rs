@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 
 use crate::scale::{AT_ONCE, LABEL};
 use crate::tools::cluster::Cluster;
+use crate::tools::world::merge;
 
 /// As kubelets renew theirs.
 const LEASE_EVERY: Duration = Duration::from_secs(10);
@@ -31,11 +32,18 @@ pub fn name(n: u32) -> String {
 
 /// Creates nodes, leases, slices and GpuNodes.
 pub async fn join(cluster: &Cluster, count: u32) -> anyhow::Result<()> {
-    stream::iter(0..count).map(Ok).try_for_each_concurrent(AT_ONCE, |n| one(cluster, name(n))).await
+    join_with(cluster, count, &json!({})).await
 }
 
-async fn one(cluster: &Cluster, name: String) -> anyhow::Result<()> {
-    let created = cluster.create("", &node(&name)).await.with_context(|| format!("create node {name}"))?;
+/// The same with more labels.
+pub async fn join_with(cluster: &Cluster, count: u32, labels: &Value) -> anyhow::Result<()> {
+    stream::iter(0..count).map(Ok).try_for_each_concurrent(AT_ONCE, |n| one(cluster, name(n), labels)).await
+}
+
+async fn one(cluster: &Cluster, name: String, labels: &Value) -> anyhow::Result<()> {
+    let mut node = node(&name);
+    merge(&mut node["metadata"]["labels"], labels);
+    let created = cluster.create("", &node).await.with_context(|| format!("create node {name}"))?;
     cluster.apply_value("kube-node-lease", &lease(&name)).await?;
     let stored: Node = serde_json::from_value(created)?;
     let (owner, facts) = (slices::owner(&stored), facts(&name));

@@ -163,7 +163,7 @@ impl Wish {
 }
 
 /// RFC 7386 merge.
-fn merge(into: &mut Value, patch: &Value) {
+pub fn merge(into: &mut Value, patch: &Value) {
     let (Some(target), Some(fields)) = (into.as_object_mut(), patch.as_object()) else {
         *into = patch.clone();
         return;

@@ -1,15 +1,20 @@
 //! The pinned ResourceClaim: it can only resolve to the GPUs that the plan chose, and the scheduler
 //! remains the one that allocates. Its spec is immutable; moving a replica means a new claim.
 
+use std::collections::BTreeSet;
+
 use k8s_openapi::api::resource::v1::{
     CELDeviceSelector, CapacityRequirements, DeviceClaim, DeviceClaimConfiguration, DeviceRequest, DeviceSelector,
     ExactDeviceRequest, OpaqueDeviceConfiguration, ResourceClaim, ResourceClaimSpec,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::runtime::RawExtension;
 use serde_json::json;
 use stowage_contracts::model::ClaimModel;
-use stowage_crds::names::{ATTRIBUTE_UUID, CAPACITY_MEMORY, CAPACITY_SM, CLAIM_REQUEST, DEVICE_CLASS, DRIVER};
+use stowage_crds::names::{
+    ATTRIBUTE_PRODUCT_NAME, ATTRIBUTE_UUID, CAPACITY_MEMORY, CAPACITY_SM, CLAIM_REQUEST, DEVICE_CLASS, DRIVER,
+};
 use stowage_crds::quantity::bytes_quantity;
 use stowage_planner::snapshot::GpuShare;
 
@@ -18,12 +23,34 @@ use super::Replica;
 /// `None` for a replica without GPUs. `model`: what the node's agent fetches for it.
 pub fn claim(replica: &Replica<'_>, model: Option<&ClaimModel>) -> Option<ResourceClaim> {
     let gpus = &replica.placement.gpus;
+    asking(replica.meta(&replica.names.claim), gpus, selector(gpus), config(replica.sharing, model))
+}
+
+/// For as many and as much, of any GPUs of these products.
+pub fn unpinned(
+    meta: ObjectMeta,
+    gpus: &[GpuShare],
+    products: &BTreeSet<&str>,
+    sharing: &str,
+) -> Option<ResourceClaim> {
+    // JSON's escapes are among those of CEL.
+    let quoted: Vec<String> = products.iter().map(|product| json!(product).to_string()).collect();
+    let attribute = format!("device.attributes[\"{DRIVER}\"].{ATTRIBUTE_PRODUCT_NAME}");
+    asking(meta, gpus, format!("{attribute} in [{}]", quoted.join(", ")), config(sharing, None))
+}
+
+fn asking(
+    metadata: ObjectMeta,
+    gpus: &[GpuShare],
+    expression: String,
+    config: DeviceClaimConfiguration,
+) -> Option<ResourceClaim> {
     let first = gpus.first()?;
     let request = ExactDeviceRequest {
         device_class_name: DEVICE_CLASS.into(),
         allocation_mode: Some("ExactCount".into()),
         count: i64::try_from(gpus.len()).ok(),
-        selectors: Some(vec![DeviceSelector { cel: Some(CELDeviceSelector { expression: selector(gpus) }) }]),
+        selectors: Some(vec![DeviceSelector { cel: Some(CELDeviceSelector { expression }) }]),
         capacity: Some(CapacityRequirements {
             requests: Some(
                 [
@@ -36,7 +63,7 @@ pub fn claim(replica: &Replica<'_>, model: Option<&ClaimModel>) -> Option<Resour
         ..ExactDeviceRequest::default()
     };
     Some(ResourceClaim {
-        metadata: replica.meta(&replica.names.claim),
+        metadata,
         spec: ResourceClaimSpec {
             devices: Some(DeviceClaim {
                 requests: Some(vec![DeviceRequest {
@@ -44,7 +71,7 @@ pub fn claim(replica: &Replica<'_>, model: Option<&ClaimModel>) -> Option<Resour
                     exactly: Some(request),
                     ..DeviceRequest::default()
                 }]),
-                config: Some(vec![config(replica.sharing, model)]),
+                config: Some(vec![config]),
                 ..DeviceClaim::default()
             }),
         },

@@ -3,6 +3,7 @@
 //! [`prepare`] turns one deployment's part of the plan, and what of it exists already, into the
 //! writes that are missing. What is there and right is not written again.
 
+pub mod capacity;
 pub mod claim;
 pub mod engine;
 pub mod pod;

@@ -122,6 +122,6 @@ fn merge(ours: &mut BTreeMap<String, String>, theirs: &BTreeMap<String, String>)
     }
 }
 
-fn non_empty<T>(list: Vec<T>) -> Option<Vec<T>> {
+pub(super) fn non_empty<T>(list: Vec<T>) -> Option<Vec<T>> {
     Some(list).filter(|list| !list.is_empty())
 }

@@ -12,9 +12,9 @@ use std::fmt::Write as _;
 
 use crate::demand::Prediction;
 use crate::explain::report::{
-    Because, Change, Counterfactual, DecisionRecord, DeploymentReport, MAX_EXAMPLES, MoveVerdict, NoCounterfactual,
-    Outcome, PlacementVerdict, QuotaBinding, QuotaLimit, QuotaVerdict, RecordAction, TenantReport, Trouble,
-    TroubleKind, Wait,
+    Because, CapacityAsk, Change, Counterfactual, DecisionRecord, DeploymentReport, MAX_EXAMPLES, MoveVerdict,
+    NoCounterfactual, Outcome, PlacementVerdict, QuotaBinding, QuotaLimit, QuotaVerdict, RecordAction, TenantReport,
+    Trouble, TroubleKind, Wait,
 };
 pub use difference::dry_run;
 pub use scale::why as why_wanted;
@@ -59,6 +59,9 @@ pub fn condition_message(r: &DeploymentReport) -> String {
             " From {} on, replicas that are in the way move elsewhere; until then that costs more than waiting.",
             clock(*at_ms)
         );
+    }
+    if let Some(text) = capacity(&r.capacity) {
+        let _ = write!(out, " {}.", capital(&text));
     }
     if let Some(first) = r.counterfactuals.first() {
         let _ = write!(out, " {}", would_fit(first));
@@ -117,6 +120,13 @@ pub fn moves(m: &MoveVerdict) -> Option<String> {
         }
         MoveVerdict::NoMoveHelps { .. } | MoveVerdict::JustArrived { .. } => None,
     }
+}
+
+/// For how many replicas the cluster is asked for a node, as a clause; `None`: for none.
+fn capacity(asks: &[CapacityAsk]) -> Option<String> {
+    let first = asks.first()?;
+    let pods = count(asks.len() as u64, "capacity pod");
+    Some(format!("{pods} for the node autoscaler to add a node like {}", first.like.node))
 }
 
 /// "Would fit …", as one sentence.
@@ -462,6 +472,9 @@ pub fn explain(
     }
     if let Some(text) = r.moves.as_ref().and_then(moves) {
         line(&mut out, "moves", &text);
+    }
+    if let Some(text) = capacity(&r.capacity) {
+        line(&mut out, "asks for", &text);
     }
     for (n, c) in r.counterfactuals.iter().enumerate() {
         let label = if n == 0 { "would fit" } else { "or" };

@@ -26,7 +26,8 @@ pub(super) fn suggestions(draft: &Draft<'_>, at: usize) -> Vec<Step> {
     scale_ins(draft, at, &mut steps);
     smaller(draft, at, &mut steps);
     if !case.failed.is_empty() {
-        steps.extend(like_nodes(draft, case));
+        let name = |at: usize| draft.placer.index.rows()[at].node.name.clone();
+        steps.extend(draft.likes(case).into_iter().map(|at| Step::AddNodes { like: name(at) }));
     }
     steps
 }
@@ -159,19 +160,6 @@ fn smaller_device<'a>(gpu: &'a Gpu, mig: &MigRow, than: &str) -> Option<(u64, u3
     let asked = gpu.mig.iter().flatten().find(|p| p.name == than).map(size)?;
     let fits = |p: &&MigProfile| size(p) < asked && mig.layout.places(&p.name, mig.taken).next().is_some();
     gpu.mig.iter().flatten().filter(fits).map(|p| (p.memory_bytes, p.sm_percent, &p.name)).max()
-}
-
-/// One node of each class that the case could use, the first by name.
-fn like_nodes(draft: &Draft<'_>, case: &Case<'_>) -> Vec<Step> {
-    let mut likes: Vec<String> = Vec::new();
-    for alternative in case.alternatives.iter() {
-        let has = |r: &&crate::snapshot::index::Row| {
-            alternative.class.is_none() || r.taken.gpus.iter().any(|g| g.class == alternative.class)
-        };
-        let like = draft.placer.index.rows().iter().find(has).map(|r| r.node.name.clone());
-        likes.extend(like.filter(|like| !likes.contains(like)));
-    }
-    likes.into_iter().map(|like| Step::AddNodes { like }).collect()
 }
 
 pub(super) fn why_none(draft: &Draft<'_>, at: usize, tried: u32, spent: bool) -> NoCounterfactual {

@@ -19,8 +19,8 @@ use std::sync::Arc;
 
 use mig::{Layout, MigRow};
 pub(crate) use size::{Size, charge, promise_on, share_on};
-pub(crate) use trial::Mark;
 use trial::Undo;
+pub(crate) use trial::{ANOTHER, Mark};
 
 use crate::snapshot::{
     Class, DeploymentId, Exclusion, Freshness, Gpu, GpuShare, Health, Isolation, MigProfile, ModelKey, Node, Promise,

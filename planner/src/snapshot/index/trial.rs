@@ -3,6 +3,9 @@
 use crate::snapshot::index::{Index, NodeAt, Resident, Row, Taken, usability};
 use crate::snapshot::{Freshness, Health, Node, Shared, Slice, SliceOwner};
 
+/// Ends the names of what [`Index::add_like`] adds.
+pub(crate) const ANOTHER: &str = "-another";
+
 #[derive(Clone)]
 pub(super) enum Undo {
     Taken {
@@ -92,7 +95,7 @@ impl Index {
     /// An empty, healthy, usable node like this one; it has no name of its own.
     pub fn add_like(&mut self, at: NodeAt) -> NodeAt {
         let mut node = Node::clone(&self.rows[at].node);
-        node.name = format!("{}-another", node.name);
+        node.name = format!("{}{ANOTHER}", node.name);
         (node.ready, node.cordoned) = (true, false);
         node.freshness = Freshness::Fresh { age_ms: 0 };
         node.used = Default::default();
@@ -100,7 +103,7 @@ impl Index {
         node.cached_models.clear();
         node.taints.retain(|t| !t.key.starts_with("node.kubernetes.io/"));
         for gpu in &mut node.gpus {
-            gpu.uuid = format!("{}-another", gpu.uuid);
+            gpu.uuid = format!("{}{ANOTHER}", gpu.uuid);
             gpu.health = Health::Healthy;
             gpu.slices.clear();
         }

@@ -1,5 +1,6 @@
 //! What is accepted and where it goes.
 
+pub mod capacity;
 pub mod moves;
 pub mod objects;
 pub mod placement;
