@@ -46,6 +46,7 @@ fn with(old: &str, new: &str) -> String {
 #[test]
 fn node_is_asked_for_where_one_more_would_help_and_nothing_else_does() {
     let both: &[&str] = &["a/more#0 n1 1", "a/more#1 n1 1"];
+    let leaving = with("n1 0 ready", "n1 0 draining").replace("first want=1", "first want=0");
     for (why, text, expect) in [
         ("as it is", BASE.to_owned(), both),
         ("quota allows one", with("tenant a ns=a h=8", "tenant a ns=a h=2"), &both[..1]),
@@ -56,11 +57,8 @@ fn node_is_asked_for_where_one_more_would_help_and_nothing_else_does() {
         ("larger than any GPU", with("a/more want=2 ask=h*1", "a/more want=2 ask=h*1,999Gi,10"), &[]),
         ("more GPUs than a node has", with("a/more want=2 ask=h*1", "a/more want=2 ask=h*2"), &[]),
         ("no class of that name", with("a/more want=2 ask=h*1", "a/more want=2 ask=z*1"), &[]),
-        (
-            "time alone makes room",
-            with("n1 0 ready", "n1 0 draining").replace("first want=1", "first want=0"),
-            &both[1..],
-        ),
+        ("time alone makes room for one", leaving.clone(), &[]),
+        ("and the other has waited", leaving.replace("a/more 0 for", "a/more 1 for"), &both[1..]),
         ("a node has room", with("node n1 gpu=h*1", "node n1 gpu=h*1\n    node n2 gpu=h*2"), &[]),
     ] {
         assert_eq!(asks(&text, 8), expect, "{why}");
