@@ -86,3 +86,12 @@ fn replicas_that_fit_on_one_new_node_are_asked_for_together() {
     let text = with("node n1 gpu=h*1", "node n1 gpu=h*2\n    foreign n1 1 80Gi 100");
     assert_eq!(asks(&text, 8), ["a/more#0 n1 1", "a/more#1 n1 1"]);
 }
+
+#[test]
+fn node_that_is_asked_for_is_like_one_that_could_take_the_replica() {
+    let nodes = "node n0 gpu=h*1 label=pool:other\n    node n1 gpu=h*1 label=pool:models\n    node n2 gpu=h*2 label=pool:models";
+    let text =
+        with("node n1 gpu=h*1", nodes).replace("a/more want=2 ask=h*1", "a/more want=2 ask=h*2 select=pool:models");
+    let full = text.replace("    deployment a/first", "    foreign n2 0 1Gi 1\n    deployment a/first");
+    assert_eq!(asks(&full, 8), ["a/more#0 n2 2", "a/more#1 n2 2"]);
+}

@@ -59,13 +59,18 @@ pub async fn release(env: &Env) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The taint.
+pub fn reservation() -> Value {
+    json!({"key": RESERVED, "effect": "NoSchedule"})
+}
+
 async fn taint(cluster: &Cluster, node: &str, reserve: bool) -> anyhow::Result<()> {
     let object = cluster.get("Node", "", node).await?.unwrap_or_default();
     ensure!(object.is_object(), "node {node} is gone");
     let mut taints = object.pointer("/spec/taints").and_then(Value::as_array).cloned().unwrap_or_default();
     taints.retain(|t| t["key"] != RESERVED);
     if reserve {
-        taints.push(json!({"key": RESERVED, "effect": "NoSchedule"}));
+        taints.push(reservation());
     }
     cluster.merge("Node", "", node, &json!({"spec": {"taints": taints}})).await
 }

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::decide::case::Case;
 use crate::decide::{Attempt, Draft};
 use crate::lifecycle::Open;
+use crate::place::filter::{could_fit, is_admitted};
 use crate::place::placer::Chosen;
 use crate::snapshot::index::{ANOTHER, NodeAt, Row};
 use crate::snapshot::{Placement, Policy, TimeMs};
@@ -71,8 +72,7 @@ impl<'a> Draft<'a> {
         order.into_iter().flat_map(slots).collect()
     }
 
-    /// Places the slot on a node that was added for an earlier one, or else on an empty one like the first of a class that
-    /// it could use. `added`: the node that each added one is like.
+    /// Places the slot on a node that was added for an earlier one, or else on an empty one like one that is here. `added`: the node that each added one is like.
     fn on_another_node(&mut self, at: usize, open: Open, added: &mut BTreeMap<NodeAt, NodeAt>) -> Option<CapacityAsk> {
         let chosen = self.on_added(at, open, added).or_else(|| {
             self.likes(&self.cases[at]).into_iter().find_map(|like| {
@@ -101,14 +101,16 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// One node of each class that the case could use, the first by name.
+    /// One node of each class that the case could use: one that could take it if it were empty, else one that it may go to,
+    /// else any; the first by name.
     pub fn likes(&self, case: &Case<'_>) -> Vec<NodeAt> {
         let mut likes = Vec::new();
         for alternative in case.alternatives.iter() {
-            let has =
-                |row: &Row| alternative.class.is_none() || row.taken.gpus.iter().any(|g| g.class == alternative.class);
-            let like = self.placer.index.rows().iter().position(has);
-            likes.extend(like.filter(|like| !likes.contains(like)));
+            let need = self.placer.need(alternative);
+            let has = |row: &Row| need.class.is_none() || row.taken.gpus.iter().any(|g| g.class == need.class);
+            let rows = self.placer.index.rows().iter().enumerate().filter(|(_, row)| has(row));
+            let like = rows.min_by_key(|(at, row)| (!could_fit(need, row), !is_admitted(need, row), *at));
+            likes.extend(like.map(|(at, _)| at).filter(|like| !likes.contains(like)));
         }
         likes
     }

@@ -35,14 +35,14 @@ pub async fn join(cluster: &Cluster, count: u32) -> anyhow::Result<()> {
     join_with(cluster, count, &json!({})).await
 }
 
-/// The same with more labels.
-pub async fn join_with(cluster: &Cluster, count: u32, labels: &Value) -> anyhow::Result<()> {
-    stream::iter(0..count).map(Ok).try_for_each_concurrent(AT_ONCE, |n| one(cluster, name(n), labels)).await
+/// The same with this in each Node.
+pub async fn join_with(cluster: &Cluster, count: u32, more: &Value) -> anyhow::Result<()> {
+    stream::iter(0..count).map(Ok).try_for_each_concurrent(AT_ONCE, |n| one(cluster, name(n), more)).await
 }
 
-async fn one(cluster: &Cluster, name: String, labels: &Value) -> anyhow::Result<()> {
+async fn one(cluster: &Cluster, name: String, more: &Value) -> anyhow::Result<()> {
     let mut node = node(&name);
-    merge(&mut node["metadata"]["labels"], labels);
+    merge(&mut node, more);
     let created = cluster.create("", &node).await.with_context(|| format!("create node {name}"))?;
     cluster.apply_value("kube-node-lease", &lease(&name)).await?;
     let stored: Node = serde_json::from_value(created)?;

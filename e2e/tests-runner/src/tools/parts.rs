@@ -128,8 +128,8 @@ pub async fn operators(w: &World, replicas: u32) -> anyhow::Result<()> {
 pub async fn without_operators(w: &World, body: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     operators(w, 0).await?;
     let result = body.await;
-    operators(w, 2).await?;
-    result
+    let back = operators(w, 2).await;
+    result.and(back)
 }
 
 /// How often the agent of a node was started again.
