@@ -26,7 +26,7 @@
     }
   };
   const gib = (bytes) => `${(bytes / 2 ** 30).toFixed(1).replace(/\.0$/, "")} GiB`;
-  const percent = (part, whole) => whole ? Math.round(100 * part / whole) : 0;
+  const percent = (part, whole) => part > 0 && part < whole / 100 ? "<1 %" : `${whole ? Math.round(100 * part / whole) : 0} %`;
   const clock = (ms) => new Date(ms).toISOString().slice(11, 19) + "Z";
   const sum = (list, of) => list.reduce((total, item) => total + of(item), 0);
   const count = (n, word) => `${n} ${word}${n === 1 ? "" : "s"}`;
@@ -88,7 +88,7 @@
   // === GPUs
 
   const promised = (g) => sum(g.slices, (s) => s.memoryBytes);
-  const mark = (g) => g.health !== "Healthy" ? g.health : g.closed ? "closed" : `${percent(promised(g), g.memoryBytes)} %`;
+  const mark = (g) => g.health !== "Healthy" ? g.health : g.closed ? "closed" : percent(promised(g), g.memoryBytes);
   const health = (g) => g.health === "Healthy" ? (g.closed || "healthy") : `${g.health}${g.reason ? `: ${g.reason}` : ""}`;
   const use = (g) => {
     const age = g.ageMs === undefined ? "" : ` ${Math.round(g.ageMs / 1000)} s ago`;
@@ -342,8 +342,8 @@
     const bad = gpus.filter((g) => g.health !== "Healthy").length, notWell = deployments.filter((d) => !d.well).length;
     const total = sum(gpus, (g) => g.memoryBytes), taken = sum(gpus, promised), used = sum(read, (g) => g.usedBytes);
     const shown = [["GPUs", String(gpus.length), `${count(nodes, "node")}${gpus.some((g) => g.simulated) ? ", simulated" : ""}${bad ? `, ${bad} not healthy` : ""}`],
-      ["Memory promised", `${percent(taken, total)} %`, `${gib(taken)} of ${gib(total)}`],
-      ["Memory in use", read.length ? `${percent(used, sum(read, (g) => g.memoryBytes))} %` : "–", read.length ? `${gib(used)}${read.length < gpus.length ? ` on ${read.length} GPUs that report` : ""}` : "not read"],
+      ["Memory promised", percent(taken, total), `${gib(taken)} of ${gib(total)}`],
+      ["Memory in use", read.length ? percent(used, sum(read, (g) => g.memoryBytes)) : "–", read.length ? `${gib(used)}${read.length < gpus.length ? ` on ${read.length} GPUs that report` : ""}` : "not read"],
       ["Replicas Ready", `${sum(deployments, (d) => d.ready)} of ${sum(deployments, (d) => d.wanted)}`, `${count(deployments.length, "deployment")}${notWell ? `, ${notWell} not on target` : ""}`]];
     const prices = new Map();
     for (const d of deployments) if (d.pricePerHourMicros !== undefined) prices.set(d.currency, (prices.get(d.currency) || 0) + d.pricePerHourMicros);
