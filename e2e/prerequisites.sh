@@ -27,6 +27,7 @@ if [ "$tests" = yes ]; then
   need node nodejs
   need npm npm
   need promtool prometheus
+  need chromium chromium
 fi
 [ -e /usr/include/seccomp.h ] || missing="$missing libseccomp-dev"
 [ -x /bin/busybox ] || missing="$missing busybox-static"

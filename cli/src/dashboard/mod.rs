@@ -57,10 +57,11 @@ pub(crate) async fn run(cluster: &Cluster, args: &Args, namespace: &str) -> Resu
     let _ = writeln!(stdout, "{}\nWith the rights of this account, for this machine alone; ^C ends it.", address.url());
     let _ = stdout.flush();
     let router = router(cluster.clone(), namespace, &address);
-    axum::serve(listener, router)
-        .with_graceful_shutdown(stopped())
-        .await
-        .map_err(|e| failed("serving the page", &e))?;
+    // At once: a page that is open asks again and again, and an API server that hangs would hold its requests.
+    tokio::select! {
+        served = async { axum::serve(listener, router).await } => served.map_err(|e| failed("serving the page", &e))?,
+        () = stopped() => {}
+    }
     Ok(Answer { text: String::new(), yes: true })
 }
 
@@ -97,7 +98,34 @@ struct Since {
 }
 
 async fn decisions(State(shared): State<Arc<Shared>>, Query(query): Query<Since>) -> Response {
-    answer(shared.cluster.operator::<Value>(&format!("{PATH_DECISIONS}?since={}", query.since)).await)
+    let found = shared.cluster.operator::<Decisions>(&format!("{PATH_DECISIONS}?since={}", query.since)).await;
+    answer(found.map(Decisions::newest))
+}
+
+/// Decisions that the page is given at once.
+const NEWEST: usize = 1000;
+
+/// The part of the operator's answer that the page shows. An operator keeps up to 10,000 decisions with all their candidates.
+#[derive(Deserialize, Serialize)]
+struct Decisions {
+    decisions: Vec<Decision>,
+}
+
+#[derive(Deserialize, Serialize)]
+struct Decision {
+    id: String,
+    time: u64,
+    kind: String,
+    action: String,
+    object: Value,
+    message: String,
+}
+
+impl Decisions {
+    fn newest(mut self) -> Self {
+        self.decisions.drain(..self.decisions.len().saturating_sub(NEWEST));
+        self
+    }
 }
 
 /// What the form sends.

@@ -6,7 +6,7 @@ use http_body_util::BodyExt;
 use tower::ServiceExt;
 
 use super::guard::Address;
-use super::{SCRIPT, STYLE, router};
+use super::{Decisions, NEWEST, SCRIPT, STYLE, router};
 use crate::cluster::Cluster;
 
 fn address() -> Address {
@@ -77,6 +77,20 @@ async fn token_opens_the_page_and_every_answer_has_its_policy() {
             assert!(String::from_utf8_lossy(&body).contains("asking the operator"), "{body:?}");
         }
     }
+}
+
+#[test]
+fn of_many_decisions_the_page_gets_the_newest_and_what_it_shows() {
+    let one = |n: usize| {
+        serde_json::json!({"id": n.to_string(), "time": n, "kind": "Place", "action": "Wait", "message": "m", "candidates": [1],
+            "object": {"namespace": "n", "name": "d"}})
+    };
+    let all: Vec<_> = (0..NEWEST + 200).map(one).collect();
+    let answer: Decisions = serde_json::from_value(serde_json::json!({"decisions": all})).unwrap();
+    let text = serde_json::to_value(answer.newest()).unwrap();
+    let shown = text["decisions"].as_array().unwrap();
+    assert_eq!((shown.len(), shown[0]["time"].as_u64(), &shown[0]["object"]["name"]), (NEWEST, Some(200), &"d".into()));
+    assert!(!text.to_string().contains("candidates"));
 }
 
 #[test]

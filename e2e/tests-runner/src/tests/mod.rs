@@ -11,6 +11,7 @@ mod gitops;
 mod isolation;
 mod isolation_objects;
 mod observing;
+mod page;
 mod placing;
 mod serving;
 
@@ -130,7 +131,8 @@ pub fn all() -> Vec<Test> {
         test!(follow::hpa_drives_a_manual_deployment),
         test!(follow::advisory_changes_nothing_and_says_what_it_would_do),
         test!(follow::spend_limit_holds_replicas_back_and_names_the_sum_that_would_do),
-        test!(observing::dashboard_serves_the_live_state_on_loopback),
+        test!(page::dashboard_serves_the_live_state_on_loopback),
+        test!(page::dashboard_page_works_in_a_browser),
         test!(observing::top_shows_a_placed_replica_and_ends_on_q),
         test!(long observing::dashboards_have_data_and_an_alert_fires_on_a_real_prometheus),
         test!(alone quiet::idle_operators_write_nothing),

@@ -1,13 +1,10 @@
 //! What people see of a running cluster: dashboards and alerts on a real Prometheus.
 
 use std::collections::BTreeMap;
-use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use serde_json::{Value, json};
-
-use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::sync::Mutex;
 
 use crate::reserved::on;
@@ -177,36 +174,6 @@ async fn everything(w: &World, prometheus: &Prometheus, load: &Load) -> anyhow::
         Ok(if all.iter().any(fires) { Ok(()) } else { Err(alerts.to_string()) })
     })
     .await
-}
-
-/// `kubectl stowage dashboard` serves its page and the live state, to whom has its address alone.
-pub async fn dashboard_serves_the_live_state_on_loopback(w: World) -> anyhow::Result<()> {
-    let tenant = w.tenant("a").await?;
-    w.deploy_ready(&tenant, "on-the-page", &Wish::default()).await?;
-    let mut command = tokio::process::Command::new(Env::built("kubectl-stowage")?)
-        .args(["dashboard", "-n", &tenant.name])
-        .stdout(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .context("start the dashboard")?;
-    let mut lines = BufReader::new(command.stdout.take().context("no output")?).lines();
-    let line =
-        tokio::time::timeout(Duration::from_secs(20), lines.next_line()).await.context("no address is printed")??;
-    let address = line.context("it ended without an address")?;
-    let page = Caller::new(address.trim(), "")?;
-    let front = page.get("/").await?;
-    ensure!(front.status == 200 && front.body.to_string().contains("<html"), "{} {}", front.status, front.body);
-    let state = page.get("/overview.json").await?;
-    let shown = state.body["deployments"]
-        .as_array()
-        .is_some_and(|all| all.iter().any(|d| d.to_string().contains("on-the-page")));
-    ensure!(state.status == 200 && shown, "{} {}", state.status, state.body);
-    let decisions = page.get("/decisions.json").await?;
-    ensure!(decisions.status == 200 && decisions.body["decisions"].is_array(), "{decisions:?}");
-    let (host, token) = address.trim().trim_end_matches('/').rsplit_once('/').context("an address without a token")?;
-    let guessed = Caller::new(&format!("{host}/{}", "0".repeat(token.len())), "")?.get("/overview.json").await?;
-    ensure!(guessed.status == 404, "a wrong token answers {}", guessed.status);
-    Ok(())
 }
 
 /// `kubectl stowage top` on a terminal: the replica's slice in its GPU's bar, the deployment, sorting, filter and explanation.
