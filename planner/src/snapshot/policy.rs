@@ -40,7 +40,7 @@ pub struct Policy {
     pub max_moves: u32,
     /// A replacement that is not Ready after this long is ended.
     pub move_patience_ms: u64,
-    /// Replicas that move for one tenant's within the window, whoever's they are; and the time in which a slot moves once.
+    /// Replicas that move for one tenant's within the window, of any tenant; and the time in which a slot moves once.
     pub moves_per_claimant: u32,
     pub move_window_ms: u64,
     /// Replicas for which another node is asked for at a time, in the whole cluster; 0: none is.

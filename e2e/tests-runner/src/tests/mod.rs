@@ -83,7 +83,7 @@ pub fn all() -> Vec<Test> {
         test!(objects::a_tenant_over_its_limit_waits_while_others_are_placed),
         test!(objects::a_model_that_cannot_be_loaded_is_reported_and_its_restarts_are_bounded),
         test!(alone capacity::a_replica_that_fits_nowhere_asks_for_a_node_and_gets_it),
-        test!(alone moves::a_replica_moves_so_that_another_fits_and_no_request_is_lost),
+        test!(long moves::a_replica_moves_so_that_another_fits_and_no_request_is_lost),
         test!(alone plans::ten_changes_do_what_plan_said),
         test!(plans::plan_says_which_right_is_missing_and_changes_nothing),
         test!(gitops::manifest_applied_twice_is_unchanged),

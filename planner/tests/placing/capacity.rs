@@ -1,7 +1,4 @@
 //! For which replicas the cluster is asked for another node, and when for none.
-#![allow(clippy::unwrap_used)]
-
-mod common;
 
 use stowage_planner::check::check;
 use stowage_planner::plan;
@@ -21,9 +18,9 @@ const BASE: &str = "
 
 /// Slot and place of each ask, as `deployment#index node gpu`.
 fn asks(text: &str, most: u32) -> Vec<String> {
-    let s = common::parse(text);
+    let s = crate::common::parse(text);
     let policy = Policy { max_capacity_pods: most, ..Policy::default() };
-    let (made, report) = plan(&s, &policy, common::NOW);
+    let (made, report) = plan(&s, &policy, crate::common::NOW);
     assert_eq!(check(&s, &made), [], "{text}");
     let mut all = Vec::new();
     for d in &report.deployments {
