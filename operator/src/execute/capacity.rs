@@ -22,6 +22,7 @@ use super::build::{Owner, Target};
 use super::write::{WriteError, Writer};
 use crate::observe::identity::controller;
 use crate::observe::journal::Journals;
+use crate::observe::parsed::trim::ours;
 use crate::observe::source::Key;
 use crate::observe::view::{KnownPod, View};
 use crate::translate::Built;
@@ -66,10 +67,8 @@ impl Capacity {
             if on.is_some() {
                 self.pauses.insert(key.clone(), now.saturating_add(SATISFIED_MS));
             }
-            let needed = match on {
-                Some(node) => nodes.get(node).is_some_and(|node| !reports(node, has_claim(view, key))),
-                None => asked.contains_key(key),
-            };
+            let waits = on.is_none_or(|node| nodes.get(node).is_some_and(|n| !reports(n, has_claim(view, key))));
+            let needed = waits && asked.contains_key(key) && controller(&pod.metadata).is_some();
             if !ends
                 && !needed
                 && let Some(target) = Target::of(&pod.metadata)
@@ -89,12 +88,11 @@ impl Capacity {
     }
 }
 
-/// The deployment that a capacity pod of ours is for.
+/// The deployment that a capacity pod of ours is for, one that `kubectl delete --cascade=orphan` left included.
 fn capacity_of(pod: &KnownPod) -> Option<&str> {
-    let name = pod.metadata.labels.as_ref()?.get(LABEL_CAPACITY)?;
-    let ours =
-        controller(&pod.metadata).is_some_and(|owner| owner.kind == "InferenceDeployment" && owner.name == *name);
-    ours.then_some(name)
+    let name = pod.metadata.labels.as_ref()?.get(LABEL_CAPACITY).filter(|_| ours(&pod.metadata))?;
+    let owner = controller(&pod.metadata);
+    owner.is_none_or(|owner| owner.kind == "InferenceDeployment" && owner.name == *name).then_some(name)
 }
 
 /// Whether the planner knows what it needs to place a replica there, or to refuse to.
@@ -162,15 +160,18 @@ fn hostname<'a>(view: &'a View, node: &'a str) -> &'a str {
     labels.and_then(|labels| labels.get(HOSTNAME)).map_or(node, String::as_str)
 }
 
-/// Carries the steps out. What fails is tried again when the next plan asks for it.
-pub async fn carry_out(steps: Vec<Step>, writer: &Writer, journals: &Arc<Journals>) {
+/// Carries the steps out; whether all pods that were to end do. One that could not be made is paused already.
+pub async fn carry_out(steps: Vec<Step>, writer: &Writer, journals: &Arc<Journals>) -> bool {
+    let mut all_end = true;
     for step in steps {
         let (what, done) = match step {
             Step::Make(made) => {
                 (format!("make capacity pod {}", made.pod.name_any()), make(*made, writer, journals).await)
             }
             Step::Remove { namespace, target } => {
-                (format!("end capacity pod {}", target.name), remove(&namespace, &target, writer, journals).await)
+                let done = remove(&namespace, &target, writer, journals).await;
+                all_end &= done.is_ok();
+                (format!("end capacity pod {}", target.name), done)
             }
         };
         match done {
@@ -178,6 +179,7 @@ pub async fn carry_out(steps: Vec<Step>, writer: &Writer, journals: &Arc<Journal
             Err(err) => tracing::warn!(%err, "cannot {what}"),
         }
     }
+    all_end
 }
 
 /// The claim second, since the pod owns it: until then the scheduler waits for it.

@@ -316,8 +316,9 @@ impl Desk {
         }
         let (writer, journals) = (tools.writer.clone(), tools.journals.clone());
         self.spawn(Subject::CapacityPods, async move {
-            capacity::carry_out(steps, &writer, &journals).await;
-            Done::default()
+            let all_end = capacity::carry_out(steps, &writer, &journals).await;
+            let failed = if all_end { Vec::new() } else { vec![(Part::End, Failing::Transient)] };
+            Done { failed, ..Done::default() }
         });
     }
 

@@ -165,13 +165,13 @@ pub async fn follow<K, T>(
 {
     let mut retry = MIN_RETRY;
     let paged = config.clone();
-    let mut config = config.streaming_lists();
+    let (mut config, mut streams) = (config.streaming_lists(), true);
     loop {
         match follow_once(api.clone(), config.clone(), &source, &trim, &changed, &mut retry).await {
             Ok(()) => return,
-            Err(Anew::StreamsNoLists(err)) => {
+            Err(Anew::StreamsNoLists(err)) if streams => {
                 tracing::info!(source = source.name, err, "the list does not come as a stream: listing in pages");
-                config = paged.clone();
+                (config, streams) = (paged.clone(), false);
             }
             Err(Anew::Untrusted) => {
                 tracing::warn!(
@@ -182,7 +182,7 @@ pub async fn follow<K, T>(
             }
             // From a list on: a watch that starts again sends nothing while nothing changes, so that a quiet kind
             // would count as failing for ever.
-            Err(Anew::Failed(err)) => {
+            Err(Anew::Failed(err) | Anew::StreamsNoLists(err)) => {
                 tracing::warn!(source = source.name, %err, "watch failed, trying again in {retry:?}");
                 source.failed(err);
                 tokio::time::sleep(retry).await;

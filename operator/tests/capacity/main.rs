@@ -113,6 +113,7 @@ fn capacity_pod_is_there_while_its_replica_needs_a_node_and_no_longer() {
     let fits = WORLD.replace("memory: 75Gi, compute: 50", "memory: 2Gi, compute: 10");
     let on = |node: &str| stored("", &format!("{{nodeName: {node}}}"), true);
     let ending = stored(", deletionTimestamp: '2026-01-01T12:00:00Z'", "{}", true);
+    let orphan = stored("", "{}", true).replace("controller: true", "controller: false");
     let anothers = stored("", "{}", true).replace("kind: InferenceDeployment", "kind: ReplicaSet");
     for (why, text, expect) in [
         ("nothing is there", WORLD.to_owned(), &["make"][..]),
@@ -128,6 +129,11 @@ fn capacity_pod_is_there_while_its_replica_needs_a_node_and_no_longer() {
         (
             "something else is asked for",
             WORLD.replace("75Gi, compute", "76Gi, compute") + &stored("", "{}", true),
+            &[end.as_str(), "make"],
+        ),
+        (
+            "its deployment was deleted and left it",
+            WORLD.replace("name: waits,", "name: again,") + &orphan,
             &[end.as_str(), "make"],
         ),
         ("a label alone makes none of ours", WORLD.to_owned() + &anothers, &[]),

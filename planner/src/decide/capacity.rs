@@ -7,17 +7,18 @@
 //! out.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 use crate::decide::case::Case;
 use crate::decide::{Attempt, Draft};
 use crate::lifecycle::Open;
-use crate::place::filter::{could_fit, is_admitted};
+use crate::place::Refusal;
+use crate::place::filter::{Need, could_fit, is_admitted};
 use crate::place::placer::Chosen;
 use crate::snapshot::index::{ANOTHER, NodeAt, Row};
-use crate::snapshot::{Placement, Policy, TimeMs};
+use crate::snapshot::{Placement, Policy, TenantId, TimeMs};
 
 /// A replica for which another node is asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,8 +31,11 @@ pub struct CapacityAsk {
     pub like: Placement,
 }
 
-/// Replicas that were tried, for each that may be asked for: many may wait that no node would help.
-const TRIES: usize = 4;
+/// Distinct questions that are tried in vain in one plan: many may wait that no node would help.
+const TRIES: usize = 64;
+/// Where a node was refused for what passes by itself (its agent is silent, it was excluded for a while), the wait is this
+/// many times longer.
+const PATIENCE: u64 = 30;
 
 impl<'a> Draft<'a> {
     /// Decides in the state ahead, in which what waits for time alone is not refused.
@@ -43,33 +47,51 @@ impl<'a> Draft<'a> {
         let trial = self.begin();
         let mut added = BTreeMap::new();
         let mut asked = 0;
-        for (at, open) in self.long_refused(policy).into_iter().take(most * TRIES) {
-            if asked == most {
+        // No node would help what asks the same either.
+        let mut hopeless = BTreeSet::new();
+        for (at, open) in self.long_refused(policy) {
+            if asked == most || hopeless.len() == TRIES {
                 break;
             }
-            if let Some(ask) = self.on_another_node(at, open, &mut added) {
-                self.cases[at].capacity.push(ask);
-                asked += 1;
+            let question = self.cases[at].question();
+            if hopeless.contains(&question) {
+                continue;
+            }
+            match self.on_another_node(at, open, &mut added) {
+                Some(ask) => {
+                    self.cases[at].capacity.push(ask);
+                    asked += 1;
+                }
+                None => drop(hopeless.insert(question)),
             }
         }
         self.rollback(trial);
     }
 
-    /// Slots that quota allows and no node takes: by priority, then those that have waited longest.
+    /// Slots that no node takes: by priority; then one of each tenant, the next of each, and so on; then those that have
+    /// waited longest.
     fn long_refused(&self, policy: &Policy) -> Vec<(usize, Open)> {
         let mut order: Vec<(Reverse<i32>, TimeMs, usize)> = Vec::new();
         for (at, case) in self.cases.iter().enumerate() {
             let Some(waiting) = case.waiting(self.now) else { continue };
-            if self.now.saturating_sub(waiting.since_ms) >= policy.capacity_after_ms {
+            let patience = if passes_by_itself(case) { PATIENCE } else { 1 };
+            if self.now.saturating_sub(waiting.since_ms) >= policy.capacity_after_ms.saturating_mul(patience) {
                 order.push((Reverse(case.d.priority), waiting.since_ms, at));
             }
         }
         order.sort_unstable();
-        let slots = |(.., at): (Reverse<i32>, TimeMs, usize)| {
-            let waiting = self.cases[at].waiting_slots().into_iter().filter(|slot| slot.old.is_none());
-            waiting.map(move |slot| (at, slot.open))
-        };
-        order.into_iter().flat_map(slots).collect()
+        let mut of_tenant: BTreeMap<(Reverse<i32>, Option<&TenantId>), usize> = BTreeMap::new();
+        let mut slots: Vec<(Reverse<i32>, usize, usize, Open)> = Vec::new();
+        for (priority, _, at) in order {
+            let case = &self.cases[at];
+            let turn = of_tenant.entry((priority, case.d.tenant.as_ref())).or_default();
+            for slot in case.waiting_slots().into_iter().filter(|slot| slot.old.is_none()) {
+                slots.push((priority, *turn, at, slot.open));
+                *turn += 1;
+            }
+        }
+        slots.sort_by_key(|(priority, turn, ..)| (*priority, *turn));
+        slots.into_iter().map(|(.., at, open)| (at, open)).collect()
     }
 
     /// Places the slot on a node that was added for an earlier one, or else on an empty one like one that is here. `added`: the node that each added one is like.
@@ -108,10 +130,34 @@ impl<'a> Draft<'a> {
         for alternative in case.alternatives.iter() {
             let need = self.placer.need(alternative);
             let has = |row: &Row| need.class.is_none() || row.taken.gpus.iter().any(|g| g.class == need.class);
-            let rows = self.placer.index.rows().iter().enumerate().filter(|(_, row)| has(row));
-            let like = rows.min_by_key(|(at, row)| (!could_fit(need, row), !is_admitted(need, row), *at));
+            let index = &self.placer.index;
+            // Not those that a trial added.
+            let known = |at: NodeAt, row: &Row| index.at(&row.node.name) == Some(at);
+            let rows = index.rows().iter().enumerate().filter(|(at, row)| has(row) && known(*at, row));
+            let key =
+                |at: NodeAt, row: &Row| (!could_fit(need, row), !is_admitted(need, row), !is_large(need, row), at);
+            let like = rows.min_by_key(|(at, row)| key(*at, row));
             likes.extend(like.map(|(at, _)| at).filter(|like| !likes.contains(like)));
         }
         likes
     }
+}
+
+/// Whether a node was refused for what passes by itself.
+fn passes_by_itself(case: &Case<'_>) -> bool {
+    let examples = case.failed.iter().flat_map(|verdict| &verdict.refusals).flat_map(|group| &group.examples);
+    examples.into_iter().any(|node| matches!(node.reason, Refusal::Stale { .. } | Refusal::Excluded { .. }))
+}
+
+/// Whether the empty node has as much as the replica needs.
+fn is_large(need: &Need, row: &Row) -> bool {
+    let memory = need.partition.memory_bytes().unwrap_or(0);
+    let gpus = row
+        .node
+        .gpus
+        .iter()
+        .zip(&row.taken.gpus)
+        .filter(|(gpu, g)| g.class == need.class && gpu.memory_bytes >= memory);
+    let has = row.node.allocatable;
+    has.cpu_milli >= need.cpu_milli && has.memory_bytes >= need.node_memory_bytes && gpus.count() >= need.gpus as usize
 }

@@ -56,6 +56,19 @@ fn node_is_asked_for_where_one_more_would_help_and_nothing_else_does() {
         ("no class of that name", with("a/more want=2 ask=h*1", "a/more want=2 ask=z*1"), &[]),
         ("time alone makes room for one", leaving.clone(), &[]),
         ("and the other has waited", leaving.replace("a/more 0 for", "a/more 1 for"), &both[1..]),
+        ("a node is silent", with("node n1 gpu=h*1", "node n1 gpu=h*1\n    node n2 gpu=h*1 stale=100000"), both),
+        (
+            "a node is silent, and not for long",
+            with("node n1 gpu=h*1", "node n1 gpu=h*1\n    node n2 gpu=h*1 stale=100000")
+                .replace("for=300000", "for=299999"),
+            &[],
+        ),
+        (
+            "only the node of that name will do",
+            with("node n1 gpu=h*1", "node n1 gpu=h*1 label=kubernetes.io/hostname:n1")
+                .replace("more want=2 ask=h*1", "more want=2 ask=h*1 select=kubernetes.io/hostname:n1"),
+            &[],
+        ),
         ("a node has room", with("node n1 gpu=h*1", "node n1 gpu=h*1\n    node n2 gpu=h*2"), &[]),
     ] {
         assert_eq!(asks(&text, 8), expect, "{why}");
@@ -91,4 +104,17 @@ fn node_that_is_asked_for_is_like_one_that_could_take_the_replica() {
         with("node n1 gpu=h*1", nodes).replace("a/more want=2 ask=h*1", "a/more want=2 ask=h*2 select=pool:models");
     let full = text.replace("    deployment a/first", "    foreign n2 0 1Gi 1\n    deployment a/first");
     assert_eq!(asks(&full, 8), ["a/more#0 n2 2", "a/more#1 n2 2"]);
+}
+
+#[test]
+fn what_no_node_helps_and_what_one_tenant_asks_hold_up_no_other() {
+    let many = "
+    tenant b ns=b h=8
+    deployment a/hopeless want=9 ask=h*3
+    waiting a/hopeless 0 for=900000
+    deployment b/one want=1 ask=h*1
+    waiting b/one 0 for=20000
+";
+    assert_eq!(asks(&format!("{BASE}{many}"), 1), ["b/one#0 n1 1"]);
+    assert_eq!(asks(&format!("{BASE}{many}"), 2), ["a/more#0 n1 1", "b/one#0 n1 1"]);
 }

@@ -6,6 +6,9 @@ use crate::snapshot::{Freshness, Health, Node, Shared, Slice, SliceOwner};
 /// Ends the names of what [`Index::add_like`] adds.
 pub(crate) const ANOTHER: &str = "-another";
 
+/// No other node has this label's value.
+const HOSTNAME: &str = "kubernetes.io/hostname";
+
 #[derive(Clone)]
 pub(super) enum Undo {
     Taken {
@@ -101,6 +104,7 @@ impl Index {
         node.used = Default::default();
         node.host_ports.clear();
         node.cached_models.clear();
+        node.labels.remove(HOSTNAME);
         node.taints.retain(|t| !t.key.starts_with("node.kubernetes.io/"));
         for gpu in &mut node.gpus {
             gpu.uuid = format!("{}{ANOTHER}", gpu.uuid);
