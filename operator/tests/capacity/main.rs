@@ -136,6 +136,7 @@ fn capacity_pod_is_there_while_its_replica_needs_a_node_and_no_longer() {
             WORLD.replace("name: waits,", "name: again,") + &orphan,
             &[end.as_str(), "make"],
         ),
+        ("nobody owns it", WORLD.to_owned() + &orphan, &[end.as_str()]),
         ("a label alone makes none of ours", WORLD.to_owned() + &anothers, &[]),
     ] {
         assert_eq!(words(&steps(&mut Capacity::default(), &text, 0)), expect, "{why}");
