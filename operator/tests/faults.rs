@@ -183,15 +183,13 @@ async fn many_deployments_share_the_gpus_and_no_share_is_promised_twice() {
     let waiting = || {
         (0..20)
             .map(|number| format!("m{number}"))
-            .filter(|name| condition(&server, name, "Placed").starts_with("False"))
+            // The quota is as large as the cluster, so it is the one that binds.
+            .filter(|name| condition(&server, name, "Placed").starts_with("False WaitingForQuota"))
             .collect::<Vec<_>>()
     };
     until(&server, "four say that they wait", |_| waiting().len() == 4).await;
     let waiting = waiting();
-    let loser = waiting[0].clone();
     let winner = (0..20).map(|number| format!("m{number}")).find(|name| !waiting.contains(name)).unwrap();
-    // The quota is as large as the cluster, so it is the one that binds.
-    says(&server, &loser, "Placed", "False WaitingForQuota").await;
     server.act(|store| store.delete(&key("inferencedeployments", &winner), None).unwrap());
     until(&server, "one that waited takes the place", |now| now.ready && now.deployments == 19 && now.claims == 16)
         .await;
