@@ -59,6 +59,8 @@ pub const LABEL_DEPLOYMENT: &str = "stowage.dev/deployment";
 pub const LABEL_TENANT: &str = "stowage.dev/tenant";
 /// Label of a capacity pod and its claim: name of the InferenceDeployment that a node is asked for.
 pub const LABEL_CAPACITY: &str = "stowage.dev/capacity";
+/// Kubernetes' label of a node's name: no other node has its value, also not one that an autoscaler imagines.
+pub const LABEL_HOSTNAME: &str = "kubernetes.io/hostname";
 /// All labels of ours begin with this; `spec.podTemplate` may not set them.
 pub const RESERVED_KEY_PREFIX: &str = "stowage.dev/";
 

@@ -12,12 +12,12 @@ use std::time::Instant;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use kube::{Api, ResourceExt};
-use stowage_crds::names::{CLAIM_PREFIX, LABEL_CAPACITY};
+use stowage_crds::names::{CLAIM_PREFIX, LABEL_CAPACITY, LABEL_HOSTNAME};
 use stowage_planner::DecisionReport;
 use stowage_planner::report::CapacityAsk;
 use stowage_planner::snapshot::{DeploymentId, Freshness, Node, TimeMs};
 
-use super::build::capacity::{CapacityPod, HOSTNAME, Inputs, owned_by};
+use super::build::capacity::{CapacityPod, Inputs, owned_by};
 use super::build::{Owner, Target};
 use super::write::{WriteError, Writer};
 use crate::observe::identity::controller;
@@ -30,7 +30,7 @@ use crate::translate::snapshot::replicas::millis;
 
 /// A pod that could not be made is tried again after this long.
 const RETRY_MS: TimeMs = 30_000;
-/// Its replica did not fit on the node that came for it: another one is not asked for before this long.
+/// Since a pod had a node: its replica asks for no other one before, whether or not it got that one.
 const SATISFIED_MS: TimeMs = 600_000;
 
 /// What is remembered of capacity pods between plans.
@@ -52,13 +52,16 @@ impl Capacity {
     pub fn steps(&mut self, view: &View, built: &Built, report: &DecisionReport, image: &str) -> Vec<Step> {
         let now = millis(view.now);
         self.pauses.retain(|_, until| *until > now);
+        let pods: Vec<_> = view.pods.iter().filter_map(|(key, pod)| Some((key, pod, capacity_of(pod)?))).collect();
+        if pods.is_empty() && report.deployments.iter().all(|d| d.capacity.is_empty()) {
+            return Vec::new();
+        }
         let nodes: BTreeMap<&str, &Node> = built.snapshot.nodes.iter().map(|n| (n.name.as_str(), &**n)).collect();
         let asked = asked(view, built, report, &nodes, image);
         let mut steps = Vec::new();
         // Deployments of which a pod has its node or is on its way out: the next plan shows what is left to ask for.
         let mut settling = BTreeSet::new();
-        for (key, pod) in &*view.pods {
-            let Some(deployment) = capacity_of(pod) else { continue };
+        for (key, pod, deployment) in pods {
             let ends = pod.metadata.deletion_timestamp.is_some();
             let on = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
             if ends || on.is_some() {
@@ -143,21 +146,18 @@ fn would_do<'a>(
     let (mut products, mut here) = (BTreeSet::new(), BTreeSet::new());
     for (name, node) in nodes {
         let of_class = node.gpus.iter().filter(|gpu| class.is_some() && gpu.class.as_ref() == class);
-        let before = here.len();
-        for gpu in of_class {
-            products.insert(gpu.product.as_str());
+        let mut of_class = of_class.map(|gpu| gpu.product.as_str()).peekable();
+        if class.is_none() || of_class.peek().is_some() {
             here.insert(hostname(view, name));
         }
-        if class.is_none() && here.len() == before {
-            here.insert(hostname(view, name));
-        }
+        products.extend(of_class);
     }
     Some((products, here))
 }
 
 fn hostname<'a>(view: &'a View, node: &'a str) -> &'a str {
     let labels = view.nodes.get(&(String::new(), node.to_owned())).and_then(|node| node.metadata.labels.as_ref());
-    labels.and_then(|labels| labels.get(HOSTNAME)).map_or(node, String::as_str)
+    labels.and_then(|labels| labels.get(LABEL_HOSTNAME)).map_or(node, String::as_str)
 }
 
 /// Carries the steps out; whether all pods that were to end do. One that could not be made is paused already.

@@ -94,7 +94,8 @@ impl<'a> Draft<'a> {
         slots.into_iter().map(|(.., at, open)| (at, open)).collect()
     }
 
-    /// Places the slot on a node that was added for an earlier one, or else on an empty one like one that is here. `added`: the node that each added one is like.
+    /// Places the slot on a node that was added for an earlier one, or else on an empty one like one that is here. `added`:
+    /// the node that each added one is like.
     fn on_another_node(&mut self, at: usize, open: Open, added: &mut BTreeMap<NodeAt, NodeAt>) -> Option<CapacityAsk> {
         let chosen = self.on_added(at, open, added).or_else(|| {
             self.likes(&self.cases[at]).into_iter().find_map(|like| {

@@ -13,16 +13,13 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use serde_json::json;
-use stowage_crds::names::{LABEL_CAPACITY, LABEL_MANAGED_BY, LABEL_TENANT, MANAGED_BY};
+use stowage_crds::names::{LABEL_CAPACITY, LABEL_HOSTNAME, LABEL_MANAGED_BY, LABEL_TENANT, MANAGED_BY};
 use stowage_planner::report::CapacityAsk;
 use stowage_planner::snapshot::ReplicaId;
 
 use super::{Owner, Replica, claim, pod};
 use crate::observe::identity::{ReplicaNames, capacity_names};
 use crate::translate::validate::Wanted;
-
-/// Label of a node's name. A node that an autoscaler imagines has another one than the node that it is like.
-pub const HOSTNAME: &str = "kubernetes.io/hostname";
 
 /// A pod and its claim, which the pod owns once it exists.
 #[derive(Debug, Clone, PartialEq)]
@@ -122,7 +119,7 @@ pub fn owned_by(pod: &Pod, mut claim: ResourceClaim) -> ResourceClaim {
 
 fn elsewhere(here: &BTreeSet<&str>) -> Affinity {
     let other = NodeSelectorRequirement {
-        key: HOSTNAME.into(),
+        key: LABEL_HOSTNAME.into(),
         operator: "NotIn".into(),
         values: pod::non_empty(here.iter().map(|name| (*name).to_owned()).collect()),
     };

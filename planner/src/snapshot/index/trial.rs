@@ -1,13 +1,12 @@
 //! Changes that a plan cannot make, and undoing what a trial did.
 
+use stowage_contracts::names::LABEL_HOSTNAME;
+
 use crate::snapshot::index::{Index, NodeAt, Resident, Row, Taken, usability};
 use crate::snapshot::{Freshness, Health, Node, Shared, Slice, SliceOwner};
 
 /// Ends the names of what [`Index::add_like`] adds.
 pub(crate) const ANOTHER: &str = "-another";
-
-/// No other node has this label's value.
-const HOSTNAME: &str = "kubernetes.io/hostname";
 
 #[derive(Clone)]
 pub(super) enum Undo {
@@ -104,7 +103,7 @@ impl Index {
         node.used = Default::default();
         node.host_ports.clear();
         node.cached_models.clear();
-        node.labels.remove(HOSTNAME);
+        node.labels.remove(LABEL_HOSTNAME);
         node.taints.retain(|t| !t.key.starts_with("node.kubernetes.io/"));
         for gpu in &mut node.gpus {
             gpu.uuid = format!("{}{ANOTHER}", gpu.uuid);
